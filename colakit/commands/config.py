@@ -1,0 +1,37 @@
+"""`colakit config`: the resolved settings, and their schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from colakit.context import Context
+from colakit.loading import DEFAULT, to_yaml
+from colakit.settings import Settings, leaf_fields
+
+
+def run(context: Context, *, action: str) -> dict[str, Any] | None:
+    """Print what `action`, show or schema, asks for."""
+    if action == "schema":
+        schema = Settings.model_json_schema()
+        if not context.as_json:
+            sys.stdout.write(json.dumps(schema, indent=2) + "\n")
+        return schema
+    origins = {key: context.resolved.origins.get(key, DEFAULT) for key, _ in leaf_fields()}
+    if not context.as_json:
+        sys.stdout.write(_annotate(to_yaml(context.settings), origins))
+    return {"settings": context.settings.model_dump(mode="json"), "origins": origins}
+
+
+def _annotate(text: str, origins: dict[str, str]) -> str:
+    """Add to every key's first line a comment with its origin; the result is still the same YAML."""
+    lines, section = [], ""
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        name = line.strip().partition(":")[0]
+        if indent == 0 and not line.startswith("-"):
+            section = name
+        key = name if indent == 0 else f"{section}.{name}" if indent == 2 else ""
+        lines.append(f"{line}  # {origins[key]}" if key in origins else line)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""`colakit distill`: a recurrent student learns to answer as its teacher does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colakit.commands.runner import run_job
+from colakit.commands.students import student_job
+from colakit.commands.task import Task
+from colakit.commands.training import Job
+from colakit.context import Context
+from colakit.data.corpora import Split
+from colakit.engine.classifier import SentenceClassifier, load_classifier
+from colakit.engine.metrics import measure
+from colakit.engine.objectives import distillation
+from colakit.errors import ColakitError
+
+
+def run(context: Context, *, resume: bool) -> dict[str, Any]:
+    """Distil the teacher and report the student."""
+    return run_job(context, _build, resume=resume)
+
+
+def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
+    settings = context.settings
+    teacher = _load_teacher(context, task)
+    fingerprint = teacher.fingerprint()
+    train_logits = teacher_logits(context, teacher, fingerprint, task.train)
+    held_out = teacher_logits(context, teacher, fingerprint, task.holdout)
+    metrics = measure(held_out, task.holdout.require_labels(), teacher.decide(held_out))
+    if metrics.collapsed:
+        context.reporter.warn("the teacher answers one class to every held-out sentence; it has little to teach")
+    job, lines = student_job(
+        context,
+        task,
+        backend=teacher.tokenizer,
+        max_tokens=teacher.max_tokens or np.iinfo(np.int32).max,
+        objective=distillation(
+            kd_weight=settings.distill.kd_weight,
+            temperature=settings.distill.temperature,
+            soft_loss=settings.distill.soft_loss,
+        ),
+        teacher_logits=train_logits,
+        sections=("distill",),
+        identity={"teacher": fingerprint},
+        facts={
+            "teacher": {
+                "path": settings.distill.teacher,
+                "fingerprint": fingerprint,
+                "holdout": metrics.as_dict(),
+                "parameters": sum(p.numel() for p in teacher.model.parameters()),
+            }
+        },
+    )
+    held = f"held-out accuracy {100 * metrics.accuracy:.2f} % (majority {100 * metrics.majority_rate:.2f} %), MCC {metrics.mcc:.3f}"
+    return job, [f"teacher: {settings.distill.teacher}, {held}", *lines]
+
+
+def _load_teacher(context: Context, task: Task) -> SentenceClassifier:
+    path = context.settings.distill.teacher
+    if path is None:
+        raise ColakitError(
+            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
+        )
+    base = context.settings.base if context.resolved.is_given("base") else None
+    teacher = load_classifier(path, base=base)
+    ours, theirs = task.corpus.label_names, teacher.label_names
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(ours)))  # PEFT's folders do not name labels
+    if theirs not in (ours, unnamed):
+        raise ColakitError(
+            f"--teacher {path}: its labels are {', '.join(theirs)}; the data's are {', '.join(ours)}",
+            hint="Teacher and data must be of one task.",
+        )
+    return teacher
+
+
+def teacher_logits(
+    context: Context, teacher: SentenceClassifier, fingerprint: str, split: Split
+) -> NDArray[np.float32]:
+    """Return the teacher's (N, C) logits for a split, computed once and kept in the cache."""
+    if context.dry_run:
+        return np.zeros((len(split), len(teacher.label_names)), dtype=np.float32)
+    compute = context.compute
+
+    def ask() -> dict[str, NDArray[Any]]:
+        context.reporter.say(f"asking the teacher about {len(split)} sentences ({split.name})")
+        compute.place(teacher.model.requires_grad_(False))
+        return {"logits": teacher.logits(split.sentences, compute, cache=context.arrays)}
+
+    key = {"teacher": fingerprint, "data": split.fingerprint(), "dtype": str(compute.dtype)}
+    assert context.arrays is not None
+    return context.arrays.get("teacher-logits", key, ask)["logits"]

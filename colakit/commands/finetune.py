@@ -1,0 +1,86 @@
+"""`colakit finetune`: LoRA on the base, for classification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colakit.commands.runner import run_job
+from colakit.commands.task import Task, examples
+from colakit.commands.training import Job
+from colakit.context import Context
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.objectives import classification
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.models.gpt import GPT, GPTClassifier, set_dropout
+from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.settings import LoRASettings
+
+
+def run(context: Context, *, resume: bool) -> dict[str, Any]:
+    """Tune the base and report it."""
+    return run_job(context, _build, resume=resume)
+
+
+def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
+    settings = context.settings
+    folder = resolve_base(settings.base)
+    base = load_gpt(folder)
+    fingerprint = base_fingerprint(base)
+    tokenizer = SentenceTokenizer.from_folder(
+        folder, prefix=settings.finetune.add_bos, suffix=settings.finetune.add_eos
+    )
+    if settings.finetune.base_dropout is not None:
+        set_dropout(base, settings.finetune.base_dropout)
+    lora = lora_config(settings.lora)
+    longest = base.config.num_positions
+    classifier = SentenceClassifier(
+        model=_adapt(base, lora, settings.lora, len(task.corpus.label_names)),
+        tokenizer=tokenizer,
+        label_names=task.corpus.label_names,
+        max_tokens=min(settings.data.max_tokens or longest, longest),
+        lora=lora,
+        origin={
+            "command": context.command,
+            "seed": settings.seed,
+            "base": settings.base,
+            "base_fingerprint": fingerprint,
+            "settings": settings.model_dump(mode="json"),
+        },
+    )
+    context.compute.place(classifier.model)
+    job = Job(
+        context=context,
+        task=task,
+        training=settings.finetune,
+        classifier=classifier,
+        train=examples(context, classifier, task.train),
+        holdout=examples(context, classifier, task.holdout),
+        objective=classification,
+        sections=("lora", "finetune"),
+        identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
+        lr_ratio=settings.lora.lr_ratio,
+        facts={"base": settings.base},
+    )
+    return job, [f"base: {settings.base} ({base.config.num_layers} layers of width {base.config.width})"]
+
+
+def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
+    """Return the model's side of the LoRA settings; `rank` overrides theirs."""
+    return LoRAConfig(
+        rank=rank or settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        rslora=settings.rslora,
+        dora=settings.dora,
+        init=settings.init,
+        overrides={name: dict(changes) for name, changes in settings.overrides.items()},
+    )
+
+
+def _adapt(base: GPT, config: LoRAConfig, settings: LoRASettings, num_labels: int) -> GPTClassifier:
+    model = base.classifier(num_labels)
+    inject(model, config)
+    train_also(model, layernorm=settings.train_layernorm, head=settings.train_head)
+    return model

@@ -1,0 +1,106 @@
+"""`colakit generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colakit.commands.finetune import lora_config
+from colakit.context import Context
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.classifier import load_classifier
+from colakit.engine.generation import generate_tokens
+from colakit.errors import ColakitError
+from colakit.interop.gpt2 import load_gpt, resolve_base
+from colakit.interop.peft import apply_adapter, read_adapter
+from colakit.models.gpt import GPT, GPTClassifier
+from colakit.models.lora import inject
+
+
+def run(context: Context, *, prompt: str | None, adapter: str | None, rank: int | None) -> dict[str, Any] | None:
+    """Print the prompt with its continuation; return texts for `--json`."""
+    model, tokenizer = _load(context, adapter)
+    if rank is not None:
+        names = inject(model, lora_config(context.settings.lora, rank))
+        context.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
+    settings = context.settings.generate
+    if context.dry_run:
+        context.reporter.result(f"would continue with {settings.max_new_tokens} tokens on {context.compute}")
+        return None
+    text = prompt if prompt is not None else sys.stdin.read().rstrip("\n")
+    context.compute.place(model.requires_grad_(False)).eval()
+    ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt is the end-of-text token
+    generator = torch.Generator().manual_seed(context.settings.seed)
+    tokens = generate_tokens(
+        model,
+        torch.from_numpy(ids).repeat(settings.num_samples, 1),
+        max_new_tokens=settings.max_new_tokens,
+        compute=context.compute,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        stop_id=tokenizer.end_of_text_id,
+        generator=generator,
+    )
+    streaming = settings.num_samples == 1 and not context.as_json
+    rows: list[list[int]] = [[] for _ in range(settings.num_samples)]
+    shown = _Stream(tokenizer, text) if streaming else None
+    for step in tokens:
+        for row, token in zip(rows, step.tolist(), strict=True):
+            row.append(token)
+        if shown is not None:
+            shown.update(rows[0])
+    texts = [text + tokenizer.decode(row) for row in rows]
+    if shown is not None:
+        shown.finish(rows[0])
+    elif not context.as_json:
+        sys.stdout.write("\n---\n".join(texts) + "\n")
+    return {"prompt": text, "texts": texts, "seed": context.settings.seed}
+
+
+def _load(context: Context, adapter: str | None) -> tuple[GPT, SentenceTokenizer]:
+    path = Path(adapter).expanduser() if adapter is not None else None
+    if path is not None and not (path / "adapter_config.json").is_file():
+        return _from_checkpoint(path)
+    base = context.settings.base
+    found = read_adapter(path) if path is not None else None
+    if found is not None and found.base and not context.resolved.is_given("base"):
+        base = found.base
+    folder = resolve_base(base)
+    model = load_gpt(folder)
+    if found is not None:
+        apply_adapter(model, found, where=str(path))
+    return model, SentenceTokenizer.from_folder(folder)
+
+
+def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:
+    """A tuned classifier still has its language model: the body, read out through the token embedding."""
+    classifier = load_classifier(path)
+    if not isinstance(classifier.model, GPTClassifier):
+        raise ColakitError(f"--adapter {path}: is a recurrent student, which generates no text")
+    with torch.device("meta"):
+        model = GPT(classifier.model.config)
+    model.transformer = classifier.model.transformer
+    return model, SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
+
+
+class _Stream:
+    """Writes text as it grows, holding back a character that is not complete yet."""
+
+    def __init__(self, tokenizer: SentenceTokenizer, prompt: str) -> None:
+        self.tokenizer, self.written = tokenizer, ""
+        sys.stdout.write(prompt)
+
+    def update(self, ids: list[int]) -> None:
+        text = self.tokenizer.decode(ids).rstrip("\ufffd")
+        if text.startswith(self.written):
+            sys.stdout.write(text[len(self.written) :])
+            sys.stdout.flush()
+            self.written = text
+
+    def finish(self, ids: list[int]) -> None:
+        sys.stdout.write(self.tokenizer.decode(ids)[len(self.written) :] + "\n")
+        sys.stdout.flush()

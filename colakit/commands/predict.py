@@ -1,0 +1,105 @@
+"""`colakit predict`: labels and probabilities for sentences, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from colakit.context import Context
+from colakit.engine.classifier import SentenceClassifier, load_classifier
+from colakit.engine.inference import probabilities
+from colakit.errors import ColakitError
+
+CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
+
+
+def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any] | None:
+    """Write a row for each line of `file` or stdin; return counts for `--json`."""
+    base = context.settings.base if context.resolved.is_given("base") else None
+    classifier = load_classifier(model, base=base)
+    size = context.settings.predict.batch_size
+    if context.dry_run:
+        context.reporter.result(f"{classifier.name} on {context.compute}")
+        return None
+    context.compute.place(classifier.model.requires_grad_(False))
+    counts = dict.fromkeys(classifier.label_names, 0)
+    num_truncated = 0
+    with _open_output(context) as out, _open_input(file) as lines:
+        if not jsonl:
+            out.write("\t".join(["label", *(f"p({name})" for name in classifier.label_names), "sentence"]) + "\n")
+        for chunk in _chunks(lines, size * CHUNK_BATCHES):
+            num_truncated += _predict(context, classifier, chunk, out, jsonl, counts)
+    if num_truncated:
+        context.reporter.warn(f"{num_truncated} sentences are longer than {classifier.max_tokens} tokens and were cut")
+    return {"sentences": sum(counts.values()), "labels": counts, "truncated": num_truncated}
+
+
+def _predict(
+    context: Context,
+    classifier: SentenceClassifier,
+    sentences: Sequence[str],
+    out: TextIO,
+    jsonl: bool,
+    counts: dict[str, int],
+) -> int:
+    from colakit.engine.inference import compute_logits
+
+    tokens = classifier.encode(sentences)
+    logits = compute_logits(classifier.model, tokens, context.compute, context.settings.predict.batch_size)
+    names = classifier.label_names
+    for sentence, label, probs in zip(
+        sentences, classifier.decide(logits).tolist(), probabilities(logits).tolist(), strict=True
+    ):
+        counts[names[label]] += 1
+        if jsonl:
+            by_name = dict(zip(names, (round(p, 6) for p in probs), strict=True))
+            out.write(json.dumps({"sentence": sentence, "label": names[label], "probabilities": by_name}, ensure_ascii=False))
+            out.write("\n")
+        else:
+            out.write("\t".join([names[label], *(f"{p:.6f}" for p in probs), sentence]) + "\n")
+    out.flush()
+    return tokens.num_truncated
+
+
+def _chunks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
+    while chunk := list(itertools.islice(lines, size)):
+        yield chunk
+
+
+@contextlib.contextmanager
+def _open_input(file: Path | None) -> Iterator[Iterator[str]]:
+    """Yield the lines of a UTF-8 file or of stdin, without their ends."""
+    if file is None or str(file) == "-":
+        yield _lines(sys.stdin.buffer, "stdin")
+        return
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise ColakitError(f"{file}: {error.strerror}", hint="Give a text file with a sentence a line.") from error
+    with opened:
+        yield _lines(opened, str(file))
+
+
+def _lines(stream: Any, where: str) -> Iterator[str]:
+    for number, raw in enumerate(stream, start=1):
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ColakitError(f"{where}:{number}: not UTF-8 at byte {error.start}", hint="Save it as UTF-8.") from None
+        yield text.rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def _open_output(context: Context) -> Iterator[TextIO]:
+    """Yield stdout, or, with `--out DIR`, the file `predictions.tsv` in it; `--json` alone prints no rows."""
+    if context.out is None:
+        yield sys.stderr if context.as_json else sys.stdout
+        return
+    context.out.mkdir(parents=True, exist_ok=True)
+    with (context.out / "predictions.tsv").open("w", encoding="utf-8") as file:
+        yield file

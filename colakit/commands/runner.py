@@ -1,0 +1,45 @@
+"""How `finetune`, `distill` and `train-scratch` begin: processes, run folder, a resumed run's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colakit.commands.task import Task, load_task, show_plan
+from colakit.commands.training import Job, train_and_report
+from colakit.console import Reporter
+from colakit.context import Context
+from colakit.engine.distributed import processes
+from colakit.engine.randomness import seed_everything
+from colakit.engine.runs import RunFolder
+from colakit.errors import ColakitError
+
+BuildJob = Callable[[Context, Task], tuple[Job, list[str]]]
+
+
+def run_job(context: Context, build: BuildJob, *, resume: bool) -> dict[str, Any]:
+    """Build a job from the settings and train it; return the run's summary.
+
+    Args:
+        build: returns the job and, for people, lines on what it will do.
+    """
+    with processes(context.compute) as group:
+        if not group.is_main:
+            context.reporter = Reporter(quiet=True, results_on_stderr=True)
+        folder = _resumed_folder(context) if resume else Path(group.share(str(context.new_run_folder())))
+        task = load_task(context)
+        seed_everything(context.settings.seed)
+        job, lines = build(context, task)
+        if context.dry_run:
+            return show_plan(context, task, job.classifier.model, lines)
+        for line in (*lines, f"compute: {context.compute}", f"run folder: {folder}"):
+            context.reporter.say(line)
+        summary = train_and_report(job, RunFolder(folder), group, resume=resume)
+    return {**summary, "run": str(folder)}
+
+
+def _resumed_folder(context: Context) -> Path:
+    if context.out is None:
+        raise ColakitError("--resume: which run?", hint="Name its folder with --out.")
+    return context.out

@@ -1,0 +1,104 @@
+"""What the three training commands share before they train: corpus, held-out slice, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from colakit.context import Context
+from colakit.data.batches import Examples
+from colakit.data.checks import check_corpus
+from colakit.data.corpora import Corpus, Split
+from colakit.data.holdout import hold_out
+from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.metrics import Metrics
+from colakit.models.parameters import ParameterReport, count_parameters
+
+
+@dataclass(frozen=True)
+class Task:
+    """A corpus cut into what is trained on, what chooses, and what is reported on."""
+
+    corpus: Corpus
+    train: Split
+    holdout: Split
+    reports: dict[str, Split]
+
+    def identity(self) -> dict[str, str]:
+        """Return fingerprints of all that influences the trained weights."""
+        return {"train": self.train.fingerprint(), "holdout": self.holdout.fingerprint()}
+
+
+def load_task(context: Context) -> Task:
+    """Read the corpus, warn of what is odd in it, and hold out the slice that chooses."""
+    corpus = context.load_corpus()
+    for check in check_corpus(corpus):
+        for text in check.warnings():
+            context.reporter.say(f"note: {text}")
+    data = context.settings.data
+    train, holdout = hold_out(corpus.split("train"), data.holdout, data.holdout_seed)
+    reports = {name: corpus.splits[name] for name in corpus.report_splits() if name != "train"}
+    return Task(corpus, train, holdout, reports)
+
+
+def examples(
+    context: Context, classifier: SentenceClassifier, split: Split, teacher_logits: NDArray[np.float32] | None = None
+) -> Examples:
+    """Tokenise a labelled split as `classifier` reads it, and say how many sentences had to be cut."""
+    tokens = classifier.encode(split.sentences, context.arrays)
+    if tokens.num_truncated:
+        context.reporter.warn(
+            f"{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
+            f"{classifier.max_tokens} tokens and were cut"
+        )
+    return Examples(tokens, split.require_labels(), teacher_logits)
+
+
+def show_parameters(context: Context, model: nn.Module) -> ParameterReport:
+    """Print the table of parameters and return the report."""
+    report = count_parameters(model)
+    rows = [[row.name, f"{row.trainable:,}", f"{row.total:,}"] for row in report.rows]
+    rows.append(["all", f"{report.trainable:,}", f"{report.total:,}"])
+    context.reporter.table("Parameters", ["module", "trainable", "total"], rows)
+    context.reporter.result(
+        f"{report.trainable:,} of {report.total:,} parameters train (-{report.reduction:.2f} %)"
+    )
+    return report
+
+
+def show_plan(context: Context, task: Task, model: nn.Module, lines: Sequence[str]) -> dict[str, Any]:
+    """Print what a run would do, and return it as plain data."""
+    report = show_parameters(context, model)
+    sizes = {"train": len(task.train), "holdout": len(task.holdout)} | {n: len(s) for n, s in task.reports.items()}
+    for line in (*lines, f"compute: {context.compute}", "sentences: " + ", ".join(f"{v} {k}" for k, v in sizes.items())):
+        context.reporter.result(line)
+    context.reporter.result("dry run: nothing was written")
+    return {
+        "command": context.command,
+        "settings": context.settings.model_dump(mode="json"),
+        "parameters": report.as_dict(),
+        "sentences": sizes,
+        "compute": str(context.compute),
+    }
+
+
+def percent(value: float) -> str:
+    """Write a share as a percentage with two decimals."""
+    return f"{100 * value:.2f}"
+
+
+def metrics_row(name: str, metrics: Metrics) -> list[str]:
+    """Return a table row: name, sentences, accuracy, majority rate, MCC, loss."""
+    return [
+        name,
+        str(metrics.num_examples),
+        percent(metrics.accuracy),
+        percent(metrics.majority_rate),
+        f"{metrics.mcc:.3f}",
+        f"{metrics.loss:.3f}",
+    ]

@@ -1,0 +1,30 @@
+"""`colakit train-scratch`: the student's architecture and budget, without a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colakit.commands.runner import run_job
+from colakit.commands.students import student_job
+from colakit.commands.task import Task
+from colakit.commands.training import Job
+from colakit.context import Context
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.objectives import classification
+from colakit.interop.gpt2 import read_config, resolve_base
+
+
+def run(context: Context, *, resume: bool) -> dict[str, Any]:
+    """Train the control and report it; of the base it takes the tokenizer alone."""
+    return run_job(context, _build, resume=resume)
+
+
+def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
+    folder = resolve_base(context.settings.base)
+    return student_job(
+        context,
+        task,
+        backend=SentenceTokenizer.from_folder(folder),
+        max_tokens=read_config(folder).num_positions,
+        objective=classification,
+    )

@@ -1,0 +1,410 @@
+"""A training run from the first step to the report: the consumer of `engine.training.train`.
+
+Here steps become progress, metrics.jsonl, evaluations, resumable states and, at the end, the best model. The
+same code serves `finetune`, `distill` and `train-scratch`; they differ in model, examples and objective.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from colakit.commands.task import Task, examples, metrics_row
+from colakit.console import ProgressTask, Reporter
+from colakit.context import Context
+from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.distributed import Processes
+from colakit.engine.inference import compute_logits, decide, probabilities
+from colakit.engine.metrics import (
+    Metrics,
+    accuracy_of_confusion,
+    best_threshold,
+    bootstrap,
+    mcc_of_confusion,
+    measure,
+)
+from colakit.engine.objectives import Objective
+from colakit.engine.randomness import restore_rng, rng_state, seed_everything
+from colakit.engine.runs import RunFolder
+from colakit.engine.schedule import warmup_then
+from colakit.engine.stopping import StopRequest, stop_requests
+from colakit.engine.training import StepBatch, StepReport, train
+from colakit.errors import ColakitError
+from colakit.interop.peft import write_adapter
+from colakit.loading import to_yaml
+from colakit.models.lora import parameter_groups
+from colakit.models.parameters import count_parameters
+from colakit.settings import TrainingSettings
+
+FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev"}  # on resume: they leave the weights alone
+
+
+@dataclass
+class Job:
+    """What one of the training commands wants trained.
+
+    Attributes:
+        classifier: its model is trained in place; it is placed on the device already.
+        train: with teacher logits, where the objective needs them.
+        holdout: chooses the best moment and the threshold.
+        lr_ratio: LoRA+'s, 1 otherwise.
+        sections: settings sections that determine the weights.
+        identity: plain data that must agree between a run and its resumption, besides the settings.
+        facts: what the summary should also say.
+    """
+
+    context: Context
+    task: Task
+    training: TrainingSettings
+    classifier: SentenceClassifier
+    train: Examples
+    holdout: Examples
+    objective: Objective
+    sections: tuple[str, ...]
+    identity: Mapping[str, Any]
+    lr_ratio: float = 1.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain data and tensors, so that it can be saved and restored.
+
+    Attributes:
+        step: optimizer steps taken.
+        loss_sum, count: of the sentences since the last evaluation.
+        confusion: (C, C) counts of this process's training predictions since the last evaluation.
+        evaluations: so far.
+        best: held-out record of the best evaluation, with its step.
+        best_tensors: the trainable tensors of that moment, on the CPU.
+        stale: evaluations since the best one.
+    """
+
+    confusion: Tensor
+    step: int = 0
+    loss_sum: float = 0.0
+    count: int = 0
+    evaluations: int = 0
+    best: dict[str, Any] | None = None
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    stale: int = 0
+
+
+def train_and_report(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[str, Any]:
+    """Train `job` in `run`, choose the best moment on the held-out slice, and report it on the dev splits."""
+    fit = _Fit(job, run, group)
+    if resume and run.summary.exists():
+        job.context.reporter.say(f"{run.path} is finished; nothing to resume")
+        return run.read_summary()
+    if resume:
+        fit.restore()
+    elif group.is_main:
+        run.create(to_yaml(job.context.settings), job.context.compute)
+    group.barrier()
+    fit.train()
+    return fit.finish()
+
+
+class _Fit:
+    def __init__(self, job: Job, run: RunFolder, group: Processes) -> None:
+        self.job, self.run, self.group = job, run, group
+        self.training, self.compute = job.training, job.context.compute
+        self.reporter: Reporter = job.context.reporter
+        self.model: nn.Module = job.classifier.model
+        self.num_labels = len(job.classifier.label_names)
+        self.steps_per_epoch = -(-len(job.train) // self.training.batch_size)
+        self.max_steps = self.training.epochs * self.steps_per_epoch
+        self.evaluate_every = (
+            self.training.evaluate_every_steps or self.training.evaluate_every_epochs * self.steps_per_epoch
+        )
+        groups = parameter_groups(
+            self.model, lr=self.training.lr, weight_decay=self.training.weight_decay, lr_ratio=job.lr_ratio
+        )
+        fused = self.compute.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(groups, lr=self.training.lr, fused=fused)
+        self.progress = Progress(torch.zeros(self.num_labels, self.num_labels, dtype=torch.long))
+        self.dev = {name: examples(job.context, job.classifier, split) for name, split in job.task.reports.items()}
+        self.started_at = 0
+        self.seconds = 0.0
+        seed_everything(job.context.settings.seed, group.rank)
+
+    # -- the loop's consumer
+
+    def train(self) -> None:
+        warmup_steps = round(self.training.warmup * self.max_steps)
+        lr_at = warmup_then(self.training.schedule, warmup_steps=warmup_steps, max_steps=self.max_steps)
+        self.started_at, began = self.progress.step, time.monotonic()
+        self.model.train()
+        reports = train(
+            self.group.replicate(self.model, self.compute),
+            self._batches(),
+            self.job.objective,
+            self.optimizer,
+            lr_at=lr_at,
+            compute=self.compute,
+            group=self.group,
+            clip_norm=self.training.clip_norm,
+            start_step=self.progress.step,
+        )
+        what = self.job.context.command
+        with (
+            stop_requests() as stop,
+            self.reporter.progress(what, self.max_steps, self.progress.step) as bar,
+        ):
+            for report in reports:
+                self._after_step(report, bar)
+                self._leave_if_asked(stop)
+                if self._is_stale():
+                    self.reporter.say(f"no better evaluation for {self.progress.stale}; stopping early")
+                    break
+        self.seconds = time.monotonic() - began
+
+    def _batches(self) -> Iterator[StepBatch]:
+        job, start = self.job, self.progress.step
+        size = self.training.micro_batch_size or self.training.batch_size
+        for epoch in range(start // self.steps_per_epoch, self.training.epochs):
+            plan = plan_epoch(job.train.tokens.lengths, self.training.batch_size, job.context.settings.seed, epoch)
+            done = max(0, start - epoch * self.steps_per_epoch)
+            for position, index in enumerate(plan[done:], start=done + 1):
+                share = micro_batches(
+                    job.train, index, size, rank=self.group.rank, world_size=self.group.world_size
+                )
+                yield StepBatch(share, len(index), epoch, f"batch {position} of epoch {epoch + 1}")
+
+    def _after_step(self, report: StepReport, bar: ProgressTask) -> None:
+        progress = self.progress
+        progress.step = report.step
+        progress.loss_sum += report.loss * report.count
+        progress.count += report.count
+        for logits, labels in report.outputs:
+            cells = labels * self.num_labels + logits.argmax(dim=1)
+            counts = torch.bincount(cells, minlength=self.num_labels**2).cpu()
+            progress.confusion += counts.view(self.num_labels, self.num_labels)
+        if report.step % self.training.log_every == 0:
+            self._log(
+                {"event": "step", "step": report.step, "loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm}
+            )
+        is_last = report.step == self.max_steps
+        evaluated = report.step % self.evaluate_every == 0 or is_last
+        bar.advance(note=f"epoch {report.epoch + 1} loss {report.loss:.3f}" + self._held_out_note())
+        if evaluated:
+            self._evaluate(bar)
+        if evaluated or (self.training.save_every_steps and report.step % self.training.save_every_steps == 0):
+            self._save()
+
+    def _held_out_note(self) -> str:
+        best = self.progress.best
+        return f" · best held-out accuracy {100 * best['accuracy']:.1f} % MCC {best['mcc']:.3f}" if best else ""
+
+    def _is_stale(self) -> bool:
+        return self.training.patience is not None and self.progress.stale >= self.training.patience
+
+    # -- evaluation
+
+    def _evaluate(self, bar: ProgressTask) -> None:
+        progress = self.progress
+        held_out = self.group.share(asdict(self._measure(self.job.holdout)) if self.group.is_main else {})
+        counts = self.group.sum(progress.confusion.to(self.compute.device)).cpu().numpy()
+        epoch = progress.step / self.steps_per_epoch
+        record: dict[str, Any] = {
+            "event": "evaluation",
+            "step": progress.step,
+            "epoch": epoch,
+            "train": {
+                "loss": progress.loss_sum / progress.count,
+                "accuracy": float(accuracy_of_confusion(counts)),
+                "mcc": float(mcc_of_confusion(counts)),
+            },
+            "holdout": held_out,
+        }
+        if self.training.track_dev and self.group.is_main:
+            record["dev"] = {name: asdict(self._measure(data)) for name, data in self.dev.items()}
+        self._log(record)
+        progress.evaluations += 1
+        progress.stale += 1
+        if progress.best is None or self._key(held_out) > self._key(progress.best):
+            progress.best = {**held_out, "step": progress.step, "epoch": epoch}
+            progress.best_tensors = self._trainable()
+            progress.stale = 0
+        progress.loss_sum, progress.count = 0.0, 0
+        progress.confusion.zero_()
+        bar.advance(
+            0,
+            note=f"epoch {epoch:.2f} held-out loss {held_out['loss']:.3f} "
+            f"accuracy {100 * held_out['accuracy']:.1f} % MCC {held_out['mcc']:.3f}",
+        )
+
+    def _key(self, held_out: Mapping[str, Any]) -> tuple[float, float]:
+        """What makes an evaluation better; the lower loss breaks ties."""
+        if self.training.select_by == "loss":
+            return -held_out["loss"], held_out["mcc"]
+        return held_out[self.training.select_by], -held_out["loss"]
+
+    def _measure(self, data: Examples, threshold: float | None = None) -> Metrics:
+        logits = compute_logits(self.model, data.tokens, self.compute)
+        return measure(logits, data.labels, decide(logits, threshold))
+
+    def _trainable(self) -> dict[str, Tensor]:
+        return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.group.is_main:
+            self.run.append_metrics(record)
+
+    # -- stopping and resuming
+
+    def _identity(self) -> dict[str, Any]:
+        dumped = self.job.context.settings.model_dump(mode="json")
+        settings = {
+            f"{section}.{key}": value
+            for section in self.job.sections
+            for key, value in dumped[section].items()
+            if key not in FREE_TO_CHANGE
+        }
+        return {"seed": dumped["seed"], **settings, **self.job.identity}
+
+    def _save(self) -> None:
+        per_process = [rng_state(self.compute.device), self.progress.confusion]
+        gathered = self.group.gather(per_process)
+        if not self.group.is_main:
+            return
+        progress = {name: value for name, value in vars(self.progress).items() if name != "confusion"}
+        self.run.save_state(
+            {
+                "identity": self._identity(),
+                "progress": progress,
+                "tensors": self._trainable(),
+                "optimizer": self.optimizer.state_dict(),
+                "per_process": gathered,
+                "metrics_bytes": self.run.metrics_bytes(),
+            }
+        )
+
+    def restore(self) -> None:
+        state = self.run.load_state()
+        self._require_identity(state["identity"])
+        if len(state["per_process"]) != self.group.world_size:
+            raise ColakitError(
+                f"{self.run.path}: was written by {len(state['per_process'])} processes; "
+                f"there are {self.group.world_size} now",
+                hint="Resume with as many processes as it began with.",
+            )
+        rng, confusion = state["per_process"][self.group.rank]
+        self.progress = Progress(confusion=confusion, **state["progress"])
+        self._load_tensors(state["tensors"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_rng(rng, self.compute.device)
+        if self.group.is_main:
+            self.run.truncate_metrics(state["metrics_bytes"])
+        self.reporter.say(f"resuming {self.run.path} after step {self.progress.step} of {self.max_steps}")
+
+    def _require_identity(self, saved: Mapping[str, Any]) -> None:
+        now = self._identity()
+        differing = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+        if differing:
+            shown = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
+            raise ColakitError(
+                f"{self.run.path}: the run was started differently: {shown}",
+                hint=f"Resume with its own settings: --config {self.run.settings}",
+            )
+
+    def _load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(tensors[name])
+
+    def _leave_if_asked(self, stop: StopRequest) -> None:
+        if self.group.world_size > 1:  # all processes leave after the same step, or none would finish the next
+            if self.progress.step % self.training.log_every:
+                return
+            stop.signal = int(self.group.max(stop.signal or 0)) or None
+        if stop.signal is None:
+            return
+        self._save()
+        raise ColakitError(
+            f"stopped after step {self.progress.step} of {self.max_steps}; {self.run.state} holds everything",
+            hint=f"Continue: colakit {self.job.context.command} --resume --out {self.run.path}",
+            exit_code=stop.exit_code,
+        )
+
+    # -- the end
+
+    def finish(self) -> dict[str, Any]:
+        best = self.progress.best
+        assert best is not None, "the last step is always evaluated"
+        self._load_tensors(self.progress.best_tensors)
+        classifier, holdout = self.job.classifier, self.job.holdout
+        self.model.eval()
+        if not self.group.is_main:
+            return {}
+        if self.training.threshold == "tuned" and self.num_labels == 2:
+            probs = probabilities(compute_logits(self.model, holdout.tokens, self.compute))[:, 1]
+            classifier.threshold = best_threshold(probs, holdout.labels)
+        measured = {"holdout": self._report(holdout)} | {name: self._report(data) for name, data in self.dev.items()}
+        steps = self.progress.step - self.started_at
+        summary = {
+            "command": self.job.context.command,
+            "seed": self.job.context.settings.seed,
+            "labels": list(classifier.label_names),
+            "best": best,
+            "threshold": classifier.threshold,
+            "splits": {name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()},
+            "parameters": count_parameters(self.model).as_dict(),
+            "steps": self.progress.step,
+            "seconds": round(self.seconds, 2),
+            "examples_per_second": round(steps * self.training.batch_size / max(self.seconds, 1e-9), 1),
+            "compute": str(self.compute),
+            **self.job.facts,
+        }
+        self._write(summary)
+        self._show(summary, {name: metrics for name, (metrics, _) in measured.items()})
+        return summary
+
+    def _report(self, data: Examples) -> tuple[Metrics, dict[str, list[float]]]:
+        logits = compute_logits(self.model, data.tokens, self.compute)
+        predictions = decide(logits, self.job.classifier.threshold)
+        intervals = {
+            f"{name}_interval": _ends(name, data.labels, predictions, self.num_labels) for name in ("accuracy", "mcc")
+        }
+        return measure(logits, data.labels, predictions), intervals
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        classifier = self.job.classifier
+        classifier.save(self.run.checkpoint)
+        if classifier.lora is not None:
+            write_adapter(
+                self.model,
+                self.run.adapter,
+                classifier.lora,
+                base=classifier.origin["base"],
+                label_names=classifier.label_names,
+            )
+            self.run.write_companion(classifier.companion())
+        self.run.write_summary(summary)
+
+    def _show(self, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
+        columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
+        rows = [metrics_row(name, metrics) for name, metrics in measured.items()]
+        best = summary["best"]
+        self.reporter.table(f"{summary['command']}, seed {summary['seed']}: epoch {best['epoch']:.2f}", columns, rows)
+        for name, metrics in measured.items():
+            if metrics.collapsed:
+                answer = summary["labels"][int(np.argmax(metrics.predicted_rates))]
+                self.reporter.warn(
+                    f"{name}: the model answers {answer!r} to everything: MCC 0, "
+                    f"accuracy is the rate of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
+                )
+        self.reporter.result(f"{self.run.checkpoint} ({summary['seconds']:.0f} s of training)")
+
+
+def _ends(statistic: str, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_labels: int) -> list[float]:
+    interval = bootstrap(statistic, labels, [predictions], num_labels)
+    return [interval.low, interval.high]

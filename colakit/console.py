@@ -1,0 +1,138 @@
+"""Everything that people see while a command runs; the only module that imports rich.
+
+Results go to stdout, or to stderr with the rest where stdout carries JSON or data. Where there is no terminal,
+progress is plain lines without control codes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+class ProgressTask(Protocol):
+    """What a running piece of work tells about itself."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Add finished steps; `note` replaces the live line."""
+
+
+class Reporter:
+    """Speaks to people and prints results.
+
+    Args:
+        quiet: leave out progress and remarks; warnings, errors and results stay.
+        results_on_stderr: keep stdout for JSON or data.
+    """
+
+    def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False) -> None:
+        self.quiet = quiet
+        self._remarks = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._results = self._remarks if results_on_stderr else Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Remark on what is going on."""
+        if not self.quiet:
+            self._remarks.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        """Point out something that should not be overlooked."""
+        self._remarks.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+    def result(self, text: str) -> None:
+        """Print a line of the result."""
+        self._results.print(escape(text))
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; columns after the first are aligned right."""
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+        for position, column in enumerate(columns):
+            table.add_column(escape(column), justify="right" if position else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        self._results.print(table, soft_wrap=False)
+
+    @contextmanager
+    def progress(self, what: str, total: int, done: int = 0) -> Iterator[ProgressTask]:
+        """Show a bar over `total` steps while the block runs."""
+        if self.quiet:
+            yield _Silent()
+        elif not self._remarks.is_terminal:
+            yield _Lines(self._remarks, what, total, done)
+        else:
+            bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._remarks,
+            )
+            with bar:
+                yield _Bar(bar, what, total, done)
+
+
+class _Silent:
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bar: Progress, what: str, total: int, done: int) -> None:
+        self.bar = bar
+        self.task = bar.add_task(escape(what), total=total, completed=done, note="", rate="")
+        self.done, self.started, self.first = done, time.monotonic(), done
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        rate = (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
+        fields: dict[str, Any] = {"rate": f"{rate:.1f}/s"}
+        if note:
+            fields["note"] = escape(note)
+        self.bar.update(self.task, advance=steps, **fields)
+
+
+class _Lines:
+    def __init__(self, console: Console, what: str, total: int, done: int) -> None:
+        self.console, self.what, self.total, self.done = console, what, total, done
+        self.first, self.started = done, time.monotonic()
+        self.spoke = self.started
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        now = time.monotonic()
+        if now - self.spoke < PLAIN_LINE_SECONDS and self.done < self.total:
+            return
+        self.spoke = now
+        rate = (self.done - self.first) / max(1e-9, now - self.started)
+        left = (self.total - self.done) / max(rate, 1e-9)
+        self.console.print(
+            escape(f"{self.what}: {self.done}/{self.total} ({rate:.1f}/s, {left:.0f} s left) {note}".rstrip())
+        )
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_error(message: str, hint: str | None) -> None:
+    """Print a fault on stderr, with what to do about it."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(message)}")
+    if hint:
+        console.print(f"[bold]hint:[/] {escape(hint)}")

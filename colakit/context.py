@@ -1,0 +1,111 @@
+"""What every command is given: its settings, where to write, and how to speak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colakit.console import Reporter
+from colakit.errors import ColakitError
+from colakit.loading import Resolved
+from colakit.settings import Settings
+
+if TYPE_CHECKING:
+    from colakit.data.cache import ArrayCache
+    from colakit.data.corpora import Corpus
+    from colakit.engine.device import Compute
+
+RUNS = Path("runs")
+
+
+@dataclass
+class Context:
+    """One invocation of a command.
+
+    Attributes:
+        command: its name.
+        resolved: validated settings and their origins.
+        out: `--out`, if given.
+        config: `--config`, if given.
+        answer: what `--json` prints.
+    """
+
+    command: str
+    resolved: Resolved
+    reporter: Reporter
+    out: Path | None = None
+    config: Path | None = None
+    dry_run: bool = False
+    as_json: bool = False
+    answer: dict[str, Any] | None = field(default=None)
+
+    @property
+    def settings(self) -> Settings:
+        """The validated settings."""
+        return self.resolved.settings
+
+    @cached_property
+    def cache_folder(self) -> Path:
+        """Folder of downloads and computed arrays."""
+        from colakit.data.cache import default_cache
+
+        return self.settings.cache_folder or default_cache()
+
+    @cached_property
+    def arrays(self) -> ArrayCache | None:
+        """The cache of computed arrays; None in a dry run, which touches nothing."""
+        from colakit.data.cache import ArrayCache
+
+        return None if self.dry_run else ArrayCache(self.cache_folder)
+
+    @cached_property
+    def compute(self) -> Compute:
+        """The device and precision to use."""
+        from colakit.engine.device import resolve_compute
+        from colakit.engine.distributed import local_rank
+
+        return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
+
+    def load_corpus(self) -> Corpus:
+        """Read the corpus that `data` names, fetching CoLA where it is asked for by name."""
+        from colakit.data.corpora import Columns, load_corpus
+        from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
+
+        data = self.settings.data
+        columns = Columns(data.text_column, data.label_column) if data.text_column else None
+        files = {name: Path(path).expanduser() for name, path in data.splits.items()}
+        path = Path(data.path).expanduser()
+        if not files and data.path == "cola" and not path.exists():
+            if self.dry_run and not is_fetched(self.cache_folder):
+                raise ColakitError("CoLA is not fetched yet", hint="Run `colakit data fetch` first.")
+            if not is_fetched(self.cache_folder):
+                self.reporter.say("fetching CoLA")
+            path = fetch_cola(self.cache_folder, data.mirrors) if not self.dry_run else cola_folder(self.cache_folder)
+        return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)
+
+    def new_run_folder(self) -> Path:
+        """Return the folder of a new run: `--out`, which must hold no run yet, or the next free number.
+
+        Raises:
+            ColakitError: if the folder holds a run, or nothing can be written there.
+        """
+        if self.out is None:
+            number = 1
+            while (RUNS / f"{self.command}-{number:03d}").exists():
+                number += 1
+            return RUNS / f"{self.command}-{number:03d}"
+        if self.out.exists() and not self.out.is_dir():
+            raise ColakitError(f"--out {self.out}: is a file; a folder is wanted")
+        if self.out.is_dir() and any(self.out.iterdir()):
+            raise ColakitError(
+                f"--out {self.out}: is not empty", hint="Name another folder, or continue its run with --resume."
+            )
+        return self.out
+
+
+def saved_settings(run: Path) -> Path | None:
+    """Return the resolved settings that a run folder keeps, if there are any."""
+    path = run / "settings.yaml"
+    return path if path.is_file() else None

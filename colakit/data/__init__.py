@@ -1,0 +1,1 @@
+"""Sentences: corpora, tokens, caches and batches."""

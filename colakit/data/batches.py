@@ -1,0 +1,120 @@
+"""Batches grouped by length, in an order that is a pure function of (seed, epoch).
+
+Shapes: B batch, T tokens of the batch's longest sentence, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from colakit.data.tokens import Tokens
+
+BATCHES_PER_CHUNK = 16  # sentences are sorted by length within this many batches' worth of shuffled data
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences of like length, padded on the right.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T) int64, 1 at real tokens.
+        labels: (B,) int64, or None.
+        teacher_logits: (B, C) fp32, or None.
+        weight: 0 for a filler that keeps a data-parallel process in step without counting, else 1.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        moved = {
+            field.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised sentences with what is to be learnt about them.
+
+    Attributes:
+        tokens: N sentences.
+        labels: (N,) int64.
+        teacher_logits: (N, C) fp32, or None.
+    """
+
+    tokens: Tokens
+    labels: NDArray[np.int64]
+    teacher_logits: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, index: Sequence[int] | NDArray[np.int64], weight: float = 1.0) -> Batch:
+        """Return the sentences at `index` as one padded batch."""
+        index = np.asarray(index)
+        input_ids, attention_mask = pad(self.tokens, index)
+        logits = None if self.teacher_logits is None else torch.from_numpy(self.teacher_logits[index])
+        return Batch(input_ids, attention_mask, torch.from_numpy(self.labels[index]), logits, weight)
+
+
+def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return (input_ids, attention_mask), both (B, T) int64, of the sentences at `index`."""
+    lengths = tokens.lengths[index]
+    position = np.arange(lengths.max())[None, :]
+    real = position < lengths[:, None]
+    source = np.where(real, tokens.offsets[index][:, None] + position, 0)
+    input_ids = np.where(real, tokens.ids[source], 0).astype(np.int64)
+    return torch.from_numpy(input_ids), torch.from_numpy(real.astype(np.int64))
+
+
+def plan_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Return the epoch's batches as arrays of sentence numbers; the last drawn batch may be short.
+
+    Sentences are shuffled, sorted by length within chunks of `BATCHES_PER_CHUNK` batches, cut into batches,
+    and the batches shuffled: little padding, yet every epoch mixes sentences anew.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    size = batch_size * BATCHES_PER_CHUNK
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    by_length = [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks]
+    batches = [chunk[start : start + batch_size] for chunk in by_length for start in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def micro_batches(
+    examples: Examples, index: NDArray[np.int64], micro_batch_size: int, *, rank: int = 0, world_size: int = 1
+) -> list[Batch]:
+    """Return one process's share of the global batch `index`, cut into micro-batches.
+
+    Process `rank` takes every `world_size`-th sentence, so all have like lengths. One that gets none takes a
+    single sentence with weight 0, so that all processes run the same collective operations.
+    """
+    most = -(-len(index) // world_size)  # the largest share decides how many micro-batches all run
+    count = -(-most // micro_batch_size)
+    share = index[rank::world_size]
+    parts = [share[start * micro_batch_size : (start + 1) * micro_batch_size] for start in range(count)]
+    return [examples.batch(part) if len(part) else examples.batch(index[:1], weight=0.0) for part in parts]
+
+
+def plan_inference(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Return batches of sentence numbers in order of length, for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

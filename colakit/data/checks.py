@@ -1,0 +1,70 @@
+"""What is odd about a corpus: duplicates, contradictions, sentences shared between splits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from colakit.data.corpora import Corpus, Split
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """Facts about one split.
+
+    Attributes:
+        counts: sentences by label name; empty where the split is unlabelled.
+        majority_rate: accuracy of always answering the commonest label, 0 to 1.
+        duplicate_rows: rows whose sentence already stood above.
+        conflicting_sentences: distinct sentences that carry more than one label.
+        in_train: rows whose sentence also stands in train (0 for train itself).
+        empty_rows: rows whose sentence is blank.
+    """
+
+    name: str
+    rows: int
+    counts: dict[str, int]
+    majority_rate: float | None
+    duplicate_rows: int
+    conflicting_sentences: int
+    in_train: int
+    empty_rows: int
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each oddity."""
+        found = [
+            (self.duplicate_rows, "duplicate rows"),
+            (self.conflicting_sentences, "sentences with more than one label"),
+            (self.in_train, "rows whose sentence is also in train"),
+            (self.empty_rows, "blank sentences"),
+        ]
+        texts = [f"{self.name}: {count} {what}" for count, what in found if count]
+        if len([count for count in self.counts.values() if count]) == 1:
+            texts.append(f"{self.name}: all sentences have one label")
+        return texts
+
+
+def check_corpus(corpus: Corpus) -> list[SplitCheck]:
+    """Return the facts of every split."""
+    train = set(corpus.splits["train"].sentences) if "train" in corpus.splits else set()
+    return [_check(split, corpus.label_names, train) for split in corpus.splits.values()]
+
+
+def _check(split: Split, label_names: tuple[str, ...], train: set[str]) -> SplitCheck:
+    seen: dict[str, set[int]] = defaultdict(set)
+    labels = split.labels if split.labels is not None else np.full(len(split), -1)
+    for sentence, label in zip(split.sentences, labels.tolist(), strict=True):
+        seen[sentence].add(label)
+    counts = np.bincount(labels, minlength=len(label_names)) if split.labels is not None else None
+    return SplitCheck(
+        name=split.name,
+        rows=len(split),
+        counts={} if counts is None else dict(zip(label_names, counts.tolist(), strict=True)),
+        majority_rate=None if counts is None else float(counts.max() / len(split)),
+        duplicate_rows=len(split) - len(seen),
+        conflicting_sentences=sum(len(found) > 1 for found in seen.values()),
+        in_train=0 if split.name == "train" else sum(sentence in train for sentence in split.sentences),
+        empty_rows=sum(not sentence.strip() for sentence in split.sentences),
+    )

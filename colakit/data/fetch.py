@@ -1,0 +1,112 @@
+"""Download of CoLA, verified file by file.
+
+The archive may be repacked by a mirror, so the checksums are those of the raw files inside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from colakit.data.corpora import COLA_FILES, MAX_MEMBER_BYTES
+from colakit.errors import ColakitError
+
+COLA_URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
+COLA_SHA256 = {
+    "in_domain_train.tsv": "f320a10f92d3bce6b29152fde322a362eac39238e50d8de0c8815457fdf4fc12",
+    "in_domain_dev.tsv": "77176f6a03faa5a1c4f23c69971fc1bff565931112fb65af47b2d6e24b7f42f7",
+    "out_of_domain_dev.tsv": "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
+}
+TIMEOUT_SECONDS = 20.0
+
+
+def cola_folder(cache: Path) -> Path:
+    """Return where the fetched CoLA lies."""
+    return cache / "cola"
+
+
+def is_fetched(cache: Path) -> bool:
+    """Tell whether every file of CoLA is in the cache."""
+    return all((cola_folder(cache) / name).is_file() for name in COLA_FILES.values())
+
+
+def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
+    """Return the cache's folder with CoLA's three raw files, downloading them once.
+
+    Args:
+        cache: colakit's cache folder.
+        mirrors: URLs of the archive to try before the CoLA site's.
+
+    Raises:
+        ColakitError: if no source gives the archive, or a file inside it is not CoLA's.
+    """
+    if is_fetched(cache):
+        return cola_folder(cache)
+    failures: list[str] = []
+    for url in (*mirrors, COLA_URL):
+        try:
+            archive = _download(url, cache)
+        except Exception as error:  # pooch passes on whatever requests, urllib3 or ftplib raise
+            failures.append(f"{url}: {_first_line(error)}")
+            continue
+        try:
+            _unpack_verified(archive, cola_folder(cache), url)
+        finally:
+            archive.unlink(missing_ok=True)
+        return cola_folder(cache)
+    raise ColakitError(
+        f"CoLA could not be downloaded ({'; '.join(failures)})",
+        hint="Download cola_public_1.1.zip on a machine with a network and pass --data cola_public_1.1.zip "
+        "(a zip or its unpacked folder), or name a mirror: --set data.mirrors=[URL]",
+    )
+
+
+def _download(url: str, cache: Path) -> Path:
+    import pooch
+
+    pooch.get_logger().setLevel("ERROR")
+    cache.mkdir(parents=True, exist_ok=True)
+    downloader = pooch.HTTPDownloader(progressbar=False, timeout=TIMEOUT_SECONDS)
+    name = f".cola-{os.getpid()}.zip"
+    return Path(pooch.retrieve(url, known_hash=None, fname=name, path=cache, downloader=downloader))
+
+
+def _unpack_verified(archive: Path, target: Path, url: str) -> None:
+    """Put the archive's three raw files into `target`, all or none."""
+    files: dict[str, bytes] = {}
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            for member in zipped.namelist():
+                name = member.rpartition("/")[2]
+                if name in COLA_SHA256 and "tokenized" not in member:
+                    with zipped.open(member) as file:
+                        files[name] = file.read(MAX_MEMBER_BYTES)
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        raise ColakitError(f"{url}: is no zip ({error})", hint="Name another mirror with --set data.mirrors=[URL]") from error
+    for name, expected in COLA_SHA256.items():
+        found = hashlib.sha256(files.get(name, b"")).hexdigest()
+        if found != expected:
+            raise ColakitError(
+                f"{url}: {name} is {'missing' if name not in files else f'not CoLA (SHA-256 {found[:12]}…)'}; "
+                f"{expected[:12]}… is wanted",
+                hint="Nothing was kept. Name another mirror with --set data.mirrors=[URL]",
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cola-"))
+    for name, raw in files.items():
+        (staging / name).write_bytes(raw)
+    try:
+        staging.rename(target)
+    except OSError:  # another process was faster, with the same verified bytes
+        for name in files:
+            (staging / name).replace(target / name)
+        staging.rmdir()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__

@@ -1,0 +1,42 @@
+"""The slice of train that is held out to choose epoch, threshold and settings."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from colakit.data.corpora import Split
+from colakit.errors import ColakitError
+
+
+def hold_out(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Split `train` into (what is trained on, what is held out), stratified by label.
+
+    Copies of one sentence go to the same side, so that nothing held out was trained on.
+
+    Args:
+        share: of the distinct sentences, 0 < share < 1.
+        seed: of the draw; runs that are compared should share it.
+
+    Raises:
+        ColakitError: if train has a single class, or too few sentences to hold any out.
+    """
+    labels = train.require_labels()
+    first = {sentence: i for i, sentence in reversed(list(enumerate(train.sentences)))}
+    distinct = np.array(sorted(first.values()))
+    counts = np.bincount(labels)
+    if (counts > 0).sum() < 2:
+        raise ColakitError(
+            f"train: all {len(train)} sentences have one label; a classifier needs two",
+            hint="Check the label column.",
+        )
+    try:
+        kept, _ = train_test_split(distinct, test_size=share, random_state=seed, stratify=labels[distinct])
+    except ValueError as error:
+        raise ColakitError(
+            f"data.holdout: cannot hold out {share:.0%} of {len(distinct)} sentences by label ({error})",
+            hint="Give more sentences, or another share with --set data.holdout=0.2",
+        ) from error
+    keep = set(kept.tolist())
+    is_kept = np.array([first[sentence] in keep for sentence in train.sentences])
+    return train.take(np.flatnonzero(is_kept), "train"), train.take(np.flatnonzero(~is_kept), "holdout")

@@ -1,0 +1,159 @@
+"""From sentences to token numbers: the tokenizer, ragged token arrays, and their cache on disk.
+
+Shapes: N sentences, L tokens in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from colakit.data.cache import ArrayCache
+from colakit.errors import ColakitError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token numbers of N sentences, one after another.
+
+    Attributes:
+        ids: (L,) int32.
+        offsets: (N + 1,) int64; sentence i is `ids[offsets[i]:offsets[i + 1]]`.
+        num_truncated: sentences that were cut to the longest allowed length.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    num_truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sentence, (N,)."""
+        return np.diff(self.offsets)
+
+    def sentence(self, i: int) -> NDArray[np.int32]:
+        """Return the tokens of sentence `i`."""
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+
+
+class SentenceTokenizer:
+    """A byte-level BPE tokenizer with the choice of boundary tokens that a classifier was trained with.
+
+    Args:
+        backend: the Rust tokenizer.
+        end_of_text_id: GPT-2's one special token, which also stands for an empty sentence.
+        prefix, suffix: whether `end_of_text_id` is put before and after each sentence.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, end_of_text_id: int, *, prefix: bool = False, suffix: bool = False
+    ) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.end_of_text_id = end_of_text_id
+        self.prefix = prefix
+        self.suffix = suffix
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
+        """Load the tokenizer of a base model through transformers, whatever files it is kept in.
+
+        Raises:
+            ColakitError: if the folder holds none.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
+            backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ColakitError(
+                f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0] if str(error) else error!r})",
+                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
+            ) from error
+        if fast.eos_token_id is None:
+            raise ColakitError(f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it.")
+        return cls(backend, int(fast.eos_token_id), prefix=prefix, suffix=suffix)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
+        """Rebuild what `to_dict` described, with no other file."""
+        backend = tokenizers.Tokenizer.from_str(state["json"])
+        return cls(backend, state["end_of_text_id"], prefix=state["prefix"], suffix=state["suffix"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tokenizer as plain data."""
+        return {
+            "json": self.backend.to_str(),
+            "end_of_text_id": self.end_of_text_id,
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return self.backend.get_vocab_size()
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over vocabulary, rules and boundary tokens."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def encode(self, sentences: Sequence[str], max_tokens: int | None = None) -> Tokens:
+        """Return the tokens of `sentences`.
+
+        Args:
+            max_tokens: longest sequence kept, boundary tokens included; a longer sentence loses its last
+                tokens, never a boundary token, and is counted in `num_truncated`.
+        """
+        before = [self.end_of_text_id] if self.prefix else []
+        after = [self.end_of_text_id] if self.suffix else []
+        room = None if max_tokens is None else max_tokens - len(before) - len(after)
+        rows: list[list[int]] = []
+        num_truncated = 0
+        for encoding in self.backend.encode_batch_fast(list(sentences), add_special_tokens=False):
+            ids = encoding.ids
+            if room is not None and len(ids) > room:
+                ids, num_truncated = ids[:room], num_truncated + 1
+            rows.append([*before, *ids, *after] or [self.end_of_text_id])
+        return _pack(rows, num_truncated)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`, special tokens left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+def encode_cached(
+    tokenizer: SentenceTokenizer, sentences: Sequence[str], max_tokens: int | None, cache: ArrayCache | None
+) -> Tokens:
+    """Return `tokenizer.encode(sentences, max_tokens)`, from the cache if the same was encoded before."""
+    if cache is None:
+        return tokenizer.encode(sentences, max_tokens)
+    text = hashlib.sha256("\0".join(sentences).encode("utf-8", "surrogatepass")).hexdigest()
+    key = {"tokenizer": tokenizer.fingerprint(), "sentences": text, "max_tokens": max_tokens}
+
+    def compute() -> dict[str, NDArray[Any]]:
+        tokens = tokenizer.encode(sentences, max_tokens)
+        return {"ids": tokens.ids, "offsets": tokens.offsets, "num_truncated": np.array(tokens.num_truncated)}
+
+    arrays = cache.get("tokens", key, compute)
+    return Tokens(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]))
+
+
+def _pack(rows: list[list[int]], num_truncated: int) -> Tokens:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+    return Tokens(ids, offsets, num_truncated)

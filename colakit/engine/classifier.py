@@ -1,0 +1,254 @@
+"""A trained classifier with all it needs to label sentences, and its one-file form `ckpt.pt`.
+
+The file holds tensors and plain data only and is read with `weights_only=True`; the tokenizer is inside, so
+that a student runs without the base it came from, and without transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colakit import __version__
+from colakit.data.cache import ArrayCache
+from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
+from colakit.engine.device import Compute
+from colakit.engine.files import write_tensors
+from colakit.engine.inference import compute_logits, decide
+from colakit.errors import ColakitError
+from colakit.interop.gpt2 import load_gpt, resolve_base
+from colakit.interop.peft import apply_adapter, read_adapter
+from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
+from colakit.models.lora import LoRAConfig, inject, lora_layers
+from colakit.models.rnn import DistilRNN, RNNConfig
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_NAME = "ckpt.pt"
+ADAPTER_NAME = "adapter"
+COMPANION_NAME = "colakit.json"  # beside PEFT's two files: what PEFT has no place for
+
+
+@dataclass
+class SentenceClassifier:
+    """A model, its tokenizer and its decision rule.
+
+    Attributes:
+        model: maps (input_ids, attention_mask) to (B, C) logits.
+        label_names: C names.
+        max_tokens: longest sentence in tokens; longer ones are cut, and counted.
+        threshold: probability of class 1 from which it is answered; None takes the likeliest class.
+        lora: how the model was adapted, for a GPT.
+        origin: plain data on where the model comes from: command, seed, base, settings.
+    """
+
+    model: GPTClassifier | DistilRNN
+    tokenizer: SentenceTokenizer
+    label_names: tuple[str, ...]
+    max_tokens: int | None = None
+    threshold: float | None = None
+    lora: LoRAConfig | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What to call this kind of model in a table."""
+        command = self.origin.get("command", "adapter")
+        if isinstance(self.model, DistilRNN):
+            return f"{command} ({self.model.config.cell})"
+        return f"{command} (GPT-2, rank {self.lora.rank})" if self.lora else f"{command} (GPT-2)"
+
+    def encode(self, sentences: Sequence[str], cache: ArrayCache | None = None) -> Tokens:
+        """Return the sentences' tokens, as this model was trained on them."""
+        return encode_cached(self.tokenizer, sentences, self.max_tokens, cache)
+
+    def logits(
+        self, sentences: Sequence[str], compute: Compute, *, batch_size: int = 128, cache: ArrayCache | None = None
+    ) -> NDArray[np.float32]:
+        """Return (N, C) logits of N sentences; the model must have been placed on `compute`."""
+        return compute_logits(self.model, self.encode(sentences, cache), compute, batch_size)
+
+    def decide(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return (N,) labels for (N, C) logits."""
+        return decide(logits, self.threshold)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over everything that determines the logits of a sentence."""
+        digest = hashlib.sha256(self.tokenizer.fingerprint().encode())
+        digest.update(json.dumps([self.max_tokens, _shape(self)], sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the classifier to one file, whole or not at all."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        content = {
+            "format": CHECKPOINT_FORMAT,
+            "colakit": __version__,
+            **_shape(self),
+            "tensors": tensors,
+            "tokenizer": self.tokenizer.to_dict(),
+            "label_names": list(self.label_names),
+            "max_tokens": self.max_tokens,
+            "threshold": self.threshold,
+            "origin": self.origin,
+        }
+        write_tensors(path, content)
+
+    def companion(self) -> dict[str, Any]:
+        """Return what an adapter folder needs beside PEFT's files, as plain data."""
+        return {
+            "label_names": list(self.label_names),
+            "max_tokens": self.max_tokens,
+            "threshold": self.threshold,
+            "prefix": self.tokenizer.prefix,
+            "suffix": self.tokenizer.suffix,
+            "origin": self.origin,
+        }
+
+
+def _shape(classifier: SentenceClassifier) -> dict[str, Any]:
+    lora = None
+    if classifier.lora is not None:
+        lora = asdict(classifier.lora)
+        lora["target_modules"] = list(classifier.lora.target_modules)
+        lora["overrides"] = {name: dict(changes) for name, changes in classifier.lora.overrides.items()}
+    kind = "rnn" if isinstance(classifier.model, DistilRNN) else "gpt"
+    return {"kind": kind, "config": asdict(classifier.model.config), "lora": lora}
+
+
+def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceClassifier:
+    """Load a classifier from a `ckpt.pt`, a run folder, or an adapter folder of colakit's or PEFT's.
+
+    Args:
+        base: for an adapter folder, the base to put it on; by default the one the adapter names.
+
+    Raises:
+        ColakitError: if there is no classifier, or it is broken, foreign or of a newer format.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        if (path / CHECKPOINT_NAME).is_file():
+            return _from_checkpoint(path / CHECKPOINT_NAME)
+        if (path / "adapter_config.json").is_file():
+            return _from_adapter(path, base)
+        unfinished = (path / "state.pt").exists()
+        raise ColakitError(
+            f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json",
+            hint=f"This run is not finished: continue it with --resume --out {path}"
+            if unfinished
+            else "Give a run folder, a ckpt.pt or an adapter folder.",
+        )
+    if not path.exists():
+        raise ColakitError(f"{path}: not there", hint="Give a run folder, a ckpt.pt or an adapter folder.")
+    return _from_checkpoint(path)
+
+
+def _from_checkpoint(path: Path) -> SentenceClassifier:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ColakitError(f"{path}: is no checkpoint of colakit's ({reason})", hint="Was it copied whole?") from error
+    if not isinstance(content, dict) or "format" not in content or "kind" not in content:
+        raise ColakitError(f"{path}: is no checkpoint of colakit's", hint="Give the ckpt.pt of a run folder.")
+    if content["format"] > CHECKPOINT_FORMAT:
+        raise ColakitError(
+            f"{path}: format {content['format']}; this colakit reads up to {CHECKPOINT_FORMAT}", hint="Upgrade colakit."
+        )
+    try:
+        model, lora = _rebuild(content)
+        model.load_state_dict(content["tensors"], assign=True)
+        return SentenceClassifier(
+            model=model.eval(),
+            tokenizer=SentenceTokenizer.from_dict(content["tokenizer"]),
+            label_names=tuple(content["label_names"]),
+            max_tokens=content["max_tokens"],
+            threshold=content["threshold"],
+            lora=lora,
+            origin=content["origin"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ColakitError(f"{path}: the checkpoint is damaged ({error})", hint="Train or copy it again.") from error
+
+
+def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
+    """Build the empty model that the checkpoint's tensors fit."""
+    with torch.device("meta"):
+        if content["kind"] == "rnn":
+            return DistilRNN(RNNConfig(**content["config"])), None
+        num_labels = content["tensors"]["score.weight"].shape[0]
+        model = GPT(GPTConfig(**content["config"])).classifier(num_labels)
+        if content["lora"] is None:
+            return model, None
+        raw = dict(content["lora"], target_modules=tuple(content["lora"]["target_modules"]))
+        lora = LoRAConfig(**raw)
+        inject(model, LoRAConfig(**{**raw, "init": "kaiming"}))  # the residual that PiSSA froze is in the tensors
+        if lora.init == "pissa":
+            for _, layer in lora_layers(model):
+                layer.keep_start(layer.lora_a, layer.lora_b)
+        return model, lora
+
+
+def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
+    adapter = read_adapter(folder)
+    base = base or adapter.base
+    if not base:
+        raise ColakitError(f"{folder}: does not name its base", hint="Name it with --base.")
+    if "score.weight" not in adapter.saved_modules:
+        raise ColakitError(f"{folder}: holds no classification head (`score`)", hint="Is it a SEQ_CLS adapter?")
+    base_folder = resolve_base(base)
+    gpt = load_gpt(base_folder)
+    companion = _read_companion(folder)
+    _check_base(folder, base, gpt, companion)
+    num_labels = adapter.saved_modules["score.weight"].shape[0]
+    model = gpt.classifier(num_labels)
+    apply_adapter(model, adapter, where=str(folder))
+    names = companion.get("label_names") or [f"LABEL_{i}" for i in range(num_labels)]
+    if len(names) != num_labels:
+        raise ColakitError(f"{folder}/{COMPANION_NAME}: {len(names)} label names; the head has {num_labels} labels")
+    return SentenceClassifier(
+        model=model.eval(),
+        tokenizer=SentenceTokenizer.from_folder(
+            base_folder, prefix=companion.get("prefix", False), suffix=companion.get("suffix", False)
+        ),
+        label_names=tuple(names),
+        max_tokens=companion.get("max_tokens") or gpt.config.num_positions,
+        threshold=companion.get("threshold"),
+        lora=adapter.config,
+        origin=companion.get("origin") or {"command": "adapter", "base": base},
+    )
+
+
+def _read_companion(folder: Path) -> dict[str, Any]:
+    path = folder / COMPANION_NAME
+    if not path.is_file():
+        return {}
+    try:
+        companion = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ColakitError(f"{path}: not JSON ({error})", hint="Save the adapter again, or delete this file.") from error
+    if not isinstance(companion, dict):
+        raise ColakitError(f"{path}: not a JSON object", hint="Save the adapter again, or delete this file.")
+    return companion
+
+
+def _check_base(folder: Path, base: str, gpt: GPT, companion: dict[str, Any]) -> None:
+    from colakit.interop.gpt2 import base_fingerprint
+
+    made_for = companion.get("origin", {}).get("base_fingerprint")
+    if made_for is not None and made_for != (found := base_fingerprint(gpt)):
+        raise ColakitError(
+            f"{folder}: was trained on a base with fingerprint {made_for[:12]}…; {base} has {found[:12]}…",
+            hint="Name the base it was trained on with --base.",
+        )

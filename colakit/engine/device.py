@@ -1,0 +1,101 @@
+"""Where to compute and in which precision, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from colakit.errors import ColakitError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device with a precision.
+
+    Attributes:
+        device: where tensors live.
+        dtype: what frozen weights are stored in and matrices multiplied in; trainable parameters are fp32.
+        reason: why, for people.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which forward passes run."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move `model` to the device, its frozen matrices in `dtype`; what trains, and all vectors, in fp32."""
+        model.to(self.device)
+        for parameter in model.parameters():
+            frozen_matrix = parameter.ndim > 1 and not parameter.requires_grad
+            parameter.data = parameter.data.to(self.dtype if frozen_matrix else torch.float32)
+        return model
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+
+
+def resolve_compute(device: str, precision: str, *, local_rank: int | None = None) -> Compute:
+    """Choose the device and precision.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
+        local_rank: number of this process on its machine, under torchrun; it picks the GPU.
+
+    Raises:
+        ColakitError: if the device is named but not there.
+    """
+    chosen, why_device = _choose_device(device, local_rank)
+    has_bf16, why_bf16 = multiplies_bf16(chosen)
+    if precision == "auto":
+        dtype = torch.bfloat16 if has_bf16 else torch.float32
+        return Compute(chosen, dtype, f"{why_device}; {why_bf16}")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    note = "" if has_bf16 or dtype == torch.float32 else f"; slow: {why_bf16}"
+    return Compute(chosen, dtype, f"{why_device}; {precision} was asked for{note}")
+
+
+def _choose_device(device: str, local_rank: int | None) -> tuple[torch.device, str]:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank or 0), torch.cuda.get_device_name(local_rank or 0)
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple GPU"
+        return torch.device("cpu"), "no usable GPU"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        index = chosen.index if chosen.index is not None else (local_rank or 0)
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            raise ColakitError(f"--device {device}: not there ({found} CUDA devices found)", hint="Use --device auto.")
+        return torch.device("cuda", index), torch.cuda.get_device_name(index)
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ColakitError("--device mps: no Apple GPU here", hint="Use --device auto.")
+    return chosen, f"{device} was asked for"
+
+
+def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
+    """Tell whether `device` has units that multiply bf16 matrices, and name what decides it."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return major >= 8, f"compute capability {major}.{minor}"
+    if device.type == "cpu":
+        flags = torch.cpu.get_capabilities()
+        units = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flags.get(flag)]
+        return bool(units), f"CPU with {units[0]}" if units else "CPU without bf16 matrix units"
+    return False, f"{device.type} trains in fp32"
+
+
+def physical_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,81 @@
+"""Sampling text from a language model, one token at a time, with a KV cache.
+
+Shapes: B samples, T prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from colakit.engine.device import Compute
+from colakit.models.gpt import GPT, KVCache
+
+
+def generate_tokens(
+    model: GPT,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    compute: Compute,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Yield the next token (B,) of every sample until all have stopped or `max_new_tokens` are out.
+
+    A sample that has stopped goes on with `stop_id`. Where the model's positions run out, the oldest half of
+    the text is forgotten and the rest read again.
+
+    Args:
+        prompt: (B, T) int64, T ≥ 1.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: keep the k likeliest tokens only.
+        top_p: keep the likeliest tokens whose probabilities add up to p (Holtzman et al. 2020, arXiv:1904.09751).
+        stop_id: token that ends a sample.
+        generator: source of randomness, on the CPU.
+    """
+    positions = model.config.num_positions
+    text = prompt[:, -positions:].to(compute.device)
+    room = min(positions, text.shape[1] + max_new_tokens)
+    stopped = torch.zeros(len(text), dtype=torch.bool, device=compute.device)
+    with torch.inference_mode(), compute.autocast():
+        cache = KVCache(model.config, len(text), room, compute.device, compute.dtype)
+        unread = text
+        for _ in range(max_new_tokens):
+            if cache.length + unread.shape[1] > positions:
+                unread = text = text[:, -(positions // 2) :]
+                cache = KVCache(model.config, len(text), positions, compute.device, compute.dtype)
+            hidden = model.transformer(unread, cache)[:, -1]  # (B, D)
+            logits = model.lm_logits(hidden).float()  # (B, V)
+            unread = sample(logits, temperature, top_k, top_p, generator)[:, None]
+            if stop_id is not None:
+                unread[stopped] = stop_id
+                stopped |= unread[:, 0] == stop_id
+            text = torch.cat([text, unread], dim=1)
+            yield unread[:, 0]
+            if bool(stopped.all()):
+                return
+
+
+def sample(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Tensor:
+    """Return one token (B,) for each row of (B, V) logits."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # the likeliest token always stays
+        logits = torch.empty_like(logits).scatter(-1, order, ordered)
+    probs = logits.softmax(dim=-1).cpu()
+    return torch.multinomial(probs, 1, generator=generator)[:, 0].to(logits.device)

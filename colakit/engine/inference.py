@@ -1,0 +1,62 @@
+"""Logits of many sentences, and the threshold that turns them into labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from colakit.data.batches import pad, plan_inference
+from colakit.data.tokens import Tokens
+from colakit.engine.device import Compute
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Run with dropout off and no gradients; training mode comes back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        model.train(was_training)
+
+
+def compute_logits(model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128) -> NDArray[np.float32]:
+    """Return (N, C) fp32 logits of N sentences, in their order.
+
+    Args:
+        model: maps (input_ids, attention_mask), both (B, T), to (B, C).
+        batch_size: sentences computed at a time; sentences of like length go together.
+    """
+    found: list[NDArray[np.float32]] = []
+    plan = plan_inference(tokens.lengths, batch_size)
+    with evaluating(model):
+        for index in plan:
+            input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
+            with compute.autocast():
+                found.append(model(input_ids, attention_mask).float().cpu().numpy())
+    if not found:
+        return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
+    logits = np.empty((len(tokens), found[0].shape[1]), dtype=np.float32)
+    logits[np.concatenate(plan)] = np.concatenate(found)
+    return logits
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the softmax of (N, C) logits."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def decide(logits: NDArray[np.float32], threshold: float | None) -> NDArray[np.int64]:
+    """Return (N,) labels: the likeliest class, or for two classes, 1 where its probability is ≥ `threshold`."""
+    if threshold is None:
+        return logits.argmax(axis=1).astype(np.int64)
+    assert logits.shape[1] == 2, "a threshold decides between two classes"
+    return (probabilities(logits)[:, 1] >= threshold).astype(np.int64)

@@ -1,0 +1,165 @@
+"""A run folder: settings, environment, metrics, resumable state and the result.
+
+    settings.yaml      resolved settings; feeds back into --config
+    environment.json   versions, device, git commit
+    metrics.jsonl      a JSON object a line, no times in it: two runs alike write the same bytes
+    state.pt           all it takes to continue: weights, optimizer, randomness, place in the data
+    summary.json       the result
+    ckpt.pt, adapter/  the best model
+    plots/             figures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colakit import __version__
+from colakit.engine.device import Compute
+from colakit.engine.files import write_json, write_tensors, write_text
+from colakit.errors import ColakitError
+
+STATE_FORMAT = 1
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
+
+
+class RunFolder:
+    """The files of one training run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.state = path / "state.pt"
+        self.summary = path / "summary.json"
+        self.checkpoint = path / "ckpt.pt"
+        self.adapter = path / "adapter"
+        self.plots = path / "plots"
+
+    def create(self, settings_yaml: str, compute: Compute) -> None:
+        """Make the folder and write what is known before training.
+
+        Raises:
+            ColakitError: if it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.settings, settings_yaml)
+            write_json(self.path / "environment.json", environment(compute))
+        except OSError as error:
+            raise ColakitError(f"{self.path}: {error.strerror}", hint="Choose another folder with --out.") from error
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the records of metrics.jsonl; a torn last line is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.jsonl."""
+        return self.metrics.stat().st_size if self.metrics.is_file() else 0
+
+    def truncate_metrics(self, length: int) -> None:
+        """Cut metrics.jsonl to what had been written when a state was saved."""
+        if self.metrics.is_file():
+            os.truncate(self.metrics, length)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the resumable state, whole or not at all."""
+        write_tensors(self.state, {"format": STATE_FORMAT, **state})
+
+    def load_state(self) -> dict[str, Any]:
+        """Return the resumable state.
+
+        Raises:
+            ColakitError: if there is none, or it is broken or of a newer format.
+        """
+        try:
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise ColakitError(
+                f"{self.path}: nothing to resume (no {self.state.name})", hint="Start the run without --resume."
+            ) from None
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise ColakitError(f"{self.state}: cannot be read ({error})", hint="Start the run anew.") from error
+        if not isinstance(state, dict) or state.get("format", STATE_FORMAT + 1) > STATE_FORMAT:
+            raise ColakitError(f"{self.state}: was written by a newer colakit", hint="Upgrade colakit.")
+        return state
+
+    def write_companion(self, companion: dict[str, Any]) -> None:
+        """Write, beside PEFT's files, what a classifier needs that PEFT has no place for."""
+        write_json(self.adapter / "colakit.json", companion)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write the result."""
+        write_json(self.summary, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return the result.
+
+        Raises:
+            ColakitError: if the folder is no run, or the run is not finished.
+        """
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            hint = "Finish it with --resume." if self.state.exists() else "Give a run folder."
+            raise ColakitError(f"{self.path}: holds no finished run (no summary.json)", hint=hint) from None
+        except (OSError, ValueError) as error:
+            raise ColakitError(f"{self.summary}: cannot be read ({error})") from error
+
+
+def environment(compute: Compute) -> dict[str, Any]:
+    """Return versions, machine and code that a run depends on."""
+    return {
+        "colakit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "device": str(compute.device),
+        "dtype": str(compute.dtype).removeprefix("torch."),
+        "reason": compute.reason,
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+        "command_line": sys.argv,
+    }
+
+
+def package_version(name: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Return the commit that this code stands at, with `+` where files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # installed into somebody else's checkout
+        return None
+    commit = git("rev-parse", "HEAD")
+    return None if commit is None else commit + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -1,0 +1,141 @@
+"""The only training loop. It yields a report a step; printing, evaluating and saving are its caller's.
+
+`train` -> `_train_step` -> `_backward`: three altitudes of one loop, the same for classification,
+distillation and language modelling, which differ in their objective alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from colakit.data.batches import Batch
+from colakit.engine.device import Compute
+from colakit.engine.distributed import Processes
+from colakit.engine.objectives import Loss, Objective
+from colakit.errors import EXIT_FAILED, ColakitError
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one optimizer step learns from.
+
+    Attributes:
+        micro_batches: this process's share, one backward pass each.
+        count: terms of the loss in all processes' shares together: sentences, or tokens for LM.
+        epoch: from 0.
+        name: what to call the batch in an error.
+    """
+
+    micro_batches: list[Batch]
+    count: int
+    epoch: int
+    name: str
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What happened in one optimizer step.
+
+    Attributes:
+        step: optimizer steps so far, this one included.
+        epoch: from 0.
+        loss: mean over the global batch.
+        lr: rate of the first parameter group in this step.
+        grad_norm: before clipping.
+        count: terms of the loss, as in `StepBatch`.
+        outputs: (logits, labels) of this process's micro-batches, detached, on the device.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    count: int
+    outputs: list[tuple[Tensor, Tensor]]
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[StepBatch],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr_at: Callable[[int], float],
+    compute: Compute,
+    group: Processes | None = None,
+    clip_norm: float | None = 1.0,
+    start_step: int = 0,
+) -> Iterator[StepReport]:
+    """Train `model` on every batch of `batches` in turn, yielding after each step.
+
+    Args:
+        model: in the mode and on the device it trains in; `Processes.replicate`d where there are several.
+        objective: loss of a micro-batch, summed over its examples.
+        optimizer: its groups' `lr` at the start are their peak rates.
+        lr_at: multiplier of the peak rates at a step, counted from 0.
+        clip_norm: longest gradient, in the 2-norm over all parameters; None does not clip.
+        start_step: steps that were taken before, when a run is resumed.
+
+    Raises:
+        ColakitError: if a loss or gradient is not finite, naming step and batch; the step is not taken.
+    """
+    group = group or Processes()
+    for param_group in optimizer.param_groups:
+        param_group.setdefault("peak_lr", param_group["lr"])
+    for step, batch in enumerate(batches, start=start_step):
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = param_group["peak_lr"] * lr_at(step)
+        yield _train_step(model, batch, objective, optimizer, compute, group, clip_norm, step)
+
+
+def _train_step(
+    model: nn.Module,
+    batch: StepBatch,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    compute: Compute,
+    group: Processes,
+    clip_norm: float | None,
+    step: int,
+) -> StepReport:
+    optimizer.zero_grad(set_to_none=True)
+    outputs: list[tuple[Tensor, Tensor]] = []
+    total = torch.zeros((), device=compute.device)
+    for position, micro_batch in enumerate(batch.micro_batches):
+        on_device = micro_batch.to(compute.device)
+        is_last = position == len(batch.micro_batches) - 1
+        loss = _backward(model, on_device, objective, batch.count, compute, group, is_last)
+        total += loss.total.detach() * on_device.weight
+        if loss.logits is not None and on_device.labels is not None and on_device.weight:
+            outputs.append((loss.logits, on_device.labels))
+    trainable = [p for param_group in optimizer.param_groups for p in param_group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trainable, clip_norm if clip_norm is not None else float("inf"))
+    mean_loss, grad_norm = (group.sum(total) / batch.count).item(), norm.item()  # the step's one sync with a GPU
+    if not (abs(mean_loss) < float("inf") and grad_norm < float("inf")):
+        raise ColakitError(
+            f"step {step + 1}: the loss is {mean_loss} and the gradient's norm {grad_norm} on {batch.name}",
+            hint="The last checkpoint is intact. Try a lower --lr, or --precision fp32.",
+            exit_code=EXIT_FAILED,
+        )
+    optimizer.step()
+    lr = optimizer.param_groups[0]["lr"]
+    return StepReport(step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, outputs)
+
+
+def _backward(
+    model: nn.Module, batch: Batch, objective: Objective, count: int, compute: Compute, group: Processes, is_last: bool
+) -> Loss:
+    """Add this micro-batch's gradient; DDP averages over processes, hence the factor world_size."""
+    waits = isinstance(model, DistributedDataParallel) and not is_last
+    with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr,operator]
+        with compute.autocast():
+            loss = objective(model, batch)
+        (loss.total * (batch.weight * group.world_size / count)).backward()
+    return loss

@@ -1,0 +1,39 @@
+"""The one exception that colakit shows to people, and its exit codes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_FAILED = 1  # the run itself failed
+EXIT_USAGE = 2  # usage, configuration or input is wrong; nothing was written
+EXIT_INTERRUPTED = 130  # Ctrl-C
+EXIT_TERMINATED = 143  # SIGTERM
+
+
+class ColakitError(Exception):
+    """A fault that its reader can mend; the command line prints it without a traceback.
+
+    Args:
+        message: *where: what was wrong (got X); what is allowed*.
+        hint: what to do about it.
+        exit_code: status of the process, one of the `EXIT_` constants.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = EXIT_USAGE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+def did_you_mean(wrong: str, allowed: Iterable[str], prefix: str = "") -> str:
+    """Return ` Did you mean X?` for the nearest allowed name, or the allowed names where none is near."""
+    names = list(allowed)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean {prefix}{near[0]}?"
+    return f" Allowed: {', '.join(prefix + name for name in names)}." if names else ""

@@ -1,0 +1,221 @@
+"""LoRA adapters in PEFT's folder format, read and written without PEFT.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`; keys look like
+`base_model.model.transformer.h.0.attn.c_attn.lora_A.weight`. A and B stand there as here, (R, D_in) and
+(D_out, R), whatever the orientation of the layer they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from colakit.errors import ColakitError
+from colakit.models.lora import LoRAConfig, inject, lora_layers
+
+PREFIX = "base_model.model."
+FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
+UNSUPPORTED = ("use_qalora", "layer_replication", "megatron_config", "loftq_config", "corda_config", "eva_config")
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """The contents of an adapter folder.
+
+    Attributes:
+        config: what to inject; `target_modules` are whole module names.
+        factors: tensors of the adapted layers, by colakit's parameter name.
+        saved_modules: tensors that replace the base's own (`score.weight`, LayerNorms), by parameter name.
+        base: the base's path or hub name, as PEFT recorded it.
+        for_classification: whether the task is SEQ_CLS.
+    """
+
+    config: LoRAConfig
+    factors: Mapping[str, Tensor]
+    saved_modules: Mapping[str, Tensor]
+    base: str
+    for_classification: bool
+
+
+def read_adapter(folder: Path) -> PeftAdapter:
+    """Read an adapter folder that PEFT or colakit wrote.
+
+    Raises:
+        ColakitError: if a file is missing or broken, or the adapter is of a kind that colakit does not compute.
+    """
+    raw = _read_config(folder / "adapter_config.json")
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ColakitError(f"{path}: cannot be read ({error})", hint="Save the adapter again.") from error
+    factors: dict[str, Tensor] = {}
+    saved: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        tail = next((tail for tail in FACTORS if name.endswith("." + tail)), None)
+        if tail is None:
+            saved[name] = tensor.float()
+            continue
+        module = name.removesuffix("." + tail)
+        factors[f"{module}.{FACTORS[tail]}"] = tensor.float()
+        if tail == "lora_A.weight":
+            ranks[module] = tensor.shape[0]
+    if not ranks:
+        raise ColakitError(f"{path}: holds no LoRA factors", hint="Is this the adapter's folder?")
+    return PeftAdapter(
+        config=_lora_config(raw, ranks),
+        factors=factors,
+        saved_modules=saved,
+        base=str(raw.get("base_model_name_or_path") or ""),
+        for_classification=raw.get("task_type") == "SEQ_CLS",
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ColakitError(f"{path}: cannot be read ({error})", hint="Is this an adapter folder?") from error
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ColakitError(f"{path}: peft_type is {kind!r}; colakit reads LORA")
+    for key in UNSUPPORTED:
+        if raw.get(key):
+            raise ColakitError(f"{path}: {key} is set, which colakit does not compute")
+    if raw.get("bias", "none") != "none" or raw.get("lora_bias"):
+        raise ColakitError(f"{path}: trained biases are not supported; bias must be 'none'")
+    return raw
+
+
+def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
+    default_alpha = float(raw.get("lora_alpha") or 8)
+    patterns = raw.get("alpha_pattern") or {}
+    overrides: dict[str, dict[str, float]] = {}
+    for module, rank in ranks.items():
+        matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+        overrides[module] = {"rank": rank, "alpha": float(matching[0]) if matching else default_alpha}
+    init = str(raw.get("init_lora_weights", True)).lower()
+    if init.startswith(("olora", "corda", "eva", "loftq", "lora_ga")):
+        raise ColakitError(
+            f"adapter_config.json: init_lora_weights is {init!r}, which altered the base when training began",
+            hint="Convert it in PEFT first: save_pretrained(path_initial_model_for_weight_conversion=…)",
+        )
+    return LoRAConfig(
+        rank=int(raw.get("r") or 8),
+        alpha=default_alpha,
+        dropout=float(raw.get("lora_dropout") or 0.0),
+        target_modules=tuple(ranks),
+        rslora=bool(raw.get("use_rslora")),
+        dora=bool(raw.get("use_dora")),
+        init="pissa" if init.startswith("pissa") else "kaiming",  # PEFT, too, repeats the decomposition here
+        overrides=overrides,
+    )
+
+
+def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None:
+    """Inject `adapter` into `model` and load its tensors.
+
+    Args:
+        model: a GPT or GPTClassifier; a language model leaves the adapter's classification head aside.
+        where: what error messages call the adapter.
+
+    Raises:
+        ColakitError: if a tensor has no place in the model, or another shape.
+    """
+    inject(model, adapter.config)
+    places = dict(model.named_parameters())
+    tensors = {**adapter.factors, **adapter.saved_modules}
+    if "score.weight" not in places:
+        tensors.pop("score.weight", None)
+    for name, tensor in tensors.items():
+        if name not in places:
+            raise ColakitError(f"{where}: {name} has no place in this base", hint="Name the adapter's own base.")
+        if places[name].shape != tensor.shape:
+            raise ColakitError(
+                f"{where}: {name} is {tuple(tensor.shape)}, this base wants {tuple(places[name].shape)}",
+                hint="The adapter was made for another base; name that one with --base.",
+            )
+        places[name].data = tensor.clone()
+    expected = {f"{name}.{part}" for name, layer in lora_layers(model) for part, _ in layer.named_parameters(recurse=False)}
+    if missing := sorted(expected - set(tensors)):
+        raise ColakitError(f"{where}: {missing[0]} is missing; the adapter is not complete")
+
+
+def write_adapter(
+    model: nn.Module, folder: Path, config: LoRAConfig, *, base: str, label_names: tuple[str, ...]
+) -> None:
+    """Write the trained part of a GPTClassifier so that PEFT opens it on the untouched base.
+
+    A PiSSA adapter is written as the plain LoRA of rank 2R that equals it (PiSSA appendix C): the base on the
+    reader's side has not been decomposed.
+    """
+    layers = dict(lora_layers(model))
+    converted = config.init == "pissa"
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        a, b = layer.lora_a.detach(), layer.lora_b.detach()
+        if converted:
+            a = torch.cat([a, layer.get_buffer("start_a")])
+            b = torch.cat([b, -layer.get_buffer("start_b")], dim=1)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = b
+        if layer.magnitude is not None:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = layer.magnitude.detach()
+    inside = tuple(f"{name}." for name in layers)
+    saved = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if (parameter.requires_grad or name == "score.weight") and not name.startswith(inside)
+    }
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
+    ranks = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in layers}
+    raw = _peft_config(config, layers, ranks, saved, base, label_names)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.float().cpu().contiguous() for k, v in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def _peft_config(
+    config: LoRAConfig,
+    layers: Mapping[str, Any],
+    ranks: Mapping[str, int],
+    saved: Mapping[str, Tensor],
+    base: str,
+    label_names: tuple[str, ...],
+) -> dict[str, Any]:
+    def alpha(name: str) -> float:  # the numerator that gives PEFT our scaling at the written rank
+        value = layers[name].scaling * (math.sqrt(ranks[name]) if config.rslora else ranks[name])
+        return int(value) if float(value).is_integer() else value
+
+    usual_rank = config.rank * (2 if config.init == "pissa" else 1)
+    usual_alpha = config.alpha * (usual_rank / config.rank if not config.rslora else math.sqrt(usual_rank / config.rank))
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": usual_rank,
+        "lora_alpha": usual_alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": list(config.target_modules),
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != usual_rank},
+        "alpha_pattern": {name: alpha(name) for name in layers if not math.isclose(alpha(name), usual_alpha)},
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "init_lora_weights": True,
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "modules_to_save": sorted({name.rpartition(".")[0].rpartition(".")[2] for name in saved}),
+    }

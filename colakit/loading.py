@@ -1,0 +1,196 @@
+"""From flags, `--set`, environment and YAML to validated settings, with the origin of every value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from colakit.errors import ColakitError, did_you_mean
+from colakit.settings import Settings, leaf_fields
+
+ENVIRONMENT_PREFIX = "COLAKIT_"
+NOT_SETTINGS = {"COLAKIT_SHARED", "COLAKIT_CACHE"}
+DEFAULT = "default"
+
+
+@dataclass
+class Resolved:
+    """Validated settings, and where each value came from.
+
+    Attributes:
+        settings: the values.
+        origins: dotted key -> origin, for every key that is not at its default.
+    """
+
+    settings: Settings
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def is_given(self, key: str) -> bool:
+        """Tell whether somebody set `key`."""
+        return key in self.origins
+
+
+def resolve(
+    *,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    assignments: Sequence[str] = (),
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Merge all sources, the strongest last, and validate them at once.
+
+    Args:
+        flags: dotted key -> (flag as typed, value).
+        assignments: `section.key=value` texts of `--set`.
+        config: a YAML file.
+        environment: by default the process's.
+
+    Raises:
+        ColakitError: listing every fault with its origin.
+    """
+    layers: dict[str, tuple[str, Any]] = {}
+    faults: list[str] = []
+    if config is not None:
+        layers |= {key: (str(config), value) for key, value in _flatten(read_yaml(config))}
+    layers |= _environment_layer(os.environ if environment is None else environment)
+    layers |= _assignment_layer(assignments)
+    layers |= dict(flags or {})
+    known = {key for key, _ in leaf_fields()}
+    for key, (origin, _) in layers.items():
+        if key not in known:
+            faults.append(_unknown_key(key, origin, known))
+    tree = _unflatten({key: value for key, (_, value) in layers.items() if key in known})
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        faults += [_describe(fault, layers) for fault in error.errors(include_url=False)]
+        settings = Settings()
+    if faults:
+        raise ColakitError("\n".join(faults), hint="`colakit config schema` lists every setting.")
+    return Resolved(settings, {key: origin for key, (origin, _) in layers.items()})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file of plain data, refusing a key that stands twice.
+
+    Raises:
+        ColakitError: if the file is missing, broken, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ColakitError(f"--config {path}: {getattr(error, 'strerror', None) or error}", hint="Check the path.") from error
+    try:
+        loaded = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ColakitError(f"{path}: {' '.join(str(error).split())}", hint="Mend the YAML.") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ColakitError(f"{path}: holds a {type(loaded).__name__}; sections with keys are wanted")
+    return loaded
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506: a SafeLoader
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses duplicate keys, of which PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _environment_layer(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
+    layer: dict[str, tuple[str, Any]] = {}
+    for name, text in sorted(environment.items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS:
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            layer[key] = (name, _parse_value(text, name))
+    return layer
+
+
+def _assignment_layer(assignments: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    layer: dict[str, tuple[str, Any]] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ColakitError(f"--set {assignment}: no `=`", hint="Write --set section.key=value")
+        layer |= {k: (f"--set {assignment}", v) for k, v in _flatten_value(key.strip(), _parse_value(text, "--set"))}
+    return layer
+
+
+def _parse_value(text: str, where: str) -> Any:
+    try:
+        return _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ColakitError(f"{where}: {text!r} cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [pair for key, value in tree.items() for pair in _flatten_value(str(key), value)]
+
+
+def _flatten_value(key: str, value: Any) -> list[tuple[str, Any]]:
+    """Spread a section into its keys; a setting that is itself a mapping (data.splits) stays whole."""
+    field = Settings.model_fields.get(key)
+    if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        return [(key, value)]
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        return [(f"{key}.", value)]
+    return [(f"{key}.{name}", inner) for name, inner in value.items()]
+
+
+def _unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        section, dot, name = key.partition(".")
+        if dot:
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+def _unknown_key(key: str, origin: str, known: set[str]) -> str:
+    section = key.partition(".")[0]
+    if key.endswith("."):
+        return f"{origin}: {section} is a section; write its keys below it"
+    siblings = [name for name in known if name.startswith(section + ".")] or sorted(known)
+    return f"{origin}: {key} is not a setting.{did_you_mean(key, siblings)}"
+
+
+def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
+    """One line: origin, key, what was got, what is allowed."""
+    path = ".".join(str(part) for part in fault["loc"])
+    key = next((key for key in layers if path == key or path.startswith(key + ".")), None)
+    if key is None:  # a rule over a whole section: name what was set in it
+        origins = sorted({origin for name, (origin, _) in layers.items() if name.startswith(path)})
+        return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
+    origin, value = layers[key]
+    return f"{origin}: {path}: {_plain(fault['msg'])} (got {value!r})"
+
+
+def _plain(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[0].lower() + message[1:]
+
+
+def to_yaml(settings: Settings) -> str:
+    """Return the settings as YAML that `--config` takes back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

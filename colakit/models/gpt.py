@@ -1,0 +1,233 @@
+"""GPT-2 in plain linear layers (Radford et al. 2019), with a language-model head or a classification head.
+
+Shapes: B batch, T tokens, D width, H heads, V vocabulary, C classes.
+
+Parameter names are those of transformers (`transformer.h.0.attn.c_attn.weight`), so that adapters written
+here and in PEFT name the same modules. Weights stand as `nn.Linear` keeps them, (out, in); GPT-2's files
+keep (in, out), which `colakit.interop.gpt2` turns around.
+
+Padding goes on the right. Attention is causal, so what stands right of a token never changes its state and
+no attention mask is needed; the mask only tells where a sentence ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of a GPT-2; the defaults are those of GPT-2 small.
+
+    Attributes:
+        vocab_size: V, tokens in the vocabulary.
+        num_positions: longest sequence, in tokens.
+        width: D, of the residual stream.
+        mlp_width: inner width of the MLP; None means 4·D.
+        activation: a key of `ACTIVATIONS`, in transformers' spelling.
+        embedding_dropout, attention_dropout, residual_dropout: probabilities, active in training mode only.
+    """
+
+    vocab_size: int = 50257
+    num_positions: int = 1024
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_width: int | None = None
+    activation: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    embedding_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    residual_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation (={self.activation!r}) must be one of {', '.join(ACTIVATIONS)}")
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that generation computes each token once.
+
+    Args:
+        config: the model's shape.
+        batch_size: B.
+        max_tokens: room to reserve, at most `config.num_positions`.
+    """
+
+    def __init__(
+        self, config: GPTConfig, batch_size: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        head_width = config.width // config.num_heads
+        shape = (config.num_layers, 2, batch_size, config.num_heads, max_tokens, head_width)
+        self.store = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D/H) keys and values of one layer; return all of that layer's so far."""
+        end = self.length + keys.shape[2]
+        self.store[layer, 0, :, :, self.length : end] = keys
+        self.store[layer, 1, :, :, self.length : end] = values
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.dropout = config.attention_dropout
+        self.c_attn = nn.Linear(config.width, 3 * config.width)
+        self.c_proj = nn.Linear(config.width, config.width)
+        self.resid_dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T, D) -> (B, T, D)
+        batch, tokens, width = x.shape
+        qkv = self.c_attn(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        causal = tokens > 1
+        if cache is not None:
+            assert not (cache.length and causal), "a filled cache takes one token at a time"
+            k, v = cache.extend(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), dropout_p=dropout, is_causal=causal)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, tokens, width)))
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward layer."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        inner = config.mlp_width or 4 * config.width
+        self.activation = ACTIVATIONS[config.activation]
+        self.c_fc = nn.Linear(config.width, inner)
+        self.c_proj = nn.Linear(inner, config.width)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T, D) -> (B, T, D)
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """The body that both heads share: embeddings, blocks, final norm."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.width)
+        self.wpe = nn.Embedding(config.num_positions, config.width)
+        self.drop = nn.Dropout(config.embedding_dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.ln_f = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the final hidden states (B, T, D) of `input_ids` (B, T)."""
+        start = cache.length if cache is not None else 0
+        end = start + input_ids.shape[1]
+        if end > self.config.num_positions:
+            raise ValueError(f"sequence of {end} tokens; the model holds {self.config.num_positions}")
+        positions = torch.arange(start, end, device=input_ids.device)
+        # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits
+        x = self.drop((self.wte(input_ids) + self.wpe(positions)).float())
+        for block in self.h:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length = end
+        return self.ln_f(x)
+
+
+class GPT(nn.Module):
+    """GPT-2 as a language model; the output layer is the token embedding (tied)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        initialise(self)
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return next-token logits (B, T, V) for `input_ids` (B, T)."""
+        return self.lm_logits(self.transformer(input_ids, cache))
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (…, V) of final hidden states (…, D)."""
+        return F.linear(hidden, self.transformer.wte.weight)
+
+    def classifier(self, num_labels: int) -> GPTClassifier:
+        """Return a classifier on this very body (shared, not copied) with a fresh head."""
+        return GPTClassifier(self.transformer, num_labels)
+
+
+class GPTClassifier(nn.Module):
+    """GPT-2 with a bias-free head `score` that reads the last real token, as `GPT2ForSequenceClassification`."""
+
+    def __init__(self, transformer: Transformer, num_labels: int) -> None:
+        super().__init__()
+        self.config = transformer.config
+        self.num_labels = num_labels
+        self.transformer = transformer
+        self.score = nn.Linear(transformer.config.width, num_labels, bias=False)
+        nn.init.normal_(self.score.weight, std=0.02)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return class logits (B, C), fp32.
+
+        Args:
+            input_ids: (B, T) int64, padded on the right with any token.
+            attention_mask: (B, T), 1 at real tokens; every row has at least one.
+        """
+        hidden = self.transformer(input_ids)  # (B, T, D)
+        last = attention_mask.sum(dim=1) - 1  # (B,)
+        pooled = hidden[torch.arange(len(last), device=last.device), last]  # (B, D)
+        return self.score(pooled).float()
+
+
+def initialise(model: nn.Module) -> None:
+    """Draw weights as GPT-2 did: N(0, 0.02²), residual projections by 0.02/√(2·layers), biases zero."""
+    num_layers = sum(isinstance(module, Block) for module in model.modules())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            residual = name.endswith("c_proj")
+            nn.init.normal_(module.weight, std=0.02 / (2 * num_layers) ** 0.5 if residual else 0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout of a GPT, in embeddings, attention and residual branches, to one probability."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(module, Attention):
+            module.dropout = probability

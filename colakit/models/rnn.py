@@ -1,0 +1,124 @@
+"""The student: embedding → RNN, GRU or LSTM → masked pooling → linear.
+
+Shapes: B batch, T tokens, E embedding width, H hidden width, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CELLS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+POOLINGS = ("last", "mean", "max", "attention")
+
+
+@dataclass(frozen=True)
+class RNNConfig:
+    """Shape of a `DistilRNN`.
+
+    Attributes:
+        vocab_size: tokens in the vocabulary.
+        num_labels: C.
+        cell: `rnn` (tanh), `gru` or `lstm`.
+        embedding_size: E.
+        hidden_size: H, of each direction.
+        bidirectional: read the sentence from both ends.
+        pooling: `last` (state after the whole sentence), or mean, max or attention over real tokens.
+        dropout: probability on embeddings, between layers and before the head.
+    """
+
+    vocab_size: int
+    num_labels: int = 2
+    cell: str = "lstm"
+    embedding_size: int = 128
+    hidden_size: int = 256
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "attention"
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELLS:
+            raise ValueError(f"cell (={self.cell!r}) must be one of {', '.join(CELLS)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling (={self.pooling!r}) must be one of {', '.join(POOLINGS)}")
+
+
+class DistilRNN(nn.Module):
+    """A small recurrent classifier whose logits padding never changes.
+
+    The backward direction reads each sentence reversed within its own length (one gather), so it never
+    starts in padding. That needs no packed sequences, which no export format knows.
+    """
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_labels = config.num_labels
+        directions = 2 if config.bidirectional else 1
+        width = config.hidden_size * directions
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
+        cell = CELLS[config.cell]
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                cell(width if layer else config.embedding_size, config.hidden_size, batch_first=True)
+                for _ in range(directions)
+            )
+            for layer in range(config.num_layers)
+        )
+        self.attention = nn.Linear(width, 1) if config.pooling == "attention" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.score = nn.Linear(width, config.num_labels)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return class logits (B, C), fp32.
+
+        Args:
+            input_ids: (B, T) int64, padded on the right with any token.
+            attention_mask: (B, T), 1 at real tokens; every row has at least one.
+        """
+        lengths = attention_mask.sum(dim=1)  # (B,)
+        reverse = self._reversal(lengths, input_ids.shape[1])  # (B, T)
+        x = self.embedding(input_ids)  # (B, T, E)
+        for layer in self.layers:
+            x = self._run_layer(layer, self.dropout(x), reverse)
+        return self.score(self.dropout(self._pool(x, attention_mask, lengths))).float()
+
+    @staticmethod
+    def _reversal(lengths: Tensor, tokens: int) -> Tensor:
+        """Return indices (B, T) that reverse each row within its length and leave padding in place."""
+        position = torch.arange(tokens, device=lengths.device)[None, :]
+        mirrored = lengths[:, None] - 1 - position
+        return torch.where(mirrored >= 0, mirrored, position)
+
+    @staticmethod
+    def _run_layer(layer: nn.Module, x: Tensor, reverse: Tensor) -> Tensor:
+        directions = list(layer.children())
+        states = directions[0](x)[0]  # (B, T, H)
+        if len(directions) == 1:
+            return states
+        backward = directions[1](_take_tokens(x, reverse))[0]
+        return torch.cat([states, _take_tokens(backward, reverse)], dim=-1)  # (B, T, 2H)
+
+    def _pool(self, states: Tensor, attention_mask: Tensor, lengths: Tensor) -> Tensor:  # -> (B, W)
+        real = attention_mask.bool()[:, :, None]  # (B, T, 1)
+        match self.config.pooling:
+            case "mean":
+                return (states * real).sum(dim=1) / lengths[:, None]
+            case "max":
+                return states.masked_fill(~real, -torch.inf).amax(dim=1)
+            case "attention":
+                assert self.attention is not None
+                weights = self.attention(states).masked_fill(~real, -torch.inf).softmax(dim=1)
+                return (weights * states).sum(dim=1)
+        hidden = self.config.hidden_size  # `last`: each direction's state once it has read everything
+        forward = states[torch.arange(len(lengths), device=lengths.device), lengths - 1, :hidden]
+        return torch.cat([forward, states[:, 0, hidden:]], dim=-1)
+
+
+def _take_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Reorder the tokens of (B, T, W) `x` by (B, T) `index`."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

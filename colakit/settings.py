@@ -1,0 +1,232 @@
+"""Every setting of an experiment: its meaning, unit, bounds and default, and where its value came from.
+
+One YAML file describes one experiment. `seed`, `base`, `device`, `precision`, `cache` and the section `data`
+are shared; each command reads its own sections besides. Values are taken, first found first, from flags,
+`--set`, the environment (`COLAKIT_FINETUNE__LR=1e-3`), the YAML file, and the defaults below.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Cell = Literal["rnn", "gru", "lstm"]
+Pooling = Literal["last", "mean", "max", "attention"]
+
+
+def _split_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, numbers must be finite, and `no` is not a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bool_only_where_wanted(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `no` and `on` as booleans, and Python would take those for 0 and 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            if annotation is not bool and bool not in get_args(annotation):
+                raise ValueError(f"a boolean is not allowed here; quote it if you mean the word ({value})")
+        return value
+
+
+class DataSettings(Section):
+    """What is learnt from."""
+
+    path: str = Field("cola", description="`cola` (fetched once), or a zip, folder, TSV or CSV")
+    splits: dict[str, str] = Field({}, description="split name -> file, instead of `path`, for a task of your own")
+    text_column: str | None = Field(None, description="column of the text; needed for a table with a header")
+    label_column: str | None = Field(None, description="column of the label, of any number of classes")
+    label_names: Names = Field((), description="labels in order; by default what train holds, sorted")
+    holdout: float = Field(0.1, gt=0, lt=1, description="share of train held out to choose epoch and threshold")
+    holdout_seed: int = Field(0, ge=0, description="draw of that slice; the same for every run that is compared")
+    max_tokens: int | None = Field(None, ge=3, description="longest sentence in tokens; null is the model's own limit")
+    mirrors: Names = Field((), description="URLs of CoLA's zip, tried before the CoLA site")
+
+
+class LoRASettings(Section):
+    """Which weights are adapted, and how."""
+
+    rank: int = Field(8, ge=1, description="R, rank of the update")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha/rank")
+    dropout: Share = Field(0.0, description="probability of dropping an adapter's input")
+    target_modules: Names = Field(
+        ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"), min_length=1, description="exact dotted tails of linear layers"
+    )
+    overrides: dict[str, dict[Literal["rank", "alpha"], Annotated[float, Field(gt=0)]]] = Field(
+        {}, description="rank and alpha of single modules, by dotted tail"
+    )
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
+    dora: bool = Field(False, description="learn row magnitudes apart (DoRA)")
+    init: Literal["kaiming", "pissa"] = Field("kaiming", description="start of A and B")
+    lr_ratio: float = Field(1.0, ge=1, description="LoRA+: learning rate of B over that of A")
+    train_layernorm: bool = Field(True, description="train the LayerNorms too")
+    train_head: bool = Field(True, description="train the classification head too")
+
+    @field_validator("overrides")
+    @classmethod
+    def _whole_ranks(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, changes in value.items():
+            if not float(changes.get("rank", 1)).is_integer():
+                raise ValueError(f"{name}: rank must be a whole number (got {changes['rank']})")
+        return {name: {k: int(v) if k == "rank" else v for k, v in c.items()} for name, c in value.items()}
+
+    @model_validator(mode="after")
+    def _one_variant(self) -> LoRASettings:
+        if self.dora and self.init == "pissa":
+            raise ValueError("dora and init: pissa cannot be combined; choose one")
+        return self
+
+
+class TrainingSettings(Section):
+    """How long, how fast, and by what the best moment is chosen."""
+
+    epochs: int = Field(10, ge=1, description="passes over train")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    batch_size: int = Field(32, ge=1, description="sentences a step, over all processes")
+    micro_batch_size: int | None = Field(None, ge=1, description="sentences a backward pass; null is the whole batch")
+    weight_decay: float = Field(0.01, ge=0, description="of matrices; vectors do not decay")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="fall of the rate after warm-up")
+    warmup: Share = Field(0.06, description="share of the steps in which the rate rises")
+    clip_norm: float | None = Field(1.0, gt=0, description="longest gradient (2-norm); null does not clip")
+    evaluate_every_epochs: int = Field(1, ge=1, description="epochs between evaluations on the held-out slice")
+    evaluate_every_steps: int | None = Field(None, ge=1, description="steps between evaluations, instead of epochs")
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better one")
+    select_by: Literal["mcc", "accuracy", "loss"] = Field("mcc", description="held-out figure that names the best model")
+    threshold: Literal["tuned", "argmax"] = Field(
+        "tuned", description="two classes: decide at the threshold best on the held-out slice, or at one half"
+    )
+    track_dev: bool = Field(False, description="also measure dev at every evaluation, for curves; chooses nothing")
+    log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
+    save_every_steps: int | None = Field(None, ge=1, description="steps between resumable states; null: at evaluations")
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> TrainingSettings:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be a multiple of micro_batch_size (={self.micro_batch_size})"
+            )
+        return self
+
+
+class FinetuneSettings(TrainingSettings):
+    """Tuning the base."""
+
+    add_bos: bool = Field(False, description="put the end-of-text token before each sentence")
+    add_eos: bool = Field(False, description="put the end-of-text token after each sentence; the head reads it")
+    base_dropout: float | None = Field(None, ge=0, lt=1, description="dropout inside the base; null is its own")
+
+
+class StudentSettings(Section):
+    """Shape of the recurrent student, for `distill` and `train-scratch` alike."""
+
+    cell: Cell = Field("lstm", description="recurrent cell")
+    embedding_size: int = Field(128, ge=1, description="width of the token embedding")
+    hidden_size: int = Field(256, ge=1, description="width of each direction's state")
+    num_layers: int = Field(1, ge=1, le=8, description="recurrent layers")
+    bidirectional: bool = Field(True, description="read from both ends")
+    pooling: Pooling = Field("attention", description="how the states of a sentence become one vector")
+    dropout: Share = Field(0.3, description="on embeddings, between layers, before the head")
+
+
+class StudentTrainingSettings(TrainingSettings):
+    """One budget for `distill` and for its control `train-scratch`."""
+
+
+class DistillSettings(Section):
+    """How the student learns from its teacher."""
+
+    teacher: str | None = Field(None, description="ckpt.pt, run folder or adapter folder")
+    kd_weight: float = Field(0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy")
+    temperature: float = Field(2.0, gt=0, description="softens teacher and student in the KL")
+    soft_loss: Literal["kl", "mse"] = Field("kl", description="temperature²·KL(teacher ‖ student), or logit MSE")
+
+
+class GenerateSettings(Section):
+    """How text is continued."""
+
+    max_new_tokens: int = Field(50, ge=1, description="tokens to add")
+    temperature: float = Field(1.0, ge=0, description="0 takes the likeliest token every time")
+    top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens")
+    top_p: float | None = Field(None, gt=0, le=1, description="sample among the likeliest tokens that make up p")
+    num_samples: int = Field(1, ge=1, description="continuations")
+
+
+class PredictSettings(Section):
+    """How sentences are labelled."""
+
+    batch_size: int = Field(128, ge=1, description="sentences computed at a time")
+
+
+class EvaluateSettings(Section):
+    """What is compared."""
+
+    splits: Names = Field((), description="splits; by default every labelled one but train")
+    batch_size: int = Field(128, ge=1, description="sentences computed at a time")
+
+
+class PlotSettings(Section):
+    """How figures are drawn."""
+
+    format: Literal["png", "svg", "pdf"] = Field("png", description="file format")
+    dpi: int = Field(150, ge=30, le=1200, description="dots an inch, for png")
+
+
+class Settings(Section):
+    """One experiment."""
+
+    seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
+    base: str = Field("gpt2", description="pretrained GPT-2: a folder in the transformers layout, or a hub name")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products and of frozen weights")
+    cache: str | None = Field(None, description="folder of downloads and computed arrays; null is the user's cache")
+    data: DataSettings = DataSettings()
+    lora: LoRASettings = LoRASettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    student: StudentSettings = StudentSettings()
+    student_training: StudentTrainingSettings = StudentTrainingSettings()
+    distill: DistillSettings = DistillSettings()
+    generate: GenerateSettings = GenerateSettings()
+    predict: PredictSettings = PredictSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    plot: PlotSettings = PlotSettings()
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The cache folder, where one is set."""
+        return Path(self.cache).expanduser() if self.cache else None
+
+
+def leaf_fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, pydantic field) of every setting."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaf_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def describe_type(annotation: Any) -> str:
+    """Return a type as people write it: `int`, `png|svg|pdf`, `list`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return describe_type(arguments[0])
+    if origin is Literal:
+        return "|".join(str(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return describe_type(next(argument for argument in arguments if argument is not type(None)))
+    if origin in (tuple, list):
+        return "name,…"
+    return {"str": "text", "float": "number", "int": "integer"}.get(getattr(annotation, "__name__", ""), "value")

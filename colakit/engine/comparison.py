@@ -1,0 +1,157 @@
+"""Models side by side: grouped over seeds, and paired with each other.
+
+Shapes: N sentences, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colakit.engine.metrics import Interval, Labels, Metrics, bootstrap, mcnemar, measure, paired_difference
+
+NOT_THE_EXPERIMENT = ("seed", "device", "precision", "cache", "generate", "predict", "evaluate", "plot")
+
+
+def experiment_key(origin: Mapping[str, Any]) -> str:
+    """Return a name that runs share when they differ in nothing but the seed (and their teacher's seed)."""
+    settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in NOT_THE_EXPERIMENT}
+    if "distill" in settings:
+        settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
+    text = json.dumps([origin.get("command"), origin.get("base"), settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model says about one split.
+
+    Attributes:
+        model: how people call the model.
+        group: how people call the experiment it is one seed of.
+        seed: None where it is unknown.
+        logits: (N, C).
+        predictions: (N,).
+    """
+
+    model: str
+    group: str
+    seed: int | None
+    logits: NDArray[np.float32]
+    predictions: Labels
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model's figures on a split, with bootstrap intervals over its sentences."""
+
+    model: str
+    group: str
+    seed: int | None
+    metrics: Metrics
+    accuracy: Interval
+    mcc: Interval
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Mean and standard deviation (n-1; 0 for a single seed) over the seeds of one experiment."""
+
+    group: str
+    num_seeds: int
+    accuracy_mean: float
+    accuracy_sd: float
+    mcc_mean: float
+    mcc_sd: float
+    majority_rate: float
+    num_collapsed: int
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """How much better one experiment is than another on the same sentences.
+
+    Attributes:
+        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals.
+        mcnemar_p: exact p of each pair of models with equal seeds, or of the only two models.
+    """
+
+    first: str
+    second: str
+    accuracy: Interval
+    mcc: Interval
+    mcnemar_p: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SplitComparison:
+    """All that `compare` finds about one split."""
+
+    split: str
+    models: tuple[ModelRow, ...]
+    groups: tuple[GroupRow, ...]
+    pairs: tuple[PairRow, ...]
+
+
+def compare(split: str, labels: Labels, answers: Sequence[Answers]) -> SplitComparison:
+    """Measure every model, every group of seeds, and every pair of groups on one labelled split."""
+    groups = {
+        name: list(members)
+        for name, members in itertools.groupby(sorted(answers, key=_by_first_seen(answers)), key=lambda a: a.group)
+    }
+    models = tuple(_model_row(labels, answer) for answer in answers)
+    pairs = tuple(
+        _pair_row(labels, first, second, groups[first], groups[second])
+        for first, second in itertools.combinations(groups, 2)
+    )
+    return SplitComparison(split, models, tuple(_group_row(name, models) for name in groups), pairs)
+
+
+def _by_first_seen(answers: Sequence[Answers]) -> Any:
+    order = {name: position for position, name in enumerate(dict.fromkeys(answer.group for answer in answers))}
+    return lambda answer: order[answer.group]
+
+
+def _model_row(labels: Labels, answer: Answers) -> ModelRow:
+    num_labels = answer.logits.shape[1]
+    intervals = [bootstrap(name, labels, [answer.predictions], num_labels) for name in ("accuracy", "mcc")]
+    metrics = measure(answer.logits, labels, answer.predictions)
+    return ModelRow(answer.model, answer.group, answer.seed, metrics, intervals[0], intervals[1])
+
+
+def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
+    members = [row.metrics for row in models if row.group == name]
+    accuracies, mccs = [m.accuracy for m in members], [m.mcc for m in members]
+    return GroupRow(
+        group=name,
+        num_seeds=len(members),
+        accuracy_mean=fmean(accuracies),
+        accuracy_sd=stdev(accuracies) if len(members) > 1 else 0.0,
+        mcc_mean=fmean(mccs),
+        mcc_sd=stdev(mccs) if len(members) > 1 else 0.0,
+        majority_rate=members[0].majority_rate,
+        num_collapsed=sum(m.collapsed for m in members),
+    )
+
+
+def _pair_row(
+    labels: Labels, first: str, second: str, ours: Sequence[Answers], theirs: Sequence[Answers]
+) -> PairRow:
+    num_labels = ours[0].logits.shape[1]
+    differences = [
+        paired_difference(name, labels, [a.predictions for a in ours], [a.predictions for a in theirs], num_labels)
+        for name in ("accuracy", "mcc")
+    ]
+    matched = [(a, b) for a in ours for b in theirs if a.seed is not None and a.seed == b.seed]
+    if not matched and len(ours) == len(theirs) == 1:
+        matched = [(ours[0], theirs[0])]
+    p_values = tuple(mcnemar(labels, a.predictions, b.predictions) for a, b in matched)
+    return PairRow(first, second, differences[0], differences[1], p_values)

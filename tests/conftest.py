@@ -1,0 +1,67 @@
+"""What the tests share: a toy base and corpus, the folder of real data, and a way to run the program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from colakit.engine.device import Compute
+from colakit.toy import write_base, write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY_SIZES = {"train": 240, "id_dev": 60, "ood_dev": 60}
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep every test in its own folder, off the network, and out of the user's caches."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
+    for name in [name for name in os.environ if name.startswith("COLAKIT_") and name not in KEPT]:
+        monkeypatch.delenv(name)
+
+
+KEPT = {"COLAKIT_SHARED", "COLAKIT_CACHE"}
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` (a tiny pretrained GPT-2) and `corpus` (CoLA's layout)."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_corpus(folder / "corpus", sizes=TOY_SIZES)
+    write_base(folder / "base", steps=60, width=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real CoLA and an interim base; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("COLAKIT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "cola").is_dir():
+        pytest.skip(f"needs real CoLA in {folder} (or where COLAKIT_SHARED says)")
+    return folder
+
+
+@pytest.fixture
+def fp32() -> Compute:
+    """The CPU in full precision, where parity can be exact."""
+    return Compute(torch.device("cpu"), torch.float32, "parity is checked in fp32")
+
+
+@pytest.fixture
+def colakit(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process; returns (exit code, stdout, stderr)."""
+    from colakit.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

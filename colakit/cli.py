@@ -49,7 +49,9 @@ def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
     field = FIELDS[key]
     default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
     kind = describe_type(field.annotation)
-    option = typer.Option(flag, help=f"{field.description}{default}", metavar=kind.upper(), show_default=False)
+    option = typer.Option(
+        flag, help=f"{field.description}{default}", metavar=kind.upper(), show_default=False
+    )
     name = flag.removeprefix("--").replace("-", "_")
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
@@ -62,10 +64,15 @@ def _written(value: object) -> str:
 
 def _common_parameters() -> list[inspect.Parameter]:
     options: dict[str, tuple[Any, Any]] = {
-        "config": (Path | None, typer.Option("--config", help="YAML file of the experiment.", metavar="FILE")),
+        "config": (
+            Path | None,
+            typer.Option("--config", help="YAML file of the experiment.", metavar="FILE"),
+        ),
         "assign": (
             list[str] | None,
-            typer.Option("--set", help="Any setting; repeatable.", metavar="SECTION.KEY=VALUE", show_default=False),
+            typer.Option(
+                "--set", help="Any setting; repeatable.", metavar="SECTION.KEY=VALUE", show_default=False
+            ),
         ),
         "out": (Path | None, typer.Option("--out", help="Folder to write to.", metavar="DIR")),
         "as_json": (bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")),
@@ -99,7 +106,8 @@ def command(
     def register(function: Callable[..., None]) -> None:
         def callback(**options: Any) -> None:
             chosen = {
-                key: (flag, options.pop(flag.removeprefix("--").replace("-", "_"))) for flag, key in all_flags.items()
+                key: (flag, options.pop(flag.removeprefix("--").replace("-", "_")))
+                for flag, key in all_flags.items()
             }
             config, out = options.pop("config"), options.pop("out")
             if config is None and out is not None and options.get("resume"):
@@ -159,9 +167,12 @@ def generate(
     context: Context,
     *,
     prompt: Annotated[str | None, typer.Option(help="Text to continue; stdin where it is not given.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Adapter folder, run folder or ckpt.pt to put on the base.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter folder, run folder or ckpt.pt to put on the base.")
+    ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Inject fresh adapters of this rank first; the text must not change.")
+        int | None,
+        typer.Option(min=1, help="Inject fresh adapters of this rank first; the text must not change."),
     ] = None,
 ) -> None:
     """Continue a prompt with the base model, or with an adapter on it."""
@@ -209,9 +220,13 @@ def train_scratch(context: Context, *, resume: Resume = False) -> None:
     _run(context, "train_scratch", resume=resume)
 
 
-@command(app, "evaluate", {**BASE_AND_DATA, "--split": "evaluate.splits", "--batch-size": "evaluate.batch_size"})
+@command(
+    app, "evaluate", {**BASE_AND_DATA, "--split": "evaluate.splits", "--batch-size": "evaluate.batch_size"}
+)
 def evaluate(
-    context: Context, *, models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, ckpt.pt files, adapters.")]
+    context: Context,
+    *,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, ckpt.pt files, adapters.")],
 ) -> None:
     """Measure any number of models on any splits, side by side."""
     _run(context, "evaluate", models=models)
@@ -230,7 +245,9 @@ def predict(
     context: Context,
     *,
     model: Annotated[str, typer.Option(help="ckpt.pt, run folder or adapter folder.")],
-    file: Annotated[Path | None, typer.Argument(help="A sentence a line; stdin where it is not given or `-`.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A sentence a line; stdin where it is not given or `-`.")
+    ] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of TSV.")] = False,
 ) -> None:
     """Label sentences, with probabilities."""
@@ -245,7 +262,9 @@ def data_fetch(context: Context) -> None:
 
 @command(data_app, "check", {"--data": "data.path"})
 def data_check(
-    context: Context, *, strict: Annotated[bool, typer.Option("--strict", help="Fail where there is a warning.")] = False
+    context: Context,
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where there is a warning.")] = False,
 ) -> None:
     """Count a corpus: labels, majority rates, duplicates, contradictions, overlap between splits."""
     _run(context, "data", action="check", strict=strict)

@@ -1,7 +1,7 @@
 """Everything that people see while a command runs; the only module that imports rich.
 
-Results go to stdout, or to stderr with the rest where stdout carries JSON or data. Where there is no terminal,
-progress is plain lines without control codes.
+Results go to stdout, or to stderr with the rest where stdout carries JSON or data. Where there is no
+terminal, progress is plain lines without control codes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal

@@ -82,7 +82,11 @@ class Context:
                 raise ColakitError("CoLA is not fetched yet", hint="Run `colakit data fetch` first.")
             if not is_fetched(self.cache_folder):
                 self.reporter.say("fetching CoLA")
-            path = fetch_cola(self.cache_folder, data.mirrors) if not self.dry_run else cola_folder(self.cache_folder)
+            path = (
+                fetch_cola(self.cache_folder, data.mirrors)
+                if not self.dry_run
+                else cola_folder(self.cache_folder)
+            )
         return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)
 
     def new_run_folder(self) -> Path:
@@ -100,7 +104,8 @@ class Context:
             raise ColakitError(f"--out {self.out}: is a file; a folder is wanted")
         if self.out.is_dir() and any(self.out.iterdir()):
             raise ColakitError(
-                f"--out {self.out}: is not empty", hint="Name another folder, or continue its run with --resume."
+                f"--out {self.out}: is not empty",
+                hint="Name another folder, or continue its run with --resume.",
             )
         return self.out
 

@@ -30,6 +30,12 @@ class ColakitError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's name where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
 def did_you_mean(wrong: str, allowed: Iterable[str], prefix: str = "") -> str:
     """Return ` Did you mean X?` for the nearest allowed name, or the allowed names where none is near."""
     names = list(allowed)

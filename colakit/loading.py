@@ -85,7 +85,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ColakitError(f"--config {path}: {getattr(error, 'strerror', None) or error}", hint="Check the path.") from error
+        raise ColakitError(
+            f"--config {path}: {getattr(error, 'strerror', None) or error}", hint="Check the path."
+        ) from error
     try:
         loaded = _parse_yaml(text)
     except yaml.YAMLError as error:
@@ -98,7 +100,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506: a SafeLoader
+    return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -109,7 +111,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = str(key_node.value)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -129,7 +133,9 @@ def _assignment_layer(assignments: Sequence[str]) -> dict[str, tuple[str, Any]]:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ColakitError(f"--set {assignment}: no `=`", hint="Write --set section.key=value")
-        layer |= {k: (f"--set {assignment}", v) for k, v in _flatten_value(key.strip(), _parse_value(text, "--set"))}
+        layer |= {
+            k: (f"--set {assignment}", v) for k, v in _flatten_value(key.strip(), _parse_value(text, "--set"))
+        }
     return layer
 
 

@@ -107,7 +107,9 @@ def draw_comparison(runs: Sequence[RunData]) -> Figure:
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    splits = [name for name in runs[0].summary["splits"] if all(name in run.summary["splits"] for run in runs)]
+    splits = [
+        name for name in runs[0].summary["splits"] if all(name in run.summary["splits"] for run in runs)
+    ]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
     width = 0.8 / len(groups)
@@ -128,7 +130,9 @@ def draw_comparison(runs: Sequence[RunData]) -> Figure:
         _dress(axis, title)
     several = any(len(members) > 1 for members in groups.values())
     figure.suptitle(
-        "bars: mean over seeds, whiskers: 1 sd, dots: seeds" if several else "whiskers: 95 % bootstrap intervals",
+        "bars: mean over seeds, whiskers: 1 sd, dots: seeds"
+        if several
+        else "whiskers: 95 % bootstrap intervals",
         fontsize=FONT_SIZE,
     )
     _legend_below(figure, axes[0])
@@ -177,7 +181,13 @@ def _majority_line(axis: Axes, run: RunData, split: str | None = None) -> None:
     names = [split] if split else [name for name in run.summary["splits"] if name != "holdout"]
     if names:
         rate = 100 * run.summary["splits"][names[0]]["majority_rate"]
-        axis.axhline(rate, color="black", linestyle=":", linewidth=1.2, label=f"majority rate ({_split_title(names[0])})")
+        axis.axhline(
+            rate,
+            color="black",
+            linestyle=":",
+            linewidth=1.2,
+            label=f"majority rate ({_split_title(names[0])})",
+        )
 
 
 def _bars(
@@ -226,7 +236,9 @@ def _floor(runs: Sequence[RunData], splits: Sequence[str]) -> float:
 
 
 def _split_title(split: str) -> str:
-    return {"holdout": "held out", "id_dev": "in-domain dev", "ood_dev": "out-of-domain dev"}.get(split, split)
+    return {"holdout": "held out", "id_dev": "in-domain dev", "ood_dev": "out-of-domain dev"}.get(
+        split, split
+    )
 
 
 def _legend_below(figure: Figure, axis: Axes) -> None:

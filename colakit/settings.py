@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Cell = Literal["rnn", "gru", "lstm"]
@@ -46,13 +54,21 @@ class DataSettings(Section):
     """What is learnt from."""
 
     path: str = Field("cola", description="`cola` (fetched once), or a zip, folder, TSV or CSV")
-    splits: dict[str, str] = Field({}, description="split name -> file, instead of `path`, for a task of your own")
+    splits: dict[str, str] = Field(
+        {}, description="split name -> file, instead of `path`, for a task of your own"
+    )
     text_column: str | None = Field(None, description="column of the text; needed for a table with a header")
     label_column: str | None = Field(None, description="column of the label, of any number of classes")
     label_names: Names = Field((), description="labels in order; by default what train holds, sorted")
-    holdout: float = Field(0.1, gt=0, lt=1, description="share of train held out to choose epoch and threshold")
-    holdout_seed: int = Field(0, ge=0, description="draw of that slice; the same for every run that is compared")
-    max_tokens: int | None = Field(None, ge=3, description="longest sentence in tokens; null is the model's own limit")
+    holdout: float = Field(
+        0.1, gt=0, lt=1, description="share of train held out to choose epoch and threshold"
+    )
+    holdout_seed: int = Field(
+        0, ge=0, description="draw of that slice; the same for every run that is compared"
+    )
+    max_tokens: int | None = Field(
+        None, ge=3, description="longest sentence in tokens; null is the model's own limit"
+    )
     mirrors: Names = Field((), description="URLs of CoLA's zip, tried before the CoLA site")
 
 
@@ -63,7 +79,9 @@ class LoRASettings(Section):
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha/rank")
     dropout: Share = Field(0.0, description="probability of dropping an adapter's input")
     target_modules: Names = Field(
-        ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"), min_length=1, description="exact dotted tails of linear layers"
+        ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
+        min_length=1,
+        description="exact dotted tails of linear layers",
     )
     overrides: dict[str, dict[Literal["rank", "alpha"], Annotated[float, Field(gt=0)]]] = Field(
         {}, description="rank and alpha of single modules, by dotted tail"
@@ -96,21 +114,37 @@ class TrainingSettings(Section):
     epochs: int = Field(10, ge=1, description="passes over train")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="sentences a step, over all processes")
-    micro_batch_size: int | None = Field(None, ge=1, description="sentences a backward pass; null is the whole batch")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="sentences a backward pass; null is the whole batch"
+    )
     weight_decay: float = Field(0.01, ge=0, description="of matrices; vectors do not decay")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="fall of the rate after warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="fall of the rate after warm-up"
+    )
     warmup: Share = Field(0.06, description="share of the steps in which the rate rises")
     clip_norm: float | None = Field(1.0, gt=0, description="longest gradient (2-norm); null does not clip")
-    evaluate_every_epochs: int = Field(1, ge=1, description="epochs between evaluations on the held-out slice")
-    evaluate_every_steps: int | None = Field(None, ge=1, description="steps between evaluations, instead of epochs")
-    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better one")
-    select_by: Literal["mcc", "accuracy", "loss"] = Field("mcc", description="held-out figure that names the best model")
+    evaluate_every_epochs: int = Field(
+        1, ge=1, description="epochs between evaluations on the held-out slice"
+    )
+    evaluate_every_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations, instead of epochs"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better one"
+    )
+    select_by: Literal["mcc", "accuracy", "loss"] = Field(
+        "mcc", description="held-out figure that names the best model"
+    )
     threshold: Literal["tuned", "argmax"] = Field(
         "tuned", description="two classes: decide at the threshold best on the held-out slice, or at one half"
     )
-    track_dev: bool = Field(False, description="also measure dev at every evaluation, for curves; chooses nothing")
+    track_dev: bool = Field(
+        False, description="also measure dev at every evaluation, for curves; chooses nothing"
+    )
     log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
-    save_every_steps: int | None = Field(None, ge=1, description="steps between resumable states; null: at evaluations")
+    save_every_steps: int | None = Field(
+        None, ge=1, description="steps between resumable states; null: at evaluations"
+    )
 
     @model_validator(mode="after")
     def _batches_divide(self) -> TrainingSettings:
@@ -125,8 +159,12 @@ class FinetuneSettings(TrainingSettings):
     """Tuning the base."""
 
     add_bos: bool = Field(False, description="put the end-of-text token before each sentence")
-    add_eos: bool = Field(False, description="put the end-of-text token after each sentence; the head reads it")
-    base_dropout: float | None = Field(None, ge=0, lt=1, description="dropout inside the base; null is its own")
+    add_eos: bool = Field(
+        False, description="put the end-of-text token after each sentence; the head reads it"
+    )
+    base_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout inside the base; null is its own"
+    )
 
 
 class StudentSettings(Section):
@@ -149,9 +187,13 @@ class DistillSettings(Section):
     """How the student learns from its teacher."""
 
     teacher: str | None = Field(None, description="ckpt.pt, run folder or adapter folder")
-    kd_weight: float = Field(0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy")
+    kd_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy"
+    )
     temperature: float = Field(2.0, gt=0, description="softens teacher and student in the KL")
-    soft_loss: Literal["kl", "mse"] = Field("kl", description="temperature²·KL(teacher ‖ student), or logit MSE")
+    soft_loss: Literal["kl", "mse"] = Field(
+        "kl", description="temperature²·KL(teacher ‖ student), or logit MSE"
+    )
 
 
 class GenerateSettings(Section):
@@ -160,7 +202,9 @@ class GenerateSettings(Section):
     max_new_tokens: int = Field(50, ge=1, description="tokens to add")
     temperature: float = Field(1.0, ge=0, description="0 takes the likeliest token every time")
     top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens")
-    top_p: float | None = Field(None, gt=0, le=1, description="sample among the likeliest tokens that make up p")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="sample among the likeliest tokens that make up p"
+    )
     num_samples: int = Field(1, ge=1, description="continuations")
 
 
@@ -188,10 +232,18 @@ class Settings(Section):
     """One experiment."""
 
     seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
-    base: str = Field("gpt2", description="pretrained GPT-2: a folder in the transformers layout, or a hub name")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products and of frozen weights")
-    cache: str | None = Field(None, description="folder of downloads and computed arrays; null is the user's cache")
+    base: str = Field(
+        "gpt2", description="pretrained GPT-2: a folder in the transformers layout, or a hub name"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of matrix products and of frozen weights"
+    )
+    cache: str | None = Field(
+        None, description="folder of downloads and computed arrays; null is the user's cache"
+    )
     data: DataSettings = DataSettings()
     lora: LoRASettings = LoRASettings()
     finetune: FinetuneSettings = FinetuneSettings()
@@ -229,4 +281,6 @@ def describe_type(annotation: Any) -> str:
         return describe_type(next(argument for argument in arguments if argument is not type(None)))
     if origin in (tuple, list):
         return "name,…"
-    return {"str": "text", "float": "number", "int": "integer"}.get(getattr(annotation, "__name__", ""), "value")
+    return {"str": "text", "float": "number", "int": "integer"}.get(
+        getattr(annotation, "__name__", ""), "value"
+    )

@@ -2,10 +2,10 @@
 
     python -m colakit.toy FOLDER        writes FOLDER/base and FOLDER/corpus
 
-The sentences come from a small grammar with number agreement across a relative clause, determiners, reflexives
-and word order; the unacceptable ones break exactly one of these. The base is a two-layer GPT-2 that read a few
-thousand acceptable sentences, so that tuning it has something to build on. Nothing here resembles English
-enough to be a result: it shows that the machinery runs.
+The sentences come from a small grammar with number agreement across a relative clause, determiners,
+reflexives and word order; the unacceptable ones break exactly one of these. The base is a two-layer GPT-2
+that read a few thousand acceptable sentences, so that tuning it has something to build on. Nothing here
+resembles English enough to be a result: it shows that the machinery runs.
 """
 
 from __future__ import annotations
@@ -115,17 +115,23 @@ def write_corpus(folder: Path, *, seed: int = 0, sizes: dict[str, int] | None = 
     for offset, (split, size) in enumerate((sizes or SIZES).items()):
         grammar = ToyGrammar(seed * 10 + offset, NOUNS if split != "ood_dev" else OTHER_NOUNS)
         rows = [grammar.labelled() for _ in range(size)]
-        lines = [f"toy-{code}\t{label}\t{'' if label else '*'}\t{sentence}\n" for code, label, sentence in rows]
+        lines = [
+            f"toy-{code}\t{label}\t{'' if label else '*'}\t{sentence}\n" for code, label, sentence in rows
+        ]
         (folder / COLA_FILES[split]).write_text("".join(lines), encoding="utf-8")
 
 
-def write_base(folder: Path, *, seed: int = 0, steps: int = 300, width: int = 64, num_layers: int = 2) -> None:
+def write_base(
+    folder: Path, *, seed: int = 0, steps: int = 300, width: int = 64, num_layers: int = 2
+) -> None:
     """Write a tiny GPT-2 with its tokenizer in the transformers layout, pretrained for `steps` steps."""
     folder.mkdir(parents=True, exist_ok=True)
     grammar = ToyGrammar(seed + 1000, NOUNS + OTHER_NOUNS)
     sentences = [grammar.acceptable() for _ in range(4000)]
     backend = _train_tokenizer(sentences)
-    tokenizer = SentenceTokenizer(backend, backend.token_to_id(END_OF_TEXT), prefix=True, suffix=True)
+    end_of_text_id = backend.token_to_id(END_OF_TEXT)
+    assert end_of_text_id is not None, "the trainer was given it"
+    tokenizer = SentenceTokenizer(backend, end_of_text_id, prefix=True, suffix=True)
     seed_everything(seed)
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size,
@@ -141,7 +147,7 @@ def write_base(folder: Path, *, seed: int = 0, steps: int = 300, width: int = 64
     _pretrain(model, tokenizer.encode(sentences), seed=seed, steps=steps)
     save_gpt(model, folder, end_of_text_id=tokenizer.end_of_text_id)
     backend.save(str(folder / "tokenizer.json"))
-    special = {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token")}
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.num_positions, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

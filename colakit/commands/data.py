@@ -24,7 +24,9 @@ def _fetch(context: Context) -> dict[str, Any]:
         context.reporter.result(f"{'have' if had else 'would fetch'} {COLA_URL} in {cola_folder(cache)}")
     else:
         fetch_cola(cache, context.settings.data.mirrors)
-        context.reporter.result(f"CoLA {'was' if had else 'is now'} in {cola_folder(cache)}, its checksums verified")
+        context.reporter.result(
+            f"CoLA {'was' if had else 'is now'} in {cola_folder(cache)}, its checksums verified"
+        )
     return {"folder": str(cola_folder(cache)), "was_cached": had}
 
 
@@ -49,5 +51,7 @@ def _check(context: Context, strict: bool) -> dict[str, Any]:
     for text in warnings:
         context.reporter.warn(text)
     if strict and warnings:
-        raise ColakitError(f"--strict: {len(warnings)} warnings", hint="Mend the data, or leave --strict out.")
+        raise ColakitError(
+            f"--strict: {len(warnings)} warnings", hint="Mend the data, or leave --strict out."
+        )
     return {"corpus": corpus.name, "splits": [asdict(check) for check in checks], "warnings": warnings}

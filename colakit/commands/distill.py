@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from colakit.commands.runner import run_job
 from colakit.commands.students import student_job
-from colakit.commands.task import Task
+from colakit.commands.task import Task, percent
 from colakit.commands.training import Job
 from colakit.context import Context
 from colakit.data.corpora import Split
@@ -32,7 +32,9 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     held_out = teacher_logits(context, teacher, fingerprint, task.holdout)
     metrics = measure(held_out, task.holdout.require_labels(), teacher.decide(held_out))
     if metrics.collapsed:
-        context.reporter.warn("the teacher answers one class to every held-out sentence; it has little to teach")
+        context.reporter.warn(
+            "the teacher answers one class to every held-out sentence; it has little to teach"
+        )
     job, lines = student_job(
         context,
         task,
@@ -55,8 +57,11 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
             }
         },
     )
-    held = f"held-out accuracy {100 * metrics.accuracy:.2f} % (majority {100 * metrics.majority_rate:.2f} %), MCC {metrics.mcc:.3f}"
-    return job, [f"teacher: {settings.distill.teacher}, {held}", *lines]
+    quality = (
+        f"held-out accuracy {percent(metrics.accuracy)} % (majority {percent(metrics.majority_rate)} %), "
+        f"MCC {metrics.mcc:.3f}"
+    )
+    return job, [f"teacher: {settings.distill.teacher}, {quality}", *lines]
 
 
 def _load_teacher(context: Context, task: Task) -> SentenceClassifier:

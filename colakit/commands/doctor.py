@@ -36,7 +36,9 @@ def run(context: Context) -> dict[str, Any]:
         "hub": _answers(_hub_address()),
         "CoLA site": _answers(COLA_URL),
     }
-    context.reporter.table("colakit doctor", ["what", "found"], [[key, str(value)] for key, value in facts.items()])
+    context.reporter.table(
+        "colakit doctor", ["what", "found"], [[key, str(value)] for key, value in facts.items()]
+    )
     return facts
 
 

@@ -83,7 +83,8 @@ def _require_same_labels(path: str, classifier: SentenceClassifier, corpus: Corp
     unnamed = tuple(f"LABEL_{i}" for i in range(len(corpus.label_names)))
     if classifier.label_names not in (corpus.label_names, unnamed):
         raise ColakitError(
-            f"{path}: its labels are {', '.join(classifier.label_names)}; the data's are {', '.join(corpus.label_names)}",
+            f"{path}: its labels are {', '.join(classifier.label_names)}; "
+            f"the data's are {', '.join(corpus.label_names)}",
             hint="Evaluate a model on the task it was trained for.",
         )
 
@@ -161,7 +162,9 @@ def _tables(comparison: SplitComparison) -> list[Table]:
 
 def _interval(interval: Interval, factor: float, digits: int, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
-    value, low, high = (f"{factor * x:{sign}.{digits}f}" for x in (interval.value, interval.low, interval.high))
+    value, low, high = (
+        f"{factor * x:{sign}.{digits}f}" for x in (interval.value, interval.low, interval.high)
+    )
     return f"{value} [{low}, {high}]"
 
 

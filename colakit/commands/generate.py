@@ -20,7 +20,9 @@ from colakit.models.gpt import GPT, GPTClassifier
 from colakit.models.lora import inject
 
 
-def run(context: Context, *, prompt: str | None, adapter: str | None, rank: int | None) -> dict[str, Any] | None:
+def run(
+    context: Context, *, prompt: str | None, adapter: str | None, rank: int | None
+) -> dict[str, Any] | None:
     """Print the prompt with its continuation; return texts for `--json`."""
     model, tokenizer = _load(context, adapter)
     if rank is not None:

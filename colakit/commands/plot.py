@@ -47,7 +47,9 @@ def _read(path: Path) -> RunData:
     summary = run.read_summary()
     evaluations = [record for record in run.read_metrics() if record.get("event") == "evaluation"]
     if not evaluations:
-        raise ColakitError(f"{path}: metrics.jsonl holds no evaluation", hint="Give the folder of a training run.")
+        raise ColakitError(
+            f"{path}: metrics.jsonl holds no evaluation", hint="Give the folder of a training run."
+        )
     settings = read_yaml(run.settings)
     origin = {"command": summary["command"], "base": summary.get("base"), "settings": settings}
     cell = settings.get("student", {}).get("cell")

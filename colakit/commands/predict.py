@@ -31,11 +31,15 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
     num_truncated = 0
     with _open_output(context) as out, _open_input(file) as lines:
         if not jsonl:
-            out.write("\t".join(["label", *(f"p({name})" for name in classifier.label_names), "sentence"]) + "\n")
+            out.write(
+                "\t".join(["label", *(f"p({name})" for name in classifier.label_names), "sentence"]) + "\n"
+            )
         for chunk in _chunks(lines, size * CHUNK_BATCHES):
             num_truncated += _predict(context, classifier, chunk, out, jsonl, counts)
     if num_truncated:
-        context.reporter.warn(f"{num_truncated} sentences are longer than {classifier.max_tokens} tokens and were cut")
+        context.reporter.warn(
+            f"{num_truncated} sentences are longer than {classifier.max_tokens} tokens and were cut"
+        )
     return {"sentences": sum(counts.values()), "labels": counts, "truncated": num_truncated}
 
 
@@ -58,7 +62,12 @@ def _predict(
         counts[names[label]] += 1
         if jsonl:
             by_name = dict(zip(names, (round(p, 6) for p in probs), strict=True))
-            out.write(json.dumps({"sentence": sentence, "label": names[label], "probabilities": by_name}, ensure_ascii=False))
+            out.write(
+                json.dumps(
+                    {"sentence": sentence, "label": names[label], "probabilities": by_name},
+                    ensure_ascii=False,
+                )
+            )
             out.write("\n")
         else:
             out.write("\t".join([names[label], *(f"{p:.6f}" for p in probs), sentence]) + "\n")
@@ -80,7 +89,9 @@ def _open_input(file: Path | None) -> Iterator[Iterator[str]]:
     try:
         opened = file.open("rb")
     except OSError as error:
-        raise ColakitError(f"{file}: {error.strerror}", hint="Give a text file with a sentence a line.") from error
+        raise ColakitError(
+            f"{file}: {error.strerror}", hint="Give a text file with a sentence a line."
+        ) from error
     with opened:
         yield _lines(opened, str(file))
 
@@ -90,7 +101,9 @@ def _lines(stream: Any, where: str) -> Iterator[str]:
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ColakitError(f"{where}:{number}: not UTF-8 at byte {error.start}", hint="Save it as UTF-8.") from None
+            raise ColakitError(
+                f"{where}:{number}: not UTF-8 at byte {error.start}", hint="Save it as UTF-8."
+            ) from None
         yield text.rstrip("\r\n")
 
 

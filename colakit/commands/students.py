@@ -38,7 +38,9 @@ def student_job(
     settings = context.settings
     tokenizer = SentenceTokenizer(backend.backend, backend.end_of_text_id)
     config = RNNConfig(
-        vocab_size=tokenizer.vocab_size, num_labels=len(task.corpus.label_names), **settings.student.model_dump()
+        vocab_size=tokenizer.vocab_size,
+        num_labels=len(task.corpus.label_names),
+        **settings.student.model_dump(),
     )
     classifier = SentenceClassifier(
         model=DistilRNN(config),

@@ -47,7 +47,10 @@ def load_task(context: Context) -> Task:
 
 
 def examples(
-    context: Context, classifier: SentenceClassifier, split: Split, teacher_logits: NDArray[np.float32] | None = None
+    context: Context,
+    classifier: SentenceClassifier,
+    split: Split,
+    teacher_logits: NDArray[np.float32] | None = None,
 ) -> Examples:
     """Tokenise a labelled split as `classifier` reads it, and say how many sentences had to be cut."""
     tokens = classifier.encode(split.sentences, context.arrays)
@@ -74,8 +77,14 @@ def show_parameters(context: Context, model: nn.Module) -> ParameterReport:
 def show_plan(context: Context, task: Task, model: nn.Module, lines: Sequence[str]) -> dict[str, Any]:
     """Print what a run would do, and return it as plain data."""
     report = show_parameters(context, model)
-    sizes = {"train": len(task.train), "holdout": len(task.holdout)} | {n: len(s) for n, s in task.reports.items()}
-    for line in (*lines, f"compute: {context.compute}", "sentences: " + ", ".join(f"{v} {k}" for k, v in sizes.items())):
+    sizes = {"train": len(task.train), "holdout": len(task.holdout)} | {
+        n: len(s) for n, s in task.reports.items()
+    }
+    for line in (
+        *lines,
+        f"compute: {context.compute}",
+        "sentences: " + ", ".join(f"{v} {k}" for k, v in sizes.items()),
+    ):
         context.reporter.result(line)
     context.reporter.result("dry run: nothing was written")
     return {

@@ -131,7 +131,9 @@ class _Fit:
         fused = self.compute.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(groups, lr=self.training.lr, fused=fused)
         self.progress = Progress(torch.zeros(self.num_labels, self.num_labels, dtype=torch.long))
-        self.dev = {name: examples(job.context, job.classifier, split) for name, split in job.task.reports.items()}
+        self.dev = {
+            name: examples(job.context, job.classifier, split) for name, split in job.task.reports.items()
+        }
         self.started_at = 0
         self.seconds = 0.0
         seed_everything(job.context.settings.seed, group.rank)
@@ -171,7 +173,9 @@ class _Fit:
         job, start = self.job, self.progress.step
         size = self.training.micro_batch_size or self.training.batch_size
         for epoch in range(start // self.steps_per_epoch, self.training.epochs):
-            plan = plan_epoch(job.train.tokens.lengths, self.training.batch_size, job.context.settings.seed, epoch)
+            plan = plan_epoch(
+                job.train.tokens.lengths, self.training.batch_size, job.context.settings.seed, epoch
+            )
             done = max(0, start - epoch * self.steps_per_epoch)
             for position, index in enumerate(plan[done:], start=done + 1):
                 share = micro_batches(
@@ -190,19 +194,29 @@ class _Fit:
             progress.confusion += counts.view(self.num_labels, self.num_labels)
         if report.step % self.training.log_every == 0:
             self._log(
-                {"event": "step", "step": report.step, "loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm}
+                {
+                    "event": "step",
+                    "step": report.step,
+                    "loss": report.loss,
+                    "lr": report.lr,
+                    "grad_norm": report.grad_norm,
+                }
             )
         is_last = report.step == self.max_steps
         evaluated = report.step % self.evaluate_every == 0 or is_last
         bar.advance(note=f"epoch {report.epoch + 1} loss {report.loss:.3f}" + self._held_out_note())
         if evaluated:
             self._evaluate(bar)
-        if evaluated or (self.training.save_every_steps and report.step % self.training.save_every_steps == 0):
+        if evaluated or (
+            self.training.save_every_steps and report.step % self.training.save_every_steps == 0
+        ):
             self._save()
 
     def _held_out_note(self) -> str:
         best = self.progress.best
-        return f" · best held-out accuracy {100 * best['accuracy']:.1f} % MCC {best['mcc']:.3f}" if best else ""
+        return (
+            f" · best held-out accuracy {100 * best['accuracy']:.1f} % MCC {best['mcc']:.3f}" if best else ""
+        )
 
     def _is_stale(self) -> bool:
         return self.training.patience is not None and self.progress.stale >= self.training.patience
@@ -322,7 +336,9 @@ class _Fit:
                 parameter.data.copy_(tensors[name])
 
     def _leave_if_asked(self, stop: StopRequest) -> None:
-        if self.group.world_size > 1:  # all processes leave after the same step, or none would finish the next
+        if (
+            self.group.world_size > 1
+        ):  # all processes leave after the same step, or none would finish the next
             if self.progress.step % self.training.log_every:
                 return
             stop.signal = int(self.group.max(stop.signal or 0)) or None
@@ -348,7 +364,9 @@ class _Fit:
         if self.training.threshold == "tuned" and self.num_labels == 2:
             probs = probabilities(compute_logits(self.model, holdout.tokens, self.compute))[:, 1]
             classifier.threshold = best_threshold(probs, holdout.labels)
-        measured = {"holdout": self._report(holdout)} | {name: self._report(data) for name, data in self.dev.items()}
+        measured = {"holdout": self._report(holdout)} | {
+            name: self._report(data) for name, data in self.dev.items()
+        }
         steps = self.progress.step - self.started_at
         summary = {
             "command": self.job.context.command,
@@ -356,7 +374,9 @@ class _Fit:
             "labels": list(classifier.label_names),
             "best": best,
             "threshold": classifier.threshold,
-            "splits": {name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()},
+            "splits": {
+                name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
+            },
             "parameters": count_parameters(self.model).as_dict(),
             "steps": self.progress.step,
             "seconds": round(self.seconds, 2),
@@ -372,7 +392,8 @@ class _Fit:
         logits = compute_logits(self.model, data.tokens, self.compute)
         predictions = decide(logits, self.job.classifier.threshold)
         intervals = {
-            f"{name}_interval": _ends(name, data.labels, predictions, self.num_labels) for name in ("accuracy", "mcc")
+            f"{name}_interval": _ends(name, data.labels, predictions, self.num_labels)
+            for name in ("accuracy", "mcc")
         }
         return measure(logits, data.labels, predictions), intervals
 
@@ -394,7 +415,9 @@ class _Fit:
         columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
         rows = [metrics_row(name, metrics) for name, metrics in measured.items()]
         best = summary["best"]
-        self.reporter.table(f"{summary['command']}, seed {summary['seed']}: epoch {best['epoch']:.2f}", columns, rows)
+        self.reporter.table(
+            f"{summary['command']}, seed {summary['seed']}: epoch {best['epoch']:.2f}", columns, rows
+        )
         for name, metrics in measured.items():
             if metrics.collapsed:
                 answer = summary["labels"][int(np.argmax(metrics.predicted_rates))]
@@ -405,6 +428,8 @@ class _Fit:
         self.reporter.result(f"{self.run.checkpoint} ({summary['seconds']:.0f} s of training)")
 
 
-def _ends(statistic: str, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_labels: int) -> list[float]:
+def _ends(
+    statistic: str, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_labels: int
+) -> list[float]:
     interval = bootstrap(statistic, labels, [predictions], num_labels)
     return [interval.low, interval.high]

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens of the batch's longest sentence, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -41,12 +41,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
         moved = {
-            field.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for field in fields(self)
-            for value in [getattr(self, field.name)]
+            name: value.to(device, non_blocking=True) for name, value in values if isinstance(value, Tensor)
         }
-        return Batch(**moved)
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,9 @@ def plan_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: in
     size = batch_size * BATCHES_PER_CHUNK
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     by_length = [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks]
-    batches = [chunk[start : start + batch_size] for chunk in by_length for start in range(0, len(chunk), batch_size)]
+    batches = [
+        chunk[start : start + batch_size] for chunk in by_length for start in range(0, len(chunk), batch_size)
+    ]
     return [batches[i] for i in generator.permutation(len(batches))]
 
 

@@ -51,7 +51,7 @@ class ArrayCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)

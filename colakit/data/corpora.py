@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from colakit.data.tables import Row, column_index, raise_faults, read_rows, require_columns
 from colakit.errors import ColakitError, did_you_mean
 
-COLA_FILES = {"train": "in_domain_train.tsv", "id_dev": "in_domain_dev.tsv", "ood_dev": "out_of_domain_dev.tsv"}
+COLA_FILES = {
+    "train": "in_domain_train.tsv",
+    "id_dev": "in_domain_dev.tsv",
+    "ood_dev": "out_of_domain_dev.tsv",
+}
 GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 COLA_LABELS = ("unacceptable", "acceptable")
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
@@ -96,7 +100,7 @@ class Corpus:
         )
 
     def report_splits(self) -> list[str]:
-        """Return the labelled splits that are for reporting: all but `train`, or `train` if it is the only one."""
+        """Return the labelled splits that are for reporting: all but `train`, unless there is no other."""
         labelled = [name for name, split in self.splits.items() if split.labels is not None]
         return [name for name in labelled if name != "train"] or labelled
 
@@ -147,7 +151,9 @@ def load_corpus(
         if not found:
             raise ColakitError(f"{where}: is empty", hint="A split needs at least one sentence.")
     if columns is None:
-        return Corpus(name, COLA_LABELS, {s: _cola_split(s, found, where) for s, (where, found) in rows.items()})
+        return Corpus(
+            name, COLA_LABELS, {s: _cola_split(s, found, where) for s, (where, found) in rows.items()}
+        )
     return _table_corpus(name, rows, columns, label_names)
 
 
@@ -156,7 +162,9 @@ def _file_reader(path: Path) -> Callable[[], bytes]:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise ColakitError(f"{path}: {error.strerror}", hint="Check the path given with --data.") from error
+            raise ColakitError(
+                f"{path}: {error.strerror}", hint="Check the path given with --data."
+            ) from error
 
     return read
 
@@ -165,7 +173,9 @@ def _find_splits(path: Path) -> dict[str, tuple[str, Callable[[], bytes]]]:
     """Return split name -> (what to call the file, how to read it)."""
     if path.is_dir():
         members = {
-            file.relative_to(path).as_posix(): _file_reader(file) for file in sorted(path.rglob("*.tsv")) if file.is_file()
+            file.relative_to(path).as_posix(): _file_reader(file)
+            for file in sorted(path.rglob("*.tsv"))
+            if file.is_file()
         }
     elif zipfile.is_zipfile(path):
         members = _zip_members(path)
@@ -185,12 +195,14 @@ def _find_splits(path: Path) -> dict[str, tuple[str, Callable[[], bytes]]]:
 
 
 def _match_layout(members: Mapping[str, object]) -> dict[str, str]:
-    """Return split name -> member, for CoLA's layout or GLUE's; CoLA's raw text goes before its tokenized one."""
+    """Return split name -> member, for CoLA's layout or GLUE's; raw text is preferred to tokenized."""
     for layout in (COLA_FILES, GLUE_FILES):
         found: dict[str, str] = {}
         for split, filename in layout.items():
             candidates = [name for name in members if PurePosixPath(name).name == filename]
-            candidates.sort(key=lambda name: (PurePosixPath(name).parent.name == "tokenized", name.count("/"), name))
+            candidates.sort(
+                key=lambda name: (PurePosixPath(name).parent.name == "tokenized", name.count("/"), name)
+            )
             if candidates:
                 found[split] = candidates[0]
         if "train" in found or len(found) > 1:
@@ -217,13 +229,13 @@ def _zip_members(path: Path) -> dict[str, Callable[[], bytes]]:
 
 
 def _cola_split(name: str, rows: list[Row], where: str) -> Split:
-    """Read CoLA's four columns (source, label, author's mark, sentence), or GLUE's test set (index, sentence)."""
+    """Read CoLA's columns (source, label, author's mark, sentence) or those of GLUE's test set."""
     if rows[0][1] == ["index", "sentence"]:
         require_columns(rows, 2, where)
         return Split(name, tuple(fields[1] for _, fields in rows[1:]))
     if len(rows[0][1]) != 4:
         raise ColakitError(
-            f"{where}:1: {len(rows[0][1])} columns ({' | '.join(rows[0][1])[:60]}); CoLA has four and no header",
+            f"{where}:1: {len(rows[0][1])} columns ({' | '.join(rows[0][1])[:60]}); CoLA has 4, no header",
             hint="For a table of your own name its columns: "
             "--set data.text_column=NAME --set data.label_column=NAME",
         )
@@ -243,14 +255,18 @@ def _table_corpus(
     for split, (where, found) in rows.items():
         header, body = found[0][1], found[1:]
         if not body:
-            raise ColakitError(f"{where}: has a header and no rows", hint="A split needs at least one sentence.")
+            raise ColakitError(
+                f"{where}: has a header and no rows", hint="A split needs at least one sentence."
+            )
         require_columns(found, len(header), where)
         text = column_index(header, columns.text, "data.text_column", where)
         texts[split] = tuple(fields[text] for _, fields in body)
         if columns.label is not None and (columns.label in header or split == "train"):
             label = column_index(header, columns.label, "data.label_column", where)
             raw_labels[split] = [(number, fields[label]) for number, fields in body]
-            raise_faults([(n, "no label") for n, v in raw_labels[split] if not v.strip()], where, "a label is needed")
+            raise_faults(
+                [(n, "no label") for n, v in raw_labels[split] if not v.strip()], where, "a label is needed"
+            )
     names = tuple(label_names or _sorted_labels({value for part in raw_labels.values() for _, value in part}))
     index = {label: position for position, label in enumerate(names)}
     splits: dict[str, Split] = {}
@@ -259,7 +275,9 @@ def _table_corpus(
         if labelled is not None:
             faults = [(number, f"label {value!r}") for number, value in labelled if value not in index]
             raise_faults(faults, rows[split][0], f"labels must be among {', '.join(names)}")
-        labels = None if labelled is None else np.array([index[value] for _, value in labelled], dtype=np.int64)
+        labels = (
+            None if labelled is None else np.array([index[value] for _, value in labelled], dtype=np.int64)
+        )
         splits[split] = Split(split, sentences, labels)
     return Corpus(name, names, splits)
 

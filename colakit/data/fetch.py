@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from colakit.data.corpora import COLA_FILES, MAX_MEMBER_BYTES
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, first_line
 
 COLA_URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
 COLA_SHA256 = {
@@ -51,7 +51,7 @@ def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
         try:
             archive = _download(url, cache)
         except Exception as error:  # pooch passes on whatever requests, urllib3 or ftplib raise
-            failures.append(f"{url}: {_first_line(error)}")
+            failures.append(f"{url}: {first_line(error)}")
             continue
         try:
             _unpack_verified(archive, cola_folder(cache), url)
@@ -86,12 +86,14 @@ def _unpack_verified(archive: Path, target: Path, url: str) -> None:
                     with zipped.open(member) as file:
                         files[name] = file.read(MAX_MEMBER_BYTES)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise ColakitError(f"{url}: is no zip ({error})", hint="Name another mirror with --set data.mirrors=[URL]") from error
+        raise ColakitError(
+            f"{url}: is no zip ({error})", hint="Name another mirror with --set data.mirrors=[URL]"
+        ) from error
     for name, expected in COLA_SHA256.items():
         found = hashlib.sha256(files.get(name, b"")).hexdigest()
         if found != expected:
             raise ColakitError(
-                f"{url}: {name} is {'missing' if name not in files else f'not CoLA (SHA-256 {found[:12]}…)'}; "
+                f"{url}: {name} is {f'not CoLA (SHA-256 {found[:12]}…)' if name in files else 'missing'}; "
                 f"{expected[:12]}… is wanted",
                 hint="Nothing was kept. Name another mirror with --set data.mirrors=[URL]",
             )
@@ -105,8 +107,3 @@ def _unpack_verified(archive: Path, target: Path, url: str) -> None:
         for name in files:
             (staging / name).replace(target / name)
         staging.rmdir()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__

@@ -27,7 +27,9 @@ def decode(raw: bytes, where: str) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ColakitError(f"{where}: not UTF-8 at byte {error.start}", hint="Save the file as UTF-8.") from None
+        raise ColakitError(
+            f"{where}: not UTF-8 at byte {error.start}", hint="Save the file as UTF-8."
+        ) from None
     if "\0" in text:
         raise ColakitError(f"{where}: a NUL byte at byte {raw.index(0)}", hint="Is this a text file?")
     return text
@@ -75,8 +77,8 @@ def raise_faults(faults: list[tuple[int, str]], where: str, rule: str) -> None:
         return
     shown = "; ".join(f"line {number}: {what}" for number, what in faults[:MAX_FAULTS_SHOWN])
     more = f"; and {len(faults) - MAX_FAULTS_SHOWN} more" if len(faults) > MAX_FAULTS_SHOWN else ""
-    first = faults[0][0]
+    first, lines = faults[0][0], "line" if len(faults) == 1 else "lines"
     raise ColakitError(
-        f"{where}:{first}: {rule} ({len(faults)} faulty {'line' if len(faults) == 1 else 'lines'}: {shown}{more})",
+        f"{where}:{first}: {rule} ({len(faults)} faulty {lines}: {shown}{more})",
         hint="Mend these lines; nothing was written.",
     )

@@ -17,7 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from colakit.data.cache import ArrayCache
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, first_line
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,12 @@ class SentenceTokenizer:
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, end_of_text_id: int, *, prefix: bool = False, suffix: bool = False
+        self,
+        backend: tokenizers.Tokenizer,
+        end_of_text_id: int,
+        *,
+        prefix: bool = False,
+        suffix: bool = False,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
@@ -80,11 +85,13 @@ class SentenceTokenizer:
             backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ColakitError(
-                f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0] if str(error) else error!r})",
+                f"{folder}: its tokenizer cannot be read ({first_line(error)})",
                 hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
             ) from error
         if fast.eos_token_id is None:
-            raise ColakitError(f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it.")
+            raise ColakitError(
+                f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
+            )
         return cls(backend, int(fast.eos_token_id), prefix=prefix, suffix=suffix)
 
     @classmethod

@@ -71,7 +71,12 @@ class SentenceClassifier:
         return encode_cached(self.tokenizer, sentences, self.max_tokens, cache)
 
     def logits(
-        self, sentences: Sequence[str], compute: Compute, *, batch_size: int = 128, cache: ArrayCache | None = None
+        self,
+        sentences: Sequence[str],
+        compute: Compute,
+        *,
+        batch_size: int = 128,
+        cache: ArrayCache | None = None,
     ) -> NDArray[np.float32]:
         """Return (N, C) logits of N sentences; the model must have been placed on `compute`."""
         return compute_logits(self.model, self.encode(sentences, cache), compute, batch_size)
@@ -91,7 +96,9 @@ class SentenceClassifier:
 
     def save(self, path: Path) -> None:
         """Write the classifier to one file, whole or not at all."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()
+        }
         content = {
             "format": CHECKPOINT_FORMAT,
             "colakit": __version__,
@@ -159,12 +166,15 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ColakitError(f"{path}: is no checkpoint of colakit's ({reason})", hint="Was it copied whole?") from error
+        raise ColakitError(
+            f"{path}: is no checkpoint of colakit's ({reason})", hint="Was it copied whole?"
+        ) from error
     if not isinstance(content, dict) or "format" not in content or "kind" not in content:
         raise ColakitError(f"{path}: is no checkpoint of colakit's", hint="Give the ckpt.pt of a run folder.")
     if content["format"] > CHECKPOINT_FORMAT:
         raise ColakitError(
-            f"{path}: format {content['format']}; this colakit reads up to {CHECKPOINT_FORMAT}", hint="Upgrade colakit."
+            f"{path}: format {content['format']}; this colakit reads up to {CHECKPOINT_FORMAT}",
+            hint="Upgrade colakit.",
         )
     try:
         model, lora = _rebuild(content)
@@ -179,7 +189,9 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
             origin=content["origin"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ColakitError(f"{path}: the checkpoint is damaged ({error})", hint="Train or copy it again.") from error
+        raise ColakitError(
+            f"{path}: the checkpoint is damaged ({error})", hint="Train or copy it again."
+        ) from error
 
 
 def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
@@ -193,7 +205,9 @@ def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRACo
             return model, None
         raw = dict(content["lora"], target_modules=tuple(content["lora"]["target_modules"]))
         lora = LoRAConfig(**raw)
-        inject(model, LoRAConfig(**{**raw, "init": "kaiming"}))  # the residual that PiSSA froze is in the tensors
+        inject(
+            model, LoRAConfig(**{**raw, "init": "kaiming"})
+        )  # the residual that PiSSA froze is in the tensors
         if lora.init == "pissa":
             for _, layer in lora_layers(model):
                 layer.keep_start(layer.lora_a, layer.lora_b)
@@ -206,7 +220,9 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     if not base:
         raise ColakitError(f"{folder}: does not name its base", hint="Name it with --base.")
     if "score.weight" not in adapter.saved_modules:
-        raise ColakitError(f"{folder}: holds no classification head (`score`)", hint="Is it a SEQ_CLS adapter?")
+        raise ColakitError(
+            f"{folder}: holds no classification head (`score`)", hint="Is it a SEQ_CLS adapter?"
+        )
     base_folder = resolve_base(base)
     gpt = load_gpt(base_folder)
     companion = _read_companion(folder)
@@ -216,7 +232,9 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     apply_adapter(model, adapter, where=str(folder))
     names = companion.get("label_names") or [f"LABEL_{i}" for i in range(num_labels)]
     if len(names) != num_labels:
-        raise ColakitError(f"{folder}/{COMPANION_NAME}: {len(names)} label names; the head has {num_labels} labels")
+        raise ColakitError(
+            f"{folder}/{COMPANION_NAME}: {len(names)} label names; the head has {num_labels} labels"
+        )
     return SentenceClassifier(
         model=model.eval(),
         tokenizer=SentenceTokenizer.from_folder(
@@ -237,7 +255,9 @@ def _read_companion(folder: Path) -> dict[str, Any]:
     try:
         companion = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ColakitError(f"{path}: not JSON ({error})", hint="Save the adapter again, or delete this file.") from error
+        raise ColakitError(
+            f"{path}: not JSON ({error})", hint="Save the adapter again, or delete this file."
+        ) from error
     if not isinstance(companion, dict):
         raise ColakitError(f"{path}: not a JSON object", hint="Save the adapter again, or delete this file.")
     return companion

@@ -105,7 +105,9 @@ def compare(split: str, labels: Labels, answers: Sequence[Answers]) -> SplitComp
     """Measure every model, every group of seeds, and every pair of groups on one labelled split."""
     groups = {
         name: list(members)
-        for name, members in itertools.groupby(sorted(answers, key=_by_first_seen(answers)), key=lambda a: a.group)
+        for name, members in itertools.groupby(
+            sorted(answers, key=_by_first_seen(answers)), key=lambda a: a.group
+        )
     }
     models = tuple(_model_row(labels, answer) for answer in answers)
     pairs = tuple(
@@ -116,7 +118,9 @@ def compare(split: str, labels: Labels, answers: Sequence[Answers]) -> SplitComp
 
 
 def _by_first_seen(answers: Sequence[Answers]) -> Any:
-    order = {name: position for position, name in enumerate(dict.fromkeys(answer.group for answer in answers))}
+    order = {
+        name: position for position, name in enumerate(dict.fromkeys(answer.group for answer in answers))
+    }
     return lambda answer: order[answer.group]
 
 
@@ -147,7 +151,9 @@ def _pair_row(
 ) -> PairRow:
     num_labels = ours[0].logits.shape[1]
     differences = [
-        paired_difference(name, labels, [a.predictions for a in ours], [a.predictions for a in theirs], num_labels)
+        paired_difference(
+            name, labels, [a.predictions for a in ours], [a.predictions for a in theirs], num_labels
+        )
         for name in ("accuracy", "mcc")
     ]
     matched = [(a, b) for a in ours for b in theirs if a.seed is not None and a.seed == b.seed]

@@ -33,7 +33,7 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move `model` to the device, its frozen matrices in `dtype`; what trains, and all vectors, in fp32."""
+        """Move `model` to the device: frozen matrices in `dtype`, what trains and all vectors in fp32."""
         model.to(self.device)
         for parameter in model.parameters():
             frozen_matrix = parameter.ndim > 1 and not parameter.requires_grad
@@ -77,7 +77,9 @@ def _choose_device(device: str, local_rank: int | None) -> tuple[torch.device, s
         index = chosen.index if chosen.index is not None else (local_rank or 0)
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            raise ColakitError(f"--device {device}: not there ({found} CUDA devices found)", hint="Use --device auto.")
+            raise ColakitError(
+                f"--device {device}: not there ({found} CUDA devices found)", hint="Use --device auto."
+            )
         return torch.device("cuda", index), torch.cuda.get_device_name(index)
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ColakitError("--device mps: no Apple GPU here", hint="Use --device auto.")
@@ -91,7 +93,9 @@ def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
         return major >= 8, f"compute capability {major}.{minor}"
     if device.type == "cpu":
         flags = torch.cpu.get_capabilities()
-        units = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flags.get(flag)]
+        units = [
+            name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flags.get(flag)
+        ]
         return bool(units), f"CPU with {units[0]}" if units else "CPU without bf16 matrix units"
     return False, f"{device.type} trains in fp32"
 

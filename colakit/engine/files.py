@@ -14,7 +14,7 @@ import torch
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, its file is synced and takes its place."""
+    """Yield a temporary path; when the block ends well, its file is synced and takes the place of `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, value: Any) -> None:
-    """Write tensors and plain data to `path`, whole or not at all; `torch.load(weights_only=True)` reads it."""
+    """Write tensors and plain data to `path`, whole or not at all, for `torch.load(weights_only=True)`."""
     with replacing(path) as temporary:
         torch.save(value, temporary)
 

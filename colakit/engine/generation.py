@@ -35,7 +35,8 @@ def generate_tokens(
         prompt: (B, T) int64, T ≥ 1.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: keep the k likeliest tokens only.
-        top_p: keep the likeliest tokens whose probabilities add up to p (Holtzman et al. 2020, arXiv:1904.09751).
+        top_p: keep the likeliest tokens whose probabilities add up to p (Holtzman et al. 2020,
+            arXiv:1904.09751).
         stop_id: token that ends a sample.
         generator: source of randomness, on the CPU.
     """
@@ -63,7 +64,11 @@ def generate_tokens(
 
 
 def sample(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """Return one token (B,) for each row of (B, V) logits."""
     if temperature == 0:

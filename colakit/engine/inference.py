@@ -27,7 +27,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         model.train(was_training)
 
 
-def compute_logits(model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128) -> NDArray[np.float32]:
+def compute_logits(
+    model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128
+) -> NDArray[np.float32]:
     """Return (N, C) fp32 logits of N sentences, in their order.
 
     Args:

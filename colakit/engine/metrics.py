@@ -2,8 +2,8 @@
 
 Shapes: N sentences, C classes, S seeds (models of one group), K resamples.
 
-MCC is the Matthews correlation, for more classes Gorodkin's R_K; a model that answers one class for everything has
-MCC 0 by convention, as in scikit-learn. Intervals are percentile bootstraps over sentences.
+MCC is the Matthews correlation, for more classes Gorodkin's R_K; a model that answers one class for
+everything has MCC 0 by convention, as in scikit-learn. Intervals are percentile bootstraps over sentences.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def measure(logits: NDArray[np.float32], labels: Labels, predictions: Labels) ->
     probs = np.exp(wide - log_norm)
     return Metrics(
         num_examples=len(labels),
-        loss=float(log_loss(labels, probs / probs.sum(axis=1, keepdims=True), labels=list(range(num_labels)))),
+        loss=float(
+            log_loss(labels, probs / probs.sum(axis=1, keepdims=True), labels=list(range(num_labels)))
+        ),
         accuracy=float(accuracy_score(labels, predictions)),
         mcc=float(matthews_corrcoef(labels, predictions)) if len(set(labels.tolist())) > 1 else 0.0,
         majority_rate=float(np.bincount(labels).max() / len(labels)),
@@ -102,7 +104,9 @@ def accuracy_of_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 STATISTICS = {"accuracy": accuracy_of_confusion, "mcc": mcc_of_confusion}
 
 
-def bootstrap(statistic: str, labels: Labels, runs: Sequence[Labels], num_labels: int, seed: int = 0) -> Interval:
+def bootstrap(
+    statistic: str, labels: Labels, runs: Sequence[Labels], num_labels: int, seed: int = 0
+) -> Interval:
     """Return the mean over S runs of `accuracy` or `mcc`, with its interval over resampled sentences.
 
     Args:
@@ -112,7 +116,12 @@ def bootstrap(statistic: str, labels: Labels, runs: Sequence[Labels], num_labels
 
 
 def paired_difference(
-    statistic: str, labels: Labels, ours: Sequence[Labels], theirs: Sequence[Labels], num_labels: int, seed: int = 0
+    statistic: str,
+    labels: Labels,
+    ours: Sequence[Labels],
+    theirs: Sequence[Labels],
+    num_labels: int,
+    seed: int = 0,
 ) -> Interval:
     """Return how much higher `ours` scores than `theirs` (means over their runs), with its interval.
 

@@ -28,6 +28,7 @@ Objective = Callable[[nn.Module, Batch], Loss]
 
 def classification(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy with the labels."""
+    assert batch.labels is not None
     logits = model(batch.input_ids, batch.attention_mask)  # (B, C)
     return Loss(F.cross_entropy(logits, batch.labels, reduction="sum"), logits.detach())
 
@@ -51,6 +52,7 @@ def distillation(*, kd_weight: float, temperature: float, soft_loss: str = "kl")
     soft = {"kl": lambda s, t: soft_kl(s, t, temperature), "mse": logit_mse}[soft_loss]
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
+        assert batch.labels is not None
         assert batch.teacher_logits is not None
         logits = model(batch.input_ids, batch.attention_mask)  # (B, C)
         hard = F.cross_entropy(logits, batch.labels, reduction="sum")

@@ -1,12 +1,12 @@
 """A run folder: settings, environment, metrics, resumable state and the result.
 
-    settings.yaml      resolved settings; feeds back into --config
-    environment.json   versions, device, git commit
-    metrics.jsonl      a JSON object a line, no times in it: two runs alike write the same bytes
-    state.pt           all it takes to continue: weights, optimizer, randomness, place in the data
-    summary.json       the result
-    ckpt.pt, adapter/  the best model
-    plots/             figures
+settings.yaml      resolved settings; feeds back into --config
+environment.json   versions, device, git commit
+metrics.jsonl      a JSON object a line, no times in it: two runs alike write the same bytes
+state.pt           all it takes to continue: weights, optimizer, randomness, place in the data
+summary.json       the result
+ckpt.pt, adapter/  the best model
+plots/             figures
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class RunFolder:
             write_text(self.settings, settings_yaml)
             write_json(self.path / "environment.json", environment(compute))
         except OSError as error:
-            raise ColakitError(f"{self.path}: {error.strerror}", hint="Choose another folder with --out.") from error
+            raise ColakitError(
+                f"{self.path}: {error.strerror}", hint="Choose another folder with --out."
+            ) from error
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -93,10 +95,13 @@ class RunFolder:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise ColakitError(
-                f"{self.path}: nothing to resume (no {self.state.name})", hint="Start the run without --resume."
+                f"{self.path}: nothing to resume (no {self.state.name})",
+                hint="Start the run without --resume.",
             ) from None
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise ColakitError(f"{self.state}: cannot be read ({error})", hint="Start the run anew.") from error
+            raise ColakitError(
+                f"{self.state}: cannot be read ({error})", hint="Start the run anew."
+            ) from error
         if not isinstance(state, dict) or state.get("format", STATE_FORMAT + 1) > STATE_FORMAT:
             raise ColakitError(f"{self.state}: was written by a newer colakit", hint="Upgrade colakit.")
         return state
@@ -149,7 +154,7 @@ def package_version(name: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Return the commit that this code stands at, with `+` where files differ from it; None outside a checkout."""
+    """Return the commit of this code, with `+` where files differ from it; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
@@ -159,7 +164,9 @@ def git_commit() -> str | None:
             return None
         return done.stdout.strip()
 
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # installed into somebody else's checkout
+    if (
+        git("ls-files", "--error-unmatch", Path(__file__).name) is None
+    ):  # installed into somebody else's checkout
         return None
     commit = git("rev-parse", "HEAD")
     return None if commit is None else commit + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 
 
-def warmup_then(decay: str, *, warmup_steps: int, max_steps: int, floor: float = 0.0) -> Callable[[int], float]:
+def warmup_then(
+    decay: str, *, warmup_steps: int, max_steps: int, floor: float = 0.0
+) -> Callable[[int], float]:
     """Return the multiplier of the peak rate at a step, counted from 0.
 
     It rises linearly to 1 over `warmup_steps`, then falls to `floor` at `max_steps`.

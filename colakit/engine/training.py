@@ -117,7 +117,10 @@ def _train_step(
             outputs.append((loss.logits, on_device.labels))
     trainable = [p for param_group in optimizer.param_groups for p in param_group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trainable, clip_norm if clip_norm is not None else float("inf"))
-    mean_loss, grad_norm = (group.sum(total) / batch.count).item(), norm.item()  # the step's one sync with a GPU
+    mean_loss, grad_norm = (
+        (group.sum(total) / batch.count).item(),
+        norm.item(),
+    )  # the step's one sync with a GPU
     if not (abs(mean_loss) < float("inf") and grad_norm < float("inf")):
         raise ColakitError(
             f"step {step + 1}: the loss is {mean_loss} and the gradient's norm {grad_norm} on {batch.name}",
@@ -130,11 +133,17 @@ def _train_step(
 
 
 def _backward(
-    model: nn.Module, batch: Batch, objective: Objective, count: int, compute: Compute, group: Processes, is_last: bool
+    model: nn.Module,
+    batch: Batch,
+    objective: Objective,
+    count: int,
+    compute: Compute,
+    group: Processes,
+    is_last: bool,
 ) -> Loss:
     """Add this micro-batch's gradient; DDP averages over processes, hence the factor world_size."""
     waits = isinstance(model, DistributedDataParallel) and not is_last
-    with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr,operator]
+    with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
         with compute.autocast():
             loss = objective(model, batch)
         (loss.total * (batch.weight * group.world_size / count)).backward()

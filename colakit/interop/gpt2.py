@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, first_line
 from colakit.models.gpt import GPT, GPTConfig
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -36,8 +36,19 @@ CONFIG_NAMES = {  # transformers' key -> ours
     "attn_pdrop": "attention_dropout",
     "resid_pdrop": "residual_dropout",
 }
-FIXED_FEATURES = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True}
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.json", "merges.txt"]
+FIXED_FEATURES = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+HUB_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 def resolve_base(name: str) -> Path:
@@ -51,7 +62,7 @@ def resolve_base(name: str) -> Path:
         return path
     if path.exists() or name.startswith((".", "/", "~")):
         raise ColakitError(
-            f"--base: {name!r} is {'a file' if path.exists() else 'not there'}; a folder or a hub name is needed",
+            f"--base: {name!r} is {'a file' if path.exists() else 'not there'}; a folder or hub name is needed",
             hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
         )
     return _download(name)
@@ -64,11 +75,10 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ColakitError(
-            f"--base: {name!r} is no local folder, and the hub did not give it ({reason})",
-            hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that model "
-            "into a folder and pass --base FOLDER.",
+            f"--base: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
+            hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
+            "model into a folder and pass --base FOLDER.",
         ) from error
 
 
@@ -82,12 +92,16 @@ def read_config(folder: Path) -> GPTConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ColakitError(f"{path}: not there", hint="--base wants a folder in the transformers layout.") from None
+        raise ColakitError(
+            f"{path}: not there", hint="--base wants a folder in the transformers layout."
+        ) from None
     except ValueError as error:
         raise ColakitError(f"{path}: not JSON ({error})", hint="Fetch the model again.") from error
     if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
         kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ColakitError(f"{path}: model_type is {kind!r}; colakit loads 'gpt2'", hint="Choose a GPT-2 base.")
+        raise ColakitError(
+            f"{path}: model_type is {kind!r}; colakit loads 'gpt2'", hint="Choose a GPT-2 base."
+        )
     for key, needed in FIXED_FEATURES.items():
         if raw.get(key, needed) != needed:
             raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
@@ -133,8 +147,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)  # tensors only: nothing in it runs
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ColakitError(f"{path}: cannot be read ({reason})", hint="Fetch the file again.") from error
+        raise ColakitError(
+            f"{path}: cannot be read ({first_line(error)})", hint="Fetch the file again."
+        ) from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -174,7 +189,9 @@ def _check_tensors(folder: Path, weights: dict[str, Tensor], shapes: dict[str, t
         )
 
 
-def save_gpt(model: GPT, folder: Path, *, dtype: torch.dtype = torch.float32, end_of_text_id: int = 0) -> None:
+def save_gpt(
+    model: GPT, folder: Path, *, dtype: torch.dtype = torch.float32, end_of_text_id: int = 0
+) -> None:
     """Write `model` to `folder` in the transformers layout (config.json, model.safetensors)."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {

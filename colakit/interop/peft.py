@@ -25,7 +25,14 @@ from colakit.models.lora import LoRAConfig, inject, lora_layers
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
-UNSUPPORTED = ("use_qalora", "layer_replication", "megatron_config", "loftq_config", "corda_config", "eva_config")
+UNSUPPORTED = (
+    "use_qalora",
+    "layer_replication",
+    "megatron_config",
+    "loftq_config",
+    "corda_config",
+    "eva_config",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
     """Read an adapter folder that PEFT or colakit wrote.
 
     Raises:
-        ColakitError: if a file is missing or broken, or the adapter is of a kind that colakit does not compute.
+        ColakitError: if a file is missing or broken, or the adapter is of a kind not computed here.
     """
     raw = _read_config(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
@@ -141,14 +148,20 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
         tensors.pop("score.weight", None)
     for name, tensor in tensors.items():
         if name not in places:
-            raise ColakitError(f"{where}: {name} has no place in this base", hint="Name the adapter's own base.")
+            raise ColakitError(
+                f"{where}: {name} has no place in this base", hint="Name the adapter's own base."
+            )
         if places[name].shape != tensor.shape:
             raise ColakitError(
                 f"{where}: {name} is {tuple(tensor.shape)}, this base wants {tuple(places[name].shape)}",
                 hint="The adapter was made for another base; name that one with --base.",
             )
         places[name].data = tensor.clone()
-    expected = {f"{name}.{part}" for name, layer in lora_layers(model) for part, _ in layer.named_parameters(recurse=False)}
+    expected = {
+        f"{name}.{part}"
+        for name, layer in lora_layers(model)
+        for part, _ in layer.named_parameters(recurse=False)
+    }
     if missing := sorted(expected - set(tensors)):
         raise ColakitError(f"{where}: {missing[0]} is missing; the adapter is not complete")
 
@@ -183,7 +196,11 @@ def write_adapter(
     ranks = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in layers}
     raw = _peft_config(config, layers, ranks, saved, base, label_names)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.float().cpu().contiguous() for k, v in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v.float().cpu().contiguous() for k, v in tensors.items()},
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
     (folder / "adapter_config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
@@ -200,7 +217,9 @@ def _peft_config(
         return int(value) if float(value).is_integer() else value
 
     usual_rank = config.rank * (2 if config.init == "pissa" else 1)
-    usual_alpha = config.alpha * (usual_rank / config.rank if not config.rslora else math.sqrt(usual_rank / config.rank))
+    usual_alpha = config.alpha * (
+        usual_rank / config.rank if not config.rslora else math.sqrt(usual_rank / config.rank)
+    )
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",

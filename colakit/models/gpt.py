@@ -96,7 +96,8 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.width, config.width)
         self.resid_dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T, D) -> (B, T, D)
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it."""
         batch, tokens, width = x.shape
         qkv = self.c_attn(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
@@ -105,7 +106,9 @@ class Attention(nn.Module):
             assert not (cache.length and causal), "a filled cache takes one token at a time"
             k, v = cache.extend(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), dropout_p=dropout, is_causal=causal)
+        y = F.scaled_dot_product_attention(
+            q, k.to(q.dtype), v.to(q.dtype), dropout_p=dropout, is_causal=causal
+        )
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, tokens, width)))
 
 
@@ -120,7 +123,8 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(inner, config.width)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, D) for (B, T, D)."""
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
@@ -134,7 +138,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T, D) -> (B, T, D)
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return (B, T, D) for (B, T, D)."""
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -190,7 +195,7 @@ class GPT(nn.Module):
 
 
 class GPTClassifier(nn.Module):
-    """GPT-2 with a bias-free head `score` that reads the last real token, as `GPT2ForSequenceClassification`."""
+    """GPT-2 with a bias-free head `score` on the last real token, as in `GPT2ForSequenceClassification`."""
 
     def __init__(self, transformer: Transformer, num_labels: int) -> None:
         super().__init__()

@@ -83,7 +83,8 @@ class LoRALinear(nn.Module):
         if config.init == "pissa":
             self._start_at_principal_part()
 
-    def forward(self, x: Tensor) -> Tensor:  # (…, D_in) -> (…, D_out)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (…, D_out) for (…, D_in)."""
         if self.merged_from is not None:
             return self.base(x)
         if self.magnitude is not None:
@@ -169,7 +170,9 @@ def module_config(config: LoRAConfig, name: str) -> LoRAConfig:
 
 def _require_matches(tails: Iterable[str], names: Iterable[str], setting: str) -> None:
     names = list(names)
-    leaves = sorted({name.rpartition(".")[2] for name in names} | {".".join(n.split(".")[-2:]) for n in names})
+    leaves = sorted(
+        {name.rpartition(".")[2] for name in names} | {".".join(n.split(".")[-2:]) for n in names}
+    )
     for tail in tails:
         if not any(is_tail(tail, name) for name in names):
             raise ColakitError(
@@ -202,8 +205,10 @@ def unmerge(model: nn.Module) -> None:
             layer.merged_from = None
 
 
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, lr_ratio: float) -> list[dict[str, Any]]:
-    """Return optimizer groups: matrices decay, vectors do not; LoRA+ trains B and vectors `lr_ratio` faster.
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, lr_ratio: float
+) -> list[dict[str, Any]]:
+    """Return optimizer groups: matrices decay, vectors do not; `lr_ratio` speeds up B and vectors.
 
     LoRA+ is Hayou et al. 2024 (arXiv:2402.12354); which tensors take the higher rate follows PEFT's
     `create_loraplus_optimizer`. With `lr_ratio` 1, and for models without adapters, it is plain AdamW's split.

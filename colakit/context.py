@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from colakit.engine.device import Compute
 
 RUNS = Path("runs")
+BEFORE_THE_FIRST_STATE = {"settings.yaml", "environment.json", "metrics.jsonl"}  # a run that got no further
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Context:
             return RUNS / f"{self.command}-{number:03d}"
         if self.out.exists() and not self.out.is_dir():
             raise ColakitError(f"--out {self.out}: is a file; a folder is wanted")
-        if self.out.is_dir() and any(self.out.iterdir()):
+        if self.out.is_dir() and {entry.name for entry in self.out.iterdir()} - BEFORE_THE_FIRST_STATE:
             raise ColakitError(
                 f"--out {self.out}: is not empty",
                 hint="Name another folder, or continue its run with --resume.",

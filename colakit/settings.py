@@ -83,7 +83,7 @@ class LoRASettings(Section):
         min_length=1,
         description="exact dotted tails of linear layers",
     )
-    overrides: dict[str, dict[Literal["rank", "alpha"], Annotated[float, Field(gt=0)]]] = Field(
+    overrides: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(
         {}, description="rank and alpha of single modules, by dotted tail"
     )
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
@@ -97,6 +97,8 @@ class LoRASettings(Section):
     @classmethod
     def _whole_ranks(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for name, changes in value.items():
+            if unknown := set(changes) - {"rank", "alpha"}:
+                raise ValueError(f"{name}: only rank and alpha can be overridden (got {', '.join(unknown)})")
             if not float(changes.get("rank", 1)).is_integer():
                 raise ValueError(f"{name}: rank must be a whole number (got {changes['rank']})")
         return {name: {k: int(v) if k == "rank" else v for k, v in c.items()} for name, c in value.items()}
@@ -150,7 +152,8 @@ class TrainingSettings(Section):
     def _batches_divide(self) -> TrainingSettings:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(
-                f"batch_size (={self.batch_size}) must be a multiple of micro_batch_size (={self.micro_batch_size})"
+                f"batch_size (={self.batch_size}) must be a multiple of "
+                f"micro_batch_size (={self.micro_batch_size})"
             )
         return self
 

@@ -37,7 +37,7 @@ def _check(context: Context, strict: bool) -> dict[str, Any]:
         [
             check.name,
             f"{check.rows:,}",
-            ", ".join(f"{name} {count:,}" for name, count in check.counts.items()) or "unlabelled",
+            *(f"{check.counts[name]:,}" if check.counts else "-" for name in corpus.label_names),
             percent(check.majority_rate) if check.majority_rate is not None else "",
             str(check.duplicate_rows),
             str(check.conflicting_sentences),
@@ -45,7 +45,7 @@ def _check(context: Context, strict: bool) -> dict[str, Any]:
         ]
         for check in checks
     ]
-    columns = ["split", "rows", "labels", "majority %", "duplicate rows", "conflicting", "also in train"]
+    columns = ["split", "rows", *corpus.label_names, "majority %", "duplicates", "conflicts", "in train"]
     context.reporter.table(corpus.name, columns, rows)
     warnings = [text for check in checks for text in check.warnings()]
     for text in warnings:

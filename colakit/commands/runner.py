@@ -42,4 +42,5 @@ def run_job(context: Context, build: BuildJob, *, resume: bool) -> dict[str, Any
 def _resumed_folder(context: Context) -> Path:
     if context.out is None:
         raise ColakitError("--resume: which run?", hint="Name its folder with --out.")
+    RunFolder(context.out).require_state()
     return context.out

@@ -24,7 +24,7 @@ from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
 from colakit.engine.device import Compute
 from colakit.engine.files import write_tensors
 from colakit.engine.inference import compute_logits, decide
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, first_line
 from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
@@ -165,9 +165,8 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ColakitError(
-            f"{path}: is no checkpoint of colakit's ({reason})", hint="Was it copied whole?"
+            f"{path}: is no checkpoint of colakit's ({first_line(error)})", hint="Was it copied whole?"
         ) from error
     if not isinstance(content, dict) or "format" not in content or "kind" not in content:
         raise ColakitError(f"{path}: is no checkpoint of colakit's", hint="Give the ckpt.pt of a run folder.")

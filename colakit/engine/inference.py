@@ -57,7 +57,7 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def decide(logits: NDArray[np.float32], threshold: float | None) -> NDArray[np.int64]:
-    """Return (N,) labels: the likeliest class, or for two classes, 1 where its probability is ≥ `threshold`."""
+    """Return (N,) labels: the likeliest class; of two, 1 where its probability is ≥ `threshold`."""
     if threshold is None:
         return logits.argmax(axis=1).astype(np.int64)
     assert logits.shape[1] == 2, "a threshold decides between two classes"

@@ -26,7 +26,7 @@ import torch
 from colakit import __version__
 from colakit.engine.device import Compute
 from colakit.engine.files import write_json, write_tensors, write_text
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, first_line
 
 STATE_FORMAT = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
@@ -53,6 +53,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.metrics.unlink(missing_ok=True)
             write_text(self.settings, settings_yaml)
             write_json(self.path / "environment.json", environment(compute))
         except OSError as error:
@@ -85,6 +86,13 @@ class RunFolder:
         """Write the resumable state, whole or not at all."""
         write_tensors(self.state, {"format": STATE_FORMAT, **state})
 
+    def require_state(self) -> None:
+        """Raise `ColakitError` unless there is a state to resume."""
+        if not self.state.is_file():
+            raise ColakitError(
+                f"{self.path}: nothing to resume (no {self.state.name})", hint="Start the run without --resume."
+            )
+
     def load_state(self) -> dict[str, Any]:
         """Return the resumable state.
 
@@ -100,7 +108,7 @@ class RunFolder:
             ) from None
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise ColakitError(
-                f"{self.state}: cannot be read ({error})", hint="Start the run anew."
+                f"{self.state}: cannot be read ({first_line(error)})", hint="Start the run anew."
             ) from error
         if not isinstance(state, dict) or state.get("format", STATE_FORMAT + 1) > STATE_FORMAT:
             raise ColakitError(f"{self.state}: was written by a newer colakit", hint="Upgrade colakit.")

@@ -61,8 +61,9 @@ def resolve_base(name: str) -> Path:
     if path.is_dir():
         return path
     if path.exists() or name.startswith((".", "/", "~")):
+        found = "a file" if path.exists() else "not there"
         raise ColakitError(
-            f"--base: {name!r} is {'a file' if path.exists() else 'not there'}; a folder or hub name is needed",
+            f"--base: {name!r} is {found}; a folder or a hub name is wanted",
             hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
         )
     return _download(name)

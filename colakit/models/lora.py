@@ -211,7 +211,7 @@ def parameter_groups(
     """Return optimizer groups: matrices decay, vectors do not; `lr_ratio` speeds up B and vectors.
 
     LoRA+ is Hayou et al. 2024 (arXiv:2402.12354); which tensors take the higher rate follows PEFT's
-    `create_loraplus_optimizer`. With `lr_ratio` 1, and for models without adapters, it is plain AdamW's split.
+    `create_loraplus_optimizer`. With `lr_ratio` 1 it is AdamW's usual split.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -1,0 +1,108 @@
+"""Imports point one way, and what README and configs say is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from colakit.loading import resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {  # a module may import from its own layer's entry alone
+    "errors": set(),
+    "models": {"errors", "models"},
+    "data": {"errors", "data"},
+    "interop": {"errors", "models", "interop"},
+    "engine": {"errors", "models", "data", "interop", "engine", ""},
+    "plotting": {"errors"},
+    "console": {"errors"},
+    "settings": {"errors"},
+    "loading": {"errors", "settings"},
+    "toy": {"errors", "models", "data", "interop", "engine"},
+    "context": {"errors", "console", "loading", "settings", "data", "engine"},
+    "commands": {"errors", "console", "context", "loading", "settings", "models", "data", "engine", "interop",
+                 "plotting", "commands"},
+    "cli": {"errors", "console", "context", "loading", "settings", "commands", ""},
+}  # fmt: skip
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "colakit":
+            yield (node.module.split(".") + [""])[1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("colakit."))
+
+
+MODULES = sorted((ROOT / "colakit").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    layer = path.relative_to(ROOT / "colakit").parts[0].removesuffix(".py")
+    if layer in ("__init__", "__main__"):
+        return
+    assert set(imports(path)) <= LAYERS[layer]
+
+
+def test_only_the_console_imports_rich() -> None:
+    users = [path.name for path in MODULES if re.search(r"^\s*(from|import) rich", path.read_text(), re.M)]
+    assert users == ["console.py"]
+
+
+def test_every_load_is_weights_only() -> None:
+    calls = 0
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        assert "import pickle\n" not in text or "pickle.load" not in text, path
+        for call in re.findall(r"torch\.load\(.*", text):
+            calls += 1
+            assert "weights_only=True" in call, path
+    assert calls == 3
+
+
+def config_files() -> list[Path]:
+    return sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_there_are_configs_for_the_experiments_people_run() -> None:
+    names = {path.stem for path in config_files()}
+    assert {"gpt2-cola", "gpt2-medium-cola", "quick", "mini-cola", "demo"} <= names
+
+
+@pytest.mark.parametrize("path", config_files(), ids=lambda p: p.stem)
+def test_every_config_validates(path: Path) -> None:
+    resolve(config=path, environment={})
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split(" #")[0].strip() for line in lines if line.startswith(("colakit ", "make "))]
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(readme_commands()) >= 15
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(readme_commands()))
+def test_every_command_of_the_readme_parses(line: str) -> None:
+    if line.startswith("make "):
+        target = shlex.split(line)[1]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+        return
+    import typer.main
+
+    from colakit.cli import app
+
+    words = shlex.split(re.split(r" [|<>] ?", line)[0])[1:]
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+    command.make_context("colakit", words)  # raises on an unknown flag or a missing argument

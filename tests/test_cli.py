@@ -1,0 +1,462 @@
+"""Every command on the toy world, and every fault's message, hint and exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from colakit.cli import app
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One finished run of each training command."""
+    from colakit.cli import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    shared = ["--base", str(toy / "base"), "--data", str(toy / "corpus"), "--epochs", "3", "--quiet"]
+    found = {name: folder / name for name in ("finetune", "distill", "train-scratch")}
+    for name, path in found.items():
+        teacher = ["--teacher", str(found["finetune"] / "ckpt.pt")] if name == "distill" else []
+        assert main([name, *shared, *teacher, "--out", str(path)]) == 0
+    return found
+
+
+def test_help_names_every_command(colakit: Run) -> None:
+    code, out, _ = colakit("--help")
+    assert code == 0
+    for name in "generate finetune distill train-scratch evaluate plot predict data config doctor".split():
+        assert name in out
+
+
+def test_help_does_not_import_torch() -> None:
+    script = (
+        "import sys; from colakit.cli import main; main(['--help']); "
+        "heavy = {'torch', 'transformers', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    {
+        "generate": "--base --adapter --prompt --max-new-tokens --temperature --top-k --top-p --num-samples --rank",
+        "finetune": "--base --data --rank --alpha --lora-dropout --target-modules --epochs --lr --batch-size --resume",
+        "distill": "--teacher --temperature --kd-weight --cell --hidden-size --epochs --lr --batch-size --resume",
+        "train-scratch": "--cell --hidden-size --epochs --lr --batch-size --resume",
+        "evaluate": "--data --split",
+        "plot": "--format",
+        "predict": "--model --batch-size",
+        "data check": "--strict",
+    }.items(),
+)
+def test_promised_flags_exist(
+    command: str, flags: str, colakit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = colakit(*command.split(), "--help")
+    assert code == 0
+    common = "--config --set --out --seed --device --precision --json --dry-run --quiet"
+    for flag in f"{flags} {common}".split():
+        assert flag in out, flag
+
+
+def test_every_command_has_help_and_a_summary() -> None:
+    names = [command.name for command in app.registered_commands]
+    assert len(names) == 8
+    assert all(command.help for command in app.registered_commands)
+
+
+def test_evaluate_compares_runs_and_writes_what_it_printed(
+    runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    paths = list(runs.values())
+    code, out, err = colakit(
+        "evaluate", *paths, "--data", toy / "corpus", "--out", tmp_path / "eval", "--json"
+    )
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer == json.loads((tmp_path / "eval/evaluation.json").read_text())
+    assert set(answer["splits"]) == {"id_dev", "ood_dev", "dev"}
+    dev = answer["splits"]["dev"]
+    assert [row["model"] for row in dev["models"]] == ["finetune", "distill", "train-scratch"]
+    assert len(dev["pairs"]) == 3
+    for row in dev["models"]:
+        assert row["mcc"]["low"] <= row["mcc"]["value"] <= row["mcc"]["high"]
+        assert row["metrics"]["majority_rate"] >= 0.5
+    summary = json.loads((runs["distill"] / "summary.json").read_text())
+    split = next(row for row in answer["splits"]["id_dev"]["models"] if row["model"] == "distill")
+    assert split["metrics"]["mcc"] == pytest.approx(summary["splits"]["id_dev"]["mcc"])
+
+
+def test_evaluate_takes_adapter_folders_and_single_splits(
+    runs: dict[str, Path], toy: Path, colakit: Run
+) -> None:
+    adapter = runs["finetune"] / "adapter"
+    code, out, err = colakit("evaluate", adapter, "--data", toy / "corpus", "--split", "ood_dev", "--json")
+    assert code == 0, err
+    assert set(json.loads(out)["splits"]) == {"ood_dev"}
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+def test_plot_writes_curves_and_comparisons(
+    form: str, runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    code, out, err = colakit(
+        "plot", *runs.values(), "--format", form, "--out", tmp_path / "figures", "--json"
+    )
+    assert code == 0, err
+    figures = [Path(path) for path in json.loads(out)["figures"]]
+    names = {"finetune-curves", "distill-curves", "train-scratch-curves", "overlay", "comparison"}
+    assert {path.stem for path in figures} == names
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    assert all(path.read_bytes().startswith(starts[form]) for path in figures)
+
+
+def test_predict_labels_a_file_as_tsv_and_as_json_lines(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    sentences = ["The cat sleeps.", "Cat the sleeps.", "", "Ünïcödé “quotes”\tand a tab"]
+    file = tmp_path / "sentences.txt"
+    file.write_bytes("\r\n".join(sentences).encode("utf-8-sig"))
+    code, out, err = colakit("predict", file, "--model", runs["distill"])
+    assert code == 0, err
+    rows = out.splitlines()[1:]
+    assert [row.split("\t", 3)[3] for row in rows] == sentences
+    assert all(sum(float(p) for p in row.split("\t")[1:3]) == pytest.approx(1, abs=1e-5) for row in rows)
+    _, jsonl, _ = colakit("predict", file, "--model", runs["distill"], "--jsonl")
+    parsed = [json.loads(line) for line in jsonl.splitlines()]
+    assert [row["sentence"] for row in parsed] == sentences
+    assert [row["label"] for row in parsed] == [row.split("\t")[0] for row in rows]
+
+
+def test_batch_size_never_changes_a_prediction(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+    file = tmp_path / "sentences.txt"
+    file.write_text("".join(f"The {'old ' * i}cat sleeps.\n" for i in range(40)))
+    outputs = [
+        colakit("predict", file, "--model", runs["distill"], "--batch-size", size)[1] for size in (1, 7, 128)
+    ]
+    columns = [[row.split("\t")[1] for row in out.splitlines()[1:]] for out in outputs]
+    for column in columns[1:]:
+        # six printed digits; sums of other shapes may differ in the last one
+        assert [float(p) for p in column] == pytest.approx([float(p) for p in columns[0]], abs=2e-6)
+
+
+def test_generate_continues_a_prompt_and_fresh_adapters_change_nothing(toy: Path, colakit: Run) -> None:
+    common = ["generate", "--base", toy / "base", "--prompt", "The old", "--max-new-tokens", 8, "--seed", 3]
+    code, plain, err = colakit(*common)
+    assert code == 0, err
+    assert plain.startswith("The old")
+    assert colakit(*common, "--rank", 8)[1] == plain
+    assert colakit(*common)[1] == plain
+    _, answer, _ = colakit(*common, "--num-samples", 3, "--json")
+    assert len(json.loads(answer)["texts"]) == 3
+
+
+@pytest.mark.parametrize("adapter", ["adapter", "ckpt.pt", "."])
+def test_generate_takes_a_tuned_model(adapter: str, toy: Path, runs: dict[str, Path], colakit: Run) -> None:
+    code, out, err = colakit(
+        "generate", "--adapter", runs["finetune"] / adapter, "--prompt", "The", "--max-new-tokens", 5
+    )
+    assert code == 0, err
+    assert out.startswith("The")
+
+
+def test_a_student_generates_nothing(runs: dict[str, Path], colakit: Run) -> None:
+    code, _, err = colakit("generate", "--adapter", runs["distill"], "--prompt", "The")
+    assert code == 2
+    assert "recurrent student" in err
+
+
+@pytest.mark.parametrize("command", ["finetune", "train-scratch", "distill"])
+def test_dry_run_prints_the_plan_and_touches_nothing(
+    command: str, toy: Path, runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    teacher = ["--teacher", runs["finetune"]] if command == "distill" else []
+    code, out, err = colakit(
+        command,
+        "--base",
+        toy / "base",
+        "--data",
+        toy / "corpus",
+        *teacher,
+        "--dry-run",
+        "--out",
+        tmp_path / "run",
+    )
+    assert code == 0, err
+    assert "parameters train" in out
+    assert "216 train, 24 holdout, 60 id_dev, 60 ood_dev" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_json_leaves_stdout_to_one_object(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    for arguments in (
+        ["data", "check", "--data", toy / "corpus"],
+        ["config", "show"],
+        ["config", "schema"],
+        [
+            "train-scratch",
+            "--base",
+            toy / "base",
+            "--data",
+            toy / "corpus",
+            "--epochs",
+            1,
+            "--out",
+            tmp_path / "r",
+        ],
+    ):
+        code, out, err = colakit(*arguments, "--json")
+        assert code == 0, err
+        assert isinstance(json.loads(out), dict)
+
+
+def test_no_control_codes_reach_a_pipe(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    _, out, err = colakit(
+        "train-scratch",
+        "--base",
+        toy / "base",
+        "--data",
+        toy / "corpus",
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "r",
+    )
+    assert "\x1b" not in out + err
+    assert "\r" not in out + err
+    assert "train-scratch: 7/7" in err
+
+
+def test_config_show_tells_where_values_come_from(
+    colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("lora:\n  rank: 3\nfinetune:\n  lr: 3e-4\n")
+    monkeypatch.setenv("COLAKIT_STUDENT__CELL", "gru")
+    code, out, err = colakit("config", "show", "--config", file, "--set", "finetune.epochs=7", "--seed", 9)
+    assert code == 0, err
+    for line in (
+        "seed: 9  # --seed",
+        f"  rank: 3  # {file}",
+        f"  lr: 0.0003  # {file}",
+        "  cell: gru  # COLAKIT_STUDENT__CELL",
+        "  epochs: 7  # --set finetune.epochs=7",
+        "  alpha: 16.0  # default",
+    ):
+        assert line in out.splitlines(), line
+    (tmp_path / "again.yaml").write_text(out)
+    assert colakit("config", "show", "--config", tmp_path / "again.yaml")[0] == 0
+
+
+def test_doctor_tells_device_and_reason(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colakit.commands.doctor._answers", lambda url: "not asked in a test")
+    code, out, err = colakit("doctor", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["torch"] == torch.__version__
+    assert facts["device"] == "cpu" or torch.cuda.is_available()
+    assert facts["why"]
+
+
+FAULTS = {
+    "misspelt setting": (
+        ["finetune", "--set", "lora.rnak=3"],
+        "lora.rnak is not a setting. Did you mean lora.rank?",
+    ),
+    "rank of zero": (["finetune", "--rank", "0"], "--rank: lora.rank"),
+    "text for a number": (["finetune", "--lr", "fast"], "--lr: finetune.lr"),
+    "cell unknown": (["distill", "--cell", "lsmt"], "--cell: student.cell"),
+    "missing config": (["finetune", "--config", "no.yaml"], "no.yaml"),
+    "missing data": (["data", "check", "--data", "nowhere.zip"], "nowhere.zip: not there"),
+    "missing base": (["finetune", "--base", "./nowhere", "--data", "{toy}/corpus"], "./nowhere"),
+    "base not on the hub": (["finetune", "--base", "gpt2", "--data", "{toy}/corpus"], "put config.json"),
+    "base a file": (["finetune", "--base", "{toy}/base/config.json", "--data", "{toy}/corpus"], "is a file"),
+    "no teacher": (["distill", "--data", "{toy}/corpus"], "--teacher PATH"),
+    "missing teacher": (["distill", "--data", "{toy}/corpus", "--teacher", "no.pt"], "no.pt: not there"),
+    "teacher is a corpus": (["distill", "--data", "{toy}/corpus", "--teacher", "{toy}/corpus"], "ckpt.pt"),
+    "unmatched target": (
+        ["finetune", "--base", "{toy}/base", "--data", "{toy}/corpus", "--target-modules", "c_atn"],
+        "Did you mean c_attn?",
+    ),
+    "no such split": (
+        ["evaluate", "{run}", "--data", "{toy}/corpus", "--split", "dve"],
+        "no split 'dve'",
+    ),
+    "no such device": (["finetune", "--device", "cuda:99", "--data", "{toy}/corpus"], "--device cuda:99"),
+    "plot of nothing": (["plot", "{toy}"], "no finished run"),
+    "resume of nothing": (
+        ["finetune", "--resume", "--out", "empty", "--base", "{toy}/base", "--data", "{toy}/corpus"],
+        "nothing to resume",
+    ),
+    "resume of which run": (["finetune", "--resume", "--data", "{toy}/corpus"], "--out"),
+    "out is not empty": (
+        ["finetune", "--out", "{toy}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
+        "is not empty",
+    ),
+    "out is a file": (
+        ["finetune", "--out", "{toy}/base/config.json", "--base", "{toy}/base", "--data", "{toy}/corpus"],
+        "is a file",
+    ),
+    "strict check": (["data", "check", "--data", "{toy}/corpus", "--strict"], "--strict"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_named_with_exit_code_2(
+    name: str, toy: Path, runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    arguments, expected = FAULTS[name]
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = colakit(*(a.format(toy=toy, run=runs["finetune"]) for a in arguments))
+    assert code == 2, err
+    assert expected in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_labels_of_another_task_are_refused(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text(
+        "text,mood\n" + "".join(f'"sentence {i}",{"good" if i % 2 else "bad"}\n' for i in range(40))
+    )
+    own = [
+        "--set",
+        f"data.splits={{train: {file}}}",
+        "--set",
+        "data.text_column=text",
+        "--set",
+        "data.label_column=mood",
+    ]
+    for command in (["evaluate", runs["finetune"]], ["distill", "--teacher", runs["finetune"]]):
+        code, _, err = colakit(*command, *own)
+        assert code == 2
+        assert "bad, good" in err
+        assert "unacceptable, acceptable" in err
+
+
+def test_a_task_of_ones_own_with_three_classes(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    kinds = {"question": "does it {}?", "order": "{} it now!", "statement": "it can {}."}
+    rows = [
+        (text.format(verb), kind)
+        for verb in "go run see eat try fit act cut dig win".split() * 4
+        for kind, text in kinds.items()
+    ]
+    for split, part in (("train", rows[:90]), ("dev", rows[90:])):
+        (tmp_path / f"{split}.tsv").write_text("sentence\tkind\n" + "".join(f"{t}\t{k}\n" for t, k in part))
+    own = [
+        "--set",
+        f"data.splits={{train: {tmp_path}/train.tsv, dev: {tmp_path}/dev.tsv}}",
+        "--set",
+        "data.text_column=sentence",
+        "--set",
+        "data.label_column=kind",
+        "--base",
+        toy / "base",
+    ]
+    code, out, err = colakit(
+        "train-scratch", *own, "--epochs", 30, "--lr", 1e-2, "--out", tmp_path / "run", "--json"
+    )
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["labels"] == ["order", "question", "statement"]
+    assert summary["threshold"] is None
+    assert summary["splits"]["dev"]["accuracy"] > 0.9
+    code, out, err = colakit("evaluate", tmp_path / "run", *own, "--json")
+    assert code == 0, err
+    assert set(json.loads(out)["splits"]) == {"dev"}
+
+
+def test_a_collapsed_model_is_called_so(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    code, out, err = colakit(
+        "train-scratch",
+        *(
+            "--base",
+            toy / "base",
+            "--data",
+            toy / "corpus",
+            "--epochs",
+            1,
+            "--lr",
+            1e-9,
+            "--out",
+            tmp_path / "run",
+        ),
+        *("--set", "student_training.threshold=argmax"),
+    )
+    assert code == 0
+    assert "to everything: MCC 0" in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["splits"]["id_dev"]["collapsed"]
+    assert summary["splits"]["id_dev"]["mcc"] == 0
+
+
+def test_a_malicious_checkpoint_never_runs(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (canary,)  # type: ignore[return-value]
+
+    torch.save({"format": 1, "kind": "rnn", "tensors": Payload()}, tmp_path / "ckpt.pt")
+    for command in (
+        ["predict", "--model", tmp_path],
+        ["evaluate", tmp_path, "--data", toy / "corpus"],
+        ["generate", "--adapter", tmp_path / "ckpt.pt"],
+    ):
+        code, _, err = colakit(*command)
+        assert code == 2, err
+        assert "is no checkpoint of colakit's" in err
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.3, 0.99])
+def test_a_truncated_checkpoint_is_refused(
+    cut: float, runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    whole = (runs["distill"] / "ckpt.pt").read_bytes()
+    (tmp_path / "ckpt.pt").write_bytes(whole[: int(len(whole) * cut)])
+    code, _, err = colakit("predict", "--model", tmp_path / "ckpt.pt")
+    assert code == 2
+    assert "ckpt.pt" in err
+
+
+def test_a_checkpoint_of_a_newer_format_asks_for_an_upgrade(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    content = torch.load(runs["distill"] / "ckpt.pt", weights_only=True)
+    torch.save({**content, "format": 99}, tmp_path / "ckpt.pt")
+    code, _, err = colakit("predict", "--model", tmp_path / "ckpt.pt")
+    assert code == 2
+    assert "Upgrade colakit" in err
+
+
+def test_new_runs_take_the_next_number(toy: Path, colakit: Run) -> None:
+    for number in ("001", "002"):
+        _, out, _ = colakit(
+            "train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--json"
+        )
+        assert json.loads(out)["run"] == f"runs/train-scratch-{number}"
+
+
+@pytest.mark.slow
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "colakit", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.4

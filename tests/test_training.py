@@ -1,0 +1,191 @@
+"""The loop: accumulation, clipping, faults, and the numbers it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from colakit.data.batches import Batch, Examples, micro_batches, plan_epoch
+from colakit.data.tokens import Tokens
+from colakit.engine.device import Compute
+from colakit.engine.objectives import Loss, classification, distillation
+from colakit.engine.schedule import warmup_then
+from colakit.engine.training import StepBatch, StepReport, train
+from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.lora import LoRAConfig, inject, train_also, trainable_names
+from colakit.models.rnn import DistilRNN, RNNConfig
+
+VOCABULARY = 50
+
+
+def make_examples(count: int, *, with_teacher: bool = False) -> Examples:
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 9, size=count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = generator.integers(0, VOCABULARY, size=offsets[-1]).astype(np.int32)
+    logits = generator.normal(size=(count, 2)).astype(np.float32) if with_teacher else None
+    return Examples(Tokens(ids, offsets), generator.integers(0, 2, size=count), logits)
+
+
+def make_classifier(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    config = GPTConfig(VOCABULARY, 16, 16, 2, 2, None, "gelu_new", 1e-5, 0.0, 0.0, 0.0)
+    model = GPT(config).classifier(2)
+    inject(model, LoRAConfig(rank=2))
+    train_also(model, layernorm=True, head=True)
+    return model.train()
+
+
+def make_student() -> nn.Module:
+    torch.manual_seed(0)
+    return DistilRNN(RNNConfig(VOCABULARY, embedding_size=8, hidden_size=8, dropout=0.0)).train()
+
+
+def step_batches(
+    examples: Examples, batch_size: int, micro_batch_size: int, epochs: int = 2
+) -> Iterator[StepBatch]:
+    for epoch in range(epochs):
+        for index in plan_epoch(examples.tokens.lengths, batch_size, 0, epoch):
+            yield StepBatch(micro_batches(examples, index, micro_batch_size), len(index), epoch, "a batch")
+
+
+def run(
+    model: nn.Module, batches: Iterator[StepBatch], compute: Compute, **options: object
+) -> list[StepReport]:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    arguments = {"objective": classification, "lr_at": lambda step: 1.0, **options}
+    return list(train(model, batches, optimizer=optimizer, compute=compute, **arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+@pytest.mark.parametrize("make_model", [make_classifier, make_student])
+def test_accumulation_equals_the_whole_batch(make_model: type, micro_batch_size: int, fp32: Compute) -> None:
+    examples = make_examples(21)  # 21 = 2 · 8 + 5: the last batch is ragged
+    whole, parts = make_model(), make_model()
+    expected = run(whole, step_batches(examples, 8, 8), fp32)
+    found = run(parts, step_batches(examples, 8, micro_batch_size), fp32)
+    assert [r.count for r in found] == [r.count for r in expected]
+    # sums in another order: a few units in the last place, grown over six steps
+    np.testing.assert_allclose([r.loss for r in found], [r.loss for r in expected], rtol=1e-5)
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(dict(parts.named_parameters())[name], parameter, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_reports_the_mean_loss_over_its_examples(fp32: Compute) -> None:
+    examples = make_examples(6)
+    model = make_classifier()
+    batch = examples.batch(np.arange(6))
+    expected = classification(model, batch).total.item() / 6
+    report = run(model, iter([StepBatch([batch], 6, 0, "a batch")]), fp32)[0]
+    assert report.loss == pytest.approx(expected, rel=1e-6)
+    assert report.step == 1
+
+
+def test_only_adapters_norms_and_head_change(fp32: Compute) -> None:
+    model = make_classifier()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    run(model, step_batches(make_examples(16), 8, 8), fp32)
+    changed = {
+        name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])
+    }
+    assert changed == set(trainable_names(model))
+
+
+def test_gradients_are_clipped_to_the_given_norm(fp32: Compute) -> None:
+    free, clipped = make_classifier(), make_classifier()
+    norm = run(free, step_batches(make_examples(8), 8, 8, epochs=1), fp32, clip_norm=None)[0].grad_norm
+    before = {name: p.detach().clone() for name, p in clipped.named_parameters()}
+    run(clipped, step_batches(make_examples(8), 8, 8, epochs=1), fp32, clip_norm=norm / 4)
+    moved = sum((p.detach() - before[name]).square().sum() for name, p in clipped.named_parameters())
+    # plain SGD at rate 0.1 moves by 0.1 times the clipped norm
+    assert float(moved) ** 0.5 == pytest.approx(0.1 * norm / 4, rel=1e-3)
+
+
+def test_the_rate_follows_the_schedule_in_every_group(fp32: Compute) -> None:
+    model = make_classifier()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters[:3], "lr": 1.0}, {"params": parameters[3:], "lr": 4.0}]
+    )
+    lr_at = warmup_then("linear", warmup_steps=1, max_steps=4)
+    seen = []
+    batches = step_batches(make_examples(16), 8, 8)
+    for _ in train(model, batches, classification, optimizer, lr_at=lr_at, compute=fp32):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    assert seen == [[lr_at(step), 4 * lr_at(step)] for step in range(4)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value: float, fp32: Compute) -> None:
+    model = make_classifier()
+    calls = 0
+
+    def poisoned(model: nn.Module, batch: Batch) -> Loss:
+        nonlocal calls
+        calls += 1
+        loss = classification(model, batch)
+        return loss if calls < 3 else Loss(loss.total * value, loss.logits)
+
+    reports = []
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    loop = train(
+        model,
+        step_batches(make_examples(40), 8, 8),
+        poisoned,
+        optimizer,
+        lr_at=lambda step: 1.0,
+        compute=fp32,
+    )
+    with pytest.raises(ColakitError, match="step 3: the loss is (nan|inf).* on a batch") as caught:
+        for report in loop:
+            reports.append(report)
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert caught.value.exit_code == EXIT_FAILED
+    assert len(reports) == 2
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_same_seed_same_losses(fp32: Compute) -> None:
+    first = run(make_classifier(), step_batches(make_examples(32), 8, 8), fp32)
+    second = run(make_classifier(), step_batches(make_examples(32), 8, 8), fp32)
+    assert [r.loss for r in first] == [r.loss for r in second]
+
+
+def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
+    model, examples = make_classifier(), make_examples(16)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    batches = step_batches(examples, 16, 16, epochs=150)
+    losses = [
+        r.loss for r in train(model, batches, classification, optimizer, lr_at=lambda step: 1.0, compute=fp32)
+    ]
+    assert losses[-1] < 0.05 < losses[0]
+
+
+def test_a_student_taught_by_logits_alone_reproduces_them(fp32: Compute) -> None:
+    model, examples = make_student(), make_examples(16, with_teacher=True)
+    assert examples.teacher_logits is not None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    objective = distillation(kd_weight=1.0, temperature=1.0, soft_loss="mse")
+    batches = step_batches(examples, 16, 16, epochs=200)
+    for _ in train(model, batches, objective, optimizer, lr_at=lambda step: 1.0, compute=fp32):
+        pass
+    batch = examples.batch(np.arange(16))
+    found = model(batch.input_ids, batch.attention_mask)
+    torch.testing.assert_close(found, torch.from_numpy(examples.teacher_logits), rtol=0, atol=0.1)
+
+
+def test_bf16_follows_fp32_within_its_precision(fp32: Compute) -> None:
+    halved = Compute(torch.device("cpu"), torch.bfloat16, "a test")
+    model = halved.place(make_classifier())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    frozen = {name: p.dtype for name, p in model.named_parameters() if not p.requires_grad and p.ndim > 1}
+    assert set(frozen.values()) == {torch.bfloat16}
+    expected = [r.loss for r in run(make_classifier(), step_batches(make_examples(32), 8, 8), fp32)]
+    found = [r.loss for r in run(model, step_batches(make_examples(32), 8, 8), halved)]
+    # bf16 keeps 8 bits: 2^-8 relative per product, averaged over a batch
+    np.testing.assert_allclose(found, expected, rtol=2e-2)

@@ -99,13 +99,9 @@ class RunFolder:
         Raises:
             ColakitError: if there is none, or it is broken or of a newer format.
         """
+        self.require_state()
         try:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise ColakitError(
-                f"{self.path}: nothing to resume (no {self.state.name})",
-                hint="Start the run without --resume.",
-            ) from None
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise ColakitError(
                 f"{self.state}: cannot be read ({first_line(error)})", hint="Start the run anew."

@@ -1,0 +1,294 @@
+"""Tokens are the backend's own, boundary tokens survive every cut, and the cache never changes an answer."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from colakit.data import cache as cache_module
+from colakit.data.cache import ArrayCache, default_cache
+from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
+from colakit.errors import ColakitError
+
+SENTENCES = (
+    "The cat that these dogs like sleeps.",
+    "",
+    "Café 猫 🐈‍⬛ \u2028 zażółć.",
+    "a",
+    '"Quoted," she said  twice.',
+)
+BOUNDARIES = [(False, False), (True, False), (False, True), (True, True)]
+
+Compute = Callable[[], dict[str, np.ndarray[Any, Any]]]
+
+
+@pytest.fixture
+def tokenizer(toy: Path) -> SentenceTokenizer:
+    return SentenceTokenizer.from_folder(toy / "base")
+
+
+def with_boundaries(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> SentenceTokenizer:
+    return SentenceTokenizer.from_dict(tokenizer.to_dict() | {"prefix": prefix, "suffix": suffix})
+
+
+def rows_of(tokens: Tokens) -> list[list[int]]:
+    return [tokens.sentence(i).tolist() for i in range(len(tokens))]
+
+
+def plain_ids(tokenizer: SentenceTokenizer, sentence: str) -> list[int]:
+    return tokenizer.backend.encode(sentence, add_special_tokens=False).ids
+
+
+def assert_same_tokens(one: Tokens, two: Tokens) -> None:
+    assert rows_of(one) == rows_of(two)
+    assert (one.ids.dtype, one.offsets.dtype) == (np.int32, np.int64) == (two.ids.dtype, two.offsets.dtype)
+    assert one.num_truncated == two.num_truncated
+
+
+class Counting(SentenceTokenizer):
+    """A tokenizer that counts how often it encodes."""
+
+    calls = 0
+
+    def encode(self, sentences: Sequence[str], max_tokens: int | None = None) -> Tokens:
+        self.calls += 1
+        return super().encode(sentences, max_tokens)
+
+
+@pytest.fixture
+def counting(tokenizer: SentenceTokenizer) -> Counting:
+    return Counting(tokenizer.backend, tokenizer.end_of_text_id)
+
+
+def test_ragged_tokens_are_the_backends_own(tokenizer: SentenceTokenizer) -> None:
+    tokens = tokenizer.encode(SENTENCES)
+    assert len(tokens) == len(SENTENCES)
+    assert tokens.lengths.tolist() == [len(row) for row in rows_of(tokens)]
+    assert tokens.num_truncated == 0
+    for sentence, row in zip(SENTENCES, rows_of(tokens), strict=True):
+        assert row == (plain_ids(tokenizer, sentence) or [tokenizer.end_of_text_id])
+
+
+def test_no_sentences_are_no_tokens(tokenizer: SentenceTokenizer) -> None:
+    tokens = tokenizer.encode([])
+    assert (len(tokens), len(tokens.ids), tokens.lengths.tolist()) == (0, 0, [])
+
+
+def test_ids_are_those_of_transformers(toy: Path, tokenizer: SentenceTokenizer) -> None:
+    theirs = AutoTokenizer.from_pretrained(str(toy / "base"), local_files_only=True)
+    assert tokenizer.end_of_text_id == theirs.eos_token_id
+    assert tokenizer.vocab_size == len(theirs)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.text(max_size=40) | st.sampled_from([*SENTENCES[2:], "x <|endoftext|> y"]))
+    def law(sentence: str) -> None:
+        expected = theirs(sentence, add_special_tokens=False).input_ids
+        assert rows_of(tokenizer.encode([sentence])) == [expected or [theirs.eos_token_id]]
+
+    law()
+
+
+def test_decoding_gives_the_sentence_back_without_boundaries(tokenizer: SentenceTokenizer) -> None:
+    both = with_boundaries(tokenizer, True, True)
+    tokens = both.encode(SENTENCES)
+    assert tuple(both.decode(row) for row in rows_of(tokens)) == SENTENCES
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
+def test_boundary_tokens_stand_where_asked(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> None:
+    end = tokenizer.end_of_text_id
+    for sentence, row in zip(
+        SENTENCES, rows_of(with_boundaries(tokenizer, prefix, suffix).encode(SENTENCES)), strict=True
+    ):
+        assert row == ([end] * prefix + plain_ids(tokenizer, sentence) + [end] * suffix or [end])
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
+@pytest.mark.parametrize("max_tokens", [3, 4, 6, 8, 64])
+def test_cutting_spares_boundaries_and_is_counted(
+    tokenizer: SentenceTokenizer, prefix: bool, suffix: bool, max_tokens: int
+) -> None:
+    end, room = tokenizer.end_of_text_id, max_tokens - prefix - suffix
+    plain = [plain_ids(tokenizer, sentence) for sentence in SENTENCES]
+    tokens = with_boundaries(tokenizer, prefix, suffix).encode(SENTENCES, max_tokens)
+    assert rows_of(tokens) == [[end] * prefix + ids[:room] + [end] * suffix or [end] for ids in plain]
+    assert tokens.lengths.max() <= max_tokens
+    assert tokens.num_truncated == sum(len(ids) > room for ids in plain)
+
+
+def test_a_sentence_of_just_the_longest_length_is_not_cut(tokenizer: SentenceTokenizer) -> None:
+    length = len(plain_ids(tokenizer, SENTENCES[0]))
+    assert tokenizer.encode(SENTENCES[:1], length).num_truncated == 0
+    assert tokenizer.encode(SENTENCES[:1], length - 1).num_truncated == 1
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
+def test_a_description_rebuilds_the_tokenizer(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> None:
+    one = with_boundaries(tokenizer, prefix, suffix)
+    two = SentenceTokenizer.from_dict(one.to_dict())
+    assert one.fingerprint() == two.fingerprint()
+    assert_same_tokens(one.encode(SENTENCES), two.encode(SENTENCES))
+
+
+def test_fingerprints_tell_boundaries_and_vocabularies_apart(tokenizer: SentenceTokenizer) -> None:
+    grown = Tokenizer.from_str(tokenizer.backend.to_str())
+    grown.add_tokens(["wug"])
+    all_of_them = [with_boundaries(tokenizer, *pair) for pair in BOUNDARIES]
+    all_of_them.append(SentenceTokenizer(grown, tokenizer.end_of_text_id))
+    assert len({one.fingerprint() for one in all_of_them}) == len(all_of_them)
+
+
+def test_a_saved_length_limit_of_the_backend_does_not_cut(tokenizer: SentenceTokenizer) -> None:
+    limited = Tokenizer.from_str(tokenizer.backend.to_str())
+    limited.enable_truncation(2)
+    limited.enable_padding(length=50)
+    limited = SentenceTokenizer(limited, tokenizer.end_of_text_id)
+    assert limited.fingerprint() == tokenizer.fingerprint()
+    assert_same_tokens(limited.encode(SENTENCES), tokenizer.encode(SENTENCES))
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no JSON"])
+def test_a_folder_without_a_tokenizer_is_refused(content: str | None) -> None:
+    folder = Path("given")
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ColakitError, match=r"given: its tokenizer cannot be read .*\S\)"):
+        SentenceTokenizer.from_folder(folder)
+
+
+def test_the_cache_computes_once_and_answers_the_same(counting: Counting) -> None:
+    cache = ArrayCache(Path("cache"))
+    fresh = counting.encode(SENTENCES, 6)
+    for _ in range(3):
+        assert_same_tokens(encode_cached(counting, SENTENCES, 6, cache), fresh)
+    assert counting.calls == 2
+    assert [path.suffix for path in cache.folder.rglob("*") if path.is_file()] == [".npz"]
+
+
+def test_without_a_cache_every_call_computes(counting: Counting) -> None:
+    for _ in range(2):
+        encode_cached(counting, SENTENCES, None, None)
+    assert counting.calls == 2
+    assert not list(Path().iterdir())
+
+
+def test_what_determines_the_tokens_tells_entries_apart(tokenizer: SentenceTokenizer) -> None:
+    cache = ArrayCache(Path("cache"))
+    for one in (tokenizer, with_boundaries(tokenizer, True, False)):
+        for max_tokens in (None, 4, 6):
+            for sentences in (SENTENCES, SENTENCES[:2], SENTENCES[::-1], ["a b"], ["a", "b"], ["a\0b"], [], [""]):
+                expected = one.encode(sentences, max_tokens)
+                assert_same_tokens(encode_cached(one, sentences, max_tokens, cache), expected)
+
+
+def test_a_new_format_leaves_old_entries_aside(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ArrayCache(Path("cache"))
+    encode_cached(counting, SENTENCES, None, cache)
+    monkeypatch.setattr(cache_module, "FORMAT", cache_module.FORMAT + 1)
+    encode_cached(counting, SENTENCES, None, cache)
+    assert counting.calls == 2
+
+
+def cached_file(cache: ArrayCache) -> Path:
+    (path,) = cache.folder.rglob("*.npz")
+    return path
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -200, -1], ids=lambda length: f"[:{length}]")
+def test_a_cut_entry_is_computed_anew(counting: Counting, length: int) -> None:
+    cache = ArrayCache(Path("cache"))
+    fresh = encode_cached(counting, SENTENCES, None, cache)
+    path = cached_file(cache)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:length])
+    assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), fresh)
+    assert counting.calls == 2
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("garbage", [b"garbage" * 99, b"PK\x03\x04" + bytes(99), b"\x93NUMPY\x01\x00" + bytes(99)])
+def test_a_garbage_entry_is_computed_anew(counting: Counting, garbage: bytes) -> None:
+    cache = ArrayCache(Path("cache"))
+    fresh = encode_cached(counting, SENTENCES, None, cache)
+    cached_file(cache).write_bytes(garbage)
+    assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), fresh)
+
+
+def test_an_entry_of_other_arrays_is_computed_anew(counting: Counting) -> None:
+    cache = ArrayCache(Path("cache"))
+    fresh = encode_cached(counting, SENTENCES, None, cache)
+    np.savez(cached_file(cache), ids=fresh.ids)
+    assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), fresh)
+
+
+def test_one_flipped_bit_never_changes_the_tokens(tokenizer: SentenceTokenizer) -> None:
+    sentences = [*SENTENCES, "ab " * 2000]  # longer than zipfile's buffer, so that reading can end before the checksum
+    cache = ArrayCache(Path("cache"))
+    fresh = encode_cached(tokenizer, sentences, None, cache)
+    path = cached_file(cache)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        starts = [member.header_offset for member in archive.infolist()]
+    headers = [position for start in starts for position in range(start, start + 200)]
+    for position in {*headers, *range(len(whole) - 260, len(whole)), *range(0, len(whole), 997)}:
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x01
+        path.write_bytes(damaged)
+        assert_same_tokens(encode_cached(tokenizer, sentences, None, cache), fresh)
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.mkdir, (Path("canary"),)  # type: ignore[return-value]
+
+
+def test_a_pickle_in_the_cache_never_runs(counting: Counting) -> None:
+    cache = ArrayCache(Path("cache"))
+    fresh = encode_cached(counting, SENTENCES, None, cache)
+    evil = np.array([Payload()], dtype=object)
+    np.savez(cached_file(cache), ids=evil, offsets=evil, num_truncated=evil)
+    assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), fresh)
+    assert not Path("canary").exists()
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("broken", ["folder", "parent", "full"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    counting: Counting, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("cache")
+    if broken == "full":
+        monkeypatch.setattr(np, "savez", fail)
+    else:
+        folder.write_text("a file stands here")
+    cache = ArrayCache(folder / "deep" if broken == "parent" else folder)
+    for _ in range(2):
+        assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), counting.encode(SENTENCES))
+    assert counting.calls == 4
+    assert [path for path in Path().rglob("*") if path.is_file()] == ([] if broken == "full" else [folder])
+
+
+def test_the_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    monkeypatch.setenv("COLAKIT_CACHE", "own")
+    assert default_cache() == Path("own")
+    monkeypatch.delenv("COLAKIT_CACHE")
+    assert default_cache() == Path("xdg/colakit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "colakit"

@@ -185,10 +185,12 @@ def mcnemar(labels: Labels, ours: Labels, theirs: Labels) -> float:
 
 
 def best_threshold(probs: NDArray[np.float64], labels: Labels) -> float:
-    """Return the threshold on the probability of class 1 that maximises MCC.
+    """Return the threshold on the probability of class 1 with the highest MCC.
 
-    Candidates lie halfway between neighbouring probabilities; the middle of the best ones wins, so that a
-    single sentence does not decide. Where nothing beats it, the threshold stays 0.5.
+    Only thresholds that are right at least as often as the majority answer are candidates: MCC alone would
+    have a weak model answer the rare class to most sentences. Candidates lie halfway between neighbouring
+    probabilities; the middle of the best ones wins, so that a single sentence does not decide. Where nothing
+    beats it, the threshold stays 0.5.
 
     Args:
         probs: (N,) probability of class 1.
@@ -197,7 +199,11 @@ def best_threshold(probs: NDArray[np.float64], labels: Labels) -> float:
     distinct = np.unique(probs)
     candidates = np.concatenate([[0.5], (distinct[:-1] + distinct[1:]) / 2])
     predictions = (probs[None, :] >= candidates[:, None]).astype(np.int64)
-    scores = mcc_of_confusion(confusion(np.broadcast_to(labels, predictions.shape), predictions, 2))
+    counts = confusion(np.broadcast_to(labels, predictions.shape), predictions, 2)
+    majority_rate = np.bincount(labels).max() / len(labels)
+    allowed = accuracy_of_confusion(counts) >= majority_rate
+    allowed[0] = True  # 0.5 is what one gets without tuning
+    scores = np.where(allowed, mcc_of_confusion(counts), -np.inf)
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
     if 0 in best:
         return 0.5

@@ -55,11 +55,11 @@ class Context:
         return self.settings.cache_folder or default_cache()
 
     @cached_property
-    def arrays(self) -> ArrayCache | None:
-        """The cache of computed arrays; None in a dry run, which touches nothing."""
+    def arrays(self) -> ArrayCache:
+        """The cache of computed arrays."""
         from colakit.data.cache import ArrayCache
 
-        return None if self.dry_run else ArrayCache(self.cache_folder)
+        return ArrayCache(self.cache_folder)
 
     @cached_property
     def compute(self) -> Compute:
@@ -72,23 +72,26 @@ class Context:
     def load_corpus(self) -> Corpus:
         """Read the corpus that `data` names, fetching CoLA where it is asked for by name."""
         from colakit.data.corpora import Columns, load_corpus
-        from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
 
         data = self.settings.data
         columns = Columns(data.text_column, data.label_column) if data.text_column else None
         files = {name: Path(path).expanduser() for name, path in data.splits.items()}
         path = Path(data.path).expanduser()
         if not files and data.path == "cola" and not path.exists():
-            if self.dry_run and not is_fetched(self.cache_folder):
-                raise ColakitError("CoLA is not fetched yet", hint="Run `colakit data fetch` first.")
-            if not is_fetched(self.cache_folder):
-                self.reporter.say("fetching CoLA")
-            path = (
-                fetch_cola(self.cache_folder, data.mirrors)
-                if not self.dry_run
-                else cola_folder(self.cache_folder)
-            )
+            path = self._fetched_cola()
         return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)
+
+    def _fetched_cola(self) -> Path:
+        from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
+
+        if is_fetched(self.cache_folder):
+            return cola_folder(self.cache_folder)
+        if self.dry_run:
+            raise ColakitError(
+                "CoLA is not fetched yet", hint="Run `colakit data fetch`, or name data with --data."
+            )
+        self.reporter.say("fetching CoLA")
+        return fetch_cola(self.cache_folder, self.settings.data.mirrors)
 
     def new_run_folder(self) -> Path:
         """Return the folder of a new run: `--out`, which must hold no run yet, or the next free number.

@@ -34,7 +34,8 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def test_help_names_every_command(colakit: Run) -> None:
     code, out, _ = colakit("--help")
     assert code == 0
-    for name in "generate finetune distill train-scratch evaluate plot predict data config doctor".split():
+    commands = ("generate", "finetune", "distill", "train-scratch", "evaluate", "plot", "predict", "doctor")
+    for name in (*commands, "data", "config"):
         assert name in out
 
 
@@ -51,9 +52,12 @@ def test_help_does_not_import_torch() -> None:
 @pytest.mark.parametrize(
     ("command", "flags"),
     {
-        "generate": "--base --adapter --prompt --max-new-tokens --temperature --top-k --top-p --num-samples --rank",
-        "finetune": "--base --data --rank --alpha --lora-dropout --target-modules --epochs --lr --batch-size --resume",
-        "distill": "--teacher --temperature --kd-weight --cell --hidden-size --epochs --lr --batch-size --resume",
+        "generate": "--base --adapter --prompt --max-new-tokens --temperature --top-k --top-p --num-samples "
+        "--rank",
+        "finetune": "--base --data --rank --alpha --lora-dropout --target-modules --epochs --lr --batch-size "
+        "--resume",
+        "distill": "--teacher --temperature --kd-weight --cell --hidden-size --epochs --lr --batch-size "
+        "--resume",
         "train-scratch": "--cell --hidden-size --epochs --lr --batch-size --resume",
         "evaluate": "--data --split",
         "plot": "--format",
@@ -74,7 +78,7 @@ def test_promised_flags_exist(
 
 def test_every_command_has_help_and_a_summary() -> None:
     names = [command.name for command in app.registered_commands]
-    assert len(names) == 8
+    assert len(names) == 8  # and the groups data and config
     assert all(command.help for command in app.registered_commands)
 
 
@@ -348,13 +352,12 @@ def test_labels_of_another_task_are_refused(runs: dict[str, Path], colakit: Run,
         assert "unacceptable, acceptable" in err
 
 
+VERBS = ("go", "run", "see", "eat", "try", "fit", "act", "cut", "dig", "win")
+
+
 def test_a_task_of_ones_own_with_three_classes(toy: Path, colakit: Run, tmp_path: Path) -> None:
     kinds = {"question": "does it {}?", "order": "{} it now!", "statement": "it can {}."}
-    rows = [
-        (text.format(verb), kind)
-        for verb in "go run see eat try fit act cut dig win".split() * 4
-        for kind, text in kinds.items()
-    ]
+    rows = [(text.format(verb), kind) for verb in VERBS * 4 for kind, text in kinds.items()]
     for split, part in (("train", rows[:90]), ("dev", rows[90:])):
         (tmp_path / f"{split}.tsv").write_text("sentence\tkind\n" + "".join(f"{t}\t{k}\n" for t, k in part))
     own = [
@@ -381,7 +384,7 @@ def test_a_task_of_ones_own_with_three_classes(toy: Path, colakit: Run, tmp_path
 
 
 def test_a_collapsed_model_is_called_so(toy: Path, colakit: Run, tmp_path: Path) -> None:
-    code, out, err = colakit(
+    code, _, err = colakit(
         "train-scratch",
         *(
             "--base",

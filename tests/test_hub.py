@@ -35,7 +35,7 @@ class FakeHub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
     def do_HEAD(self) -> None:
@@ -92,31 +92,31 @@ def serving(folder: Path) -> Iterator[FakeHub]:
         thread.join()
 
 
-def plan(base: str, toy: Path, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """Ask for a dry run in a process of its own: the hub's address is read when its library is imported."""
+def generate(base: str, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    """Use a base in a process of its own: the hub's address is read when its library is imported."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "colakit", "finetune", "--dry-run", "--base", base]
-    command += ["--data", str(toy / "corpus")]
+    command = [sys.executable, "-m", "colakit", "generate", "--base", base]
+    command += ["--prompt", "The old", "--max-new-tokens", "3"]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
 
 def test_a_base_is_fetched_once_and_works_offline_afterwards(toy: Path, tmp_path: Path) -> None:
     with serving(toy / "base") as hub:
-        first = plan(NAME, toy, tmp_path / "home", hub.url)
+        first = generate(NAME, tmp_path / "home", hub.url)
         assert first.returncode == 0, first.stderr
         assert set(hub.sent) >= {"config.json", "model.safetensors", "tokenizer.json"}
         endpoint, sent = hub.url, len(hub.sent)
-        assert plan(NAME, toy, tmp_path / "home", endpoint).returncode == 0
+        assert generate(NAME, tmp_path / "home", endpoint).returncode == 0
         assert len(hub.sent) == sent
-    offline = plan(NAME, toy, tmp_path / "home", endpoint)
+    offline = generate(NAME, tmp_path / "home", endpoint)
     assert offline.returncode == 0, offline.stderr
     assert offline.stdout == first.stdout
 
 
 def test_an_unknown_name_says_where_to_put_the_files(toy: Path, tmp_path: Path) -> None:
     with serving(toy / "base") as hub:
-        done = plan("someone/else", toy, tmp_path / "home", hub.url)
+        done = generate("someone/else", tmp_path / "home", hub.url)
     assert done.returncode == 2
     assert "'someone/else' is no local folder" in done.stderr
     assert "pass --base FOLDER" in done.stderr
@@ -124,8 +124,8 @@ def test_an_unknown_name_says_where_to_put_the_files(toy: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "not a name at all!"])
-def test_no_network_says_what_was_wanted_and_what_to_do(name: str, toy: Path, tmp_path: Path) -> None:
-    done = plan(name, toy, tmp_path / "home", "http://127.0.0.1:9")  # nothing listens on port 9
+def test_no_network_says_what_was_wanted_and_what_to_do(name: str, tmp_path: Path) -> None:
+    done = generate(name, tmp_path / "home", "http://127.0.0.1:9")  # nothing listens on port 9
     assert done.returncode == 2
     assert repr(name) in done.stderr
     assert "pass --base FOLDER" in done.stderr

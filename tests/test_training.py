@@ -141,10 +141,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value: float, fp
         lr_at=lambda step: 1.0,
         compute=fp32,
     )
-    with pytest.raises(ColakitError, match="step 3: the loss is (nan|inf).* on a batch") as caught:
-        for report in loop:
-            reports.append(report)
-            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = {}
+    for _ in range(2):
+        reports.append(next(loop))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ColakitError, match=r"step 3: the loss is (nan|inf).* on a batch") as caught:
+        next(loop)
     assert caught.value.exit_code == EXIT_FAILED
     assert len(reports) == 2
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.commands.runner import run_job
-from colakit.commands.students import student_job
+from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task, percent
 from colakit.commands.training import Job
 from colakit.context import Context
@@ -17,11 +17,16 @@ from colakit.engine.classifier import SentenceClassifier, load_classifier
 from colakit.engine.metrics import measure
 from colakit.engine.objectives import distillation
 from colakit.errors import ColakitError
+from colakit.models.rnn import DistilRNN
 
 
 def run(context: Context, *, resume: bool) -> dict[str, Any]:
     """Distil the teacher and report the student."""
-    return run_job(context, _build, resume=resume)
+    return run_job(context, _build, _plan, resume=resume)
+
+
+def _plan(context: Context, task: Task) -> DistilRNN:
+    return empty_student(context, task, _load_teacher(context, task).tokenizer.vocab_size)
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
@@ -86,8 +91,6 @@ def teacher_logits(
     context: Context, teacher: SentenceClassifier, fingerprint: str, split: Split
 ) -> NDArray[np.float32]:
     """Return the teacher's (N, C) logits for a split, computed once and kept in the cache."""
-    if context.dry_run:
-        return np.zeros((len(split), len(teacher.label_names)), dtype=np.float32)
     compute = context.compute
 
     def ask() -> dict[str, NDArray[Any]]:
@@ -96,5 +99,4 @@ def teacher_logits(
         return {"logits": teacher.logits(split.sentences, compute, cache=context.arrays)}
 
     key = {"teacher": fingerprint, "data": split.fingerprint(), "dtype": str(compute.dtype)}
-    assert context.arrays is not None
     return context.arrays.get("teacher-logits", key, ask)["logits"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
 from colakit.commands.training import Job
@@ -11,7 +13,7 @@ from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import classification
-from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
 from colakit.models.gpt import GPT, GPTClassifier, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.settings import LoRASettings
@@ -19,7 +21,14 @@ from colakit.settings import LoRASettings
 
 def run(context: Context, *, resume: bool) -> dict[str, Any]:
     """Tune the base and report it."""
-    return run_job(context, _build, resume=resume)
+    return run_job(context, _build, _plan, resume=resume)
+
+
+def _plan(context: Context, task: Task) -> GPTClassifier:
+    settings = context.settings
+    with torch.device("meta"):
+        base = GPT(plan_config(settings.base))
+        return _adapt(base, lora_config(settings.lora), settings.lora, len(task.corpus.label_names))
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:

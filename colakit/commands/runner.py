@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from colakit.commands.task import Task, load_task, show_plan
 from colakit.commands.training import Job, train_and_report
 from colakit.console import Reporter
@@ -16,14 +18,20 @@ from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
 
 BuildJob = Callable[[Context, Task], tuple[Job, list[str]]]
+BuildEmptyModel = Callable[[Context, Task], nn.Module]
 
 
-def run_job(context: Context, build: BuildJob, *, resume: bool) -> dict[str, Any]:
-    """Build a job from the settings and train it; return the run's summary.
+def run_job(context: Context, build: BuildJob, plan: BuildEmptyModel, *, resume: bool) -> dict[str, Any]:
+    """Build a job from the settings and train it; return the run's summary, or in a dry run, the plan.
 
     Args:
         build: returns the job and, for people, lines on what it will do.
+        plan: returns the model without its weights; it reads no more than it must.
     """
+    if context.dry_run:
+        _ = _resumed_folder(context) if resume else context.new_run_folder()
+        task = load_task(context)
+        return show_plan(context, task, plan(context, task))
     with processes(context.compute) as group:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)
@@ -31,8 +39,6 @@ def run_job(context: Context, build: BuildJob, *, resume: bool) -> dict[str, Any
         task = load_task(context)
         seed_everything(context.settings.seed)
         job, lines = build(context, task)
-        if context.dry_run:
-            return show_plan(context, task, job.classifier.model, lines)
         for line in (*lines, f"compute: {context.compute}", f"run folder: {folder}"):
             context.reporter.say(line)
         summary = train_and_report(job, RunFolder(folder), group, resume=resume)

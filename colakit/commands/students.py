@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from numpy import float32
 from numpy.typing import NDArray
 
@@ -15,6 +16,17 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import Objective
 from colakit.models.rnn import DistilRNN, RNNConfig
+
+
+def empty_student(context: Context, task: Task, vocab_size: int) -> DistilRNN:
+    """Return a student without weights."""
+    with torch.device("meta"):
+        return DistilRNN(_config(context, task, vocab_size))
+
+
+def _config(context: Context, task: Task, vocab_size: int) -> RNNConfig:
+    num_labels = len(task.corpus.label_names)
+    return RNNConfig(vocab_size=vocab_size, num_labels=num_labels, **context.settings.student.model_dump())
 
 
 def student_job(
@@ -37,11 +49,7 @@ def student_job(
     """
     settings = context.settings
     tokenizer = SentenceTokenizer(backend.backend, backend.end_of_text_id)
-    config = RNNConfig(
-        vocab_size=tokenizer.vocab_size,
-        num_labels=len(task.corpus.label_names),
-        **settings.student.model_dump(),
-    )
+    config = _config(context, task, tokenizer.vocab_size)
     classifier = SentenceClassifier(
         model=DistilRNN(config),
         tokenizer=tokenizer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,17 +73,14 @@ def show_parameters(context: Context, model: nn.Module) -> ParameterReport:
     return report
 
 
-def show_plan(context: Context, task: Task, model: nn.Module, lines: Sequence[str]) -> dict[str, Any]:
+def show_plan(context: Context, task: Task, model: nn.Module) -> dict[str, Any]:
     """Print what a run would do, and return it as plain data."""
     report = show_parameters(context, model)
     sizes = {"train": len(task.train), "holdout": len(task.holdout)} | {
         n: len(s) for n, s in task.reports.items()
     }
-    for line in (
-        *lines,
-        f"compute: {context.compute}",
-        "sentences: " + ", ".join(f"{v} {k}" for k, v in sizes.items()),
-    ):
+    counted = ", ".join(f"{size} {name}" for name, size in sizes.items())
+    for line in (f"compute: {context.compute}", f"sentences: {counted}"):
         context.reporter.result(line)
     context.reporter.result("dry run: nothing was written")
     return {

@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from colakit.commands.runner import run_job
-from colakit.commands.students import student_job
+from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task
 from colakit.commands.training import Job
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.objectives import classification
-from colakit.interop.gpt2 import read_config, resolve_base
+from colakit.interop.gpt2 import plan_config, read_config, resolve_base
+from colakit.models.rnn import DistilRNN
 
 
 def run(context: Context, *, resume: bool) -> dict[str, Any]:
     """Train the control and report it; of the base it takes the tokenizer alone."""
-    return run_job(context, _build, resume=resume)
+    return run_job(context, _build, _plan, resume=resume)
+
+
+def _plan(context: Context, task: Task) -> DistilRNN:
+    return empty_student(context, task, plan_config(context.settings.base).vocab_size)
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:

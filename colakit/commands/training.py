@@ -204,7 +204,7 @@ class _Fit:
             )
         is_last = report.step == self.max_steps
         evaluated = report.step % self.evaluate_every == 0 or is_last
-        bar.advance(note=f"epoch {report.epoch + 1} loss {report.loss:.3f}" + self._held_out_note())
+        bar.advance(note=self._live_line(report.epoch))
         if evaluated:
             self._evaluate(bar)
         if evaluated or (
@@ -212,11 +212,18 @@ class _Fit:
         ):
             self._save()
 
-    def _held_out_note(self) -> str:
-        best = self.progress.best
-        return (
-            f" · best held-out accuracy {100 * best['accuracy']:.1f} % MCC {best['mcc']:.3f}" if best else ""
+    def _live_line(self, epoch: int) -> str:
+        """Training figures since the last evaluation, and the best evaluation so far."""
+        progress = self.progress
+        counts = progress.confusion.numpy()
+        line = (
+            f"epoch {epoch + 1}: loss {progress.loss_sum / progress.count:.3f}, "
+            f"accuracy {100 * accuracy_of_confusion(counts):.1f} %, MCC {mcc_of_confusion(counts):.3f}"
         )
+        if progress.best is None:
+            return line
+        best = progress.best
+        return f"{line} | best held out: accuracy {100 * best['accuracy']:.1f} %, MCC {best['mcc']:.3f}"
 
     def _is_stale(self) -> bool:
         return self.training.patience is not None and self.progress.stale >= self.training.patience

@@ -90,7 +90,8 @@ class RunFolder:
         """Raise `ColakitError` unless there is a state to resume."""
         if not self.state.is_file():
             raise ColakitError(
-                f"{self.path}: nothing to resume (no {self.state.name})", hint="Start the run without --resume."
+                f"{self.path}: nothing to resume (no {self.state.name})",
+                hint="Start the run without --resume.",
             )
 
     def load_state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ FIXED_FEATURES = {
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
+KNOWN_SHAPES = {
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(width=1024, num_layers=24, num_heads=16),
+    "gpt2-large": GPTConfig(width=1280, num_layers=36, num_heads=20),
+    "gpt2-xl": GPTConfig(width=1600, num_layers=48, num_heads=25),
+    "distilgpt2": GPTConfig(num_layers=6),
+}
 HUB_FILES = [
     "config.json",
     "*.safetensors",
@@ -69,12 +77,38 @@ def resolve_base(name: str) -> Path:
     return _download(name)
 
 
+def plan_config(name: str) -> GPTConfig:
+    """Return the shape of a base without downloading anything.
+
+    Raises:
+        ColakitError: if it is neither a folder, nor in the hub's cache, nor one of OpenAI's five.
+    """
+    if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+        return read_config(resolve_base(name))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = (
+        try_to_load_from_cache(name, "config.json") if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
+    )
+    if isinstance(cached, str):
+        return read_config(Path(cached).parent)
+    if name.rpartition("/")[2] in KNOWN_SHAPES:
+        return KNOWN_SHAPES[name.rpartition("/")[2]]
+    raise ColakitError(
+        f"--base: {name!r} is neither a folder nor in the hub's cache, and a dry run downloads nothing",
+        hint="Name a folder, or run once without --dry-run.",
+    )
+
+
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        if not any(folder.glob("*.safetensors*")):  # an older model
+            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ColakitError(
             f"--base: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",

@@ -75,7 +75,6 @@ reproduce-scratch: install ## ... and train the same students without a teacher
 reproduce: reproduce-lora reproduce-distill reproduce-scratch ## all three, compared and plotted
 	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation \
 		$(foreach command,finetune distill train-scratch,$(SEEDS:%=$(RUNS)/$(command)-%))
-	$(COLAKIT) plot --config $(CONFIG) $(foreach command,finetune distill train-scratch,$(SEEDS:%=$(RUNS)/$(command)-%))
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots \
 		$(foreach command,finetune distill train-scratch,$(SEEDS:%=$(RUNS)/$(command)-%))
 

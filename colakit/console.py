@@ -7,6 +7,7 @@ terminal, progress is plain lines without control codes.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+PIPE_WIDTH = 130  # characters; wide enough for every table
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console as wide as its terminal; in a pipe, as wide as `COLUMNS` or `PIPE_WIDTH` says."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
 
 
 class ProgressTask(Protocol):
@@ -45,8 +55,8 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False) -> None:
         self.quiet = quiet
-        self._remarks = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._results = self._remarks if results_on_stderr else Console(highlight=False, soft_wrap=True)
+        self._remarks = _console(stderr=True)
+        self._results = self._remarks if results_on_stderr else _console(stderr=False)
 
     def say(self, text: str) -> None:
         """Remark on what is going on."""
@@ -139,7 +149,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def print_error(message: str, hint: str | None) -> None:
     """Print a fault on stderr, with what to do about it."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = _console(stderr=True)
     console.print(f"[bold red]error:[/] {escape(message)}")
     if hint:
         console.print(f"[bold]hint:[/] {escape(hint)}")

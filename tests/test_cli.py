@@ -122,8 +122,9 @@ def test_plot_writes_curves_and_comparisons(
     )
     assert code == 0, err
     figures = [Path(path) for path in json.loads(out)["figures"]]
-    names = {"finetune-curves", "distill-curves", "train-scratch-curves", "overlay", "comparison"}
-    assert {path.stem for path in figures} == names
+    expected = {run / f"plots/curves.{form}" for run in runs.values()}
+    expected |= {tmp_path / f"figures/{name}.{form}" for name in ("overlay", "comparison")}
+    assert set(figures) == expected
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(path.read_bytes().startswith(starts[form]) for path in figures)
 

@@ -12,15 +12,15 @@ from colakit.errors import ColakitError
 from colakit.loading import read_yaml
 from colakit.plotting import RunData, draw_comparison, draw_curves, draw_overlay, save_figure
 
-COMPARISONS = Path("plots")  # where figures of several runs go, unless --out names another folder
+COMPARISONS = Path("plots")  # where figures of several runs go, unless `--out` names another folder
 
 
 def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
-    """Draw each run's curves into its `plots/`, and what compares several into `--out`."""
+    """Draw each run's curves into the run's own `plots/`, and what compares several into `--out`."""
     found = [_read(path) for path in runs]
     form, dpi = context.settings.plot.format, context.settings.plot.dpi
     figures = {
-        (context.out or RunFolder(path).plots) / f"{_prefix(context, path)}curves.{form}": draw_curves(data)
+        RunFolder(path).plots / f"curves.{form}": draw_curves(data)
         for path, data in zip(runs, found, strict=True)
     }
     if len(found) > 1:
@@ -36,10 +36,6 @@ def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
                 raise ColakitError(f"{path}: {error.strerror}", hint="Choose a folder with --out.") from error
         context.reporter.result(f"{'would write' if context.dry_run else 'wrote'} {path}")
     return {"figures": [str(path) for path in figures]}
-
-
-def _prefix(context: Context, run: Path) -> str:
-    return f"{run.resolve().name}-" if context.out is not None else ""
 
 
 def _read(path: Path) -> RunData:

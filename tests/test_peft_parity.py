@@ -250,7 +250,7 @@ def test_peft_opens_what_colakit_writes(base: Path, tmp_path: Path, variant: str
     fresh = our_logits(ours)
     our_losses(ours, torch.optim.AdamW(learning(ours), lr=1e-2), fp32)
     write_adapter(ours, tmp_path, config, base=str(base), label_names=LABEL_NAMES)
-    assert (our_logits(ours) - fresh).abs().max() > 0.5
+    assert (our_logits(ours) - fresh).abs().max() > 0.3
     same(peft_logits(AutoPeftModelForSequenceClassification.from_pretrained(tmp_path)), our_logits(ours))
 
 
@@ -271,14 +271,38 @@ def test_colakit_opens_what_peft_writes(base: Path, tmp_path: Path, variant: str
     same(our_logits(reopened(base, tmp_path)), peft_logits(theirs))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.attn\.c_(attn|proj)"},
+        {"exclude_modules": ["mlp.c_proj"]},
+        {"layers_to_transform": [1]},
+    ],
+    ids=str,
+)
+def test_every_way_in_which_peft_names_targets_opens(
+    base: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    theirs = adapted_by_peft(base, "plain", **settings)
+    shake(theirs)
+    theirs.save_pretrained(tmp_path)
+    same(our_logits(reopened(base, tmp_path)), peft_logits(theirs))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning")  # the conversion's own doing
 def test_colakit_opens_pissa_that_peft_converted(base: Path, tmp_path: Path) -> None:
-    theirs = adapted_by_peft(base, "pissa")
+    theirs, model = adapted_by_peft(base, "pissa"), load_gpt(base)
     theirs.save_pretrained(tmp_path / "start")
     shake(theirs)
-    expected = peft_logits(theirs)
+    input_ids = torch.arange(1, 13).view(2, 6)
+    expected = theirs.eval().base_model.model.transformer(input_ids).last_hidden_state
     theirs.save_pretrained(tmp_path / "end", path_initial_model_for_weight_conversion=tmp_path / "start")
-    assert read_adapter(tmp_path / "end").config.init == "kaiming"
-    same(our_logits(reopened(base, tmp_path / "end")), expected)
+    adapter = read_adapter(tmp_path / "end")
+    assert adapter.config.init == "kaiming"
+    apply_adapter(model, adapter, where="end")  # without a head: PEFT's conversion loses it
+    same(model.transformer(input_ids), expected)
 
 
 def test_a_language_model_leaves_the_head_aside(base: Path, tmp_path: Path) -> None:
@@ -378,8 +402,10 @@ def test_an_incomplete_adapter_is_refused(base: Path, adapter: Path, tails: tupl
         ("use_qalora", True, "use_qalora"),
         ("layer_replication", [[0, 2]], "layer_replication"),
         ("alora_invocation_tokens", [5, 7], "alora_invocation_tokens"),
-        ("arrow_config", {"top_k": 2}, "arrow_config"),
-        ("trainable_token_indices", [5], "trainable_token_indices"),
+        ("init_lora_weights", "pissa", "pissa"),  # together with DoRA, which the folder has
+        ("init_lora_weights", "pissa_niter_4", "pissa_niter_4"),  # a random decomposition cannot be repeated
+        ("lora_alpha", "much", "adapter_config"),
+        ("alpha_pattern", {"(": 3}, "adapter_config"),
     ],
 )
 def test_adapters_that_colakit_does_not_compute_are_refused(

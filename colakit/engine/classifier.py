@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,7 +163,7 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
 def _from_checkpoint(path: Path) -> SentenceClassifier:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the unpickler passes on whatever a damaged file makes it stumble over
         raise ColakitError(
             f"{path}: is no checkpoint of colakit's ({first_line(error)})", hint="Was it copied whole?"
         ) from error
@@ -187,7 +186,7 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
             lora=lora,
             origin=content["origin"],
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the missing or foreign content leads to
         raise ColakitError(
             f"{path}: the checkpoint is damaged ({error})", hint="Train or copy it again."
         ) from error

@@ -14,6 +14,7 @@ from colakit.engine.device import Compute
 from colakit.models.gpt import GPT, KVCache
 
 
+@torch.inference_mode()  # as a decorator it is off while the consumer runs; a `with` in a generator is not
 def generate_tokens(
     model: GPT,
     prompt: Tensor,
@@ -44,23 +45,23 @@ def generate_tokens(
     text = prompt[:, -positions:].to(compute.device)
     room = min(positions, text.shape[1] + max_new_tokens)
     stopped = torch.zeros(len(text), dtype=torch.bool, device=compute.device)
-    with torch.inference_mode(), compute.autocast():
-        cache = KVCache(model.config, len(text), room, compute.device, compute.dtype)
-        unread = text
-        for _ in range(max_new_tokens):
-            if cache.length + unread.shape[1] > positions:
-                unread = text = text[:, -(positions // 2) :]
-                cache = KVCache(model.config, len(text), positions, compute.device, compute.dtype)
+    cache = KVCache(model.config, len(text), room, compute.device, compute.dtype)
+    unread = text
+    for _ in range(max_new_tokens):
+        if cache.length + unread.shape[1] > positions:
+            unread = text = text[:, -(positions // 2) :]
+            cache = KVCache(model.config, len(text), positions, compute.device, compute.dtype)
+        with compute.autocast():
             hidden = model.transformer(unread, cache)[:, -1]  # (B, D)
             logits = model.lm_logits(hidden).float()  # (B, V)
-            unread = sample(logits, temperature, top_k, top_p, generator)[:, None]
-            if stop_id is not None:
-                unread[stopped] = stop_id
-                stopped |= unread[:, 0] == stop_id
-            text = torch.cat([text, unread], dim=1)
-            yield unread[:, 0]
-            if bool(stopped.all()):
-                return
+        unread = sample(logits, temperature, top_k, top_p, generator)[:, None]
+        if stop_id is not None:
+            unread[stopped] = stop_id
+            stopped |= unread[:, 0] == stop_id
+        text = torch.cat([text, unread], dim=1)
+        yield unread[:, 0]
+        if bool(stopped.all()):
+            return
 
 
 def sample(

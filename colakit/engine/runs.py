@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -103,7 +102,7 @@ class RunFolder:
         self.require_state()
         try:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except Exception as error:  # the unpickler passes on whatever a damaged file makes it stumble over
             raise ColakitError(
                 f"{self.state}: cannot be read ({first_line(error)})", hint="Start the run anew."
             ) from error

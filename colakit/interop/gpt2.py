@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -170,7 +168,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             ours = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
             if ours.endswith((".attn.bias", ".attn.masked_bias")) or ours == "lm_head.weight":
                 continue  # causal masks, and the output layer, which is the embedding
-            if ours.endswith(CONV1D_TAILS):
+            if ours.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # any other is refused by its shape
                 tensor = tensor.t()
             tensors[ours] = tensor.to(torch.float32).contiguous()
     return tensors
@@ -180,11 +178,14 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)  # tensors only: nothing in it runs
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: nothing in it runs
+    except Exception as error:  # torch's unpickler passes on whatever a damaged file makes it stumble over
         raise ColakitError(
             f"{path}: cannot be read ({first_line(error)})", hint="Fetch the file again."
         ) from error
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ColakitError(f"{path}: holds something else than named tensors", hint="Fetch the file again.")
+    return content
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError
-from colakit.models.lora import LoRAConfig, inject, lora_layers
+from colakit.models.lora import LoRAConfig, inject, is_tail, lora_layers
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
 UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
     "use_qalora",
     "layer_replication",
     "megatron_config",
@@ -44,14 +49,14 @@ class PeftAdapter:
         factors: tensors of the adapted layers, by colakit's parameter name.
         saved_modules: tensors that replace the base's own (`score.weight`, LayerNorms), by parameter name.
         base: the base's path or hub name, as PEFT recorded it.
-        for_classification: whether the task is SEQ_CLS.
+        raw: adapter_config.json as it stands.
     """
 
     config: LoRAConfig
     factors: Mapping[str, Tensor]
     saved_modules: Mapping[str, Tensor]
     base: str
-    for_classification: bool
+    raw: Mapping[str, Any]
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
@@ -60,7 +65,8 @@ def read_adapter(folder: Path) -> PeftAdapter:
     Raises:
         ColakitError: if a file is missing or broken, or the adapter is of a kind not computed here.
     """
-    raw = _read_config(folder / "adapter_config.json")
+    config_path = folder / "adapter_config.json"
+    raw = _read_config(config_path)
     path = folder / "adapter_model.safetensors"
     try:
         tensors = load_file(path)
@@ -81,12 +87,16 @@ def read_adapter(folder: Path) -> PeftAdapter:
             ranks[module] = tensor.shape[0]
     if not ranks:
         raise ColakitError(f"{path}: holds no LoRA factors", hint="Is this the adapter's folder?")
+    try:
+        config = _lora_config(raw, ranks)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise ColakitError(f"{config_path}: {error}", hint="Save the adapter again.") from error
     return PeftAdapter(
-        config=_lora_config(raw, ranks),
+        config=config,
         factors=factors,
         saved_modules=saved,
         base=str(raw.get("base_model_name_or_path") or ""),
-        for_classification=raw.get("task_type") == "SEQ_CLS",
+        raw=raw,
     )
 
 
@@ -114,7 +124,7 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
         matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
         overrides[module] = {"rank": rank, "alpha": float(matching[0]) if matching else default_alpha}
     init = str(raw.get("init_lora_weights", True)).lower()
-    if init.startswith(("olora", "corda", "eva", "loftq", "lora_ga")):
+    if init.startswith(("olora", "corda", "eva", "loftq", "lora_ga", "pissa_niter")):  # the last is random
         raise ColakitError(
             f"adapter_config.json: init_lora_weights is {init!r}, which altered the base when training began",
             hint="Convert it in PEFT first: save_pretrained(path_initial_model_for_weight_conversion=…)",
@@ -126,7 +136,7 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
         target_modules=tuple(ranks),
         rslora=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),
-        init="pissa" if init.startswith("pissa") else "kaiming",  # PEFT, too, repeats the decomposition here
+        init="pissa" if init == "pissa" else "kaiming",  # PEFT, too, repeats the decomposition here
         overrides=overrides,
     )
 
@@ -139,8 +149,9 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
         where: what error messages call the adapter.
 
     Raises:
-        ColakitError: if a tensor has no place in the model, or another shape.
+        ColakitError: if a tensor has no place in the model, or another shape, or is missing.
     """
+    _check_coverage(model, adapter, where)
     inject(model, adapter.config)
     places = dict(model.named_parameters())
     tensors = {**adapter.factors, **adapter.saved_modules}
@@ -164,6 +175,44 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
     }
     if missing := sorted(expected - set(tensors)):
         raise ColakitError(f"{where}: {missing[0]} is missing; the adapter is not complete")
+
+
+def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
+    """Refuse an adapter that is torn, or made for a base with fewer or more layers."""
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    adapted = set(adapter.config.target_modules)
+    if foreign := sorted(adapted - linears):
+        raise ColakitError(
+            f"{where}: {foreign[0]} has no place in this base", hint="Name the adapter's own base."
+        )
+    saved = tuple(adapter.raw.get("modules_to_save") or ())
+    expected = {name for name in linears if _is_targeted(adapter.raw, name)} - adapted
+    expected |= {
+        name
+        for name, _ in model.named_parameters()
+        if any(is_tail(module, name.rpartition(".")[0]) for module in saved)
+        and name not in adapter.saved_modules
+    }
+    if expected:
+        raise ColakitError(
+            f"{where}: {min(expected)} is missing, which its adapter_config.json promises for this base",
+            hint="The adapter is torn, or was made for another base; name that one with --base.",
+        )
+
+
+def _is_targeted(raw: Mapping[str, Any], name: str) -> bool:
+    """Tell whether PEFT would adapt module `name`; False where the config narrows that down by layer."""
+    targets, excluded = raw.get("target_modules") or (), raw.get("exclude_modules") or ()
+    saved = raw.get("modules_to_save") or ()
+    if raw.get("layers_to_transform") is not None or any(is_tail(module, name) for module in saved):
+        return False
+    return _names(targets, name) and not _names(excluded, name)
+
+
+def _names(modules: str | Iterable[str], name: str) -> bool:
+    if isinstance(modules, str):
+        return re.fullmatch(modules, name) is not None
+    return any(is_tail(module, name) for module in modules)
 
 
 def write_adapter(

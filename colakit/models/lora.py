@@ -142,7 +142,11 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         ColakitError: if a target or an override matches no linear layer.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "score"  # the head trains whole or not at all
+    }
     chosen = [name for name in linears if any(is_tail(target, name) for target in config.target_modules)]
     _require_matches(config.target_modules, linears, "lora.target_modules")
     _require_matches(config.overrides, chosen, "lora.overrides")

@@ -5,13 +5,14 @@ VENV ?= .venv
 CONFIG ?= configs/mini-cola.yaml
 SEEDS ?= 0 1 2
 RUNS ?= runs/$(basename $(notdir $(CONFIG)))
+JOBS ?= 2
+THREADS ?= 1
 
 BIN := $(VENV)/bin
 COLAKIT := $(BIN)/colakit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR:
 .PHONY: help install install-dev lint typecheck test test-slow test-gpu demo \
 	reproduce reproduce-lora reproduce-distill reproduce-scratch bench clean
 
@@ -53,30 +54,34 @@ demo: install ## the whole pipeline on small inputs of its own, in a minute or t
 	rm -rf demo/runs
 	$(MAKE) --no-print-directory reproduce CONFIG=configs/demo.yaml RUNS=demo/runs SEEDS="0 1 2"
 
-# A finished run is kept, an interrupted one goes on where it stopped.
-define run_seeds
-	@for seed in $(SEEDS); do \
-		out=$(RUNS)/$(1)-$$seed; \
-		test -f $$out/summary.json && { echo "$$out is finished"; continue; }; \
-		resume=$$(test -f $$out/state.pt && echo --resume); \
-		$(COLAKIT) $(1) --config $(CONFIG) --seed $$seed --out $$out $$resume $(2) || exit 1; \
-	done
-endef
+# A run is finished when its summary.json stands; an interrupted one goes on where it stopped. JOBS runs go
+# side by side with a thread each, which uses two cores better than two threads in one run.
+COMMANDS := finetune distill train-scratch
+RUN_FOLDERS = $(foreach command,$(COMMANDS),$(SEEDS:%=$(RUNS)/$(command)-%))
+RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) $(if $(wildcard $(@D)/state.pt),--resume)
 
-reproduce-lora: install ## CONFIG=... SEEDS="0 1 2": tune the base
-	$(call run_seeds,finetune)
+$(RUNS)/finetune-%/summary.json: | install
+	$(COLAKIT) finetune $(RUN_FLAGS)
 
-reproduce-distill: reproduce-lora ## ... and distil each tuned model
-	$(call run_seeds,distill,--teacher $(RUNS)/finetune-$$seed)
+$(RUNS)/distill-%/summary.json: | $(RUNS)/finetune-%/summary.json
+	$(COLAKIT) distill $(RUN_FLAGS) --teacher $(RUNS)/finetune-$*
 
-reproduce-scratch: install ## ... and train the same students without a teacher
-	$(call run_seeds,train-scratch)
+$(RUNS)/train-scratch-%/summary.json: | install
+	$(COLAKIT) train-scratch $(RUN_FLAGS)
 
-reproduce: reproduce-lora reproduce-distill reproduce-scratch ## all three, compared and plotted
-	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation \
-		$(foreach command,finetune distill train-scratch,$(SEEDS:%=$(RUNS)/$(command)-%))
-	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots \
-		$(foreach command,finetune distill train-scratch,$(SEEDS:%=$(RUNS)/$(command)-%))
+.SECONDARY:
+
+reproduce-lora: $(SEEDS:%=$(RUNS)/finetune-%/summary.json) ## CONFIG=... SEEDS="0 1 2": tune the base
+
+reproduce-distill: $(SEEDS:%=$(RUNS)/distill-%/summary.json) ## ... and distil each tuned model
+
+reproduce-scratch: $(SEEDS:%=$(RUNS)/train-scratch-%/summary.json) ## ... train the students without a teacher
+
+reproduce: install ## all three, then compared and plotted
+	OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory --jobs $(JOBS) \
+		reproduce-lora reproduce-distill reproduce-scratch
+	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(RUN_FOLDERS)
+	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
 
 bench: install-dev ## fine-tuning speed beside PEFT and the Trainer, in one run
 	$(BIN)/python benchmarks/finetuning.py

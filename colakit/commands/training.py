@@ -156,7 +156,7 @@ class _Fit:
             clip_norm=self.training.clip_norm,
             start_step=self.progress.step,
         )
-        what = self.job.context.command
+        what = f"{self.job.context.command}, seed {self.job.context.settings.seed}"
         with (
             stop_requests() as stop,
             self.reporter.progress(what, self.max_steps, self.progress.step) as bar,

@@ -52,9 +52,11 @@ def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
     option = typer.Option(
         flag, help=f"{field.description}{default}", metavar=kind.upper(), show_default=False
     )
-    name = flag.removeprefix("--").replace("-", "_")
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+        _parameter_name(flag),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
     )
 
 
@@ -105,34 +107,12 @@ def command(
 
     def register(function: Callable[..., None]) -> None:
         def callback(**options: Any) -> None:
-            chosen = {
-                key: (flag, options.pop(flag.removeprefix("--").replace("-", "_")))
-                for flag, key in all_flags.items()
-            }
-            config, out = options.pop("config"), options.pop("out")
-            if config is None and out is not None and options.get("resume"):
-                config = saved_settings(out)
-            resolved = resolve(
-                flags={key: pair for key, pair in chosen.items() if pair[1] is not None},
-                assignments=options.pop("assign") or (),
-                config=config,
-            )
-            as_json = options.pop("as_json")
-            reporter = Reporter(quiet=options.pop("quiet"), results_on_stderr=as_json or data_on_stdout)
-            context = Context(
-                command=name,
-                resolved=resolved,
-                reporter=reporter,
-                out=out,
-                config=config,
-                dry_run=options.pop("dry_run"),
-                as_json=as_json,
-            )
+            context = _context(name, all_flags, options, data_on_stdout)
             try:
                 function(context, **options)
             except KeyboardInterrupt:
                 raise ColakitError("interrupted", exit_code=EXIT_INTERRUPTED) from None
-            if as_json and context.answer is not None:
+            if context.as_json and context.answer is not None:
                 print_json(context.answer)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -140,10 +120,28 @@ def command(
         parameters = [*own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        callback.__doc__ = function.__doc__
         group.command(name, help=inspect.cleandoc(function.__doc__ or ""))(callback)
 
     return register
+
+
+def _context(name: str, flags: Mapping[str, str], options: dict[str, Any], data_on_stdout: bool) -> Context:
+    """Take the common options and the settings' flags out of `options`, and resolve them."""
+    chosen = {key: (flag, options.pop(_parameter_name(flag))) for flag, key in flags.items()}
+    config, out, as_json = options.pop("config"), options.pop("out"), options.pop("as_json")
+    if config is None and out is not None and options.get("resume"):
+        config = saved_settings(out)
+    resolved = resolve(
+        flags={key: pair for key, pair in chosen.items() if pair[1] is not None},
+        assignments=options.pop("assign") or (),
+        config=config,
+    )
+    reporter = Reporter(quiet=options.pop("quiet"), results_on_stderr=as_json or data_on_stdout)
+    return Context(name, resolved, reporter, out, options.pop("dry_run"), as_json)
+
+
+def _parameter_name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _run(context: Context, module: str, **arguments: Any) -> None:

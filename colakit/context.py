@@ -29,7 +29,6 @@ class Context:
         command: its name.
         resolved: validated settings and their origins.
         out: `--out`, if given.
-        config: `--config`, if given.
         answer: what `--json` prints.
     """
 
@@ -37,7 +36,6 @@ class Context:
     resolved: Resolved
     reporter: Reporter
     out: Path | None = None
-    config: Path | None = None
     dry_run: bool = False
     as_json: bool = False
     answer: dict[str, Any] | None = field(default=None)

@@ -127,25 +127,25 @@ def test_resumed_equals_uninterrupted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from colakit.commands import training
+    from colakit.commands.fitting import Fit
 
     teacher = ["--teacher", str(tuned)] if command == "distill" else []
     common = [command, *options(toy), *teacher, "--set", "finetune.base_dropout=0.1"]
     assert colakit(*common, "--out", tmp_path / "whole")[0] == 0
 
-    after_step = training._Fit._after_step
+    after_step = Fit._after_step
 
     def interrupting(self: Any, report: Any, bar: Any) -> None:
         after_step(self, report, bar)
         if report.step == stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(training._Fit, "_after_step", interrupting)
+    monkeypatch.setattr(Fit, "_after_step", interrupting)
     code, _, err = colakit(*common, "--out", tmp_path / "parts")
     assert code == 130
     assert f"stopped after step {stop_after}" in err
     assert "--resume" in err
-    monkeypatch.setattr(training._Fit, "_after_step", after_step)
+    monkeypatch.setattr(Fit, "_after_step", after_step)
     assert colakit(command, "--resume", "--out", tmp_path / "parts", "--quiet")[0] == 0
 
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task, percent
-from colakit.commands.training import Job
 from colakit.context import Context
 from colakit.data.corpora import Split
 from colakit.engine.classifier import SentenceClassifier, load_classifier

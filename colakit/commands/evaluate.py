@@ -106,58 +106,56 @@ def _group_name(groups: dict[str, str], classifier: SentenceClassifier, model: s
 
 
 def _tables(comparison: SplitComparison) -> list[Table]:
-    count = comparison.models[0].metrics.num_examples
-    where = f"{comparison.split} ({count} sentences)"
-    tables: list[Table] = [
-        (
-            f"{where}: models, with 95 % bootstrap intervals",
-            ["model", "accuracy %", "majority %", "MCC", "loss"],
-            [
-                [
-                    row.model,
-                    _interval(row.accuracy, 100, 1),
-                    percent(row.metrics.majority_rate),
-                    _interval(row.mcc, 1, 3),
-                    f"{row.metrics.loss:.3f}",
-                ]
-                for row in comparison.models
-            ],
-        )
-    ]
+    where = f"{comparison.split} ({comparison.models[0].metrics.num_examples} sentences)"
+    tables = [_model_table(where, comparison)]
     if any(row.num_seeds > 1 for row in comparison.groups):
-        tables.append(
-            (
-                f"{where}: mean ± sd over seeds",
-                ["experiment", "seeds", "accuracy %", "majority %", "MCC"],
-                [
-                    [
-                        row.group,
-                        str(row.num_seeds),
-                        f"{100 * row.accuracy_mean:.2f} ± {100 * row.accuracy_sd:.2f}",
-                        percent(row.majority_rate),
-                        f"{row.mcc_mean:.3f} ± {row.mcc_sd:.3f}",
-                    ]
-                    for row in comparison.groups
-                ],
-            )
-        )
+        tables.append(_group_table(where, comparison))
     if comparison.pairs:
-        tables.append(
-            (
-                f"{where}: differences, paired over sentences",
-                ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"],
-                [
-                    [
-                        f"{row.first} - {row.second}",
-                        _interval(row.accuracy, 100, 1, signed=True),
-                        _interval(row.mcc, 1, 3, signed=True),
-                        ", ".join(f"{p:.2g}" for p in row.mcnemar_p) or "-",
-                    ]
-                    for row in comparison.pairs
-                ],
-            )
-        )
+        tables.append(_pair_table(where, comparison))
     return tables
+
+
+def _model_table(where: str, comparison: SplitComparison) -> Table:
+    rows = [
+        [
+            row.model,
+            _interval(row.accuracy, 100, 1),
+            percent(row.metrics.majority_rate),
+            _interval(row.mcc, 1, 3),
+            f"{row.metrics.loss:.3f}",
+        ]
+        for row in comparison.models
+    ]
+    title = f"{where}: models, with 95 % bootstrap intervals"
+    return title, ["model", "accuracy %", "majority %", "MCC", "loss"], rows
+
+
+def _group_table(where: str, comparison: SplitComparison) -> Table:
+    rows = [
+        [
+            row.group,
+            str(row.num_seeds),
+            f"{100 * row.accuracy_mean:.2f} ± {100 * row.accuracy_sd:.2f}",
+            percent(row.majority_rate),
+            f"{row.mcc_mean:.3f} ± {row.mcc_sd:.3f}",
+        ]
+        for row in comparison.groups
+    ]
+    return f"{where}: mean ± sd over seeds", ["experiment", "seeds", "accuracy %", "majority %", "MCC"], rows
+
+
+def _pair_table(where: str, comparison: SplitComparison) -> Table:
+    rows = [
+        [
+            f"{row.first} - {row.second}",
+            _interval(row.accuracy, 100, 1, signed=True),
+            _interval(row.mcc, 1, 3, signed=True),
+            ", ".join(f"{p:.2g}" for p in row.mcnemar_p) or "-",
+        ]
+        for row in comparison.pairs
+    ]
+    columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"]
+    return f"{where}: differences, paired over sentences", columns, rows
 
 
 def _interval(interval: Interval, factor: float, digits: int, *, signed: bool = False) -> str:

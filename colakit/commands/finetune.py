@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
-from colakit.commands.training import Job
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
@@ -65,6 +65,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         classifier=classifier,
         train=examples(context, classifier, task.train),
         holdout=examples(context, classifier, task.holdout),
+        dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=classification,
         sections=("lora", "finetune"),
         identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},

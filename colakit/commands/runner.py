@@ -8,14 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from colakit.commands.fitting import Fit
+from colakit.commands.job import Job
+from colakit.commands.reporting import report
 from colakit.commands.task import Task, load_task, show_plan
-from colakit.commands.training import Job, train_and_report
 from colakit.console import Reporter
 from colakit.context import Context
-from colakit.engine.distributed import processes
+from colakit.engine.distributed import Processes, processes
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
+from colakit.loading import to_yaml
 
 BuildJob = Callable[[Context, Task], tuple[Job, list[str]]]
 BuildEmptyModel = Callable[[Context, Task], nn.Module]
@@ -35,14 +38,33 @@ def run_job(context: Context, build: BuildJob, plan: BuildEmptyModel, *, resume:
     with processes(context.compute) as group:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)
-        folder = _resumed_folder(context) if resume else Path(group.share(str(context.new_run_folder())))
+        folder = _resumed_folder(context) if resume else _new_folder(context, group)
         task = load_task(context)
         seed_everything(context.settings.seed)
         job, lines = build(context, task)
         for line in (*lines, f"compute: {context.compute}", f"run folder: {folder}"):
             context.reporter.say(line)
-        summary = train_and_report(job, RunFolder(folder), group, resume=resume)
+        summary = _train(job, RunFolder(folder), group, resume=resume)
     return {**summary, "run": str(folder)}
+
+
+def _train(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[str, Any]:
+    if resume and run.summary.exists():
+        job.context.reporter.say(f"{run.path} is finished; nothing to resume")
+        return run.read_summary()
+    fit = Fit(job, run, group)
+    if resume:
+        fit.restore()
+    elif group.is_main:
+        run.create(to_yaml(job.context.settings), job.context.compute)
+    group.barrier()
+    fit.train()
+    return report(job, run, fit) if group.is_main else {}
+
+
+def _new_folder(context: Context, group: Processes) -> Path:
+    """The main process chooses, and all agree."""
+    return Path(group.share(str(context.new_run_folder()) if group.is_main else ""))
 
 
 def _resumed_folder(context: Context) -> Path:

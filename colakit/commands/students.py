@@ -9,8 +9,8 @@ import torch
 from numpy import float32
 from numpy.typing import NDArray
 
+from colakit.commands.job import Job
 from colakit.commands.task import Task, examples
-from colakit.commands.training import Job
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
@@ -70,6 +70,7 @@ def student_job(
         classifier=classifier,
         train=examples(context, classifier, task.train, teacher_logits),
         holdout=examples(context, classifier, task.holdout),
+        dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=objective,
         sections=("student", "student_training", *sections),
         identity={"tokenizer": tokenizer.fingerprint(), **task.identity(), **(identity or {})},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task
-from colakit.commands.training import Job
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.objectives import classification

@@ -1,8 +1,4 @@
-"""A training run from the first step to the report: the consumer of `engine.training.train`.
-
-Here steps become progress, metrics.jsonl, evaluations, resumable states and, at the end, the best model. The
-same code serves `finetune`, `distill` and `train-scratch`; they differ in model, examples and objective.
-"""
+"""A run's training: steps become progress, metrics.jsonl, evaluations and resumable states."""
 
 from __future__ import annotations
 
@@ -11,67 +7,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from colakit.commands.task import Task, examples, metrics_row
+from colakit.commands.job import Job
 from colakit.console import ProgressTask, Reporter
-from colakit.context import Context
 from colakit.data.batches import Examples, micro_batches, plan_epoch
-from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.distributed import Processes
-from colakit.engine.inference import compute_logits, decide, probabilities
-from colakit.engine.metrics import (
-    Metrics,
-    accuracy_of_confusion,
-    best_threshold,
-    bootstrap,
-    mcc_of_confusion,
-    measure,
-)
-from colakit.engine.objectives import Objective
+from colakit.engine.inference import compute_logits, decide
+from colakit.engine.metrics import Metrics, accuracy_of_confusion, mcc_of_confusion, measure
 from colakit.engine.randomness import restore_rng, rng_state, seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.engine.training import StepBatch, StepReport, train
 from colakit.errors import ColakitError
-from colakit.interop.peft import write_adapter
-from colakit.loading import to_yaml
 from colakit.models.lora import parameter_groups
-from colakit.models.parameters import count_parameters
-from colakit.settings import TrainingSettings
 
 FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev"}  # on resume: they leave the weights alone
-
-
-@dataclass
-class Job:
-    """What one of the training commands wants trained.
-
-    Attributes:
-        classifier: its model is trained in place; it is placed on the device already.
-        train: with teacher logits, where the objective needs them.
-        holdout: chooses the best moment and the threshold.
-        lr_ratio: LoRA+'s, 1 otherwise.
-        sections: settings sections that determine the weights.
-        identity: plain data that must agree between a run and its resumption, besides the settings.
-        facts: what the summary should also say.
-    """
-
-    context: Context
-    task: Task
-    training: TrainingSettings
-    classifier: SentenceClassifier
-    train: Examples
-    holdout: Examples
-    objective: Objective
-    sections: tuple[str, ...]
-    identity: Mapping[str, Any]
-    lr_ratio: float = 1.0
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,22 +51,15 @@ class Progress:
     stale: int = 0
 
 
-def train_and_report(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[str, Any]:
-    """Train `job` in `run`, choose the best moment on the held-out slice, and report it on the dev splits."""
-    fit = _Fit(job, run, group)
-    if resume and run.summary.exists():
-        job.context.reporter.say(f"{run.path} is finished; nothing to resume")
-        return run.read_summary()
-    if resume:
-        fit.restore()
-    elif group.is_main:
-        run.create(to_yaml(job.context.settings), job.context.compute)
-    group.barrier()
-    fit.train()
-    return fit.finish()
+class Fit:
+    """One run's training, step by step: the consumer of `engine.training.train`.
 
+    Args:
+        job: what is trained.
+        run: where metrics and states go.
+        group: the processes that train together.
+    """
 
-class _Fit:
     def __init__(self, job: Job, run: RunFolder, group: Processes) -> None:
         self.job, self.run, self.group = job, run, group
         self.training, self.compute = job.training, job.context.compute
@@ -131,9 +77,6 @@ class _Fit:
         fused = self.compute.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(groups, lr=self.training.lr, fused=fused)
         self.progress = Progress(torch.zeros(self.num_labels, self.num_labels, dtype=torch.long))
-        self.dev = {
-            name: examples(job.context, job.classifier, split) for name, split in job.task.reports.items()
-        }
         self.started_at = 0
         self.seconds = 0.0
         seed_everything(job.context.settings.seed, group.rank)
@@ -141,6 +84,7 @@ class _Fit:
     # -- the loop's consumer
 
     def train(self) -> None:
+        """Train until the last step, an early stop or a signal; the best moment stays in `progress`."""
         warmup_steps = round(self.training.warmup * self.max_steps)
         lr_at = warmup_then(self.training.schedule, warmup_steps=warmup_steps, max_steps=self.max_steps)
         self.started_at, began = self.progress.step, time.monotonic()
@@ -228,6 +172,11 @@ class _Fit:
     def _is_stale(self) -> bool:
         return self.training.patience is not None and self.progress.stale >= self.training.patience
 
+    @property
+    def examples_per_second(self) -> float:
+        """Training sentences a second since the run began or was resumed, evaluations included."""
+        return (self.progress.step - self.started_at) * self.training.batch_size / max(self.seconds, 1e-9)
+
     # -- evaluation
 
     def _evaluate(self, bar: ProgressTask) -> None:
@@ -247,7 +196,7 @@ class _Fit:
             "holdout": held_out,
         }
         if self.training.track_dev and self.group.is_main:
-            record["dev"] = {name: asdict(self._measure(data)) for name, data in self.dev.items()}
+            record["dev"] = {name: asdict(self._measure(data)) for name, data in self.job.dev.items()}
         self._log(record)
         progress.evaluations += 1
         progress.stale += 1
@@ -269,9 +218,9 @@ class _Fit:
             return -held_out["loss"], held_out["mcc"]
         return held_out[self.training.select_by], -held_out["loss"]
 
-    def _measure(self, data: Examples, threshold: float | None = None) -> Metrics:
+    def _measure(self, data: Examples) -> Metrics:
         logits = compute_logits(self.model, data.tokens, self.compute)
-        return measure(logits, data.labels, decide(logits, threshold))
+        return measure(logits, data.labels, decide(logits, threshold=None))
 
     def _trainable(self) -> dict[str, Tensor]:
         return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
@@ -310,6 +259,7 @@ class _Fit:
         )
 
     def restore(self) -> None:
+        """Go back to the saved state, refusing one that another job left."""
         state = self.run.load_state()
         self._require_identity(state["identity"])
         if len(state["per_process"]) != self.group.world_size:
@@ -320,7 +270,7 @@ class _Fit:
             )
         rng, confusion = state["per_process"][self.group.rank]
         self.progress = Progress(confusion=confusion, **state["progress"])
-        self._load_tensors(state["tensors"])
+        self.load_trainable(state["tensors"])
         self.optimizer.load_state_dict(state["optimizer"])
         restore_rng(rng, self.compute.device)
         if self.group.is_main:
@@ -337,7 +287,8 @@ class _Fit:
                 hint=f"Resume with its own settings: --config {self.run.settings}",
             )
 
-    def _load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put saved values into the parameters that train."""
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 parameter.data.copy_(tensors[name])
@@ -357,86 +308,3 @@ class _Fit:
             hint=f"Continue: colakit {self.job.context.command} --resume --out {self.run.path}",
             exit_code=stop.exit_code,
         )
-
-    # -- the end
-
-    def finish(self) -> dict[str, Any]:
-        best = self.progress.best
-        assert best is not None, "the last step is always evaluated"
-        self._load_tensors(self.progress.best_tensors)
-        classifier, holdout = self.job.classifier, self.job.holdout
-        self.model.eval()
-        if not self.group.is_main:
-            return {}
-        if self.training.threshold == "tuned" and self.num_labels == 2:
-            probs = probabilities(compute_logits(self.model, holdout.tokens, self.compute))[:, 1]
-            classifier.threshold = best_threshold(probs, holdout.labels)
-        measured = {"holdout": self._report(holdout)} | {
-            name: self._report(data) for name, data in self.dev.items()
-        }
-        steps = self.progress.step - self.started_at
-        summary = {
-            "command": self.job.context.command,
-            "seed": self.job.context.settings.seed,
-            "labels": list(classifier.label_names),
-            "best": best,
-            "threshold": classifier.threshold,
-            "splits": {
-                name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
-            },
-            "parameters": count_parameters(self.model).as_dict(),
-            "steps": self.progress.step,
-            "seconds": round(self.seconds, 2),
-            "examples_per_second": round(steps * self.training.batch_size / max(self.seconds, 1e-9), 1),
-            "compute": str(self.compute),
-            **self.job.facts,
-        }
-        self._write(summary)
-        self._show(summary, {name: metrics for name, (metrics, _) in measured.items()})
-        return summary
-
-    def _report(self, data: Examples) -> tuple[Metrics, dict[str, list[float]]]:
-        logits = compute_logits(self.model, data.tokens, self.compute)
-        predictions = decide(logits, self.job.classifier.threshold)
-        intervals = {
-            f"{name}_interval": _ends(name, data.labels, predictions, self.num_labels)
-            for name in ("accuracy", "mcc")
-        }
-        return measure(logits, data.labels, predictions), intervals
-
-    def _write(self, summary: dict[str, Any]) -> None:
-        classifier = self.job.classifier
-        classifier.save(self.run.checkpoint)
-        if classifier.lora is not None:
-            write_adapter(
-                self.model,
-                self.run.adapter,
-                classifier.lora,
-                base=classifier.origin["base"],
-                label_names=classifier.label_names,
-            )
-            self.run.write_companion(classifier.companion())
-        self.run.write_summary(summary)
-
-    def _show(self, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
-        columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
-        rows = [metrics_row(name, metrics) for name, metrics in measured.items()]
-        best = summary["best"]
-        self.reporter.table(
-            f"{summary['command']}, seed {summary['seed']}: epoch {best['epoch']:.2f}", columns, rows
-        )
-        for name, metrics in measured.items():
-            if metrics.collapsed:
-                answer = summary["labels"][int(np.argmax(metrics.predicted_rates))]
-                self.reporter.warn(
-                    f"{name}: the model answers {answer!r} to everything: MCC 0, "
-                    f"accuracy is the rate of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
-                )
-        self.reporter.result(f"{self.run.checkpoint} ({summary['seconds']:.0f} s of training)")
-
-
-def _ends(
-    statistic: str, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_labels: int
-) -> list[float]:
-    interval = bootstrap(statistic, labels, [predictions], num_labels)
-    return [interval.low, interval.high]

@@ -1,0 +1,43 @@
+"""What a training command hands to the code that trains: model, examples, objective, identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from colakit.commands.task import Task
+from colakit.context import Context
+from colakit.data.batches import Examples
+from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.objectives import Objective
+from colakit.settings import TrainingSettings
+
+
+@dataclass
+class Job:
+    """What one of the training commands wants trained.
+
+    Attributes:
+        classifier: its model is trained in place; it is placed on the device already.
+        train: with teacher logits, where the objective needs them.
+        holdout: chooses the best moment and the threshold.
+        dev: the splits to report, by name.
+        lr_ratio: LoRA+'s, 1 otherwise.
+        sections: settings sections that determine the weights.
+        identity: plain data that must agree between a run and its resumption, besides the settings.
+        facts: what the summary should also say.
+    """
+
+    context: Context
+    task: Task
+    training: TrainingSettings
+    classifier: SentenceClassifier
+    train: Examples
+    holdout: Examples
+    dev: Mapping[str, Examples]
+    objective: Objective
+    sections: tuple[str, ...]
+    identity: Mapping[str, Any]
+    lr_ratio: float = 1.0
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,90 @@
+"""The end of a run: the threshold, the figures, and what the folder keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from colakit.commands.fitting import Fit
+from colakit.commands.job import Job
+from colakit.commands.task import metrics_row
+from colakit.data.batches import Examples
+from colakit.engine.inference import compute_logits, decide, probabilities
+from colakit.engine.metrics import Metrics, best_threshold, bootstrap, measure
+from colakit.engine.runs import RunFolder
+from colakit.interop.peft import write_adapter
+from colakit.models.parameters import count_parameters
+
+
+def report(job: Job, run: RunFolder, fit: Fit) -> dict[str, Any]:
+    """Take the best moment, choose the threshold, measure the dev splits once, write and print the result."""
+    best = fit.progress.best
+    assert best is not None, "the last step is always evaluated"
+    fit.load_trainable(fit.progress.best_tensors)
+    job.classifier.model.eval()
+    if job.training.threshold == "tuned" and len(job.classifier.label_names) == 2:
+        probs = probabilities(compute_logits(job.classifier.model, job.holdout.tokens, job.context.compute))
+        job.classifier.threshold = best_threshold(probs[:, 1], job.holdout.labels)
+    measured = {name: _measure(job, data) for name, data in {"holdout": job.holdout, **job.dev}.items()}
+    summary = {
+        "command": job.context.command,
+        "seed": job.context.settings.seed,
+        "labels": list(job.classifier.label_names),
+        "best": best,
+        "threshold": job.classifier.threshold,
+        "splits": {
+            name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
+        },
+        "parameters": count_parameters(job.classifier.model).as_dict(),
+        "steps": fit.progress.step,
+        "seconds": round(fit.seconds, 2),
+        "examples_per_second": round(fit.examples_per_second, 1),
+        "compute": str(job.context.compute),
+        **job.facts,
+    }
+    _write(job, run, summary)
+    _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
+    return summary
+
+
+def _measure(job: Job, data: Examples) -> tuple[Metrics, dict[str, list[float]]]:
+    """Return the figures of a split, and the ends of their 95 % intervals."""
+    logits = compute_logits(job.classifier.model, data.tokens, job.context.compute)
+    predictions = decide(logits, job.classifier.threshold)
+    intervals = {}
+    for name in ("accuracy", "mcc"):
+        interval = bootstrap(name, data.labels, [predictions], logits.shape[1])
+        intervals[f"{name}_interval"] = [interval.low, interval.high]
+    return measure(logits, data.labels, predictions), intervals
+
+
+def _write(job: Job, run: RunFolder, summary: dict[str, Any]) -> None:
+    classifier = job.classifier
+    classifier.save(run.checkpoint)
+    if classifier.lora is not None:
+        write_adapter(
+            classifier.model,
+            run.adapter,
+            classifier.lora,
+            base=classifier.origin["base"],
+            label_names=classifier.label_names,
+        )
+        run.write_companion(classifier.companion())
+    run.write_summary(summary)
+
+
+def _show(job: Job, run: RunFolder, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
+    reporter = job.context.reporter
+    columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
+    title = f"{summary['command']}, seed {summary['seed']}, after {summary['best']['epoch']:.2f} epochs"
+    reporter.table(title, columns, [metrics_row(name, metrics) for name, metrics in measured.items()])
+    for name, metrics in measured.items():
+        if metrics.collapsed:
+            answer = summary["labels"][int(np.argmax(metrics.predicted_rates))]
+            reporter.warn(
+                f"{name}: the model answers {answer!r} to everything: MCC 0, "
+                f"accuracy is the rate of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
+            )
+    reporter.result(f"{run.checkpoint} ({summary['seconds']:.0f} s of training)")

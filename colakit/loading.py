@@ -100,7 +100,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # PyYAML lets out what int, date and its own slips raise
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -178,6 +183,8 @@ def _unknown_key(key: str, origin: str, known: set[str]) -> str:
     if key.endswith("."):
         return f"{origin}: {section} is a section; write its keys below it"
     siblings = [name for name in known if name.startswith(section + ".")] or sorted(known)
+    if "." not in key:
+        siblings = sorted({name.partition(".")[0] for name in known})
     return f"{origin}: {key} is not a setting.{did_you_mean(key, siblings)}"
 
 
@@ -199,4 +206,4 @@ def _plain(message: str) -> str:
 
 def to_yaml(settings: Settings) -> str:
     """Return the settings as YAML that `--config` takes back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

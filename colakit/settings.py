@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+MAX_SEED = 2**32 - 1  # the most that numpy's older generators, and so scikit-learn, take
 Share = Annotated[float, Field(ge=0, lt=1)]
 Cell = Literal["rnn", "gru", "lstm"]
 Pooling = Literal["last", "mean", "max", "attention"]
@@ -29,6 +30,13 @@ Pooling = Literal["last", "mean", "max", "attention"]
 
 def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _no_bool(value: Any) -> Any:
+    """YAML reads `no` and `on` as booleans, and Python would take those for 0 and 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"a boolean is not allowed here; quote it if you mean the word ({value})")
+    return value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
@@ -42,12 +50,9 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _bool_only_where_wanted(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `no` and `on` as booleans, and Python would take those for 0 and 1."""
-        if isinstance(value, bool) and info.field_name is not None:
-            annotation = cls.model_fields[info.field_name].annotation
-            if annotation is not bool and bool not in get_args(annotation):
-                raise ValueError(f"a boolean is not allowed here; quote it if you mean the word ({value})")
-        return value
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        return value if annotation is bool or bool in get_args(annotation) else _no_bool(value)
 
 
 class DataSettings(Section):
@@ -64,7 +69,7 @@ class DataSettings(Section):
         0.1, gt=0, lt=1, description="share of train held out to choose epoch and threshold"
     )
     holdout_seed: int = Field(
-        0, ge=0, description="draw of that slice; the same for every run that is compared"
+        0, ge=0, le=MAX_SEED, description="draw of that slice; the same for every run that is compared"
     )
     max_tokens: int | None = Field(
         None, ge=3, description="longest sentence in tokens; null is the model's own limit"
@@ -83,7 +88,7 @@ class LoRASettings(Section):
         min_length=1,
         description="exact dotted tails of linear layers",
     )
-    overrides: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(
+    overrides: dict[str, dict[str, Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]]] = Field(
         {}, description="rank and alpha of single modules, by dotted tail"
     )
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
@@ -234,7 +239,7 @@ class PlotSettings(Section):
 class Settings(Section):
     """One experiment."""
 
-    seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of initial weights, order and dropout")
     base: str = Field(
         "gpt2", description="pretrained GPT-2: a folder in the transformers layout, or a hub name"
     )

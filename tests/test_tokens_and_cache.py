@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +25,6 @@ SENTENCES = (
     '"Quoted," she said  twice.',
 )
 BOUNDARIES = [(False, False), (True, False), (False, True), (True, True)]
-
-Compute = Callable[[], dict[str, np.ndarray[Any, Any]]]
 
 
 @pytest.fixture
@@ -132,7 +128,9 @@ def test_a_sentence_of_just_the_longest_length_is_not_cut(tokenizer: SentenceTok
 
 
 @pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
-def test_a_description_rebuilds_the_tokenizer(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> None:
+def test_a_description_rebuilds_the_tokenizer(
+    tokenizer: SentenceTokenizer, prefix: bool, suffix: bool
+) -> None:
     one = with_boundaries(tokenizer, prefix, suffix)
     two = SentenceTokenizer.from_dict(one.to_dict())
     assert one.fingerprint() == two.fingerprint()
@@ -173,7 +171,7 @@ def test_the_cache_computes_once_and_answers_the_same(counting: Counting) -> Non
     for _ in range(3):
         assert_same_tokens(encode_cached(counting, SENTENCES, 6, cache), fresh)
     assert counting.calls == 2
-    assert [path.suffix for path in cache.folder.rglob("*") if path.is_file()] == [".npz"]
+    assert cached_file(cache).suffix != ".tmp"
 
 
 def test_without_a_cache_every_call_computes(counting: Counting) -> None:
@@ -187,7 +185,16 @@ def test_what_determines_the_tokens_tells_entries_apart(tokenizer: SentenceToken
     cache = ArrayCache(Path("cache"))
     for one in (tokenizer, with_boundaries(tokenizer, True, False)):
         for max_tokens in (None, 4, 6):
-            for sentences in (SENTENCES, SENTENCES[:2], SENTENCES[::-1], ["a b"], ["a", "b"], ["a\0b"], [], [""]):
+            for sentences in (
+                SENTENCES,
+                SENTENCES[:2],
+                SENTENCES[::-1],
+                ["a b"],
+                ["a", "b"],
+                ["a\0b"],
+                [],
+                [""],
+            ):
                 expected = one.encode(sentences, max_tokens)
                 assert_same_tokens(encode_cached(one, sentences, max_tokens, cache), expected)
 
@@ -201,7 +208,7 @@ def test_a_new_format_leaves_old_entries_aside(counting: Counting, monkeypatch: 
 
 
 def cached_file(cache: ArrayCache) -> Path:
-    (path,) = cache.folder.rglob("*.npz")
+    (path,) = (path for path in cache.folder.rglob("*") if path.is_file())
     return path
 
 
@@ -217,7 +224,9 @@ def test_a_cut_entry_is_computed_anew(counting: Counting, length: int) -> None:
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("garbage", [b"garbage" * 99, b"PK\x03\x04" + bytes(99), b"\x93NUMPY\x01\x00" + bytes(99)])
+@pytest.mark.parametrize(
+    "garbage", [b"garbage" * 99, b"PK\x03\x04" + bytes(99), b"\x93NUMPY\x01\x00" + bytes(99)]
+)
 def test_a_garbage_entry_is_computed_anew(counting: Counting, garbage: bytes) -> None:
     cache = ArrayCache(Path("cache"))
     fresh = encode_cached(counting, SENTENCES, None, cache)
@@ -232,20 +241,20 @@ def test_an_entry_of_other_arrays_is_computed_anew(counting: Counting) -> None:
     assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), fresh)
 
 
-def test_one_flipped_bit_never_changes_the_tokens(tokenizer: SentenceTokenizer) -> None:
-    sentences = [*SENTENCES, "ab " * 2000]  # longer than zipfile's buffer, so that reading can end before the checksum
+def test_one_flipped_bit_never_changes_the_arrays() -> None:
+    arrays = {"ids": np.arange(5000, dtype=np.int32), "offsets": np.array([0, 7]), "count": np.array(3)}
     cache = ArrayCache(Path("cache"))
-    fresh = encode_cached(tokenizer, sentences, None, cache)
+    cache.get("kind", {}, lambda: arrays)
     path = cached_file(cache)
     whole = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        starts = [member.header_offset for member in archive.infolist()]
-    headers = [position for start in starts for position in range(start, start + 200)]
-    for position in {*headers, *range(len(whole) - 260, len(whole)), *range(0, len(whole), 997)}:
+    tail = len(whole) - 900  # the last headers and the directory, beyond the numbers of the first array
+    for position in [*range(160), *range(160, tail, 997), *range(tail, len(whole), 3)]:
         damaged = bytearray(whole)
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
-        assert_same_tokens(encode_cached(tokenizer, sentences, None, cache), fresh)
+        found = cache.get("kind", {}, lambda: arrays)
+        assert found.keys() == arrays.keys(), position
+        assert all(np.array_equal(found[name], arrays[name]) for name in arrays), position
 
 
 class Payload:
@@ -264,24 +273,28 @@ def test_a_pickle_in_the_cache_never_runs(counting: Counting) -> None:
     assert not Path("canary").exists()
 
 
-def fail(*_: object, **__: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("broken", ["folder", "parent", "full"])
-def test_a_cache_that_cannot_be_written_is_done_without(
-    counting: Counting, broken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("broken", ["folder", "parent"])
+def test_a_cache_that_cannot_be_written_is_done_without(counting: Counting, broken: str) -> None:
     folder = Path("cache")
-    if broken == "full":
-        monkeypatch.setattr(np, "savez", fail)
-    else:
-        folder.write_text("a file stands here")
+    folder.write_text("a file stands here")
     cache = ArrayCache(folder / "deep" if broken == "parent" else folder)
     for _ in range(2):
         assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), counting.encode(SENTENCES))
     assert counting.calls == 4
-    assert [path for path in Path().rglob("*") if path.is_file()] == ([] if broken == "full" else [folder])
+    assert list(Path().rglob("*")) == [folder]
+
+
+def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cache = ArrayCache(Path("cache"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # bytes of any file written from now on
+    try:
+        tokens = encode_cached(counting, SENTENCES, None, cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_same_tokens(tokens, counting.encode(SENTENCES))
+    assert not [path for path in cache.folder.rglob("*") if path.is_file()]
 
 
 def test_the_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from colakit.data.tokens import Tokens
 
-BATCHES_PER_CHUNK = 16  # sentences are sorted by length within this many batches' worth of shuffled data
+BATCHES_PER_CHUNK = 24  # sentences are sorted by length within this many batches' worth of shuffled data
 
 
 @dataclass(frozen=True)

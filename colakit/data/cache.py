@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ def default_cache() -> Path:
 
 
 class ArrayCache:
-    """A folder of `.npz` files named by the SHA-256 of what determines their contents."""
+    """A folder of files named by the SHA-256 of what determines their contents.
+
+    Each is the SHA-256 of an npz archive (32 bytes), then the archive.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +38,7 @@ class ArrayCache:
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Return the file of `key`, which must be plain JSON data."""
         text = json.dumps({"format": FORMAT, "kind": kind, **key}, sort_keys=True)
-        return self.folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+        return self.folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.arrays"
 
     def get(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
         """Return the arrays of `key`, computing and keeping them the first time.
@@ -43,16 +47,30 @@ class ArrayCache:
         """
         path = self.path(kind, key)
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return _unpack(path.read_bytes())
+        except (OSError, ValueError):
             arrays = compute()
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+            temporary.write_bytes(_pack(arrays))
             temporary.replace(path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         return arrays
+
+
+def _pack(arrays: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+
+def _unpack(raw: bytes) -> Arrays:
+    """Return the arrays; raise `ValueError` if a byte is not what was written."""
+    digest, archive = raw[:32], raw[32:]
+    if hashlib.sha256(archive).digest() != digest:
+        raise ValueError("the checksum differs")
+    with np.load(io.BytesIO(archive), allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}

@@ -7,7 +7,10 @@ A corpus is read from a zip, a folder or files. CoLA's splits are called `train`
 from __future__ import annotations
 
 import hashlib
+import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +30,15 @@ GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 COLA_LABELS = ("unacceptable", "acceptable")
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
 MAX_MEMBER_BYTES = 256 * 2**20  # of one file inside a zip, unpacked
+BROKEN_ZIP = (  # what zipfile lets out on damaged bytes
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,7 @@ class Split:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over sentences and labels."""
-        digest = hashlib.sha256()
-        for sentence in self.sentences:
-            digest.update(sentence.encode("utf-8", "surrogatepass") + b"\n")
+        digest = hashlib.sha256(json.dumps(self.sentences).encode())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()
@@ -216,7 +226,7 @@ def _zip_members(path: Path) -> dict[str, Callable[[], bytes]]:
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(member) as file:
                     raw = file.read(MAX_MEMBER_BYTES + 1)
-            except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+            except BROKEN_ZIP as error:
                 raise ColakitError(f"{path}: {member} cannot be unpacked ({error})") from error
             if len(raw) > MAX_MEMBER_BYTES:
                 raise ColakitError(f"{path}: {member} unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB")
@@ -224,15 +234,18 @@ def _zip_members(path: Path) -> dict[str, Callable[[], bytes]]:
 
         return read
 
-    with zipfile.ZipFile(path) as archive:
-        return {name: reader(name) for name in archive.namelist() if name.endswith(".tsv")}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: reader(name) for name in archive.namelist() if name.endswith(".tsv")}
+    except BROKEN_ZIP as error:
+        raise ColakitError(f"{path}: is a broken zip ({error})", hint="Download it again.") from error
 
 
 def _cola_split(name: str, rows: list[Row], where: str) -> Split:
     """Read CoLA's columns (source, label, author's mark, sentence) or those of GLUE's test set."""
     if rows[0][1] == ["index", "sentence"]:
         require_columns(rows, 2, where)
-        return Split(name, tuple(fields[1] for _, fields in rows[1:]))
+        return Split(name, tuple(fields[1] for _, fields in _body(rows, where)))
     if len(rows[0][1]) != 4:
         raise ColakitError(
             f"{where}:1: {len(rows[0][1])} columns ({' | '.join(rows[0][1])[:60]}); CoLA has 4, no header",
@@ -246,18 +259,21 @@ def _cola_split(name: str, rows: list[Row], where: str) -> Split:
     return Split(name, tuple(fields[3] for _, fields in rows), labels, tuple(fields[0] for _, fields in rows))
 
 
+def _body(rows: list[Row], where: str) -> list[Row]:
+    """Return the rows below the header."""
+    if len(rows) < 2:
+        raise ColakitError(f"{where}: has a header and no rows", hint="A split needs at least one sentence.")
+    return rows[1:]
+
+
 def _table_corpus(
     name: str, rows: Mapping[str, tuple[str, list[Row]]], columns: Columns, label_names: Sequence[str] | None
 ) -> Corpus:
-    """Read tables with a header; labels are numbered in sorted order, as numbers if all are numbers."""
+    """Read tables with a header; train's labels are numbered in sorted order, as numbers if all are."""
     texts: dict[str, tuple[str, ...]] = {}
     raw_labels: dict[str, list[tuple[int, str]]] = {}
     for split, (where, found) in rows.items():
-        header, body = found[0][1], found[1:]
-        if not body:
-            raise ColakitError(
-                f"{where}: has a header and no rows", hint="A split needs at least one sentence."
-            )
+        header, body = found[0][1], _body(found, where)
         require_columns(found, len(header), where)
         text = column_index(header, columns.text, "data.text_column", where)
         texts[split] = tuple(fields[text] for _, fields in body)
@@ -267,7 +283,8 @@ def _table_corpus(
             raise_faults(
                 [(n, "no label") for n, v in raw_labels[split] if not v.strip()], where, "a label is needed"
             )
-    names = tuple(label_names or _sorted_labels({value for part in raw_labels.values() for _, value in part}))
+    naming = [raw_labels["train"]] if "train" in raw_labels else raw_labels.values()
+    names = tuple(label_names or _sorted_labels({value for part in naming for _, value in part}))
     index = {label: position for position, label in enumerate(names)}
     splits: dict[str, Split] = {}
     for split, sentences in texts.items():
@@ -284,6 +301,6 @@ def _table_corpus(
 
 def _sorted_labels(values: set[str]) -> list[str]:
     try:
-        return sorted(values, key=float)
+        return sorted(sorted(values), key=float)  # `1` and `1.0` are two labels, in the same order every time
     except ValueError:
         return sorted(values)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from colakit.data.corpora import COLA_FILES, MAX_MEMBER_BYTES
-from colakit.errors import ColakitError, first_line
+from colakit.data.corpora import BROKEN_ZIP, COLA_FILES, MAX_MEMBER_BYTES
+from colakit.errors import EXIT_FAILED, ColakitError, first_line
 
 COLA_URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
 COLA_SHA256 = {
@@ -85,7 +86,7 @@ def _unpack_verified(archive: Path, target: Path, url: str) -> None:
                 if name in COLA_SHA256 and "tokenized" not in member:
                     with zipped.open(member) as file:
                         files[name] = file.read(MAX_MEMBER_BYTES)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+    except BROKEN_ZIP as error:
         raise ColakitError(
             f"{url}: is no zip ({error})", hint="Name another mirror with --set data.mirrors=[URL]"
         ) from error
@@ -97,13 +98,26 @@ def _unpack_verified(archive: Path, target: Path, url: str) -> None:
                 f"{expected[:12]}… is wanted",
                 hint="Nothing was kept. Name another mirror with --set data.mirrors=[URL]",
             )
+    try:
+        _place(files, target)
+    except OSError as error:
+        raise ColakitError(
+            f"{target}: cannot be written ({error.strerror})",
+            hint="Make room, or name another folder with --set cache=FOLDER",
+            exit_code=EXIT_FAILED,
+        ) from error
+
+
+def _place(files: dict[str, bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cola-"))
-    for name, raw in files.items():
-        (staging / name).write_bytes(raw)
     try:
-        staging.rename(target)
-    except OSError:  # another process was faster, with the same verified bytes
-        for name in files:
-            (staging / name).replace(target / name)
-        staging.rmdir()
+        for name, raw in files.items():
+            (staging / name).write_bytes(raw)
+        try:
+            staging.rename(target)
+        except OSError:  # another process was faster, with the same verified bytes
+            for name in files:
+                (staging / name).replace(target / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

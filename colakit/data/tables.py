@@ -6,6 +6,7 @@ quoting. Lines end in LF, CRLF or CR; nothing else (U+2028 in a sentence, say) e
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -27,8 +28,9 @@ def decode(raw: bytes, where: str) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        skipped = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0  # the codec counts after it
         raise ColakitError(
-            f"{where}: not UTF-8 at byte {error.start}", hint="Save the file as UTF-8."
+            f"{where}: not UTF-8 at byte {error.start + skipped}", hint="Save the file as UTF-8."
         ) from None
     if "\0" in text:
         raise ColakitError(f"{where}: a NUL byte at byte {raw.index(0)}", hint="Is this a text file?")
@@ -39,6 +41,7 @@ def read_rows(raw: bytes, where: str) -> list[Row]:
     """Return the numbered rows of a file; `where` names it and, by its ending, its format."""
     text = decode(raw, where)
     if PurePath(where).suffix.lower() == ".csv":
+        csv.field_size_limit(max(len(text), csv.field_size_limit()))  # by default 128 KiB
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             return [(reader.line_num, fields) for fields in reader if fields]

@@ -88,6 +88,11 @@ class SentenceTokenizer:
                 f"{folder}: its tokenizer cannot be read ({first_line(error)})",
                 hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
             ) from error
+        if backend.get_vocab_size(with_added_tokens=False) == 0:  # transformers makes one up from config.json
+            raise ColakitError(
+                f"{folder}: its tokenizer cannot be read (no vocabulary)",
+                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
+            )
         if fast.eos_token_id is None:
             raise ColakitError(
                 f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
@@ -148,7 +153,7 @@ def encode_cached(
     """Return `tokenizer.encode(sentences, max_tokens)`, from the cache if the same was encoded before."""
     if cache is None:
         return tokenizer.encode(sentences, max_tokens)
-    text = hashlib.sha256("\0".join(sentences).encode("utf-8", "surrogatepass")).hexdigest()
+    text = hashlib.sha256(json.dumps(list(sentences)).encode()).hexdigest()
     key = {"tokenizer": tokenizer.fingerprint(), "sentences": text, "max_tokens": max_tokens}
 
     def compute() -> dict[str, NDArray[Any]]:

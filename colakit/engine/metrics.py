@@ -58,18 +58,15 @@ class Metrics:
 
 def measure(logits: NDArray[np.float32], labels: Labels, predictions: Labels) -> Metrics:
     """Return the figures of (N, C) logits and the (N,) predictions made from them, against (N,) labels."""
-    from sklearn.metrics import accuracy_score, log_loss, matthews_corrcoef
+    from sklearn.metrics import accuracy_score, matthews_corrcoef
 
     num_labels = logits.shape[1]
     rates = np.bincount(predictions, minlength=num_labels) / len(labels)
     wide = logits.astype(np.float64)
-    log_norm = np.logaddexp.reduce(wide, axis=1, keepdims=True)
-    probs = np.exp(wide - log_norm)
+    true_logits = wide[np.arange(len(labels)), labels]  # (N,)
     return Metrics(
         num_examples=len(labels),
-        loss=float(
-            log_loss(labels, probs / probs.sum(axis=1, keepdims=True), labels=list(range(num_labels)))
-        ),
+        loss=float(np.mean(np.logaddexp.reduce(wide, axis=1) - true_logits)),
         accuracy=float(accuracy_score(labels, predictions)),
         mcc=float(matthews_corrcoef(labels, predictions)) if len(set(labels.tolist())) > 1 else 0.0,
         majority_rate=float(np.bincount(labels).max() / len(labels)),
@@ -198,8 +195,12 @@ def best_threshold(probs: NDArray[np.float64], labels: Labels) -> float:
     """
     distinct = np.unique(probs)
     candidates = np.concatenate([[0.5], (distinct[:-1] + distinct[1:]) / 2])
-    predictions = (probs[None, :] >= candidates[:, None]).astype(np.int64)
-    counts = confusion(np.broadcast_to(labels, predictions.shape), predictions, 2)
+    by_class = [np.sort(probs[labels == true]) for true in (0, 1)]
+    below = [np.searchsorted(of_class, candidates) for of_class in by_class]  # predicted 0 at each candidate
+    counts = np.stack(
+        [np.stack([n, len(of_class) - n], axis=-1) for n, of_class in zip(below, by_class, strict=True)],
+        axis=-2,
+    )  # (candidates, 2, 2)
     majority_rate = np.bincount(labels).max() / len(labels)
     allowed = accuracy_of_confusion(counts) >= majority_rate
     allowed[0] = True  # 0.5 is what one gets without tuning

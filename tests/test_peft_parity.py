@@ -31,7 +31,6 @@ from colakit.models.lora import LoRAConfig, inject, lora_layers, parameter_group
 PAD = 0
 NUM_LABELS = 3
 STEPS = 20
-LABEL_NAMES = ("a", "b", "c")
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,7 @@ def test_peft_opens_what_colakit_writes(base: Path, tmp_path: Path, variant: str
     ours = adapted_by_us(base, config, layernorm=True)
     fresh = our_logits(ours)
     our_losses(ours, torch.optim.AdamW(learning(ours), lr=1e-2), fp32)
-    write_adapter(ours, tmp_path, config, base=str(base), label_names=LABEL_NAMES)
+    write_adapter(ours, tmp_path, config, base=str(base))
     assert (our_logits(ours) - fresh).abs().max() > 0.3
     same(peft_logits(AutoPeftModelForSequenceClassification.from_pretrained(tmp_path)), our_logits(ours))
 
@@ -259,7 +258,7 @@ def test_colakit_opens_what_it_writes(base: Path, tmp_path: Path, variant: str) 
     config = our_config(variant)
     ours = adapted_by_us(base, config, layernorm=True)
     shake(ours)
-    write_adapter(ours, tmp_path, config, base=str(base), label_names=LABEL_NAMES)
+    write_adapter(ours, tmp_path, config, base=str(base))
     same(our_logits(reopened(base, tmp_path)), our_logits(ours))
 
 

@@ -69,7 +69,6 @@ def _write(job: Job, run: RunFolder, summary: dict[str, Any]) -> None:
             run.adapter,
             classifier.lora,
             base=classifier.origin["base"],
-            label_names=classifier.label_names,
         )
         run.write_companion(classifier.companion())
     run.write_summary(summary)

@@ -215,9 +215,7 @@ def _names(modules: str | Iterable[str], name: str) -> bool:
     return any(is_tail(module, name) for module in modules)
 
 
-def write_adapter(
-    model: nn.Module, folder: Path, config: LoRAConfig, *, base: str, label_names: tuple[str, ...]
-) -> None:
+def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: str) -> None:
     """Write the trained part of a GPTClassifier so that PEFT opens it on the untouched base.
 
     A PiSSA adapter is written as the plain LoRA of rank 2R that equals it (PiSSA appendix C): the base on the
@@ -243,7 +241,7 @@ def write_adapter(
     }
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
     ranks = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in layers}
-    raw = _peft_config(config, layers, ranks, saved, base, label_names)
+    raw = _peft_config(config, layers, ranks, saved, base)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {k: v.float().cpu().contiguous() for k, v in tensors.items()},
@@ -259,7 +257,6 @@ def _peft_config(
     ranks: Mapping[str, int],
     saved: Mapping[str, Tensor],
     base: str,
-    label_names: tuple[str, ...],
 ) -> dict[str, Any]:
     def alpha(name: str) -> float:  # the numerator that gives PEFT our scaling at the written rank
         value = layers[name].scaling * (math.sqrt(ranks[name]) if config.rslora else ranks[name])

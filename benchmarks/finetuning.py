@@ -69,7 +69,7 @@ def random_gpt2_small(folder: Path) -> Path:
 
 
 def read_examples(data: Path | None, base: Path) -> Examples:
-    """Return labelled token sequences; a base without a tokenizer gets random tokens of the same lengths."""
+    """Return random tokens and labels with about the lengths of real sentences: speed does not read."""
     if data is not None:
         sentences = load_corpus(data).split("train").sentences
     else:

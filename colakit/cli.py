@@ -1,25 +1,21 @@
-"""The `colakit` command. Flags are made from the settings they set; torch is imported inside commands."""
+"""The `colakit` command; torch is imported inside commands."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from colakit import __version__
-from colakit.console import Reporter, print_error, print_json
-from colakit.context import Context, saved_settings
-from colakit.errors import EXIT_INTERRUPTED, ColakitError
-from colakit.loading import resolve
-from colakit.settings import describe_type, leaf_fields
+from colakit.console import print_error
+from colakit.context import Context
+from colakit.errors import ColakitError
+from colakit.flags import command
 
-FIELDS = dict(leaf_fields())
-SHARED_FLAGS = {"--seed": "seed", "--device": "device", "--precision": "precision"}
 BASE_AND_DATA = {"--base": "base", "--data": "data.path"}
 STUDENT_FLAGS = {
     "--cell": "student.cell",
@@ -42,106 +38,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
-
-
-def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
-    """A flag whose text goes to pydantic as it is, so that all faults are found at once and worded alike."""
-    field = FIELDS[key]
-    default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
-    kind = describe_type(field.annotation)
-    option = typer.Option(
-        flag, help=f"{field.description}{default}", metavar=kind.upper(), show_default=False
-    )
-    return inspect.Parameter(
-        _parameter_name(flag),
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[str | None, option],
-    )
-
-
-def _written(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _common_parameters() -> list[inspect.Parameter]:
-    options: dict[str, tuple[Any, Any]] = {
-        "config": (
-            Path | None,
-            typer.Option("--config", help="YAML file of the experiment.", metavar="FILE"),
-        ),
-        "assign": (
-            list[str] | None,
-            typer.Option(
-                "--set", help="Any setting; repeatable.", metavar="SECTION.KEY=VALUE", show_default=False
-            ),
-        ),
-        "out": (Path | None, typer.Option("--out", help="Folder to write to.", metavar="DIR")),
-        "as_json": (bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")),
-        "dry_run": (bool, typer.Option("--dry-run", help="Check everything, print the plan, touch nothing.")),
-        "quiet": (bool, typer.Option("--quiet", help="Results, warnings and errors only.")),
-    }
-    return [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=False if kind is bool else None,
-            annotation=Annotated[kind, option],
-        )
-        for name, (kind, option) in options.items()
-    ]
-
-
-def command(
-    group: typer.Typer, name: str, flags: Mapping[str, str] | None = None, *, data_on_stdout: bool = False
-) -> Callable[[Callable[..., None]], None]:
-    """Register a command whose flags stand for settings.
-
-    The function below it takes a `Context` and its own arguments, calls `context.run`, and has no other work.
-
-    Args:
-        flags: flag -> dotted key of the setting.
-        data_on_stdout: stdout carries data even without `--json`.
-    """
-    all_flags = {**(flags or {}), **SHARED_FLAGS}
-
-    def register(function: Callable[..., None]) -> None:
-        def callback(**options: Any) -> None:
-            context = _context(name, all_flags, options, data_on_stdout)
-            try:
-                function(context, **options)
-            except KeyboardInterrupt:
-                raise ColakitError("interrupted", exit_code=EXIT_INTERRUPTED) from None
-            if context.as_json and context.answer is not None:
-                print_json(context.answer)
-
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]
-        parameters = [*own, *generated, *_common_parameters()]
-        callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name, help=inspect.cleandoc(function.__doc__ or ""))(callback)
-
-    return register
-
-
-def _context(name: str, flags: Mapping[str, str], options: dict[str, Any], data_on_stdout: bool) -> Context:
-    """Take the common options and the settings' flags out of `options`, and resolve them."""
-    chosen = {key: (flag, options.pop(_parameter_name(flag))) for flag, key in flags.items()}
-    config, out, as_json = options.pop("config"), options.pop("out"), options.pop("as_json")
-    if config is None and out is not None and options.get("resume"):
-        config = saved_settings(out)
-    resolved = resolve(
-        flags={key: pair for key, pair in chosen.items() if pair[1] is not None},
-        assignments=options.pop("assign") or (),
-        config=config,
-    )
-    reporter = Reporter(quiet=options.pop("quiet"), results_on_stderr=as_json or data_on_stdout)
-    return Context(name, resolved, reporter, out, options.pop("dry_run"), as_json)
-
-
-def _parameter_name(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
 
 
 def _run(context: Context, module: str, **arguments: Any) -> None:

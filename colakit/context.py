@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +75,8 @@ class Context:
 
         data = self.settings.data
         columns = Columns(data.text_column, data.label_column) if data.text_column else None
-        files = {name: Path(path).expanduser() for name, path in data.splits.items()}
+        use_splits = self.resolved.was_typed("data.splits") or not self.resolved.was_typed("data.path")
+        files = {name: Path(path).expanduser() for name, path in data.splits.items() if use_splits}
         path = Path(data.path).expanduser()
         if not files and data.path == "cola" and not path.exists():
             path = self._fetched_cola()
@@ -91,25 +94,42 @@ class Context:
         self.reporter.say("fetching CoLA")
         return fetch_cola(self.cache_folder, self.settings.data.mirrors)
 
-    def new_run_folder(self) -> Path:
-        """Return the folder of a new run: `--out`, which must hold no run yet, or the next free number.
-
-        Raises:
-            ColakitError: if the folder holds a run, or nothing can be written there.
-        """
+    def check_out(self) -> None:
+        """Raise `ColakitError` unless `--out`, where it is given, is or can become a writable folder."""
         if self.out is None:
-            number = 1
-            while (RUNS / f"{self.command}-{number:03d}").exists():
-                number += 1
-            return RUNS / f"{self.command}-{number:03d}"
+            return
         if self.out.exists() and not self.out.is_dir():
             raise ColakitError(f"--out {self.out}: is a file; a folder is wanted")
-        if self.out.is_dir() and {entry.name for entry in self.out.iterdir()} - BEFORE_THE_FIRST_STATE:
+        nearest = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise ColakitError(
+                f"--out {self.out}: {nearest} cannot be written to", hint="Choose another folder."
+            )
+
+    def check_new_run(self) -> None:
+        """Raise `ColakitError` unless a run can begin in `--out`."""
+        self.check_out()
+        if self.out is None or not self.out.is_dir():
+            return
+        if {entry.name for entry in self.out.iterdir()} - BEFORE_THE_FIRST_STATE:
             raise ColakitError(
                 f"--out {self.out}: is not empty",
                 hint="Name another folder, or continue its run with --resume.",
             )
-        return self.out
+
+    def claim_run_folder(self) -> Path:
+        """Make and return the folder of a new run: `--out`, or the next free number."""
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            return self.out
+        for number in itertools.count(1):
+            folder = RUNS / f"{self.command}-{number:03d}"
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return folder
+        raise AssertionError("there is always a next number")
 
 
 def saved_settings(run: Path) -> Path | None:

@@ -15,7 +15,7 @@ from colakit.errors import ColakitError, did_you_mean
 from colakit.settings import Settings, leaf_fields
 
 ENVIRONMENT_PREFIX = "COLAKIT_"
-NOT_SETTINGS = {"COLAKIT_SHARED", "COLAKIT_CACHE"}
+NOT_SETTINGS = {"COLAKIT_SHARED"}  # where the tests find real data
 DEFAULT = "default"
 
 
@@ -31,9 +31,9 @@ class Resolved:
     settings: Settings
     origins: dict[str, str] = field(default_factory=dict)
 
-    def is_given(self, key: str) -> bool:
-        """Tell whether somebody set `key`."""
-        return key in self.origins
+    def was_typed(self, key: str) -> bool:
+        """Tell whether `key` was set on the command line, by its flag or by `--set`."""
+        return self.origins.get(key, "").startswith("--")
 
 
 def resolve(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -29,16 +28,33 @@ class RunData:
 
     Attributes:
         name: the run folder's.
-        label: what kind of run it is; runs with one `group` are seeds of one experiment.
+        group: the experiment's; runs that share it are its seeds.
         evaluations: the evaluation records of metrics.jsonl.
         summary: of the finished run.
     """
 
     name: str
-    label: str
     group: str
     evaluations: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure of one experiment on one split: mean over seeds, its 95 % interval, and the seeds' values."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: Sequence[float]
+
+
+@dataclass(frozen=True)
+class GroupData:
+    """What is drawn of one experiment: split -> `accuracy` or `mcc` -> bar."""
+
+    label: str
+    bars: Mapping[str, Mapping[str, Bar]]
 
 
 def draw_curves(run: RunData) -> Figure:
@@ -46,7 +62,7 @@ def draw_curves(run: RunData) -> Figure:
 
     The chosen epoch is a vertical line; at it stand the dev figures that are reported.
     """
-    figure, axes = _panels(f"{run.name} ({run.label}, seed {run.summary['seed']})")
+    figure, axes = _panels(f"{run.name} ({run.group}, seed {run.summary['seed']})")
     epochs = [record["epoch"] for record in run.evaluations]
     tracked = list(run.evaluations[0].get("dev", {}))
     chosen = run.summary["best"]["epoch"]
@@ -69,7 +85,7 @@ def draw_curves(run: RunData) -> Figure:
                 color=PALETTE[position],
                 markersize=9,
                 markeredgecolor="white",
-                label=f"{split}, reported",
+                label=f"{split}, as reported" + (" (tuned threshold)" if run.summary["threshold"] else ""),
                 zorder=5,
             )
         axis.axvline(chosen, color="0.6", linewidth=1, zorder=0, label="chosen epoch")
@@ -90,7 +106,7 @@ def draw_overlay(runs: Sequence[RunData]) -> Figure:
             position = groups.index(run.group)
             epochs = [record["epoch"] for record in run.evaluations]
             values = [scale * record["holdout"][key] for record in run.evaluations]
-            _line(axis, epochs, values, position, run.label if run.group not in named else None)
+            _line(axis, epochs, values, position, run.group if run.group not in named else None)
             named.add(run.group)
         if key == "accuracy":
             _majority_line(axis, runs[0], "holdout")
@@ -98,42 +114,42 @@ def draw_overlay(runs: Sequence[RunData]) -> Figure:
     return figure
 
 
-def draw_comparison(runs: Sequence[RunData]) -> Figure:
-    """Draw bars of accuracy and MCC on every reported split.
+def draw_comparison(groups: Sequence[GroupData], majority_rates: Mapping[str, float]) -> Figure:
+    """Draw bars of accuracy and MCC on every dev split, one colour an experiment.
 
-    A single run has its 95 % bootstrap interval; several seeds of one experiment give a bar at their mean, a
-    whisker of one standard deviation, and a dot each.
+    A bar is the mean over seeds, its whisker the 95 % bootstrap interval of that mean over sentences; where
+    there are several seeds each is a dot.
     """
-    groups: dict[str, list[RunData]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    splits = [
-        name for name in runs[0].summary["splits"] if all(name in run.summary["splits"] for run in runs)
-    ]
+    splits = list(groups[0].bars)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
     width = 0.8 / len(groups)
     for axis, (key, title) in zip(axes, PANELS[1:], strict=True):
         scale = 100 if key == "accuracy" else 1
-        for position, members in enumerate(groups.values()):
+        for position, group in enumerate(groups):
             places = [i - 0.4 + width * (position + 0.5) for i in range(len(splits))]
-            _bars(axis, places, width, position, members, splits, key, scale)
+            _bars(
+                axis,
+                places,
+                width,
+                position,
+                group.label,
+                [group.bars[split][key] for split in splits],
+                scale,
+            )
         if key == "accuracy":
             for i, split in enumerate(splits):
-                rate = 100 * runs[0].summary["splits"][split]["majority_rate"]
+                rate = 100 * majority_rates[split]
                 label = "majority rate" if i == 0 else None
                 axis.plot([i - 0.45, i + 0.45], [rate, rate], ":", color="black", linewidth=1.5, label=label)
-            axis.set_ylim(bottom=max(0, _floor(runs, splits)))
+            lowest = min(group.bars[split][key].low for group in groups for split in splits)
+            axis.set_ylim(bottom=max(0.0, 100 * lowest - 5))  # all lie far from 0; the axis shows it
         else:
             axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(splits)), [_split_title(split) for split in splits])
         _dress(axis, title)
-    several = any(len(members) > 1 for members in groups.values())
     figure.suptitle(
-        "bars: mean over seeds, whiskers: 1 sd, dots: seeds"
-        if several
-        else "whiskers: 95 % bootstrap intervals",
-        fontsize=FONT_SIZE,
+        "mean over seeds with its 95 % bootstrap interval over sentences; dots: seeds", fontsize=FONT_SIZE
     )
     _legend_below(figure, axes[0])
     return figure
@@ -195,44 +211,28 @@ def _bars(
     places: Sequence[float],
     width: float,
     position: int,
-    members: Sequence[RunData],
-    splits: Sequence[str],
-    key: str,
+    label: str,
+    bars: Sequence[Bar],
     scale: float,
 ) -> None:
-    values = [[scale * run.summary["splits"][split][key] for run in members] for split in splits]
-    means = [fmean(v) for v in values]
-    if len(members) > 1:
-        spread = [stdev(v) for v in values]
-        errors = [spread, spread]
-    else:
-        ends = [members[0].summary["splits"][split][f"{key}_interval"] for split in splits]
-        errors = [
-            [max(0.0, mean - scale * low) for mean, (low, _) in zip(means, ends, strict=True)],
-            [max(0.0, scale * high - mean) for mean, (_, high) in zip(means, ends, strict=True)],
-        ]
-    colour = PALETTE[position % len(PALETTE)]
-    hatch = ("", "//", "..", "xx")[position % 4]
+    below = [max(0.0, scale * (bar.mean - bar.low)) for bar in bars]
+    above = [max(0.0, scale * (bar.high - bar.mean)) for bar in bars]
     axis.bar(
         places,
-        means,
+        [scale * bar.mean for bar in bars],
         width * 0.92,
-        yerr=errors,
+        yerr=[below, above],
         capsize=3,
-        color=colour,
-        hatch=hatch,
+        color=PALETTE[position % len(PALETTE)],
+        hatch=("", "//", "..", "xx")[position % 4],
         edgecolor="white",
         ecolor="0.2",
-        label=members[0].label,
+        label=label,
     )
-    if len(members) > 1:
-        for place, dots in zip(places, values, strict=True):
+    for place, bar in zip(places, bars, strict=True):
+        if len(bar.seeds) > 1:
+            dots = [scale * value for value in bar.seeds]
             axis.plot([place] * len(dots), dots, "o", color="white", markeredgecolor="0.2", markersize=4)
-
-
-def _floor(runs: Sequence[RunData], splits: Sequence[str]) -> float:
-    """Accuracies are drawn from 10 points below the lowest, since all lie far from 0; the axis shows it."""
-    return min(100 * run.summary["splits"][split]["accuracy"] for run in runs for split in splits) - 10
 
 
 def _split_title(split: str) -> str:

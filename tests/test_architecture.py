@@ -13,21 +13,23 @@ import pytest
 from colakit.loading import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = {  # a module may import from its own layer's entry alone
+LAYERS = {  # what each layer may import from the package; "" is the version
     "errors": set(),
+    "files": {"errors"},
     "models": {"errors", "models"},
     "data": {"errors", "data"},
-    "interop": {"errors", "models", "interop"},
-    "engine": {"errors", "models", "data", "interop", "engine", ""},
+    "interop": {"errors", "files", "models", "interop"},
+    "engine": {"errors", "files", "models", "data", "interop", "engine", ""},
     "plotting": {"errors"},
     "console": {"errors"},
     "settings": {"errors"},
     "loading": {"errors", "settings"},
     "toy": {"errors", "models", "data", "interop", "engine"},
     "context": {"errors", "console", "loading", "settings", "data", "engine"},
-    "commands": {"errors", "console", "context", "loading", "settings", "models", "data", "engine", "interop",
-                 "plotting", "commands", ""},
-    "cli": {"errors", "console", "context", "loading", "settings", "commands", ""},
+    "flags": {"errors", "console", "context", "loading", "settings"},
+    "commands": {"errors", "files", "console", "context", "loading", "settings", "models", "data", "engine",
+                 "interop", "plotting", "commands", ""},
+    "cli": {"errors", "console", "context", "flags", "commands", ""},
 }  # fmt: skip
 
 

@@ -323,10 +323,11 @@ def test_the_toy_base_classifies_as_under_peft(toy: Path, tmp_path: Path, fp32: 
     classifier = load_classifier(tmp_path)
     assert classifier.label_names == ("LABEL_0", "LABEL_1")
     sentences = ["The cat sleeps.", "These old dogs that the girl likes see themselves.", "Boys boys."]
-    input_ids, mask = pad(classifier.encode(sentences), np.arange(3))
+    tokens = classifier.encode(sentences)
+    input_ids, mask = pad(tokens, np.arange(3))
     with torch.no_grad():
         expected = theirs.eval()(input_ids, attention_mask=mask).logits
-    same(torch.from_numpy(classifier.logits(sentences, fp32)), expected)
+    same(torch.from_numpy(classifier.logits(tokens, fp32)), expected)
 
 
 def reopened(base: Path, folder: Path) -> GPTClassifier:

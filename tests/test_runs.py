@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_checkpoint_and_adapter_are_the_same_model(tuned: Path, toy: Path, fp32:
     for where in (tuned, tuned / "ckpt.pt", tuned / "adapter"):
         classifier = load_classifier(where)
         fp32.place(classifier.model)
-        logits.append(torch.from_numpy(classifier.logits(sentences, fp32)))
+        logits.append(torch.from_numpy(classifier.logits(classifier.encode(sentences), fp32)))
         assert classifier.threshold == load_classifier(tuned).threshold
         assert classifier.tokenizer.prefix
     assert torch.equal(logits[0], logits[1])
@@ -165,6 +166,51 @@ def test_resuming_with_other_settings_is_refused_by_name(
     assert "seed was 0, is 5" in err
 
 
+def test_resuming_with_another_limit_on_length_is_refused(
+    toy: Path, colakit: Run, tmp_path: Path, tuned: Path
+) -> None:
+    shutil.copytree(tuned, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    code, _, err = colakit("finetune", "--resume", "--out", tmp_path / "run", "--set", "data.max_tokens=4")
+    assert code == 2
+    assert "max_tokens was 64, is 4" in err
+
+
+def test_an_early_stopped_run_resumes_without_another_step(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    patient = ["--set", "student_training.patience=1", "--set", "student_training.select_by=loss"]
+    out = tmp_path / "run"
+    assert colakit("train-scratch", *options(toy, epochs=50, lr=0.5), *patient, "--out", out)[0] == 0
+    before = (out / "metrics.jsonl").read_bytes()
+    (out / "summary.json").unlink()
+    assert colakit("train-scratch", "--resume", "--out", out)[0] == 0
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_under_nohup_outlives_a_hangup(toy: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "colakit", "train-scratch", *options(toy, epochs=40)]
+    process = subprocess.Popen(
+        ["nohup", *command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+
+
+@pytest.mark.parametrize("teacher", ["run", "adapter"])
+def test_a_student_starts_as_its_control_does(
+    teacher: str, toy: Path, tuned: Path, colakit: Run, tmp_path: Path
+) -> None:
+    where = tuned if teacher == "run" else tuned / "adapter"
+    kd = ["--teacher", str(where), "--kd-weight", "0"]
+    assert colakit("distill", *options(toy), *kd, "--out", tmp_path / "kd")[0] == 0
+    assert colakit("train-scratch", *options(toy), "--out", tmp_path / "control")[0] == 0
+    # with no weight on the teacher nothing is left that could differ
+    assert tensors_equal(tmp_path / "kd", tmp_path / "control")
+
+
 def test_a_finished_run_is_not_trained_again(tuned: Path, colakit: Run) -> None:
     before = (tuned / "ckpt.pt").stat().st_mtime_ns
     code, out, _ = colakit("finetune", "--resume", "--out", tuned, "--json")
@@ -212,12 +258,12 @@ def test_two_processes_give_the_losses_of_one(
         "--precision",
         "fp32",
         "--set",
-        "finetune.track_dev=true",
+        "student.dropout=0",
     ]
     assert colakit(*common, "--out", tmp_path / "one")[0] == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "colakit", *common, "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    launched = [*launcher, "-m", "colakit", *common, "--out", str(tmp_path / "two")]
+    done = subprocess.run(launched, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     single, double = step_losses(tmp_path / "one"), step_losses(tmp_path / "two")
     assert len(single) == len(double) == 2 * -(-216 // batch_size)

@@ -59,13 +59,13 @@ def test_flag_beats_set_beats_environment_beats_yaml_beats_default() -> None:
     untouched = resolve(**given_so_far)
     assert untouched.settings.lora.rank == 8
     assert untouched.origins == {}
-    assert not untouched.is_given("lora.rank")
+    assert not untouched.was_typed("lora.rank")
     for _, source, value, origin in sources:
         given_so_far |= source
         found = resolve(**given_so_far)
         assert found.settings.lora.rank == value
         assert found.origins == {"lora.rank": origin}
-        assert found.is_given("lora.rank")
+        assert found.was_typed("lora.rank") == origin.startswith("--")
 
 
 def test_sources_of_different_keys_add_up() -> None:
@@ -74,7 +74,7 @@ def test_sources_of_different_keys_add_up() -> None:
         environment={
             "COLAKIT_FINETUNE__LR": "1e-3",
             "HOME": "x",
-            "COLAKIT_CACHE": "x",
+            "COLAKIT_CACHE": "own-cache",
             "COLAKIT_SHARED": "x",
         },
         assignments=["lora.rank=4", "data.path=own.tsv"],
@@ -84,11 +84,20 @@ def test_sources_of_different_keys_add_up() -> None:
         "seed": "cola.yaml",
         "lora.rank": "--set lora.rank=4",
         "lora.alpha": "cola.yaml",
+        "cache": "COLAKIT_CACHE",
         "finetune.lr": "COLAKIT_FINETUNE__LR",
         "data.path": "--set data.path=own.tsv",
         "device": "--device",
     }
-    assert [setting(key, found) for key in found.origins] == [1, 4, 7.0, 1e-3, "own.tsv", "cpu"]
+    assert [setting(key, found) for key in found.origins] == [
+        1,
+        4,
+        7.0,
+        "own-cache",
+        1e-3,
+        "own.tsv",
+        "cpu",
+    ]
 
 
 def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

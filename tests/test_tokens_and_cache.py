@@ -297,11 +297,8 @@ def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting)
     assert not [path for path in cache.folder.rglob("*") if path.is_file()]
 
 
-def test_the_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
-    monkeypatch.setenv("COLAKIT_CACHE", "own")
-    assert default_cache() == Path("own")
-    monkeypatch.delenv("COLAKIT_CACHE")
     assert default_cache() == Path("xdg/colakit")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path.home() / ".cache" / "colakit"

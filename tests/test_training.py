@@ -185,9 +185,19 @@ def test_bf16_follows_fp32_within_its_precision(fp32: Compute) -> None:
     halved = Compute(torch.device("cpu"), torch.bfloat16, "a test")
     model = halved.place(make_classifier())
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    frozen = {name: p.dtype for name, p in model.named_parameters() if not p.requires_grad and p.ndim > 1}
-    assert set(frozen.values()) == {torch.bfloat16}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad and p.ndim > 1}
+    assert frozen == {torch.bfloat16}
     expected = [r.loss for r in run(make_classifier(), step_batches(make_examples(32), 8, 8), fp32)]
     found = [r.loss for r in run(model, step_batches(make_examples(32), 8, 8), halved)]
     # bf16 keeps 8 bits: 2^-8 relative per product, averaged over a batch
     np.testing.assert_allclose(found, expected, rtol=2e-2)
+
+
+def test_only_the_body_of_a_gpt_is_stored_in_bf16() -> None:
+    halved = Compute(torch.device("cpu"), torch.bfloat16, "a test")
+    model = halved.place(make_classifier().requires_grad_(False))
+    low = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert low
+    assert all(name.endswith((".base.weight", "wte.weight", "wpe.weight")) for name in low)
+    student = halved.place(make_student().requires_grad_(False))
+    assert {p.dtype for p in student.parameters()} == {torch.float32}

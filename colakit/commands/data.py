@@ -18,6 +18,7 @@ def run(context: Context, *, action: str, strict: bool = False) -> dict[str, Any
 
 
 def _fetch(context: Context) -> dict[str, Any]:
+    context.check_out()
     cache = context.out or context.cache_folder
     had = is_fetched(cache)
     if context.dry_run:

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import empty_student, student_job
-from colakit.commands.task import Task, percent
+from colakit.commands.task import Task, encode, percent
 from colakit.context import Context
 from colakit.data.corpora import Split
 from colakit.engine.classifier import SentenceClassifier, load_classifier
+from colakit.engine.comparison import experiment_key
 from colakit.engine.metrics import measure
 from colakit.engine.objectives import distillation
+from colakit.engine.randomness import seed_everything
 from colakit.errors import ColakitError
 from colakit.models.rnn import DistilRNN
 
@@ -40,6 +42,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         context.reporter.warn(
             "the teacher answers one class to every held-out sentence; it has little to teach"
         )
+    seed_everything(settings.seed)  # loading a teacher may draw; the student must start as its control does
     job, lines = student_job(
         context,
         task,
@@ -57,6 +60,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
             "teacher": {
                 "path": settings.distill.teacher,
                 "fingerprint": fingerprint,
+                "experiment": experiment_key(teacher.origin),
                 "holdout": metrics.as_dict(),
                 "parameters": sum(p.numel() for p in teacher.model.parameters()),
             }
@@ -75,15 +79,9 @@ def _load_teacher(context: Context, task: Task) -> SentenceClassifier:
         raise ColakitError(
             "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
         )
-    base = context.settings.base if context.resolved.is_given("base") else None
+    base = context.settings.base if context.resolved.was_typed("base") else None
     teacher = load_classifier(path, base=base)
-    ours, theirs = task.corpus.label_names, teacher.label_names
-    unnamed = tuple(f"LABEL_{i}" for i in range(len(ours)))  # PEFT's folders do not name labels
-    if theirs not in (ours, unnamed):
-        raise ColakitError(
-            f"--teacher {path}: its labels are {', '.join(theirs)}; the data's are {', '.join(ours)}",
-            hint="Teacher and data must be of one task.",
-        )
+    teacher.require_labels(task.corpus.label_names, f"--teacher {path}")
     return teacher
 
 
@@ -96,7 +94,7 @@ def teacher_logits(
     def ask() -> dict[str, NDArray[Any]]:
         context.reporter.say(f"asking the teacher about {len(split)} sentences ({split.name})")
         compute.place(teacher.model.requires_grad_(False))
-        return {"logits": teacher.logits(split.sentences, compute, cache=context.arrays)}
+        return {"logits": teacher.logits(encode(context, teacher, split, "teacher, "), compute)}
 
     key = {"teacher": fingerprint, "data": split.fingerprint(), "dtype": str(compute.dtype)}
     return context.arrays.get("teacher-logits", key, ask)["logits"]

@@ -8,32 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from colakit.commands.task import percent
+from colakit.commands.task import encode, percent
 from colakit.context import Context
 from colakit.data.corpora import Corpus, Split
 from colakit.engine.classifier import CHECKPOINT_NAME, SentenceClassifier, load_classifier
-from colakit.engine.comparison import Answers, SplitComparison, compare, experiment_key
-from colakit.engine.files import write_json, write_text
-from colakit.engine.metrics import Interval
+from colakit.engine.comparison import (
+    Answers,
+    Entrant,
+    SplitComparison,
+    compare,
+    distinct_names,
+    experiment_key,
+    group_names,
+)
+from colakit.engine.metrics import Interval, Labels
 from colakit.errors import ColakitError
+from colakit.files import write_json, write_text
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
-def run(context: Context, *, models: list[str]) -> dict[str, Any] | None:
+def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     """Print the comparison; with `--out`, also write evaluation.json and evaluation.md there."""
-    if context.out is not None and context.out.exists() and not context.out.is_dir():
-        raise ColakitError(f"--out {context.out}: is a file; a folder is wanted")
+    context.check_out()
     corpus = context.load_corpus()
-    splits = [corpus.split(name) for name in context.settings.evaluate.splits or _default_splits(corpus)]
-    for split in splits:
-        split.require_labels()
+    names = context.settings.evaluate.splits or _default_splits(corpus)
+    for name in names:
+        corpus.split(name).require_labels()
     if context.dry_run:
-        context.reporter.result(f"would measure {len(models)} models on {', '.join(s.name for s in splits)}")
-        return None
-    answers = _ask_all(context, models, corpus, splits)
-    found = [compare(split.name, split.require_labels(), answers[split.name]) for split in splits]
+        return _plan(context, models, names)
+    corpus, answers = _ask_all(context, models, corpus, names)
+    found = [compare(name, corpus.split(name).require_labels(), answers[name]) for name in names]
     tables = [table for comparison in found for table in _tables(comparison)]
     for title, columns, rows in tables:
         context.reporter.table(title, columns, rows)
@@ -47,62 +54,68 @@ def run(context: Context, *, models: list[str]) -> dict[str, Any] | None:
     return result
 
 
+def _plan(context: Context, models: Sequence[str], splits: Sequence[str]) -> dict[str, Any]:
+    for model in models:
+        if not Path(model).exists():
+            raise ColakitError(
+                f"{model}: not there", hint="Give a run folder, a ckpt.pt or an adapter folder."
+            )
+    context.reporter.result(f"would measure {', '.join(models)} on {', '.join(splits)} ({context.compute})")
+    return {"models": list(models), "splits": list(splits), "compute": str(context.compute)}
+
+
 def _default_splits(corpus: Corpus) -> list[str]:
     names = corpus.report_splits()
     return [*names, "dev"] if sum(name.endswith("_dev") for name in names) > 1 else names
 
 
 def _ask_all(
-    context: Context, models: Sequence[str], corpus: Corpus, splits: Sequence[Split]
-) -> dict[str, list[Answers]]:
-    """Return split name -> every model's answers; models are loaded one at a time."""
-    answers: dict[str, list[Answers]] = {split.name: [] for split in splits}
-    groups: dict[str, str] = {}
-    base = context.settings.base if context.resolved.is_given("base") else None
+    context: Context, models: Sequence[str], corpus: Corpus, splits: Sequence[str]
+) -> tuple[Corpus, dict[str, list[Answers]]]:
+    """Return the corpus, labelled as the models label, and split name -> every model's answers.
+
+    One model is loaded at a time.
+    """
+    entrants: list[Entrant] = []
+    logits: list[dict[str, tuple[NDArray[np.float32], Labels]]] = []
+    base = context.settings.base if context.resolved.was_typed("base") else None
+    names = distinct_names([_folder(model) for model in models])
     with context.reporter.progress("evaluate", len(models)) as bar:
-        for path in models:
+        for path, name in zip(models, names, strict=True):
             classifier = load_classifier(path, base=base)
-            _require_same_labels(path, classifier, corpus)
+            if not entrants:  # data may lack a class that the model knows
+                corpus = corpus.relabelled(classifier.label_names)
+            classifier.require_labels(corpus.label_names, path)
             context.compute.place(classifier.model.requires_grad_(False))
-            name = _model_name(path)
-            group = _group_name(groups, classifier, name)
-            for split in splits:
-                logits = classifier.logits(
-                    split.sentences,
-                    context.compute,
-                    batch_size=context.settings.evaluate.batch_size,
-                    cache=context.arrays,
-                )
-                seed = classifier.origin.get("seed")
-                answers[split.name].append(Answers(name, group, seed, logits, classifier.decide(logits)))
+            known = classifier.origin.get("settings") is not None
+            key = experiment_key(classifier.origin) if known else str(Path(path).resolve())
+            entrants.append(Entrant(name, classifier.name, key, classifier.origin.get("seed")))
+            logits.append({split: _ask(context, classifier, corpus.split(split), name) for split in splits})
             bar.advance(note=name)
-    return answers
+    groups = group_names(entrants)
+    answers = {
+        split: [
+            Answers(entrant.model, group, entrant.seed, *found[split])
+            for entrant, group, found in zip(entrants, groups, logits, strict=True)
+        ]
+        for split in splits
+    }
+    return corpus, answers
 
 
-def _require_same_labels(path: str, classifier: SentenceClassifier, corpus: Corpus) -> None:
-    unnamed = tuple(f"LABEL_{i}" for i in range(len(corpus.label_names)))
-    if classifier.label_names not in (corpus.label_names, unnamed):
-        raise ColakitError(
-            f"{path}: its labels are {', '.join(classifier.label_names)}; "
-            f"the data's are {', '.join(corpus.label_names)}",
-            hint="Evaluate a model on the task it was trained for.",
-        )
+def _ask(
+    context: Context, classifier: SentenceClassifier, split: Split, name: str
+) -> tuple[NDArray[np.float32], Labels]:
+    """Return a model's logits and predictions for a split."""
+    tokens = encode(context, classifier, split, f"{name}, ")
+    logits = classifier.logits(tokens, context.compute, context.settings.evaluate.batch_size)
+    return logits, classifier.decide(logits)
 
 
-def _model_name(path: str) -> str:
-    found = Path(path)
-    return found.parent.name if found.name == CHECKPOINT_NAME and found.parent.name else found.name
-
-
-def _group_name(groups: dict[str, str], classifier: SentenceClassifier, model: str) -> str:
-    """Name the experiment by what it is; a second, different one of that name also by its first model."""
-    key = experiment_key(classifier.origin)
-    if classifier.origin.get("settings") is None:
-        key = model
-    if key not in groups:
-        name = classifier.name
-        groups[key] = f"{name} [{model}]" if name in groups.values() else name
-    return groups[key]
+def _folder(model: str) -> Path:
+    """A run is called by its folder, whether that or the file in it was given."""
+    path = Path(model)
+    return path.parent if path.name == CHECKPOINT_NAME and path.parent.name else path
 
 
 def _tables(comparison: SplitComparison) -> list[Table]:
@@ -135,9 +148,10 @@ def _group_table(where: str, comparison: SplitComparison) -> Table:
         [
             row.group,
             str(row.num_seeds),
-            f"{100 * row.accuracy_mean:.2f} ± {100 * row.accuracy_sd:.2f}",
+            percent(row.accuracy_mean)
+            + ("" if row.accuracy_sd is None else f" ± {percent(row.accuracy_sd)}"),
             percent(row.majority_rate),
-            f"{row.mcc_mean:.3f} ± {row.mcc_sd:.3f}",
+            f"{row.mcc_mean:.3f}" + ("" if row.mcc_sd is None else f" ± {row.mcc_sd:.3f}"),
         ]
         for row in comparison.groups
     ]
@@ -155,7 +169,7 @@ def _pair_table(where: str, comparison: SplitComparison) -> Table:
         for row in comparison.pairs
     ]
     columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"]
-    return f"{where}: differences, paired over sentences", columns, rows
+    return f"{where}: differences, paired over sentences, seeds held fixed", columns, rows
 
 
 def _interval(interval: Interval, factor: float, digits: int, *, signed: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         origin={
             "command": context.command,
             "seed": settings.seed,
-            "base": settings.base,
+            "base": str(Path(settings.base).resolve()) if Path(settings.base).is_dir() else settings.base,
             "base_fingerprint": fingerprint,
             "settings": settings.model_dump(mode="json"),
         },

@@ -24,7 +24,8 @@ from colakit.engine.training import StepBatch, StepReport, train
 from colakit.errors import ColakitError
 from colakit.models.lora import parameter_groups
 
-FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev"}  # on resume: they leave the weights alone
+FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
+"""Settings that may differ on resume: they leave the weights alone, or have a fingerprint (teacher)."""
 
 
 @dataclass
@@ -105,12 +106,11 @@ class Fit:
             stop_requests() as stop,
             self.reporter.progress(what, self.max_steps, self.progress.step) as bar,
         ):
-            for report in reports:
+            while not self._is_stale() and (report := next(reports, None)) is not None:
                 self._after_step(report, bar)
                 self._leave_if_asked(stop)
-                if self._is_stale():
-                    self.reporter.say(f"no better evaluation for {self.progress.stale}; stopping early")
-                    break
+        if self._is_stale():
+            self.reporter.say(f"no better evaluation in the last {self.progress.stale}; stopped early")
         self.seconds = time.monotonic() - began
 
     def _batches(self) -> Iterator[StepBatch]:
@@ -132,7 +132,7 @@ class Fit:
         progress.step = report.step
         progress.loss_sum += report.loss * report.count
         progress.count += report.count
-        for logits, labels in report.outputs:
+        for logits, labels in report.predictions:
             cells = labels * self.num_labels + logits.argmax(dim=1)
             counts = torch.bincount(cells, minlength=self.num_labels**2).cpu()
             progress.confusion += counts.view(self.num_labels, self.num_labels)
@@ -239,7 +239,15 @@ class Fit:
             for key, value in dumped[section].items()
             if key not in FREE_TO_CHANGE
         }
-        return {"seed": dumped["seed"], **settings, **self.job.identity}
+        compute = f"{self.compute.device.type}, {self.compute.dtype}"
+        max_tokens = self.job.classifier.max_tokens
+        return {
+            "seed": dumped["seed"],
+            **settings,
+            "compute": compute,
+            "max_tokens": max_tokens,
+            **self.job.identity,
+        }
 
     def _save(self) -> None:
         per_process = [rng_state(self.compute.device), self.progress.confusion]

@@ -9,32 +9,38 @@ from typing import Any
 import torch
 
 from colakit.commands.finetune import lora_config
+from colakit.commands.task import show_parameters
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import load_classifier
 from colakit.engine.generation import generate_tokens
 from colakit.errors import ColakitError
-from colakit.interop.gpt2 import load_gpt, resolve_base
+from colakit.interop.gpt2 import load_gpt, plan_config, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.gpt import GPT, GPTClassifier
 from colakit.models.lora import inject
 
 
-def run(
-    context: Context, *, prompt: str | None, adapter: str | None, rank: int | None
-) -> dict[str, Any] | None:
+def run(context: Context, *, prompt: str | None, adapter: str | None, rank: int | None) -> dict[str, Any]:
     """Print the prompt with its continuation; return texts for `--json`."""
+    if adapter is not None and rank is not None:
+        raise ColakitError(
+            "--rank with --adapter: fresh adapters go into a plain base", hint="Leave one of them out."
+        )
+    settings = context.settings.generate
+    if context.dry_run:
+        return _plan(context, adapter, rank)
     model, tokenizer = _load(context, adapter)
     if rank is not None:
         names = inject(model, lora_config(context.settings.lora, rank))
         context.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
-    settings = context.settings.generate
-    if context.dry_run:
-        context.reporter.result(f"would continue with {settings.max_new_tokens} tokens on {context.compute}")
-        return None
     text = prompt if prompt is not None else sys.stdin.read().rstrip("\n")
     context.compute.place(model.requires_grad_(False)).eval()
     ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt is the end-of-text token
+    if len(ids) > model.config.num_positions:
+        context.reporter.warn(
+            f"the model reads the last {model.config.num_positions} of the prompt's {len(ids)} tokens"
+        )
     generator = torch.Generator().manual_seed(context.settings.seed)
     tokens = generate_tokens(
         model,
@@ -63,13 +69,30 @@ def run(
     return {"prompt": text, "texts": texts, "seed": context.settings.seed}
 
 
+def _plan(context: Context, adapter: str | None, rank: int | None) -> dict[str, Any]:
+    """Print what would be done; of the base, only its shape is read."""
+    if adapter is not None and not Path(adapter).expanduser().exists():
+        raise ColakitError(
+            f"--adapter {adapter}: not there", hint="Give an adapter folder, a run or a ckpt.pt."
+        )
+    answer: dict[str, Any] = {"max_new_tokens": context.settings.generate.max_new_tokens, "adapter": adapter}
+    if adapter is None:
+        with torch.device("meta"):
+            model = GPT(plan_config(context.settings.base)).requires_grad_(False)
+            if rank is not None:
+                inject(model, lora_config(context.settings.lora, rank))
+        answer["parameters"] = show_parameters(context, model).as_dict()
+    context.reporter.result(f"would add {answer['max_new_tokens']} tokens on {context.compute}")
+    return answer
+
+
 def _load(context: Context, adapter: str | None) -> tuple[GPT, SentenceTokenizer]:
     path = Path(adapter).expanduser() if adapter is not None else None
     if path is not None and not (path / "adapter_config.json").is_file():
         return _from_checkpoint(path)
     base = context.settings.base
     found = read_adapter(path) if path is not None else None
-    if found is not None and found.base and not context.resolved.is_given("base"):
+    if found is not None and found.base and not context.resolved.was_typed("base"):
         base = found.base
     folder = resolve_base(base)
     model = load_gpt(folder)

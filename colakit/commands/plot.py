@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from colakit.context import Context
-from colakit.engine.comparison import experiment_key
+from colakit.engine.comparison import Entrant, distinct_names, group_names
+from colakit.engine.metrics import bootstrap, point
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
-from colakit.loading import read_yaml
-from colakit.plotting import RunData, draw_comparison, draw_curves, draw_overlay, save_figure
+from colakit.plotting import Bar, GroupData, RunData, draw_comparison, draw_curves, draw_overlay, save_figure
 
 COMPARISONS = Path("plots")  # where figures of several runs go, unless `--out` names another folder
 
 
 def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
     """Draw each run's curves into the run's own `plots/`, and what compares several into `--out`."""
-    found = [_read(path) for path in runs]
+    context.check_out()
+    found = _read_all(runs)
     form, dpi = context.settings.plot.format, context.settings.plot.dpi
     figures = {
         RunFolder(path).plots / f"curves.{form}": draw_curves(data)
@@ -26,7 +28,7 @@ def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
     if len(found) > 1:
         folder = context.out or COMPARISONS
         figures[folder / f"overlay.{form}"] = draw_overlay(found)
-        figures[folder / f"comparison.{form}"] = draw_comparison(found)
+        figures[folder / f"comparison.{form}"] = draw_comparison(_groups(runs, found), _majority_rates(found))
     for path, figure in figures.items():
         if not context.dry_run:
             try:
@@ -38,16 +40,46 @@ def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
     return {"figures": [str(path) for path in figures]}
 
 
-def _read(path: Path) -> RunData:
-    run = RunFolder(path)
-    summary = run.read_summary()
-    evaluations = [record for record in run.read_metrics() if record.get("event") == "evaluation"]
-    if not evaluations:
-        raise ColakitError(
-            f"{path}: metrics.jsonl holds no evaluation", hint="Give the folder of a training run."
-        )
-    settings = read_yaml(run.settings)
-    origin = {"command": summary["command"], "base": summary.get("base"), "settings": settings}
-    cell = settings.get("student", {}).get("cell")
-    label = summary["command"] if summary["command"] == "finetune" else f"{summary['command']} ({cell})"
-    return RunData(path.resolve().name, label, experiment_key(origin), evaluations, summary)
+def _read_all(paths: Sequence[Path]) -> list[RunData]:
+    summaries = [RunFolder(path).read_summary() for path in paths]
+    names = distinct_names([path.resolve() for path in paths])
+    entrants = [
+        Entrant(name, summary["model"], summary["experiment"], summary["seed"])
+        for name, summary in zip(names, summaries, strict=True)
+    ]
+    found = []
+    for path, name, group, summary in zip(paths, names, group_names(entrants), summaries, strict=True):
+        records = [record for record in RunFolder(path).read_metrics() if record.get("event") == "evaluation"]
+        if not records:
+            raise ColakitError(
+                f"{path}: metrics.jsonl holds no evaluation", hint="Give the folder of a training run."
+            )
+        found.append(RunData(name, group, records, summary))
+    return found
+
+
+def _majority_rates(runs: Sequence[RunData]) -> dict[str, float]:
+    """Return the majority rate of every reported split, 0 to 1."""
+    return {name: figures["majority_rate"] for name, figures in runs[0].summary["splits"].items()}
+
+
+def _groups(paths: Sequence[Path], runs: Sequence[RunData]) -> list[GroupData]:
+    """Return the experiments with their dev figures and bootstrap intervals of the mean over seeds."""
+    predictions = [RunFolder(path).read_predictions() for path in paths]
+    shared = [
+        split for split in predictions[0] if split != "holdout" and all(split in p for p in predictions)
+    ]
+    groups = []
+    for group in dict.fromkeys(run.group for run in runs):
+        members = [found for found, run in zip(predictions, runs, strict=True) if run.group == group]
+        num_labels = len(next(run for run in runs if run.group == group).summary["labels"])
+        bars: dict[str, dict[str, Bar]] = {}
+        for split in shared:
+            labels, answers = members[0][split][0], [found[split][1] for found in members]
+            bars[split] = {}
+            for key in ("accuracy", "mcc"):
+                whole = bootstrap(key, labels, answers, num_labels)
+                seeds = [point(key, labels, answer, num_labels) for answer in answers]
+                bars[split][key] = Bar(whole.value, whole.low, whole.high, seeds)
+        groups.append(GroupData(group, bars))
+    return groups

@@ -10,26 +10,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from colakit.commands.task import show_parameters
 from colakit.context import Context
 from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.inference import probabilities
+from colakit.engine.inference import compute_logits, probabilities
 from colakit.errors import ColakitError
+from colakit.files import replacing
 
 CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
 
 
-def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any] | None:
+def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any]:
     """Write a row for each line of `file` or stdin; return counts for `--json`."""
-    base = context.settings.base if context.resolved.is_given("base") else None
+    context.check_out()
+    base = context.settings.base if context.resolved.was_typed("base") else None
     classifier = load_classifier(model, base=base)
     size = context.settings.predict.batch_size
     if context.dry_run:
-        context.reporter.result(f"{classifier.name} on {context.compute}")
-        return None
+        context.reporter.result(f"would label sentences with {classifier.name} on {context.compute}")
+        show_parameters(context, classifier.model)
+        return {"model": classifier.name, "compute": str(context.compute)}
     context.compute.place(classifier.model.requires_grad_(False))
     counts = dict.fromkeys(classifier.label_names, 0)
     num_truncated = 0
-    with _open_output(context) as out, _open_input(file) as lines:
+    with _open_input(file) as lines, _open_output(context, jsonl) as out:
         if not jsonl:
             out.write(
                 "\t".join(["label", *(f"p({name})" for name in classifier.label_names), "sentence"]) + "\n"
@@ -51,8 +55,6 @@ def _predict(
     jsonl: bool,
     counts: dict[str, int],
 ) -> int:
-    from colakit.engine.inference import compute_logits
-
     tokens = classifier.encode(sentences)
     logits = compute_logits(classifier.model, tokens, context.compute, context.settings.predict.batch_size)
     names = classifier.label_names
@@ -108,11 +110,14 @@ def _lines(stream: Any, where: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _open_output(context: Context) -> Iterator[TextIO]:
-    """Yield stdout, or, with `--out DIR`, the file `predictions.tsv` in it; `--json` alone prints no rows."""
+def _open_output(context: Context, jsonl: bool) -> Iterator[TextIO]:
+    """Yield stdout, or, with `--out DIR`, a file in it; with `--json`, stdout is kept for the counts."""
     if context.out is None:
         yield sys.stderr if context.as_json else sys.stdout
         return
     context.out.mkdir(parents=True, exist_ok=True)
-    with (context.out / "predictions.tsv").open("w", encoding="utf-8") as file:
+    path = context.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield file
+        file.flush()  # before `replacing` syncs it
+    context.reporter.say(f"written to {path}")

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colakit.commands.fitting import Fit
 from colakit.commands.job import Job
 from colakit.commands.task import metrics_row
 from colakit.data.batches import Examples
+from colakit.engine.comparison import experiment_key
 from colakit.engine.inference import compute_logits, decide, probabilities
-from colakit.engine.metrics import Metrics, best_threshold, bootstrap, measure
+from colakit.engine.metrics import Labels, Metrics, best_threshold, bootstrap, measure
 from colakit.engine.runs import RunFolder
 from colakit.interop.peft import write_adapter
 from colakit.models.parameters import count_parameters
@@ -27,9 +29,13 @@ def report(job: Job, run: RunFolder, fit: Fit) -> dict[str, Any]:
     if job.training.threshold == "tuned" and len(job.classifier.label_names) == 2:
         probs = probabilities(compute_logits(job.classifier.model, job.holdout.tokens, job.context.compute))
         job.classifier.threshold = best_threshold(probs[:, 1], job.holdout.labels)
-    measured = {name: _measure(job, data) for name, data in {"holdout": job.holdout, **job.dev}.items()}
+    parts = {"holdout": job.holdout, **job.dev}
+    predictions = {name: _predict(job, data) for name, data in parts.items()}
+    measured = {name: _measure(data, *predictions[name]) for name, data in parts.items()}
     summary = {
         "command": job.context.command,
+        "model": job.classifier.name,
+        "experiment": experiment_key(job.classifier.origin),
         "seed": job.context.settings.seed,
         "labels": list(job.classifier.label_names),
         "best": best,
@@ -44,15 +50,21 @@ def report(job: Job, run: RunFolder, fit: Fit) -> dict[str, Any]:
         "compute": str(job.context.compute),
         **job.facts,
     }
+    run.write_predictions({name: (parts[name].labels, found) for name, (_, found) in predictions.items()})
     _write(job, run, summary)
     _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
     return summary
 
 
-def _measure(job: Job, data: Examples) -> tuple[Metrics, dict[str, list[float]]]:
-    """Return the figures of a split, and the ends of their 95 % intervals."""
+def _predict(job: Job, data: Examples) -> tuple[NDArray[np.float32], Labels]:
     logits = compute_logits(job.classifier.model, data.tokens, job.context.compute)
-    predictions = decide(logits, job.classifier.threshold)
+    return logits, decide(logits, job.classifier.threshold)
+
+
+def _measure(
+    data: Examples, logits: NDArray[np.float32], predictions: Labels
+) -> tuple[Metrics, dict[str, list[float]]]:
+    """Return the figures of a split, and the ends of their 95 % intervals."""
     intervals = {}
     for name in ("accuracy", "mcc"):
         interval = bootstrap(name, data.labels, [predictions], logits.shape[1])
@@ -86,4 +98,4 @@ def _show(job: Job, run: RunFolder, summary: dict[str, Any], measured: Mapping[s
                 f"{name}: the model answers {answer!r} to everything: MCC 0, "
                 f"accuracy is the rate of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
             )
-    reporter.result(f"{run.checkpoint} ({summary['seconds']:.0f} s of training)")
+    reporter.result(f"{run.checkpoint} ({summary['seconds']:.0f} s of training in this session)")

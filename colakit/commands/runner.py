@@ -31,21 +31,24 @@ def run_job(context: Context, build: BuildJob, plan: BuildEmptyModel, *, resume:
         build: returns the job and, for people, lines on what it will do.
         plan: returns the model without its weights; it reads no more than it must.
     """
+    if resume:
+        _check_resumable(context)
+    else:
+        context.check_new_run()
     if context.dry_run:
-        _ = _resumed_folder(context) if resume else context.new_run_folder()
         task = load_task(context)
         return show_plan(context, task, plan(context, task))
     with processes(context.compute) as group:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)
-        folder = _resumed_folder(context) if resume else _new_folder(context, group)
         task = load_task(context)
         seed_everything(context.settings.seed)
         job, lines = build(context, task)
-        for line in (*lines, f"compute: {context.compute}", f"run folder: {folder}"):
+        run = RunFolder(_agreed_folder(context, group, resume=resume))
+        for line in (*lines, f"compute: {context.compute}", f"run folder: {run.path}"):
             context.reporter.say(line)
-        summary = _train(job, RunFolder(folder), group, resume=resume)
-    return {**summary, "run": str(folder)}
+        summary = _train(job, run, group, resume=resume)
+    return {**summary, "run": str(run.path)}
 
 
 def _train(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[str, Any]:
@@ -62,13 +65,14 @@ def _train(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[
     return report(job, run, fit) if group.is_main else {}
 
 
-def _new_folder(context: Context, group: Processes) -> Path:
+def _agreed_folder(context: Context, group: Processes, *, resume: bool) -> Path:
     """The main process chooses, and all agree."""
-    return Path(group.share(str(context.new_run_folder()) if group.is_main else ""))
+    if resume and context.out is not None:
+        return context.out
+    return Path(group.share(str(context.claim_run_folder()) if group.is_main else ""))
 
 
-def _resumed_folder(context: Context) -> Path:
+def _check_resumable(context: Context) -> None:
     if context.out is None:
         raise ColakitError("--resume: which run?", hint="Name its folder with --out.")
     RunFolder(context.out).require_state()
-    return context.out

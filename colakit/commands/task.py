@@ -14,6 +14,7 @@ from colakit.data.batches import Examples
 from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus, Split
 from colakit.data.holdout import hold_out
+from colakit.data.tokens import Tokens
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.metrics import Metrics
 from colakit.models.parameters import ParameterReport, count_parameters
@@ -51,14 +52,23 @@ def examples(
     split: Split,
     teacher_logits: NDArray[np.float32] | None = None,
 ) -> Examples:
-    """Tokenise a labelled split as `classifier` reads it, and say how many sentences had to be cut."""
+    """Tokenise a labelled split as `classifier` reads it."""
+    return Examples(encode(context, classifier, split), split.require_labels(), teacher_logits)
+
+
+def encode(context: Context, classifier: SentenceClassifier, split: Split, whose: str = "") -> Tokens:
+    """Tokenise a split as `classifier` reads it, and say how many sentences had to be cut.
+
+    Args:
+        whose: for the warning, the model that reads them.
+    """
     tokens = classifier.encode(split.sentences, context.arrays)
     if tokens.num_truncated:
         context.reporter.warn(
-            f"{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
+            f"{whose}{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
             f"{classifier.max_tokens} tokens and were cut"
         )
-    return Examples(tokens, split.require_labels(), teacher_logits)
+    return tokens
 
 
 def show_parameters(context: Context, model: nn.Module) -> ParameterReport:

@@ -20,9 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def default_cache() -> Path:
-    """Return the cache folder: `COLAKIT_CACHE`, else `colakit` in the user's cache folder."""
-    if chosen := os.environ.get("COLAKIT_CACHE"):
-        return Path(chosen).expanduser()
+    """Return `colakit` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "colakit"
 
 
@@ -46,10 +44,9 @@ class ArrayCache:
         A file that cannot be read is computed anew; a cache that cannot be written is done without.
         """
         path = self.path(kind, key)
-        try:
+        with contextlib.suppress(OSError, ValueError):
             return _unpack(path.read_bytes())
-        except (OSError, ValueError):
-            arrays = compute()
+        arrays = compute()
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -108,6 +108,17 @@ class Corpus:
             f"{self.name}: no split {name!r}.{did_you_mean(name, self.splits)}",
             hint="Name a split with --split, or give the file with --set data.splits.NAME=FILE",
         )
+
+    def relabelled(self, label_names: tuple[str, ...]) -> Corpus:
+        """Return the corpus with labels numbered as in `label_names`, if these hold all of its own."""
+        if not set(self.label_names) <= set(label_names):
+            return self
+        places = np.array([label_names.index(name) for name in self.label_names], dtype=np.int64)
+        splits = {
+            name: replace(split, labels=None if split.labels is None else places[split.labels])
+            for name, split in self.splits.items()
+        }
+        return Corpus(self.name, label_names, splits)
 
     def report_splits(self) -> list[str]:
         """Return the labelled splits that are for reporting: all but `train`, unless there is no other."""
@@ -205,19 +216,25 @@ def _find_splits(path: Path) -> dict[str, tuple[str, Callable[[], bytes]]]:
 
 
 def _match_layout(members: Mapping[str, object]) -> dict[str, str]:
-    """Return split name -> member, for CoLA's layout or GLUE's; raw text is preferred to tokenized."""
-    for layout in (COLA_FILES, GLUE_FILES):
-        found: dict[str, str] = {}
-        for split, filename in layout.items():
-            candidates = [name for name in members if PurePosixPath(name).name == filename]
-            candidates.sort(
-                key=lambda name: (PurePosixPath(name).parent.name == "tokenized", name.count("/"), name)
-            )
-            if candidates:
-                found[split] = candidates[0]
-        if "train" in found or len(found) > 1:
-            return found
-    return {}
+    """Return split name -> member, for CoLA's layout or GLUE's, whichever lies nearer to the top.
+
+    Raw text is preferred to tokenized.
+    """
+    layouts = [_matches(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
+    whole = [found for found in layouts if "train" in found or len(found) > 1]
+    return min(whole, key=lambda found: min(name.count("/") for name in found.values()), default={})
+
+
+def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for split, filename in layout.items():
+        candidates = [name for name in members if PurePosixPath(name).name == filename]
+        candidates.sort(
+            key=lambda name: (PurePosixPath(name).parent.name == "tokenized", name.count("/"), name)
+        )
+        if candidates:
+            found[split] = candidates[0]
+    return found
 
 
 def _zip_members(path: Path) -> dict[str, Callable[[], bytes]]:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from colakit.data.corpora import BROKEN_ZIP, COLA_FILES, MAX_MEMBER_BYTES
+from colakit.data.corpora import BROKEN_ZIP, MAX_MEMBER_BYTES
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
 
 COLA_URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
@@ -31,8 +31,12 @@ def cola_folder(cache: Path) -> Path:
 
 
 def is_fetched(cache: Path) -> bool:
-    """Tell whether every file of CoLA is in the cache."""
-    return all((cola_folder(cache) / name).is_file() for name in COLA_FILES.values())
+    """Tell whether every file of CoLA is in the cache, as published."""
+    try:
+        found = {name: (cola_folder(cache) / name).read_bytes() for name in COLA_SHA256}
+    except OSError:
+        return False
+    return all(hashlib.sha256(raw).hexdigest() == COLA_SHA256[name] for name, raw in found.items())
 
 
 def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
@@ -55,9 +59,13 @@ def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
             failures.append(f"{url}: {first_line(error)}")
             continue
         try:
-            _unpack_verified(archive, cola_folder(cache), url)
+            files = _verified_files(archive)
+        except ValueError as error:
+            failures.append(f"{url}: {error}")
+            continue
         finally:
             archive.unlink(missing_ok=True)
+        _place(files, cola_folder(cache))
         return cola_folder(cache)
     raise ColakitError(
         f"CoLA could not be downloaded ({'; '.join(failures)})",
@@ -76,8 +84,8 @@ def _download(url: str, cache: Path) -> Path:
     return Path(pooch.retrieve(url, known_hash=None, fname=name, path=cache, downloader=downloader))
 
 
-def _unpack_verified(archive: Path, target: Path, url: str) -> None:
-    """Put the archive's three raw files into `target`, all or none."""
+def _verified_files(archive: Path) -> dict[str, bytes]:
+    """Return the archive's three raw files; raise `ValueError` if one is missing or not CoLA's."""
     files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(archive) as zipped:
@@ -87,37 +95,35 @@ def _unpack_verified(archive: Path, target: Path, url: str) -> None:
                     with zipped.open(member) as file:
                         files[name] = file.read(MAX_MEMBER_BYTES)
     except BROKEN_ZIP as error:
-        raise ColakitError(
-            f"{url}: is no zip ({error})", hint="Name another mirror with --set data.mirrors=[URL]"
-        ) from error
+        raise ValueError(f"is no zip ({error})") from error
     for name, expected in COLA_SHA256.items():
-        found = hashlib.sha256(files.get(name, b"")).hexdigest()
+        if name not in files:
+            raise ValueError(f"holds no {name}")
+        found = hashlib.sha256(files[name]).hexdigest()
         if found != expected:
-            raise ColakitError(
-                f"{url}: {name} is {f'not CoLA (SHA-256 {found[:12]}…)' if name in files else 'missing'}; "
-                f"{expected[:12]}… is wanted",
-                hint="Nothing was kept. Name another mirror with --set data.mirrors=[URL]",
-            )
+            raise ValueError(f"its {name} has SHA-256 {found[:12]}…, CoLA's has {expected[:12]}…")
+    return files
+
+
+def _place(files: dict[str, bytes], target: Path) -> None:
+    """Put `files` into the folder `target`, all or none."""
+    staging: Path | None = None
     try:
-        _place(files, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cola-"))
+        for name, raw in files.items():
+            (staging / name).write_bytes(raw)
+        try:
+            staging.rename(target)
+        except OSError:  # it is there already: from another process, or damaged
+            for name in files:
+                (staging / name).replace(target / name)
     except OSError as error:
         raise ColakitError(
             f"{target}: cannot be written ({error.strerror})",
             hint="Make room, or name another folder with --set cache=FOLDER",
             exit_code=EXIT_FAILED,
         ) from error
-
-
-def _place(files: dict[str, bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cola-"))
-    try:
-        for name, raw in files.items():
-            (staging / name).write_bytes(raw)
-        try:
-            staging.rename(target)
-        except OSError:  # another process was faster, with the same verified bytes
-            for name in files:
-                (staging / name).replace(target / name)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

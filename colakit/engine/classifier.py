@@ -21,9 +21,9 @@ from colakit import __version__
 from colakit.data.cache import ArrayCache
 from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
 from colakit.engine.device import Compute
-from colakit.engine.files import write_tensors
 from colakit.engine.inference import compute_logits, decide
 from colakit.errors import ColakitError, first_line
+from colakit.files import write_tensors
 from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
@@ -69,16 +69,22 @@ class SentenceClassifier:
         """Return the sentences' tokens, as this model was trained on them."""
         return encode_cached(self.tokenizer, sentences, self.max_tokens, cache)
 
-    def logits(
-        self,
-        sentences: Sequence[str],
-        compute: Compute,
-        *,
-        batch_size: int = 128,
-        cache: ArrayCache | None = None,
-    ) -> NDArray[np.float32]:
-        """Return (N, C) logits of N sentences; the model must have been placed on `compute`."""
-        return compute_logits(self.model, self.encode(sentences, cache), compute, batch_size)
+    def logits(self, tokens: Tokens, compute: Compute, batch_size: int = 128) -> NDArray[np.float32]:
+        """Return (N, C) logits of N encoded sentences; the model must have been placed on `compute`."""
+        return compute_logits(self.model, tokens, compute, batch_size)
+
+    def require_labels(self, label_names: tuple[str, ...], where: str) -> None:
+        """Raise `ColakitError` unless this model and the data called `label_names` are of one task.
+
+        A folder that PEFT wrote does not name its labels; there the count decides.
+        """
+        unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))
+        if self.label_names not in (label_names, unnamed):
+            raise ColakitError(
+                f"{where}: its labels are {', '.join(self.label_names)}; "
+                f"the data's are {', '.join(label_names)}",
+                hint="Model and data must be of one task.",
+            )
 
     def decide(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return (N,) labels for (N, C) logits."""

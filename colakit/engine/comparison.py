@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -22,12 +23,61 @@ NOT_THE_EXPERIMENT = ("seed", "device", "precision", "cache", "generate", "predi
 
 
 def experiment_key(origin: Mapping[str, Any]) -> str:
-    """Return a name that runs share when they differ in nothing but the seed (and their teacher's seed)."""
+    """Return a key that runs share when they differ in nothing but the seed (and in their teacher's seed)."""
     settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in NOT_THE_EXPERIMENT}
     if "distill" in settings:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
-    text = json.dumps([origin.get("command"), origin.get("base"), settings], sort_keys=True)
+    teacher = (origin.get("teacher") or {}).get("experiment")
+    text = json.dumps([origin.get("command"), origin.get("base"), settings, teacher], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A model in a comparison.
+
+    Attributes:
+        model: how people call it; unlike any other's.
+        kind: what sort of model it is, such as `distill (lstm)`.
+        key: of its experiment.
+        seed: None where it is unknown.
+    """
+
+    model: str
+    kind: str
+    key: str
+    seed: int | None
+
+
+def group_names(entrants: Sequence[Entrant]) -> list[str]:
+    """Return for each model the name of the experiment that it is a seed of.
+
+    A second model with a key and seed that were there before is no second seed, but an experiment of its own.
+    Experiments of one kind are told apart by their first model's name.
+    """
+    seen: set[tuple[str, int | None]] = set()
+    keys: list[str] = []
+    for entrant in entrants:
+        repeated = entrant.seed is None or (entrant.key, entrant.seed) in seen
+        seen.add((entrant.key, entrant.seed))
+        keys.append(f"{entrant.key} {entrant.model}" if repeated else entrant.key)
+    first = dict(reversed(list(zip(keys, entrants, strict=True))))
+    kinds = [entrant.kind for entrant in first.values()]
+    return [
+        f"{first[key].kind} [{first[key].model}]" if kinds.count(first[key].kind) > 1 else first[key].kind
+        for key in keys
+    ]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest tails of `paths` that tell them apart."""
+    absolute = [path.absolute().parts for path in paths]
+    longest = max((len(parts) for parts in absolute), default=1)
+    for depth in range(1, longest + 1):
+        names = ["/".join(parts[-depth:]) for parts in absolute]
+        if len(set(names)) == len(set(absolute)):
+            return names
+    return [str(path) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -63,14 +113,14 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Mean and standard deviation (n-1; 0 for a single seed) over the seeds of one experiment."""
+    """Mean and standard deviation (n-1; None for a single seed) over the seeds of one experiment."""
 
     group: str
     num_seeds: int
     accuracy_mean: float
-    accuracy_sd: float
+    accuracy_sd: float | None
     mcc_mean: float
-    mcc_sd: float
+    mcc_sd: float | None
     majority_rate: float
     num_collapsed: int
 
@@ -80,8 +130,9 @@ class PairRow:
     """How much better one experiment is than another on the same sentences.
 
     Attributes:
-        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals.
-        mcnemar_p: exact p of each pair of models with equal seeds, or of the only two models.
+        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals over sentences;
+            the seeds are held fixed, so the intervals do not speak of seeds that were not run.
+        mcnemar_p: exact p, uncorrected, of each pair of models with equal seeds, or of the only two models.
     """
 
     first: str
@@ -138,9 +189,9 @@ def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
         group=name,
         num_seeds=len(members),
         accuracy_mean=fmean(accuracies),
-        accuracy_sd=stdev(accuracies) if len(members) > 1 else 0.0,
+        accuracy_sd=stdev(accuracies) if len(members) > 1 else None,
         mcc_mean=fmean(mccs),
-        mcc_sd=stdev(mccs) if len(members) > 1 else 0.0,
+        mcc_sd=stdev(mccs) if len(members) > 1 else None,
         majority_rate=members[0].majority_rate,
         num_collapsed=sum(m.collapsed for m in members),
     )

@@ -33,11 +33,15 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move `model` to the device: frozen matrices in `dtype`, what trains and all vectors in fp32."""
-        model.to(self.device)
-        for parameter in model.parameters():
-            frozen_matrix = parameter.ndim > 1 and not parameter.requires_grad
-            parameter.data = parameter.data.to(self.dtype if frozen_matrix else torch.float32)
+        """Move `model` to the device; a GPT's frozen matrices are stored in `dtype`, everything else in fp32.
+
+        Adapters, head and norms stay fp32 in training and afterwards, and so does a recurrent student.
+        """
+        model.to(self.device).float()
+        body = getattr(model, "transformer", None)
+        for module in body.modules() if isinstance(body, nn.Module) else ():
+            if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.requires_grad:
+                module.weight.data = module.weight.data.to(self.dtype)
         return model
 
     def __str__(self) -> str:

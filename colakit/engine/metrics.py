@@ -101,6 +101,11 @@ def accuracy_of_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 STATISTICS = {"accuracy": accuracy_of_confusion, "mcc": mcc_of_confusion}
 
 
+def point(statistic: str, labels: Labels, predictions: Labels, num_labels: int) -> float:
+    """Return the `accuracy` or `mcc` of (N,) predictions."""
+    return float(STATISTICS[statistic](confusion(labels, predictions, num_labels)))
+
+
 def bootstrap(
     statistic: str, labels: Labels, runs: Sequence[Labels], num_labels: int, seed: int = 0
 ) -> Interval:

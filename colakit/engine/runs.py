@@ -16,16 +16,19 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from colakit import __version__
 from colakit.engine.device import Compute
-from colakit.engine.files import write_json, write_tensors, write_text
+from colakit.engine.metrics import Labels
 from colakit.errors import ColakitError, first_line
+from colakit.files import write_json, write_tensors, write_text
 
 STATE_FORMAT = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
@@ -40,6 +43,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.state = path / "state.pt"
         self.summary = path / "summary.json"
+        self.predictions = path / "predictions.json"
         self.checkpoint = path / "ckpt.pt"
         self.adapter = path / "adapter"
         self.plots = path / "plots"
@@ -113,6 +117,34 @@ class RunFolder:
     def write_companion(self, companion: dict[str, Any]) -> None:
         """Write, beside PEFT's files, what a classifier needs that PEFT has no place for."""
         write_json(self.adapter / "colakit.json", companion)
+
+    def write_predictions(self, found: Mapping[str, tuple[Labels, Labels]]) -> None:
+        """Write split name -> (labels, predictions), both (N,)."""
+        write_json(
+            self.predictions,
+            {name: {"labels": a.tolist(), "predictions": b.tolist()} for name, (a, b) in found.items()},
+            indent=None,
+        )
+
+    def read_predictions(self) -> dict[str, tuple[Labels, Labels]]:
+        """Return split name -> (labels, predictions).
+
+        Raises:
+            ColakitError: if the file is missing or broken.
+        """
+        try:
+            raw = json.loads(self.predictions.read_text(encoding="utf-8"))
+            return {
+                name: (
+                    np.array(part["labels"], dtype=np.int64),
+                    np.array(part["predictions"], dtype=np.int64),
+                )
+                for name, part in raw.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ColakitError(
+                f"{self.predictions}: cannot be read ({first_line(error)})", hint="Give a finished run."
+            ) from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result."""

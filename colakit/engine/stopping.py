@@ -36,7 +36,10 @@ def stop_requests() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request.receive) for number in SIGNALS}
+    heeded = [
+        number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # nohup ignores one
+    previous = {number: signal.signal(number, request.receive) for number in heeded}
     try:
         yield request
     finally:

@@ -49,7 +49,7 @@ class StepReport:
         lr: rate of the first parameter group in this step.
         grad_norm: before clipping.
         count: terms of the loss, as in `StepBatch`.
-        outputs: (logits, labels) of this process's micro-batches, detached, on the device.
+        predictions: (logits, labels) of this process's micro-batches, detached, on the device.
     """
 
     step: int
@@ -58,7 +58,7 @@ class StepReport:
     lr: float
     grad_norm: float
     count: int
-    outputs: list[tuple[Tensor, Tensor]]
+    predictions: list[tuple[Tensor, Tensor]]
 
 
 def train(
@@ -106,7 +106,7 @@ def _train_step(
     step: int,
 ) -> StepReport:
     optimizer.zero_grad(set_to_none=True)
-    outputs: list[tuple[Tensor, Tensor]] = []
+    predictions: list[tuple[Tensor, Tensor]] = []
     total = torch.zeros((), device=compute.device)
     for position, micro_batch in enumerate(batch.micro_batches):
         on_device = micro_batch.to(compute.device)
@@ -114,13 +114,13 @@ def _train_step(
         loss = _backward(model, on_device, objective, batch.count, compute, group, is_last)
         total += loss.total.detach() * on_device.weight
         if loss.logits is not None and on_device.labels is not None and on_device.weight:
-            outputs.append((loss.logits, on_device.labels))
+            predictions.append((loss.logits, on_device.labels))
     trainable = [p for param_group in optimizer.param_groups for p in param_group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trainable, clip_norm if clip_norm is not None else float("inf"))
     mean_loss, grad_norm = (
         (group.sum(total) / batch.count).item(),
         norm.item(),
-    )  # the step's one sync with a GPU
+    )  # waits for a GPU
     if not (abs(mean_loss) < float("inf") and grad_norm < float("inf")):
         raise ColakitError(
             f"step {step + 1}: the loss is {mean_loss} and the gradient's norm {grad_norm} on {batch.name}",
@@ -129,7 +129,7 @@ def _train_step(
         )
     optimizer.step()
     lr = optimizer.param_groups[0]["lr"]
-    return StepReport(step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, outputs)
+    return StepReport(step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, predictions)
 
 
 def _backward(

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError
+from colakit.files import replacing, write_json
 from colakit.models.lora import LoRAConfig, inject, is_tail, lora_layers
 
 PREFIX = "base_model.model."
@@ -243,12 +244,10 @@ def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: s
     ranks = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in layers}
     raw = _peft_config(config, layers, ranks, saved, base)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.float().cpu().contiguous() for k, v in tensors.items()},
-        folder / "adapter_model.safetensors",
-        {"format": "pt"},
-    )
-    (folder / "adapter_config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    contiguous = {key: tensor.float().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(folder / "adapter_model.safetensors") as temporary:
+        save_file(contiguous, temporary, {"format": "pt"})
+    write_json(folder / "adapter_config.json", raw)
 
 
 def _peft_config(

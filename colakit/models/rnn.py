@@ -84,12 +84,16 @@ class DistilRNN(nn.Module):
             input_ids: (B, T) int64, padded on the right with any token.
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
         """
+        with torch.autocast(input_ids.device.type, enabled=False):  # it is small: fp32 costs nothing
+            return self._logits(input_ids, attention_mask)
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         lengths = attention_mask.sum(dim=1)  # (B,)
         reverse = self._reversal(lengths, input_ids.shape[1])  # (B, T)
         x = self.embedding(input_ids)  # (B, T, E)
         for layer in self.layers:
             x = self._run_layer(layer, self.dropout(x), reverse)
-        return self.score(self.dropout(self._pool(x, attention_mask, lengths))).float()
+        return self.score(self.dropout(self._pool(x, attention_mask, lengths)))
 
     @staticmethod
     def _reversal(lengths: Tensor, tokens: int) -> Tensor:

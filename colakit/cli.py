@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import typer
 from colakit import __version__
 from colakit.console import print_error
 from colakit.context import Context
-from colakit.errors import ColakitError
+from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.flags import command
 
 BASE_AND_DATA = {"--base": "base", "--data": "data.path"}
@@ -202,8 +204,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="colakit")
     except ColakitError as error:
-        print_error(error.message, error.hint)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+            print_error(error.message, error.hint)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print_error(f"{error.filename or 'stdout'}: {error.strerror}", "Make room and run it again.")
+        return EXIT_FAILED
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
     return 0

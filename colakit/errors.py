@@ -33,6 +33,8 @@ class ColakitError(Exception):
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's name where it has none."""
     text = str(error).strip()
+    if text.startswith("Weights only load failed"):  # torch's page of advice on how to run it all the same
+        return "it holds something else than tensors and plain data"
     return text.splitlines()[0][:160] if text else type(error).__name__
 
 

@@ -39,8 +39,9 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 def write_tensors(path: Path, value: Any) -> None:
     """Write tensors and plain data to `path`, whole or not at all, for `torch.load(weights_only=True)`."""
-    with replacing(path) as temporary:
-        torch.save(value, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(value, file)  # given a path, torch would write its name into the file
+        file.flush()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,9 +28,7 @@ def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
     field = FIELDS[key]
     default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
     kind = describe_type(field.annotation)
-    option = typer.Option(
-        flag, help=f"{field.description}{default}", metavar=kind.upper(), show_default=False
-    )
+    option = typer.Option(flag, help=f"{field.description}{default}", metavar=kind, show_default=False)
     text = list[str] | None if get_origin(field.annotation) is tuple else str | None
     return inspect.Parameter(
         _parameter_name(flag),

@@ -61,6 +61,7 @@ def resolve(
     layers |= _environment_layer(os.environ if environment is None else environment)
     layers |= _assignment_layer(assignments)
     layers |= dict(flags or {})
+    layers = _with_splits_folded(layers)
     known = {key for key, _ in leaf_fields()}
     for key, (origin, _) in layers.items():
         if key not in known:
@@ -142,6 +143,19 @@ def _assignment_layer(assignments: Sequence[str]) -> dict[str, tuple[str, Any]]:
             k: (f"--set {assignment}", v) for k, v in _flatten_value(key.strip(), _parse_value(text, "--set"))
         }
     return layer
+
+
+def _with_splits_folded(layers: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """Let `data.splits.NAME=FILE` add one file to the mapping `data.splits`."""
+    folded: dict[str, tuple[str, Any]] = {}
+    for key, (origin, value) in layers.items():
+        name = key.removeprefix("data.splits.")
+        if name == key:
+            folded[key] = (origin, value)
+        else:
+            _, before = folded.get("data.splits", ("", {}))
+            folded["data.splits"] = (origin, {**(before if isinstance(before, dict) else {}), name: value})
+    return folded
 
 
 def _parse_value(text: str, where: str) -> Any:

@@ -371,7 +371,9 @@ def test_a_task_of_ones_own_with_three_classes(toy: Path, colakit: Run, tmp_path
         (tmp_path / f"{split}.tsv").write_text("sentence\tkind\n" + "".join(f"{t}\t{k}\n" for t, k in part))
     own = [
         "--set",
-        f"data.splits={{train: {tmp_path}/train.tsv, dev: {tmp_path}/dev.tsv}}",
+        f"data.splits.train={tmp_path}/train.tsv",
+        "--set",
+        f"data.splits.dev={tmp_path}/dev.tsv",
         "--set",
         "data.text_column=sentence",
         "--set",
@@ -462,3 +464,24 @@ def test_new_runs_take_the_next_number(toy: Path, colakit: Run) -> None:
             "train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--json"
         )
         assert json.loads(out)["run"] == f"runs/train-scratch-{number}"
+
+
+def test_a_prompt_that_is_not_text_is_refused(toy: Path) -> None:
+    command = [sys.executable, "-m", "colakit", "generate", "--base", str(toy / "base")]
+    done = subprocess.run(command, input=b"\xff\xfe", capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"stdin: not UTF-8 at byte 0" in done.stderr
+
+
+def test_predict_with_json_prints_counts_alone(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+    (tmp_path / "sentences.txt").write_text("The cat sleeps.\nThe cats sleep.\n")
+    command = ["predict", tmp_path / "sentences.txt", "--model", runs["distill"], "--json"]
+    code, out, err = colakit(*command)
+    assert code == 0, err
+    assert json.loads(out)["sentences"] == 2
+    assert "The cat" not in out + err
+    assert colakit(*command, "--out", tmp_path / "labels", "--jsonl")[0] == 0
+    assert len((tmp_path / "labels/predictions.jsonl").read_text().splitlines()) == 2
+    code, _, err = colakit(*command, "--out", tmp_path / "sentences.txt")
+    assert code == 2
+    assert "is a file" in err

@@ -11,6 +11,7 @@ import torch
 from colakit.commands.finetune import lora_config
 from colakit.commands.task import show_parameters
 from colakit.context import Context
+from colakit.data.tables import decode
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import load_classifier
 from colakit.engine.generation import generate_tokens
@@ -34,7 +35,7 @@ def run(context: Context, *, prompt: str | None, adapter: str | None, rank: int 
     if rank is not None:
         names = inject(model, lora_config(context.settings.lora, rank))
         context.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
-    text = prompt if prompt is not None else sys.stdin.read().rstrip("\n")
+    text = prompt if prompt is not None else decode(sys.stdin.buffer.read(), "stdin").rstrip("\r\n")
     context.compute.place(model.requires_grad_(False)).eval()
     ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt is the end-of-text token
     if len(ids) > model.config.num_positions:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from colakit.context import Context
 from colakit.engine.comparison import Entrant, distinct_names, group_names
 from colakit.engine.metrics import bootstrap, point
@@ -69,6 +71,11 @@ def _groups(paths: Sequence[Path], runs: Sequence[RunData]) -> list[GroupData]:
     shared = [
         split for split in predictions[0] if split != "holdout" and all(split in p for p in predictions)
     ]
+    for split in shared:
+        if any(not np.array_equal(found[split][0], predictions[0][split][0]) for found in predictions):
+            raise ColakitError(
+                f"{split}: the runs were measured on different data", hint="Plot runs on one corpus together."
+            )
     groups = []
     for group in dict.fromkeys(run.group for run in runs):
         members = [found for found, run in zip(predictions, runs, strict=True) if run.group == group]

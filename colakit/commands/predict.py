@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,9 +112,13 @@ def _lines(stream: Any, where: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _open_output(context: Context, jsonl: bool) -> Iterator[TextIO]:
-    """Yield stdout, or, with `--out DIR`, a file in it; with `--json`, stdout is kept for the counts."""
+    """Yield stdout, or, with `--out DIR`, a file in it; with `--json` alone no rows are printed."""
+    if context.out is None and context.as_json:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield nowhere
+        return
     if context.out is None:
-        yield sys.stderr if context.as_json else sys.stdout
+        yield sys.stdout
         return
     context.out.mkdir(parents=True, exist_ok=True)
     path = context.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"

@@ -90,6 +90,8 @@ def _show(job: Job, run: RunFolder, summary: dict[str, Any], measured: Mapping[s
     reporter = job.context.reporter
     columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
     title = f"{summary['command']}, seed {summary['seed']}, after {summary['best']['epoch']:.2f} epochs"
+    if summary["threshold"] is not None:
+        title += f", threshold {summary['threshold']:.3f} chosen on holdout"
     reporter.table(title, columns, [metrics_row(name, metrics) for name, metrics in measured.items()])
     for name, metrics in measured.items():
         if metrics.collapsed:

@@ -52,12 +52,12 @@ def run_job(context: Context, build: BuildJob, plan: BuildEmptyModel, *, resume:
 
 
 def _train(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[str, Any]:
-    if resume and run.summary.exists():
-        job.context.reporter.say(f"{run.path} is finished; nothing to resume")
-        return run.read_summary()
     fit = Fit(job, run, group)
     if resume:
         fit.restore()
+        if run.summary.exists():
+            job.context.reporter.say(f"{run.path} is finished; nothing to resume")
+            return run.read_summary()
     elif group.is_main:
         run.create(to_yaml(job.context.settings), job.context.compute)
     group.barrier()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,15 @@ def test_checkpoint_and_adapter_are_the_same_model(tuned: Path, toy: Path, fp32:
     torch.testing.assert_close(logits[2], logits[0], rtol=0.05, atol=0.05)
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Undo an inherited SIG_IGN, which a shell gives to background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("command", ["finetune", "distill", "train-scratch"])
 @pytest.mark.parametrize("stop_after", [3, 7])
 def test_resumed_equals_uninterrupted(

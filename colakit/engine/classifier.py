@@ -104,17 +104,19 @@ class SentenceClassifier:
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()
         }
-        content = {
+        plain = {
             "format": CHECKPOINT_FORMAT,
             "colakit": __version__,
             **_shape(self),
-            "tensors": tensors,
             "tokenizer": self.tokenizer.to_dict(),
             "label_names": list(self.label_names),
             "max_tokens": self.max_tokens,
             "threshold": self.threshold,
             "origin": self.origin,
         }
+        # Through JSON and back: pickle writes a string once or twice depending on which objects happen to be
+        # one, and equal classifiers should be equal bytes.
+        content = {**json.loads(json.dumps(plain)), "tensors": tensors}
         write_tensors(path, content)
 
     def companion(self) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class Progress:
         step: optimizer steps taken.
         loss_sum, count: of the sentences since the last evaluation.
         confusion: (C, C) counts of this process's training predictions since the last evaluation.
-        evaluations: so far.
         best: held-out record of the best evaluation, with its step.
         best_tensors: the trainable tensors of that moment, on the CPU.
         stale: evaluations since the best one.
@@ -46,7 +45,6 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     count: int = 0
-    evaluations: int = 0
     best: dict[str, Any] | None = None
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
@@ -198,7 +196,6 @@ class Fit:
         if self.training.track_dev and self.group.is_main:
             record["dev"] = {name: asdict(self._measure(data)) for name, data in self.job.dev.items()}
         self._log(record)
-        progress.evaluations += 1
         progress.stale += 1
         if progress.best is None or self._key(held_out) > self._key(progress.best):
             progress.best = {**held_out, "step": progress.step, "epoch": epoch}

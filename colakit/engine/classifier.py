@@ -24,7 +24,7 @@ from colakit.engine.device import Compute
 from colakit.engine.inference import compute_logits, decide
 from colakit.errors import ColakitError, first_line
 from colakit.files import write_tensors
-from colakit.interop.gpt2 import load_gpt, resolve_base
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
 from colakit.models.lora import LoRAConfig, inject, lora_layers
@@ -270,8 +270,6 @@ def _read_companion(folder: Path) -> dict[str, Any]:
 
 
 def _check_base(folder: Path, base: str, gpt: GPT, companion: dict[str, Any]) -> None:
-    from colakit.interop.gpt2 import base_fingerprint
-
     made_for = companion.get("origin", {}).get("base_fingerprint")
     if made_for is not None and made_for != (found := base_fingerprint(gpt)):
         raise ColakitError(

@@ -39,6 +39,13 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def wait_for_state(process: subprocess.Popen[Any], run: Path) -> None:
+    """Wait until a run has saved its first state, or has ended."""
+    deadline = time.monotonic() + 120
+    while not (run / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def step_losses(run: Path) -> list[float]:
     return [record["loss"] for record in records(run) if record["event"] == "step"]
 
@@ -200,9 +207,7 @@ def test_a_run_under_nohup_outlives_a_hangup(toy: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         ["nohup", *command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_state(process, tmp_path / "run")
     process.send_signal(signal.SIGHUP)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -294,9 +299,7 @@ def test_sigterm_saves_and_exits_143(toy: Path, tmp_path: Path) -> None:
         str(tmp_path / "run"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_state(process, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err

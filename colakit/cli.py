@@ -77,6 +77,35 @@ def generate(
 
 @command(
     app,
+    "pretrain",
+    {
+        "--tokenizer": "pretrain.tokenizer",
+        "--vocab-size": "pretrain.vocab_size",
+        "--num-layers": "pretrain.num_layers",
+        "--width": "pretrain.width",
+        "--num-heads": "pretrain.num_heads",
+        "--num-positions": "pretrain.num_positions",
+        "--tokens": "pretrain.tokens",
+        "--optimizer": "pretrain.optimizer",
+        "--lr": "pretrain.lr",
+        "--batch-size": "pretrain.batch_size",
+    },
+)
+def pretrain(
+    context: Context,
+    *,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz)."),
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Train a GPT-2 of your own on running text: a base for the other commands."""
+    _run(context, "pretrain", texts=texts or [], resume=resume)
+
+
+@command(
+    app,
     "finetune",
     {
         **BASE_AND_DATA,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -61,7 +61,7 @@ def resolve(
     layers |= _environment_layer(os.environ if environment is None else environment)
     layers |= _assignment_layer(assignments)
     layers |= dict(flags or {})
-    layers = _with_splits_folded(layers)
+    layers = _with_mappings_folded(layers)
     known = {key for key, _ in leaf_fields()}
     for key, (origin, _) in layers.items():
         if key not in known:
@@ -145,16 +145,18 @@ def _assignment_layer(assignments: Sequence[str]) -> dict[str, tuple[str, Any]]:
     return layer
 
 
-def _with_splits_folded(layers: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
-    """Let `data.splits.NAME=FILE` add one file to the mapping `data.splits`."""
+def _with_mappings_folded(layers: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """Let `data.splits.NAME=FILE` add one entry to the mapping `data.splits`, and so for all mappings."""
+    mappings = [key for key, field in leaf_fields() if get_origin(field.annotation) is dict]
     folded: dict[str, tuple[str, Any]] = {}
     for key, (origin, value) in layers.items():
-        name = key.removeprefix("data.splits.")
-        if name == key:
+        mapping = next((name for name in mappings if key.startswith(f"{name}.")), None)
+        if mapping is None:
             folded[key] = (origin, value)
         else:
-            _, before = folded.get("data.splits", ("", {}))
-            folded["data.splits"] = (origin, {**(before if isinstance(before, dict) else {}), name: value})
+            _, before = folded.get(mapping, ("", {}))
+            entry = {key.removeprefix(f"{mapping}."): value}
+            folded[mapping] = (origin, {**(before if isinstance(before, dict) else {}), **entry})
     return folded
 
 

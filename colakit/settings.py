@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -115,10 +115,9 @@ class LoRASettings(Section):
         return self
 
 
-class TrainingSettings(Section):
-    """How long, how fast, and by what the best moment is chosen."""
+class LoopSettings(Section):
+    """How fast, in what portions, and how often a run speaks and saves."""
 
-    epochs: int = Field(10, ge=1, description="passes over train")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="sentences a step, over all processes")
     micro_batch_size: int | None = Field(
@@ -129,12 +128,34 @@ class TrainingSettings(Section):
         "linear", description="fall of the rate after warm-up"
     )
     warmup: Share = Field(0.06, description="share of the steps in which the rate rises")
+    decay: float = Field(
+        1.0, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="longest gradient (2-norm); null does not clip")
+    evaluate_every_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations; null: by epochs, where there are any"
+    )
+    log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
+    save_every_steps: int | None = Field(
+        None, ge=1, description="steps between resumable states; null: at evaluations"
+    )
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be a multiple of "
+                f"micro_batch_size (={self.micro_batch_size})"
+            )
+        return self
+
+
+class TrainingSettings(LoopSettings):
+    """How long a classifier trains, and by what its best moment is chosen."""
+
+    epochs: int = Field(10, ge=1, description="passes over train")
     evaluate_every_epochs: int = Field(
         1, ge=1, description="epochs between evaluations on the held-out slice"
-    )
-    evaluate_every_steps: int | None = Field(
-        None, ge=1, description="steps between evaluations, instead of epochs"
     )
     patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one"
@@ -148,18 +169,55 @@ class TrainingSettings(Section):
     track_dev: bool = Field(
         False, description="also measure dev at every evaluation, for curves; chooses nothing"
     )
-    log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
-    save_every_steps: int | None = Field(
-        None, ge=1, description="steps between resumable states; null: at evaluations"
+
+
+class PretrainSettings(LoopSettings):
+    """Causal language modelling from scratch: what is read, the model's shape, and how it learns."""
+
+    text: dict[str, str] = Field({}, description="name -> text file or folder (plain, .gz, .xz)")
+    repeats: dict[str, Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]] = Field(
+        {}, description="name -> times that an epoch reads it; 1 where not given"
     )
+    tokenizer: str | None = Field(
+        None, description="folder with a tokenizer; null trains one of `vocab_size` tokens on the text"
+    )
+    vocab_size: int = Field(8192, ge=257, description="V of a tokenizer that is trained")
+    num_layers: int = Field(6, ge=1, description="blocks")
+    width: int = Field(384, ge=1, description="D, of the residual stream")
+    num_heads: int = Field(6, ge=1, description="attention heads")
+    num_positions: int = Field(
+        128, ge=8, description="tokens a window holds, and the most the model can read"
+    )
+    dropout: Share = Field(0.0, description="in embeddings, attention and residual branches")
+    tokens: int = Field(
+        300_000_000, ge=1, description="training tokens in all; may grow before the rate begins to fall"
+    )
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="of the blocks' matrices; all else is AdamW's"
+    )
+    muon_lr: float = Field(0.02, gt=0, description="peak rate of Muon, in the spectral norm of an update")
+    holdout: Share = Field(0.01, description="share of each text held out")
+    evaluate_windows: int = Field(512, ge=1, description="windows of each held-out text measured in a run")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: where there is a compiler"
+    )
+    lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(128, ge=1, description="windows a step, over all processes")
+    micro_batch_size: int | None = Field(32, ge=1, description="windows a backward pass; null is the batch")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; vectors do not decay")
+    warmup: Share = Field(0.01, description="share of the steps in which the rate rises")
+    decay: float = Field(
+        0.25, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"
+    )
+    evaluate_every_steps: int | None = Field(500, ge=1, description="steps between evaluations")
+    save_every_steps: int | None = Field(100, ge=1, description="steps between resumable states")
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> TrainingSettings:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size (={self.batch_size}) must be a multiple of "
-                f"micro_batch_size (={self.micro_batch_size})"
-            )
+    def _shape_fits(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
+        if strangers := sorted(set(self.repeats) - set(self.text)):
+            raise ValueError(f"repeats: {', '.join(strangers)} is not among pretrain.text")
         return self
 
 
@@ -253,6 +311,7 @@ class Settings(Section):
         None, description="folder of downloads and computed arrays; null is the user's cache"
     )
     data: DataSettings = DataSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     lora: LoRASettings = LoRASettings()
     finetune: FinetuneSettings = FinetuneSettings()
     student: StudentSettings = StudentSettings()

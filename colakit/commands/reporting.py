@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.commands.fitting import Fit
+from colakit.commands.classifying import ClassifierFit
 from colakit.commands.job import Job
 from colakit.commands.task import metrics_row
 from colakit.data.batches import Examples
@@ -20,7 +20,7 @@ from colakit.interop.peft import write_adapter
 from colakit.models.parameters import count_parameters
 
 
-def report(job: Job, run: RunFolder, fit: Fit) -> dict[str, Any]:
+def report(job: Job, run: RunFolder, fit: ClassifierFit) -> dict[str, Any]:
     """Take the best moment, choose the threshold, measure the dev splits once, write and print the result."""
     best = fit.progress.best
     assert best is not None, "the last step is always evaluated"
@@ -44,9 +44,9 @@ def report(job: Job, run: RunFolder, fit: Fit) -> dict[str, Any]:
             name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
         },
         "parameters": count_parameters(job.classifier.model).as_dict(),
-        "steps": fit.progress.step,
+        "steps": fit.step,
         "seconds": round(fit.seconds, 2),
-        "examples_per_second": round(fit.examples_per_second, 1),
+        "examples_per_second": round(fit.counted_per_second, 1),
         "compute": str(job.context.compute),
         **job.facts,
     }

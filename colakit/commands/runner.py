@@ -1,13 +1,15 @@
-"""How `finetune`, `distill` and `train-scratch` begin: processes, run folder, a resumed run's settings."""
+"""How a training command begins: processes, run folder, a resumed run's settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from colakit.commands.classifying import ClassifierFit
 from colakit.commands.fitting import Fit
 from colakit.commands.job import Job
 from colakit.commands.reporting import report
@@ -24,45 +26,81 @@ BuildJob = Callable[[Context, Task], tuple[Job, list[str]]]
 BuildEmptyModel = Callable[[Context, Task], nn.Module]
 
 
+@dataclass
+class Training:
+    """A training that is ready to begin.
+
+    Attributes:
+        lines: for people, what it will do.
+        fit: makes the fit, given the run folder and the processes.
+        finish: writes and prints the result of a fit that has ended, and returns the summary.
+    """
+
+    lines: list[str]
+    fit: Callable[[RunFolder, Processes], Fit]
+    finish: Callable[[RunFolder, Any], dict[str, Any]]
+
+
 def run_job(context: Context, build: BuildJob, plan: BuildEmptyModel, *, resume: bool) -> dict[str, Any]:
-    """Build a job from the settings and train it; return the run's summary, or in a dry run, the plan.
+    """Build a classifier's job from the settings and train it; return the summary, or a dry run's plan.
 
     Args:
         build: returns the job and, for people, lines on what it will do.
         plan: returns the model without its weights; it reads no more than it must.
     """
+
+    def show() -> dict[str, Any]:
+        task = load_task(context)
+        return show_plan(context, task, plan(context, task))
+
+    def prepare() -> Training:
+        task = load_task(context)
+        seed_everything(context.settings.seed)
+        job, lines = build(context, task)
+        return Training(
+            lines,
+            fit=lambda run, group: ClassifierFit(job, run, group),
+            finish=lambda run, fit: report(job, run, fit),
+        )
+
+    return run_training(context, prepare, show, resume=resume)
+
+
+def run_training(
+    context: Context, prepare: Callable[[], Training], show: Callable[[], dict[str, Any]], *, resume: bool
+) -> dict[str, Any]:
+    """Train what `prepare` returns, in every process; in a dry run, return what `show` returns."""
     if resume:
         _check_resumable(context)
     else:
         context.check_new_run()
     if context.dry_run:
-        task = load_task(context)
-        return show_plan(context, task, plan(context, task))
+        return show()
     with processes(context.compute) as group:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)
-        task = load_task(context)
-        seed_everything(context.settings.seed)
-        job, lines = build(context, task)
+        training = prepare()
         run = RunFolder(_agreed_folder(context, group, resume=resume))
-        for line in (*lines, f"compute: {context.compute}", f"run folder: {run.path}"):
+        for line in (*training.lines, f"compute: {context.compute}", f"run folder: {run.path}"):
             context.reporter.say(line)
-        summary = _train(job, run, group, resume=resume)
+        summary = _train(context, training, run, group, resume=resume)
     return {**summary, "run": str(run.path)}
 
 
-def _train(job: Job, run: RunFolder, group: Processes, *, resume: bool) -> dict[str, Any]:
-    fit = Fit(job, run, group)
+def _train(
+    context: Context, training: Training, run: RunFolder, group: Processes, *, resume: bool
+) -> dict[str, Any]:
+    fit = training.fit(run, group)
     if resume:
         fit.restore()
         if run.summary.exists():
-            job.context.reporter.say(f"{run.path} is finished; nothing to resume")
+            context.reporter.say(f"{run.path} is finished; nothing to resume")
             return run.read_summary()
     elif group.is_main:
-        run.create(to_yaml(job.context.settings), job.context.compute)
+        run.create(to_yaml(context.settings), context.compute)
     group.barrier()
     fit.train()
-    return report(job, run, fit) if group.is_main else {}
+    return training.finish(run, fit) if group.is_main else {}
 
 
 def _agreed_folder(context: Context, group: Processes, *, resume: bool) -> Path:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.data.batches import Batch
+from colakit.models.fused import IGNORED
 
 
 class Loss(NamedTuple):
@@ -35,9 +36,8 @@ def classification(model: nn.Module, batch: Batch) -> Loss:
 
 def language_modelling(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy of every real token after the first, given those before it."""
-    logits = model(batch.input_ids)[:, :-1]  # (B, T-1, V)
-    targets = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, -100)
-    return Loss(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"), None)
+    targets = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, IGNORED)  # (B, T-1)
+    return Loss(model(batch.input_ids[:, :-1], targets=targets), None)
 
 
 def distillation(*, kd_weight: float, temperature: float, soft_loss: str = "kl") -> Objective:

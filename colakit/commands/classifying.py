@@ -1,0 +1,189 @@
+"""Training a classifier: batches of sentences, live figures, and the best moment on the held-out slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colakit.commands.fitting import Fit, Lesson, settings_identity
+from colakit.commands.job import Job
+from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.engine.distributed import Processes
+from colakit.engine.inference import compute_logits, decide
+from colakit.engine.metrics import Metrics, accuracy_of_confusion, mcc_of_confusion, measure
+from colakit.engine.runs import RunFolder
+from colakit.engine.training import StepBatch, StepReport
+from colakit.models.lora import parameter_groups
+
+FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
+"""Settings that may differ on resume: they leave the weights alone, or have a fingerprint (teacher)."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain data and tensors, so that it can be saved and restored.
+
+    Attributes:
+        loss_sum, count: of the sentences since the last evaluation.
+        best: held-out record of the best evaluation, with its step.
+        best_tensors: the trainable tensors of that moment, on the CPU.
+        stale: evaluations since the best one.
+    """
+
+    loss_sum: float = 0.0
+    count: int = 0
+    best: dict[str, Any] | None = None
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    stale: int = 0
+
+
+class ClassifierFit(Fit):
+    """Trains a job's classifier; the best moment stays in `progress`."""
+
+    unit = "sentences"
+
+    def __init__(self, job: Job, run: RunFolder, group: Processes) -> None:
+        self.job = job
+        self.num_labels = len(job.classifier.label_names)
+        self.steps_per_epoch = -(-len(job.train) // job.training.batch_size)
+        super().__init__(job.context, self._lesson(job), run, group)
+        self.evaluate_every = (
+            job.training.evaluate_every_steps or job.training.evaluate_every_epochs * self.steps_per_epoch
+        )
+        self.progress = Progress()
+        # (C, C) counts of this process's training predictions since the last evaluation
+        self.confusion = torch.zeros(self.num_labels, self.num_labels, dtype=torch.long)
+
+    def _lesson(self, job: Job) -> Lesson:
+        training, context = job.training, job.context
+        groups = parameter_groups(
+            job.classifier.model, lr=training.lr, weight_decay=training.weight_decay, lr_ratio=job.lr_ratio
+        )
+        fused = context.compute.device.type in ("cpu", "cuda")
+        return Lesson(
+            model=job.classifier.model,
+            objective=job.objective,
+            optimizer=torch.optim.AdamW(groups, lr=training.lr, fused=fused),
+            training=training,
+            max_steps=training.epochs * self.steps_per_epoch,
+            identity={
+                **settings_identity(context, job.sections, FREE_TO_CHANGE),
+                "max_tokens": job.classifier.max_tokens,
+                **job.identity,
+            },
+        )
+
+    def train(self) -> None:
+        """Train until the last step, an early stop or a signal."""
+        super().train()
+        if self.is_stale():
+            self.context.reporter.say(
+                f"no better evaluation in the last {self.progress.stale}; stopped early"
+            )
+
+    def batches(self) -> Iterator[StepBatch]:
+        """Yield the epochs' batches, in an order that is a function of seed and epoch."""
+        job, start = self.job, self.step
+        size = job.training.micro_batch_size or job.training.batch_size
+        for epoch in range(start // self.steps_per_epoch, job.training.epochs):
+            plan = plan_epoch(
+                job.train.tokens.lengths, job.training.batch_size, job.context.settings.seed, epoch
+            )
+            done = max(0, start - epoch * self.steps_per_epoch)
+            for position, index in enumerate(plan[done:], start=done + 1):
+                share = micro_batches(
+                    job.train, index, size, rank=self.group.rank, world_size=self.group.world_size
+                )
+                yield StepBatch(share, len(index), epoch, f"batch {position} of epoch {epoch + 1}")
+
+    def observe(self, report: StepReport) -> str:
+        """Count losses and predictions."""
+        progress = self.progress
+        progress.loss_sum += report.loss * report.count
+        progress.count += report.count
+        for logits, labels in report.predictions:
+            cells = labels * self.num_labels + logits.argmax(dim=1)
+            counts = torch.bincount(cells, minlength=self.num_labels**2).cpu()
+            self.confusion += counts.view(self.num_labels, self.num_labels)
+        return self._live_line(report.epoch)
+
+    def _live_line(self, epoch: int) -> str:
+        """Training figures since the last evaluation, and the best evaluation so far."""
+        progress = self.progress
+        counts = self.confusion.numpy()
+        line = (
+            f"epoch {epoch + 1}: loss {progress.loss_sum / progress.count:.3f}, "
+            f"accuracy {100 * accuracy_of_confusion(counts):.1f} %, MCC {mcc_of_confusion(counts):.3f}"
+        )
+        if progress.best is None:
+            return line
+        best = progress.best
+        return f"{line} | best held out: accuracy {100 * best['accuracy']:.1f} %, MCC {best['mcc']:.3f}"
+
+    def is_stale(self) -> bool:
+        """Whether patience is at its end."""
+        patience = self.job.training.patience
+        return patience is not None and self.progress.stale >= patience
+
+    # -- evaluation
+
+    def is_evaluation_due(self) -> bool:
+        """Whether this step ends with an evaluation."""
+        return self.step % self.evaluate_every == 0
+
+    def evaluate(self) -> str:
+        """Measure the held-out slice, and keep the weights if it is the best yet."""
+        progress = self.progress
+        held_out = self.group.share(asdict(self._measure(self.job.holdout)) if self.group.is_main else {})
+        counts = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
+        epoch = self.step / self.steps_per_epoch
+        train = {
+            "loss": progress.loss_sum / progress.count,
+            "accuracy": float(accuracy_of_confusion(counts)),
+            "mcc": float(mcc_of_confusion(counts)),
+        }
+        dev = {}
+        if self.job.training.track_dev and self.group.is_main:
+            dev = {"dev": {name: asdict(self._measure(data)) for name, data in self.job.dev.items()}}
+        self.log("evaluation", epoch=epoch, train=train, holdout=held_out, **dev)
+        progress.stale += 1
+        if progress.best is None or self._key(held_out) > self._key(progress.best):
+            progress.best = {**held_out, "step": self.step, "epoch": epoch}
+            progress.best_tensors = self.trainable()
+            progress.stale = 0
+        progress.loss_sum, progress.count = 0.0, 0
+        self.confusion.zero_()
+        return (
+            f"epoch {epoch:.2f} held-out loss {held_out['loss']:.3f} "
+            f"accuracy {100 * held_out['accuracy']:.1f} % MCC {held_out['mcc']:.3f}"
+        )
+
+    def _key(self, held_out: Mapping[str, Any]) -> tuple[float, float]:
+        """What makes an evaluation better; the lower loss breaks ties."""
+        select_by = self.job.training.select_by
+        if select_by == "loss":
+            return -held_out["loss"], held_out["mcc"]
+        return held_out[select_by], -held_out["loss"]
+
+    def _measure(self, data: Examples) -> Metrics:
+        logits = compute_logits(self.model, data.tokens, self.compute)
+        return measure(logits, data.labels, decide(logits, threshold=None))
+
+    # -- stopping and resuming
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return `progress` as plain data and tensors."""
+        return vars(self.progress)
+
+    def process_state(self) -> Tensor:
+        """Return this process's confusion counts."""
+        return self.confusion
+
+    def restore_progress(self, progress: dict[str, Any], process: Tensor) -> None:
+        """Go back to what the two methods above returned."""
+        self.progress = Progress(**progress)
+        self.confusion = process

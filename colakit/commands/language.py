@@ -1,0 +1,134 @@
+"""Training a language model: windows of text, and bits per byte on what was held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from colakit.commands.fitting import Fit, Lesson
+from colakit.context import Context
+from colakit.data.bpe import save_tokenizer
+from colakit.data.tokens import SentenceTokenizer
+from colakit.data.windows import Windows
+from colakit.engine.distributed import Processes
+from colakit.engine.inference import evaluating
+from colakit.engine.objectives import language_modelling
+from colakit.engine.runs import RunFolder
+from colakit.engine.training import StepBatch, StepReport
+from colakit.errors import ColakitError
+from colakit.interop.gpt2 import save_gpt
+from colakit.models.gpt import GPT
+
+BASE = "base"  # the folder in the run folder that the model stands in, in the transformers layout
+
+
+class LanguageFit(Fit):
+    """Trains a language model on windows; the base in the run folder is renewed at every evaluation."""
+
+    unit = "tokens"
+    model: GPT
+
+    def __init__(
+        self,
+        context: Context,
+        lesson: Lesson,
+        run: RunFolder,
+        group: Processes,
+        tokenizer: SentenceTokenizer,
+        train: Windows,
+        holdout: Windows,
+    ) -> None:
+        super().__init__(context, lesson, run, group)
+        self.settings = context.settings.pretrain
+        self.tokenizer, self.train_windows, self.holdout = tokenizer, train, holdout
+        self.steps_per_epoch = max(1, len(train) // lesson.training.batch_size)
+        self.loss_sum = 0.0
+        self.count = 0
+        if lesson.training.batch_size % group.world_size:
+            raise ColakitError(
+                f"pretrain.batch_size (={lesson.training.batch_size}) must be a multiple of the processes "
+                f"(={group.world_size})"
+            )
+
+    def batches(self) -> Iterator[StepBatch]:
+        """Yield steps; an epoch ends where no whole batch is left."""
+        size = self.training.batch_size
+        while self.step < self.max_steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            plan = self.train_windows.plan(self.context.settings.seed, epoch)
+            for position in range(done, min(self.steps_per_epoch, done + self.max_steps - self.step)):
+                rows = plan[np.arange(position * size, (position + 1) * size) % len(plan)]
+                share = rows[self.group.rank :: self.group.world_size]
+                micro = self.training.micro_batch_size or size
+                batches = [
+                    self.train_windows.batch(share[i : i + micro]) for i in range(0, len(share), micro)
+                ]
+                count = self.train_windows.count(rows)
+                yield StepBatch(batches, count, epoch, f"batch {position + 1} of epoch {epoch + 1}")
+
+    def observe(self, report: StepReport) -> str:
+        """Add up the loss."""
+        self.loss_sum += report.loss * report.count
+        self.count += report.count
+        return f"epoch {report.epoch + 1}: loss {self.loss_sum / self.count:.3f} nats a token"
+
+    def is_evaluation_due(self) -> bool:
+        """Whether this step ends with an evaluation."""
+        every = self.training.evaluate_every_steps
+        return every is not None and self.step % every == 0
+
+    def evaluate(self) -> str:
+        """Measure bits per byte on a part of each held-out text, and write the base as it is now."""
+        measured: dict[str, float] = {}
+        if self.group.is_main:
+            self.write_base()
+            measured = self.measure(limit=self.settings.evaluate_windows)
+        train_loss = self.loss_sum / self.count
+        self.log(
+            "evaluation", epoch=self.step / self.steps_per_epoch, train=train_loss, bits_per_byte=measured
+        )
+        self.loss_sum, self.count = 0.0, 0
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+        return f"step {self.step}: held-out bits per byte: {figures}"
+
+    def measure(self, limit: int | None) -> dict[str, float]:
+        """Return bits per byte of each held-out text.
+
+        Args:
+            limit: windows to measure, evenly spread; None measures all.
+        """
+        found: dict[str, float] = {}
+        with evaluating(self.model):
+            for name in self.holdout.sources:
+                plan = self.holdout.in_order(name, limit)
+                nats, num_bytes = 0.0, 0
+                for start in range(0, len(plan), 32):
+                    batch = self.holdout.batch(plan[start : start + 32])
+                    num_bytes += self.holdout.bytes_of(batch)
+                    with self.compute.autocast():
+                        nats += language_modelling(self.model, batch.to(self.compute.device)).total.item()
+                found[name] = nats / math.log(2) / num_bytes
+        return found
+
+    def write_base(self) -> None:
+        """Write model and tokenizer to `base/`, in bf16."""
+        folder = self.run.path / BASE
+        save_gpt(self.model, folder, dtype=torch.bfloat16, end_of_text_id=self.tokenizer.end_of_text_id)
+        save_tokenizer(self.tokenizer, folder, max_tokens=self.model.config.num_positions)
+
+    # -- stopping and resuming
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return the loss since the last evaluation."""
+        return {"loss_sum": self.loss_sum, "count": self.count}
+
+    def process_state(self) -> None:
+        """A process knows nothing of its own."""
+
+    def restore_progress(self, progress: dict[str, Any], process: None) -> None:
+        """Go back to what `progress_state` returned."""
+        self.loss_sum, self.count = progress["loss_sum"], progress["count"]

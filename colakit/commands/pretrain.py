@@ -1,0 +1,208 @@
+"""`colakit pretrain`: a GPT-2 of one's own, by causal language modelling of running text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colakit.commands.fitting import Lesson, settings_identity
+from colakit.commands.language import BASE, LanguageFit
+from colakit.commands.runner import Training, run_training
+from colakit.commands.task import show_parameters
+from colakit.context import Context
+from colakit.data.bpe import train_tokenizer
+from colakit.data.text import Stream, Vocabulary, encode_text, read_documents, split_holdout, text_files
+from colakit.data.tokens import SentenceTokenizer
+from colakit.data.windows import TextSource, Windows
+from colakit.engine.device import compiles, keep_freed_memory
+from colakit.engine.objectives import language_modelling
+from colakit.engine.optimizers import pretraining_optimizer
+from colakit.engine.randomness import seed_everything
+from colakit.engine.runs import RunFolder
+from colakit.errors import ColakitError
+from colakit.files import write_text
+from colakit.models.gpt import GPT, GPTConfig, set_dropout
+from colakit.settings import PretrainSettings
+
+FREE_TO_CHANGE = {"text", "tokenizer", "tokens", "log_every", "save_every_steps", "evaluate_every_steps"}
+"""Settings that may differ on resume: text and tokenizer have fingerprints, the rest leave the weights alone
+or, as `tokens`, may grow as long as the rate has not begun to fall."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is read: the tokenizer, and for each name its training and held-out streams."""
+
+    tokenizer: SentenceTokenizer
+    train: dict[str, Stream]
+    holdout: dict[str, Stream]
+
+
+def run(context: Context, *, texts: list[Path], resume: bool) -> dict[str, Any]:
+    """Pre-train, and write the base to `base/` in the run folder."""
+    if texts:
+        named = {path.name.partition(".")[0]: str(path) for path in texts}
+        if len(named) < len(texts):
+            raise ColakitError(
+                "two of the texts have one name", hint="Name them: --set pretrain.text.NAME=PATH"
+            )
+        settings = context.settings
+        changed = settings.pretrain.model_copy(update={"text": named})
+        context.resolved.settings = settings.model_copy(update={"pretrain": changed})
+    if not context.settings.pretrain.text:
+        raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
+    return run_training(
+        context, lambda: _prepare(context, resume=resume), lambda: _plan(context), resume=resume
+    )
+
+
+def _plan(context: Context) -> dict[str, Any]:
+    settings = context.settings.pretrain
+    files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    with torch.device("meta"):
+        report = show_parameters(context, GPT(_shape(settings, settings.vocab_size)))
+    for name, found in files.items():
+        size = sum(file.stat().st_size for file in found)
+        context.reporter.result(f"{name}: {len(found)} files, {size:,} bytes")
+    steps = _max_steps(settings)
+    context.reporter.result(f"{steps:,} steps of {settings.batch_size * settings.num_positions:,} tokens")
+    context.reporter.result("dry run: nothing was written")
+    return {"parameters": report.as_dict(), "steps": steps, "files": {n: len(f) for n, f in files.items()}}
+
+
+def _prepare(context: Context, *, resume: bool) -> Training:
+    settings, seed = context.settings.pretrain, context.settings.seed
+    texts = _read(context)
+    seed_everything(seed)
+    tokenizer = texts.tokenizer
+    model = GPT(_shape(settings, tokenizer.vocab_size))
+    set_dropout(model, settings.dropout)
+    context.compute.place(model)
+    keep_freed_memory()
+    compiled, how = compiles(context.compute.device, settings.compile)
+    if compiled:
+        model.transformer.compile()
+    facts = Vocabulary.of(tokenizer)
+    train, holdout = (
+        Windows(
+            {name: TextSource(stream, repeats.get(name, 1)) for name, stream in streams.items()},
+            facts,
+            settings.num_positions,
+            tokenizer.end_of_text_id,
+        )
+        for streams, repeats in ((texts.train, settings.repeats), (texts.holdout, {}))
+    )
+    lesson = Lesson(
+        model=model,
+        objective=language_modelling,
+        optimizer=pretraining_optimizer(
+            model,
+            settings.optimizer,
+            lr=settings.lr,
+            muon_lr=settings.muon_lr,
+            weight_decay=settings.weight_decay,
+        ),
+        training=settings,
+        max_steps=_max_steps(settings),
+        identity={
+            **settings_identity(context, ("pretrain",), FREE_TO_CHANGE),
+            "tokenizer": tokenizer.fingerprint(),
+            "text": {name: stream.fingerprint() for name, stream in texts.train.items()},
+        },
+    )
+    sizes = ", ".join(f"{name} {len(stream):,}" for name, stream in texts.train.items())
+    lines = [
+        f"tokens to learn from: {sizes}; {len(train) * settings.num_positions:,} an epoch",
+        f"model: {settings.num_layers} layers of width {settings.width}, "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; {how}",
+    ]
+    return Training(
+        lines,
+        fit=lambda run, group: LanguageFit(context, lesson, run, group, tokenizer, train, holdout),
+        finish=lambda run, fit: _finish(context, run, fit),
+    )
+
+
+def _max_steps(settings: PretrainSettings) -> int:
+    return max(1, settings.tokens // (settings.batch_size * settings.num_positions))
+
+
+def _shape(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=vocab_size,
+        num_positions=settings.num_positions,
+        width=settings.width,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+    )
+
+
+def _read(context: Context) -> Texts:
+    """Find the files, learn or load the tokenizer, and encode everything; all but the first is cached."""
+    settings = context.settings.pretrain
+    files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    if settings.tokenizer is not None:
+        tokenizer = SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
+    else:
+        tokenizer = _trained_tokenizer(context, files)
+    train: dict[str, Stream] = {}
+    holdout: dict[str, Stream] = {}
+    for name, found in files.items():
+        context.reporter.say(f"reading {name}")
+        stream = encode_text(found, tokenizer, context.arrays)
+        train[name], holdout[name] = split_holdout(stream, settings.holdout, seed=0)
+    return Texts(tokenizer, train, holdout)
+
+
+def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> SentenceTokenizer:
+    """Learn the vocabulary from all the text, each as often as an epoch reads it; kept in the cache."""
+    settings = context.settings.pretrain
+    weighted = {name: (found, settings.repeats.get(name, 1)) for name, found in files.items()}
+    key = {
+        "vocab_size": settings.vocab_size,
+        "texts": [
+            [hashlib.sha256(file.read_bytes()).hexdigest() for file in found] + [repeats]
+            for found, repeats in weighted.values()
+        ],
+    }
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    path = context.cache_folder / "tokenizers" / f"{name}.json"
+    if path.is_file():
+        return SentenceTokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    context.reporter.say(f"learning a vocabulary of {settings.vocab_size:,} tokens")
+    documents = chain.from_iterable(
+        read_documents(file) for found, repeats in weighted.values() for _ in range(repeats) for file in found
+    )
+    tokenizer = train_tokenizer(documents, settings.vocab_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(tokenizer.to_dict()))
+    return tokenizer
+
+
+def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any]:
+    """Measure all held-out text with the weights as they are shipped, write and print the result."""
+    fit.write_base()
+    measured = fit.measure(limit=None)
+    summary = {
+        "command": context.command,
+        "model": "gpt2",
+        "seed": context.settings.seed,
+        "bits_per_byte": measured,
+        "tokens": fit.step * context.settings.pretrain.batch_size * context.settings.pretrain.num_positions,
+        "steps": fit.step,
+        "parameters": sum(p.numel() for p in fit.model.parameters()),
+        "seconds": round(fit.seconds, 2),
+        "tokens_per_second": round(fit.counted_per_second, 1),
+        "compute": str(context.compute),
+    }
+    run.write_summary(summary)
+    rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
+    context.reporter.table("Bits per byte, held out", ["text", "bits per byte"], rows)
+    context.reporter.result(f"{run.path / BASE} ({fit.seconds:.0f} s of training in this session)")
+    return summary

@@ -1,0 +1,102 @@
+"""Windows of running text that begin where sentences begin, in an order that is a function of (seed, epoch).
+
+Shapes: W windows, T tokens a window predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colakit.data.batches import Batch
+from colakit.data.text import Stream, Vocabulary
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Text with the number of times that an epoch reads it."""
+
+    stream: Stream
+    repeats: int = 1
+
+
+class Windows:
+    """All windows over some sources.
+
+    A window is the end-of-text token and the T tokens from a sentence's start on. Windows are laid out T
+    apart from an offset drawn anew for each reading, then each moves on to the next sentence start: about
+    all tokens are read once a reading, and never cut in the same places.
+
+    Args:
+        sources: by name.
+        facts: of the tokenizer, which the first token's bare form is taken from.
+        num_tokens: T.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, TextSource], facts: Vocabulary, num_tokens: int, end_of_text_id: int
+    ) -> None:
+        self.sources = dict(sources)
+        self.facts = facts
+        self.num_tokens = num_tokens
+        self.end_of_text_id = end_of_text_id
+
+    def __len__(self) -> int:
+        """Windows an epoch."""
+        return sum(source.repeats * self._count(source.stream) for source in self.sources.values())
+
+    def _count(self, stream: Stream) -> int:
+        return max(1, (len(stream) - 1) // self.num_tokens)
+
+    def plan(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return an epoch's windows, shuffled: (W, 2), the source's number and the place in its stream."""
+        rng = np.random.default_rng([seed, epoch])
+        rows = []
+        for number, source in enumerate(self.sources.values()):
+            for _ in range(source.repeats):
+                places = self._lay_out(source.stream, int(rng.integers(self.num_tokens)))
+                rows.append(np.stack([np.full_like(places, number), places], axis=1))
+        plan = np.concatenate(rows)
+        rng.shuffle(plan)
+        return plan
+
+    def in_order(self, name: str, limit: int | None) -> NDArray[np.int64]:
+        """Return up to `limit` windows of one source, evenly spread, for evaluation: (W, 2)."""
+        number = list(self.sources).index(name)
+        places = self._lay_out(self.sources[name].stream, 0)
+        wanted = len(places) if limit is None else min(limit, len(places))
+        spread = places[np.linspace(0, len(places) - 1, wanted).astype(np.int64)]
+        return np.stack([np.full_like(spread, number), spread], axis=1)
+
+    def _lay_out(self, stream: Stream, offset: int) -> NDArray[np.int64]:
+        nominal = offset + self.num_tokens * np.arange(self._count(stream), dtype=np.int64)
+        following = np.searchsorted(stream.starts, nominal)
+        return stream.starts[following % len(stream.starts)]  # past the last start, begin again
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the windows `rows` (B, 2) as a batch, (B, T + 1); a stream's end is padded."""
+        size = self.num_tokens
+        input_ids = np.full((len(rows), size + 1), self.end_of_text_id, dtype=np.int64)
+        mask = np.zeros_like(input_ids)
+        mask[:, 0] = 1
+        streams = [source.stream for source in self.sources.values()]
+        for row, (number, place) in enumerate(rows):
+            ids = streams[number].ids[place : place + size]
+            input_ids[row, 1 : 1 + len(ids)] = ids
+            input_ids[row, 1] = self.facts.bare[ids[0]]
+            mask[row, 1 : 1 + len(ids)] = 1
+        return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask))
+
+    def count(self, rows: NDArray[np.int64]) -> int:
+        """Return the tokens that the windows `rows` (B, 2) predict."""
+        lengths = np.array([len(source.stream) for source in self.sources.values()], dtype=np.int64)
+        return int(np.minimum(self.num_tokens, lengths[rows[:, 0]] - rows[:, 1]).sum())
+
+    def bytes_of(self, batch: Batch) -> int:
+        """Return the bytes of text that a batch's targets spell."""
+        targets = batch.input_ids[:, 1:].numpy()
+        return int((self.facts.num_bytes[targets] * batch.attention_mask[:, 1:].numpy()).sum())

@@ -198,7 +198,7 @@ class PretrainSettings(LoopSettings):
     muon_lr: float = Field(0.02, gt=0, description="peak rate of Muon, in the spectral norm of an update")
     holdout: Share = Field(0.01, description="share of each text held out")
     evaluate_windows: int = Field(512, ge=1, description="windows of each held-out text measured in a run")
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile; auto: where there is a compiler"
     )
     lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def shared() -> Path:
     if not (folder / "cola").is_dir():
         pytest.skip(f"needs real CoLA in {folder} (or where COLAKIT_SHARED says)")
     return folder
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Undo an inherited SIG_IGN, which a shell gives to background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

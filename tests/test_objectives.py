@@ -48,8 +48,11 @@ class Bigrams(nn.Module):
         super().__init__()
         self.table = nn.Embedding(vocab_size, vocab_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.table(input_ids)
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        logits = self.table(input_ids)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 @pytest.fixture
@@ -201,6 +204,15 @@ def test_padding_never_changes_the_language_loss() -> None:
 
 
 DECAYS = ("linear", "cosine", "constant")
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_a_short_decay_leaves_a_plateau(shape: str) -> None:
+    lr_at = warmup_then(shape, warmup_steps=10, max_steps=110, decay=0.2)
+    assert [lr_at(step) for step in range(10, 91)] == [1] * 81
+    assert lr_at(100) == pytest.approx(0.5)
+    assert lr_at(109) < 0.1
+    assert lr_at(110) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("decay", DECAYS)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,6 @@ def test_checkpoint_and_adapter_are_the_same_model(tuned: Path, toy: Path, fp32:
     assert torch.equal(logits[0], logits[1])
     # a checkpoint keeps the base as it was stored in training (bf16 where the machine has units for it)
     torch.testing.assert_close(logits[2], logits[0], rtol=0.05, atol=0.05)
-
-
-@pytest.fixture
-def heeds_interrupts() -> Iterator[None]:
-    """Undo an inherited SIG_IGN, which a shell gives to background jobs."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeds_interrupts")

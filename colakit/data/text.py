@@ -28,7 +28,7 @@ FORMAT = 1  # raise it when sentences are found differently, so that cached stre
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder
 PIECES_AT_A_TIME = 20_000  # sentences given to the tokenizer in one call
-ABBREVIATIONS = frozenset("Mr Mrs Ms Dr St Prof Rev Hon Capt Col Gen Lt Sgt No".split())
+ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
 PARAGRAPH = re.compile(r"\n\s*\n\s*")
 SENTENCE_END = re.compile(r"""(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*[A-Z])""")  # noqa: RUF001
 
@@ -243,7 +243,7 @@ def split_holdout(stream: Stream, share: float, seed: int) -> tuple[Stream, Stre
             total += int(sizes[i])
     if not chosen:
         after = np.searchsorted(stream.starts, len(stream) - wanted)
-        cut = int(stream.starts[min(after, len(stream.starts) - 1)])
+        cut = int(stream.starts[min(int(after), len(stream.starts) - 1)])
         return stream.take([(0, cut)]), stream.take([(cut, len(stream))])
     held = set(chosen)
     ranges = list(itertools.pairwise(stream.documents.tolist()))

@@ -131,17 +131,17 @@ def compiles(device: torch.device, wanted: str) -> tuple[bool, str]:
     """Tell whether `torch.compile` is to be used, and why.
 
     Args:
-        wanted: `on`, `off`, or `auto`, which is on where there is a compiler to build kernels with.
+        wanted: `always`, `never`, or `auto`, which is where there is a compiler to build kernels with.
 
     Raises:
         ColakitError: if it is wanted and there is no compiler.
     """
-    if wanted == "off":
-        return False, "not compiled: off was asked for"
+    if wanted == "never":
+        return False, "not compiled, as was asked for"
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     found = compiler is not None if device.type == "cpu" else device.type == "cuda"
-    if not found and wanted == "on":
-        raise ColakitError("compile: on, but there is no C++ compiler", hint="Install g++, or say auto.")
-    return found, f"compiled with {Path(compiler).name if compiler else 'triton'}" if found else (
-        "not compiled: no C++ compiler found"
-    )
+    if not found and wanted == "always":
+        raise ColakitError("compile: always, but there is no C++ compiler", hint="Install g++, or say auto.")
+    if not found:
+        return False, "not compiled: no C++ compiler found"
+    return True, f"compiled with {Path(compiler).name if compiler else 'triton'}"

@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, None
 
@@ -73,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def short_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: bool) -> Tensor:
     """Return softmax(q·kᵀ/√d + mask)·v as two batched matrix products, (B, H, T, d) like its inputs.
 
-    On a CPU and for a few hundred tokens it trains faster than the flash kernel, whose backward is slow there.
+    For a few hundred tokens it trains faster on a CPU than the flash kernel, whose backward is slow there.
     """
     scores = q @ k.transpose(-2, -1)  # (B, H, T, T)
     bias = None
@@ -90,7 +90,7 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: 
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return GPT-2's GELU, x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel, arXiv:1606.08415).
 
-    Under `torch.compile` on a CPU it is written as x·σ(2y), which is the same and spares the hyperbolic
+    Under `torch.compile` on a CPU it is written as x·sigmoid(2y), which is the same and spares the hyperbolic
     tangent, four times as slow as an exponential in vector code.
     """
     if not torch.compiler.is_compiling() or x.device.type != "cpu":

@@ -1,0 +1,102 @@
+"""The fast operations equal the plain ones, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from colakit.models import fused
+from colakit.models.fused import IGNORED, gelu_tanh, linear_cross_entropy, short_attention
+from colakit.models.gpt import GPT, GPTConfig
+
+TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 20])
+def test_linear_cross_entropy_is_cross_entropy_of_the_product(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 8)  # a whole chunk, a ragged one, several
+    torch.manual_seed(rows)
+    hidden, weight = torch.randn(rows, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
+    targets = torch.randint(11, (rows,))
+    targets[::3] = IGNORED
+    expected = F.cross_entropy(hidden @ weight.t(), targets, reduction="sum", ignore_index=IGNORED)
+    found = linear_cross_entropy(hidden, weight, targets)
+    assert_close(found, expected, **TIGHT)
+    wanted = torch.autograd.grad(3 * expected, (hidden, weight))
+    for one, two in zip(torch.autograd.grad(3 * found, (hidden, weight)), wanted, strict=True):
+        assert_close(one, two, **TIGHT)
+
+
+def test_linear_cross_entropy_without_gradients_is_the_same_number() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(9, 4), torch.randn(5, 4), torch.randint(5, (9,))
+    with_gradients = linear_cross_entropy(hidden.requires_grad_(), weight, targets)
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, targets), with_gradients)
+
+
+def test_under_autocast_the_gradients_keep_their_parameters_types() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    targets = torch.randint(5, (9,))
+    plain = linear_cross_entropy(hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = linear_cross_entropy(hidden, weight, targets)
+    rounded.backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    assert_close(rounded, plain, rtol=0.02, atol=0.0)  # bf16 keeps eight bits
+    assert not torch.equal(rounded, plain)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+def test_short_attention_is_scaled_dot_product_attention(tokens: int, causal: bool) -> None:
+    torch.manual_seed(tokens)
+    q, k, v = (torch.randn(2, 3, tokens, 8, requires_grad=True) for _ in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    found = short_attention(q, k, v, dropout=0.0, causal=causal)
+    assert_close(found, expected, **TIGHT)
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    for one, two in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), wanted, strict=True):
+        assert_close(one, two, **TIGHT)
+
+
+def test_short_attention_drops_and_rescales_probabilities() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 64, 8), torch.randn(1, 1, 64, 8)
+    ones = torch.ones(1, 1, 64, 8)
+    dropped = short_attention(q, k, ones, dropout=0.5, causal=False)
+    assert not torch.equal(dropped, ones)
+    assert_close(dropped.mean(), torch.tensor(1.0), rtol=0.0, atol=0.15)  # the mean survives, ±3 sd of it
+
+
+def test_compiled_gelu_is_gelu() -> None:
+    x = torch.linspace(-9, 9, 4001, requires_grad=True)
+    compiled = torch.compile(gelu_tanh)(x)
+    expected = F.gelu(x, approximate="tanh")
+    assert_close(compiled, expected, **TIGHT)
+    one, two = (torch.autograd.grad(y.sum(), x)[0] for y in (compiled, expected))
+    assert_close(one, two, **TIGHT)
+
+
+def test_compiling_changes_neither_loss_nor_gradients() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(31, 16, 16, 2, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0))
+    ids = torch.randint(31, (3, 9))
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(ids[:, :-1], targets=ids[:, 1:])
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        model.transformer.compile()
+    for plain, compiled in zip(*found, strict=True):
+        assert plain is not None
+        assert_close(compiled, plain, **TIGHT)

@@ -1,0 +1,174 @@
+"""`colakit pretrain`: a base from running text, resumable, that everything else accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from colakit.cli import main
+from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
+from colakit.models.gpt import GPT, GPTConfig
+from colakit.toy import ToyGrammar
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = [
+    *("--vocab-size", "300", "--num-layers", "2", "--width", "32", "--num-heads", "2", "--tokens", "20480"),
+    *("--num-positions", "32", "--batch-size", "16", "--seed", "1", "--device", "cpu", "--precision", "fp32"),
+    *("--set", "pretrain.micro_batch_size=8", "--set", "pretrain.evaluate_every_steps=10"),
+    *("--set", "pretrain.log_every=1", "--set", "pretrain.compile=never", "--set", "pretrain.holdout=0.1"),
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    grammar = ToyGrammar(0)
+    path = tmp_path_factory.mktemp("text") / "toy.txt"
+    documents = [" ".join(grammar.acceptable() for _ in range(20)) for _ in range(40)]
+    path.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    return path
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pretrained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    settings = ["--set", f"cache={folder / 'cache'}"]
+    assert main(["pretrain", str(text), *SMALL, *settings, "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
+    measured = [r["bits_per_byte"]["toy"] for r in records(pretrained) if r["event"] == "evaluation"]
+    assert len(measured) == 4
+    assert measured[-1] < 0.8 * measured[0]
+    summary = json.loads((pretrained / "summary.json").read_text())
+    assert summary["bits_per_byte"]["toy"] == pytest.approx(measured[-1], rel=0.02)  # shipped in bf16
+    assert summary["tokens"] == 20480
+
+
+def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from colakit.interop.gpt2 import load_gpt
+
+    theirs = AutoModelForCausalLM.from_pretrained(pretrained / "base", dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(pretrained / "base")("These cats see the girl.", return_tensors="pt")
+    ours = load_gpt(pretrained / "base")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids["input_ids"]), theirs(**ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_generate_and_finetune_take_the_base(
+    pretrained: Path, toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    base = ["--base", str(pretrained / "base")]
+    code, out, err = colakit("generate", *base, "--prompt", "The cat", "--max-new-tokens", "5")
+    assert code == 0, err
+    assert out.startswith("The cat")
+    short = ["--epochs", "1", "--data", str(toy / "corpus"), "--out", tmp_path / "run"]
+    code, _, err = colakit("finetune", *base, *short)
+    assert code == 0, err
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+@pytest.mark.parametrize("stop_after", [7, 23])
+def test_resumed_pretraining_equals_uninterrupted(
+    stop_after: int,
+    text: Path,
+    pretrained: Path,
+    colakit: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from colakit.commands.fitting import Fit
+
+    after_step = Fit._after_step
+
+    def interrupting(self: Any, report: Any, bar: Any) -> None:
+        after_step(self, report, bar)
+        if report.step == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Fit, "_after_step", interrupting)
+    code, _, err = colakit("pretrain", text, *SMALL, "--out", tmp_path / "run")
+    assert code == 130, err
+    monkeypatch.setattr(Fit, "_after_step", after_step)
+    code, _, err = colakit("pretrain", "--resume", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert records(tmp_path / "run") == records(pretrained)
+    weights = [(run / "base" / "model.safetensors").read_bytes() for run in (tmp_path / "run", pretrained)]
+    assert weights[0] == weights[1]
+
+
+def test_other_text_is_refused_on_resume(text: Path, pretrained: Path, colakit: Run, tmp_path: Path) -> None:
+    other = tmp_path / "toy.txt"
+    other.write_text(text.read_text(encoding="utf-8").replace("cat", "dog"), encoding="utf-8")
+    code, _, err = colakit("pretrain", other, *SMALL, "--resume", "--out", pretrained)
+    assert code == 2
+    assert "the run was started differently" in err
+    assert "text was" in err
+
+
+def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Path) -> None:
+    for arguments, said in (
+        ([], "nothing to read"),
+        ([tmp_path / "none.txt"], "not there"),
+        ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
+        ([text, text], "one name"),
+        ([text, "--set", "pretrain.repeats.other=2"], "other is not among pretrain.text"),
+    ):
+        code, _, err = colakit("pretrain", *arguments, "--out", tmp_path / "run")
+        assert code == 2, err
+        assert said in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
+    code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "40 steps of 512 tokens" in out
+    assert not (tmp_path / "run").exists()
+
+
+def tiny_gpt() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(17, 8, 8, 1, 2))
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+    model = tiny_gpt()
+    optimizer = pretraining_optimizer(model, "muon", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
+    assert isinstance(optimizer, MuonWithAdamW)
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, adamw = ({names[id(p)] for g in part.param_groups for p in g["params"]} for part in optimizer.parts)
+    assert muon == {n for n, p in model.named_parameters() if ".h." in n and p.ndim == 2}
+    assert adamw == set(names.values()) - muon
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(name: str) -> None:
+    model = tiny_gpt()
+    optimizer = pretraining_optimizer(model, name, lr=1e-3, muon_lr=0.02, weight_decay=0.0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = [p.detach().clone() for p in model.parameters()]
+    ids = torch.randint(17, (2, 8))
+    model(ids, targets=ids).backward()
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

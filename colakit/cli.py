@@ -109,6 +109,7 @@ def pretrain(
     "finetune",
     {
         **BASE_AND_DATA,
+        "--method": "finetune.method",
         "--rank": "lora.rank",
         "--alpha": "lora.alpha",
         "--lora-dropout": "lora.dropout",

@@ -224,6 +224,12 @@ class PretrainSettings(LoopSettings):
 class FinetuneSettings(TrainingSettings):
     """Tuning the base."""
 
+    method: Literal["lora", "full"] = Field(
+        "lora", description="train an adapter on the frozen base, or every weight of it"
+    )
+    from_scratch: bool = Field(
+        False, description="draw the base's weights anew: the control for pre-training; needs method: full"
+    )
     add_bos: bool = Field(False, description="put the end-of-text token before each sentence")
     add_eos: bool = Field(
         False, description="put the end-of-text token after each sentence; the head reads it"
@@ -231,6 +237,12 @@ class FinetuneSettings(TrainingSettings):
     base_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout inside the base; null is its own"
     )
+
+    @model_validator(mode="after")
+    def _random_weights_must_train(self) -> Self:
+        if self.from_scratch and self.method != "full":
+            raise ValueError("from_scratch needs method: full; an adapter on random weights learns little")
+        return self
 
 
 class StudentSettings(Section):

@@ -14,10 +14,10 @@ from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import classification
-from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
 from colakit.models.gpt import GPT, GPTClassifier, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_also
-from colakit.settings import LoRASettings
+from colakit.settings import LoRASettings, Settings
 
 
 def run(context: Context, *, resume: bool) -> dict[str, Any]:
@@ -29,23 +29,23 @@ def _plan(context: Context, task: Task) -> GPTClassifier:
     settings = context.settings
     with torch.device("meta"):
         base = GPT(plan_config(settings.base))
-        return _adapt(base, lora_config(settings.lora), settings.lora, len(task.corpus.label_names))
+        return _trainable(base, _adapter(settings), settings.lora, len(task.corpus.label_names))
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
     folder = resolve_base(settings.base)
-    base = load_gpt(folder)
+    base = GPT(read_config(folder)) if settings.finetune.from_scratch else load_gpt(folder)
     fingerprint = base_fingerprint(base)
     tokenizer = SentenceTokenizer.from_folder(
         folder, prefix=settings.finetune.add_bos, suffix=settings.finetune.add_eos
     )
     if settings.finetune.base_dropout is not None:
         set_dropout(base, settings.finetune.base_dropout)
-    lora = lora_config(settings.lora)
+    lora = _adapter(settings)
     longest = base.config.num_positions
     classifier = SentenceClassifier(
-        model=_adapt(base, lora, settings.lora, len(task.corpus.label_names)),
+        model=_trainable(base, lora, settings.lora, len(task.corpus.label_names)),
         tokenizer=tokenizer,
         label_names=task.corpus.label_names,
         max_tokens=min(settings.data.max_tokens or longest, longest),
@@ -68,12 +68,18 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         holdout=examples(context, classifier, task.holdout),
         dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=classification,
-        sections=("lora", "finetune"),
+        sections=("lora", "finetune") if lora else ("finetune",),
         identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
-        lr_ratio=settings.lora.lr_ratio,
+        lr_ratio=settings.lora.lr_ratio if lora else 1.0,
         facts={"base": settings.base},
     )
-    return job, [f"base: {settings.base} ({base.config.num_layers} layers of width {base.config.width})"]
+    start = "random weights in the shape of " if settings.finetune.from_scratch else ""
+    shape = f"{base.config.num_layers} layers of width {base.config.width}"
+    return job, [f"base: {start}{settings.base} ({shape}), {settings.finetune.method}"]
+
+
+def _adapter(settings: Settings) -> LoRAConfig | None:
+    return lora_config(settings.lora) if settings.finetune.method == "lora" else None
 
 
 def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
@@ -90,8 +96,13 @@ def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
     )
 
 
-def _adapt(base: GPT, config: LoRAConfig, settings: LoRASettings, num_labels: int) -> GPTClassifier:
+def _trainable(
+    base: GPT, config: LoRAConfig | None, settings: LoRASettings, num_labels: int
+) -> GPTClassifier:
+    """Return a classifier on `base` of which an adapter trains, or all of it."""
     model = base.classifier(num_labels)
+    if config is None:
+        return model.requires_grad_(True)
     inject(model, config)
     train_also(model, layernorm=settings.train_layernorm, head=settings.train_head)
     return model

@@ -63,7 +63,10 @@ class SentenceClassifier:
         command = self.origin.get("command", "adapter")
         if isinstance(self.model, DistilRNN):
             return f"{command} ({self.model.config.cell})"
-        return f"{command} (GPT-2, rank {self.lora.rank})" if self.lora else f"{command} (GPT-2)"
+        if self.lora is not None:
+            return f"{command} (GPT-2, rank {self.lora.rank})"
+        tuning = self.origin.get("settings", {}).get("finetune", {})
+        return f"{command} (GPT-2, {'from scratch' if tuning.get('from_scratch') else 'full'})"
 
     def encode(self, sentences: Sequence[str], cache: ArrayCache | None = None) -> Tokens:
         """Return the sentences' tokens, as this model was trained on them."""

@@ -180,6 +180,12 @@ def predict(
     _run(context, "predict", model=model, file=file, jsonl=jsonl)
 
 
+@command(app, "demo", dict(BASE_AND_DATA), config="demo")
+def demo(context: Context) -> None:
+    """Show the whole pipeline on the embedded base and corpus, in minutes and without a network."""
+    _run(context, "demo")
+
+
 @command(data_app, "fetch")
 def data_fetch(context: Context) -> None:
     """Download CoLA into the cache, verified file by file."""

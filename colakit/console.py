@@ -67,6 +67,11 @@ class Reporter:
         """Point out something that should not be overlooked."""
         self._remarks.print(f"[bold yellow]warning:[/] {escape(text)}")
 
+    def heading(self, text: str) -> None:
+        """Open a part of what is going on."""
+        if not self.quiet:
+            self._remarks.print(f"\n[bold]{escape(text)}[/]")
+
     def result(self, text: str) -> None:
         """Print a line of the result."""
         self._results.print(escape(text))

@@ -46,7 +46,7 @@ def _common_parameters() -> list[inspect.Parameter]:
     options: dict[str, tuple[Any, Any]] = {
         "config": (
             Path | None,
-            typer.Option("--config", help="YAML file of the experiment.", metavar="FILE"),
+            typer.Option("--config", help="YAML file of the experiment, or `demo`.", metavar="FILE"),
         ),
         "assign": (
             list[str] | None,
@@ -71,7 +71,12 @@ def _common_parameters() -> list[inspect.Parameter]:
 
 
 def command(
-    group: typer.Typer, name: str, flags: Mapping[str, str] | None = None, *, data_on_stdout: bool = False
+    group: typer.Typer,
+    name: str,
+    flags: Mapping[str, str] | None = None,
+    *,
+    data_on_stdout: bool = False,
+    config: str | None = None,
 ) -> Callable[[Callable[..., None]], None]:
     """Register a command whose flags stand for settings.
 
@@ -80,11 +85,13 @@ def command(
     Args:
         flags: flag -> dotted key of the setting.
         data_on_stdout: stdout carries data even without `--json`.
+        config: what `--config` is where it is not given.
     """
     all_flags = {**(flags or {}), **SHARED_FLAGS}
 
     def register(function: Callable[..., None]) -> None:
         def callback(**options: Any) -> None:
+            options["config"] = options["config"] or (Path(config) if config else None)
             context = _context(name, all_flags, options, data_on_stdout)
             try:
                 function(context, **options)

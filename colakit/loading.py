@@ -17,6 +17,7 @@ from colakit.settings import Settings, leaf_fields
 ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # where the tests find real data
 DEFAULT = "default"
+ASSETS = Path(__file__).parent / "assets"  # files that come with the package
 
 
 @dataclass
@@ -80,9 +81,14 @@ def resolve(
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file of plain data, refusing a key that stands twice.
 
+    The name of a file that colakit brings along, such as `demo`, will do for its path.
+
     Raises:
         ColakitError: if the file is missing, broken, or not a mapping.
     """
+    packaged = ASSETS / f"{path}.yaml"
+    if len(path.parts) == 1 and not path.exists() and packaged.is_file():
+        path = packaged
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

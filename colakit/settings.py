@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 MAX_SEED = 2**32 - 1  # the most that numpy's older generators, and so scikit-learn, take
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -311,7 +312,7 @@ class Settings(Section):
 
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of initial weights, order and dropout")
     base: str = Field(
-        "gpt2", description="pretrained GPT-2: a folder in the transformers layout, or a hub name"
+        "gpt2", description="pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name"
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps"

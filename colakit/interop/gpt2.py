@@ -40,6 +40,7 @@ FIXED_FEATURES = {
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
+EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # what `builtin` names
 KNOWN_SHAPES = {
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(width=1024, num_layers=24, num_heads=16),
@@ -58,14 +59,16 @@ HUB_FILES = [
 
 
 def resolve_base(name: str) -> Path:
-    """Return the folder of a base model: a local one as it is, else the hub's, downloaded or from its cache.
+    """Return the folder of a base model: the embedded or a local one, else the hub's, from its cache or anew.
 
     Raises:
         ColakitError: if `name` is neither a folder nor to be had from the hub.
     """
-    path = Path(name).expanduser()
+    path = EMBEDDED if name == "builtin" else Path(name).expanduser()
     if path.is_dir():
         return path
+    if name == "builtin":
+        raise ColakitError("--base builtin: this installation lacks it", hint="Install colakit again.")
     if path.exists() or name.startswith((".", "/", "~")):
         found = "a file" if path.exists() else "not there"
         raise ColakitError(
@@ -81,7 +84,7 @@ def plan_config(name: str) -> GPTConfig:
     Raises:
         ColakitError: if it is neither a folder, nor in the hub's cache, nor one of OpenAI's five.
     """
-    if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+    if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return read_config(resolve_base(name))
     from huggingface_hub import try_to_load_from_cache
 

@@ -1,0 +1,46 @@
+"""`colakit demo`: every command in turn on the embedded base and corpus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from colakit.commands import distill, evaluate, finetune, generate, plot, train_scratch
+from colakit.context import Context
+
+PROMPT = "The children"
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Generate, tune, distil, train the control, compare and plot, all below one folder."""
+    began = time.monotonic()
+    if context.dry_run:
+        return finetune.run(context, resume=False)
+    context.check_new_run()
+    out = context.claim_run_folder()
+    runs = [out / name for name in ("finetune", "distill", "train-scratch")]
+
+    def step(command: str, act: Callable[[Context], dict[str, Any]], folder: str, **changes: Any) -> Any:
+        context.reporter.heading(f"colakit {command}")
+        settings = context.settings.model_copy(update=changes)
+        resolved = replace(context.resolved, settings=settings)
+        return act(replace(context, command=command, resolved=resolved, out=out / folder))
+
+    generating = context.settings.generate.model_copy(update={"max_new_tokens": 20})
+    step(
+        "generate",
+        lambda c: generate.run(c, prompt=PROMPT, adapter=None, rank=None),
+        "generate",
+        generate=generating,
+    )
+    step("finetune", lambda c: finetune.run(c, resume=False), "finetune")
+    taught = context.settings.distill.model_copy(update={"teacher": str(runs[0])})
+    step("distill", lambda c: distill.run(c, resume=False), "distill", distill=taught)
+    step("train-scratch", lambda c: train_scratch.run(c, resume=False), "train-scratch")
+    compared = step("evaluate", lambda c: evaluate.run(c, models=[str(run) for run in runs]), "evaluation")
+    figures = step("plot", lambda c: plot.run(c, runs=runs), "plots")
+    seconds = time.monotonic() - began
+    context.reporter.result(f"everything lies in {out} ({seconds:.0f} s)")
+    return {"run": str(out), "seconds": round(seconds, 1), **figures, "evaluation": compared}

@@ -1,0 +1,54 @@
+"""`colakit demo`, the embedded base, and settings that come with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colakit.interop import gpt2
+from colakit.loading import ASSETS, resolve
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.epochs=1", "--seed", "3"]
+
+
+def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    code, out, err = colakit("demo", "--base", toy / "base", "--data", toy / "corpus", *SHORT)
+    assert code == 0, err
+    folder = Path("runs/demo-001")
+    for run in ("finetune", "distill", "train-scratch"):
+        assert json.loads((folder / run / "summary.json").read_text())["seed"] == 3
+        assert f"colakit {run}" in err
+    assert (folder / "evaluation" / "evaluation.md").is_file()
+    assert out.index("The children") < out.index("differences, paired") < out.index("comparison.png")
+    assert (folder / "plots" / "comparison.png").is_file()
+    teacher = json.loads((folder / "distill" / "summary.json").read_text())["teacher"]
+    assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
+
+
+def test_the_demos_settings_are_found_by_name_from_anywhere(tmp_path: Path) -> None:
+    settings = resolve(config=Path("demo"), environment={}).settings
+    assert settings.base == "builtin"
+    assert settings.data.path == "builtin"
+    (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a file of one's own goes first
+    assert resolve(config=Path("demo"), environment={}).settings.seed == 5
+
+
+@pytest.mark.parametrize("path", sorted(ASSETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_settings_that_come_along_validate(path: Path) -> None:
+    resolve(config=path, environment={})
+
+
+def test_builtin_names_the_embedded_base(
+    toy: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpt2, "EMBEDDED", toy / "base")
+    code, _, err = colakit("generate", "--base", "builtin", "--prompt", "The", "--max-new-tokens", "3")
+    assert code == 0, err
+    monkeypatch.setattr(gpt2, "EMBEDDED", tmp_path / "none")
+    code, _, err = colakit("generate", "--base", "builtin", "--prompt", "The")
+    assert code == 2
+    assert "this installation lacks it" in err

@@ -77,6 +77,19 @@ def test_short_attention_drops_and_rescales_probabilities() -> None:
     assert_close(dropped.mean(), torch.tensor(1.0), rtol=0.0, atol=0.15)  # the mean survives, ±3 sd of it
 
 
+def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(31, 16, 16, 3, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
+    body = GPT(config).transformer
+    ids, last = torch.randint(31, (4, 9)), torch.tensor([8, 0, 3, 5])
+    expected, found = body(ids)[torch.arange(4), last], body(ids, last=last)
+    assert_close(found, expected, **TIGHT)
+    parameters = list(body.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), parameters)
+    for one, two in zip(torch.autograd.grad(found.square().sum(), parameters), wanted, strict=True):
+        assert_close(one, two, **TIGHT)
+
+
 def test_compiled_gelu_is_gelu() -> None:
     x = torch.linspace(-9, 9, 4001, requires_grad=True)
     compiled = torch.compile(gelu_tanh)(x)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from colakit.commands.fitting import Lesson, settings_identity
-from colakit.commands.language import BASE, LanguageFit
+from colakit.commands.modelling import BASE, LanguageFit
 from colakit.commands.runner import Training, run_training
 from colakit.commands.task import show_parameters
 from colakit.context import Context
@@ -20,7 +20,7 @@ from colakit.data.bpe import train_tokenizer
 from colakit.data.text import Stream, Vocabulary, encode_text, read_documents, split_holdout, text_files
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.windows import TextSource, Windows
-from colakit.engine.device import compiles, keep_freed_memory
+from colakit.engine.device import compiles
 from colakit.engine.objectives import language_modelling
 from colakit.engine.optimizers import pretraining_optimizer
 from colakit.engine.randomness import seed_everything
@@ -84,7 +84,6 @@ def _prepare(context: Context, *, resume: bool) -> Training:
     model = GPT(_shape(settings, tokenizer.vocab_size))
     set_dropout(model, settings.dropout)
     context.compute.place(model)
-    keep_freed_memory()
     compiled, how = compiles(context.compute.device, settings.compile)
     if compiled:
         model.transformer.compile()

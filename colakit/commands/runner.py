@@ -16,6 +16,7 @@ from colakit.commands.reporting import report
 from colakit.commands.task import Task, load_task, show_plan
 from colakit.console import Reporter
 from colakit.context import Context
+from colakit.engine.device import keep_freed_memory
 from colakit.engine.distributed import Processes, processes
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
@@ -76,6 +77,7 @@ def run_training(
         context.check_new_run()
     if context.dry_run:
         return show()
+    keep_freed_memory()
     with processes(context.compute) as group:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)

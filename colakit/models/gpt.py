@@ -100,11 +100,16 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.width, config.width)
         self.resid_dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it."""
+    def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
+        """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it.
+
+        With `last` (B,), a position in each row: return (B, 1, D), what stands there alone.
+        """
         batch, tokens, width = x.shape
         qkv = self.c_attn(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        if last is not None:
+            return self.resid_dropout(self.c_proj(self._attend_from(last, q, k, v)))
         causal = tokens > 1
         if cache is not None:
             assert not (cache.length and causal), "a filled cache takes one token at a time"
@@ -116,6 +121,15 @@ class Attention(nn.Module):
         else:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, tokens, width)))
+
+    def _attend_from(self, last: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return (B, 1, D): the heads' answers to the query at `last`, from the keys up to it."""
+        batch, _, tokens, _ = q.shape
+        q = q[torch.arange(batch, device=q.device), :, last].unsqueeze(2)  # (B, H, 1, D/H)
+        seen = torch.arange(tokens, device=q.device) <= last[:, None]  # (B, T)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout)
+        return y.reshape(batch, 1, -1)
 
 
 class MLP(nn.Module):
@@ -144,9 +158,12 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return (B, T, D) for (B, T, D)."""
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
+        """Return (B, T, D) for (B, T, D); with `last` (B,), (B, 1, D) for that position of each row."""
+        attended = self.attn(self.ln_1(x), cache, last)
+        if last is not None:
+            x = x[torch.arange(len(last), device=x.device), last].unsqueeze(1)
+        x = x + attended
         return x + self.mlp(self.ln_2(x))
 
 
@@ -162,8 +179,12 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the final hidden states (B, T, D) of `input_ids` (B, T)."""
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
+        """Return the final hidden states (B, T, D) of `input_ids` (B, T).
+
+        With `last` (B,): return (B, D), the state at that position of each row. The last block then computes
+        keys and values for all tokens, but all else for one.
+        """
         start = cache.length if cache is not None else 0
         end = start + input_ids.shape[1]
         if end > self.config.num_positions:
@@ -171,11 +192,12 @@ class Transformer(nn.Module):
         positions = torch.arange(start, end, device=input_ids.device)
         # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits
         x = self.drop((self.wte(input_ids) + self.wpe(positions)).float())
+        final = self.h[-1]
         for block in self.h:
-            x = block(x, cache)
+            x = block(x, cache, last if block is final else None)
         if cache is not None:
             cache.length = end
-        return self.ln_f(x)
+        return self.ln_f(x if last is None else x.squeeze(1))
 
 
 class GPT(nn.Module):
@@ -227,10 +249,8 @@ class GPTClassifier(nn.Module):
             input_ids: (B, T) int64, padded on the right with any token.
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
         """
-        hidden = self.transformer(input_ids)  # (B, T, D)
         last = attention_mask.sum(dim=1) - 1  # (B,)
-        pooled = hidden[torch.arange(len(last), device=last.device), last]  # (B, D)
-        return self.score(pooled).float()
+        return self.score(self.transformer(input_ids, last=last)).float()
 
 
 def initialise(model: nn.Module) -> None:

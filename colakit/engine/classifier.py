@@ -232,7 +232,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     base_folder = resolve_base(base)
     gpt = load_gpt(base_folder)
     companion = _read_companion(folder)
-    _check_base(folder, base, gpt, companion)
+    check_base(folder, base, gpt)
     num_labels = adapter.saved_modules["score.weight"].shape[0]
     model = gpt.classifier(num_labels)
     apply_adapter(model, adapter, where=str(folder))
@@ -269,8 +269,13 @@ def _read_companion(folder: Path) -> dict[str, Any]:
     return companion
 
 
-def _check_base(folder: Path, base: str, gpt: GPT, companion: dict[str, Any]) -> None:
-    made_for = companion.get("origin", {}).get("base_fingerprint")
+def check_base(folder: Path, base: str, gpt: GPT) -> None:
+    """Raise `ColakitError` if the adapter in `folder` is known to have been trained on another base.
+
+    Args:
+        base: how people call `gpt`.
+    """
+    made_for = _read_companion(folder).get("origin", {}).get("base_fingerprint")
     if made_for is not None and made_for != (found := base_fingerprint(gpt)):
         raise ColakitError(
             f"{folder}: was trained on a base with fingerprint {made_for[:12]}…; {base} has {found[:12]}…",

@@ -147,6 +147,8 @@ def evaluate(
 ) -> None:
     """Measure any number of models on any splits, side by side; with --pairs, as language models.
 
+    Where neither --data nor --config names data, it is the data that the models were trained on.
+
     With --pairs, nothing is tuned: a model is right about a pair where it gives the acceptable sentence the
     higher log-probability. The base is scored where it is named or no MODEL is.
     """

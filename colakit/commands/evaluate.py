@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.commands.recorded import load_corpus_of
 from colakit.commands.tables import Table, interval, markdown
 from colakit.commands.task import encode, percent
 from colakit.context import Context
@@ -32,7 +33,7 @@ from colakit.files import write_json, write_text
 def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     """Print the comparison; with `--out`, also write evaluation.json and evaluation.md there."""
     context.check_out()
-    corpus = context.load_corpus()
+    corpus = load_corpus_of(context, models)
     names = context.settings.evaluate.splits or _default_splits(corpus)
     for name in names:
         corpus.split(name).require_labels()

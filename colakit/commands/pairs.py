@@ -86,7 +86,7 @@ def _refuse_flags_of_corpora(context: Context) -> None:
     for key, origin in context.resolved.origins.items():
         if context.resolved.was_typed(key) and key.startswith(("data.", "evaluate.splits")):
             raise ColakitError(
-                f"{origin.split()[0]} with --pairs: pairs bring their sentences along",
+                f"{origin} with --pairs: pairs bring their sentences along",
                 hint="Leave one of them out.",
             )
 

@@ -486,7 +486,7 @@ def test_dry_run_reads_the_pairs_and_touches_nothing(
         "evaluate", "--pairs", suite, "--base", toy / "base", "--out", tmp_path / "out", "--dry-run"
     )
     assert code == 0, err
-    assert f"would score {NUM_PAIRS} pairs of 1 files with base base, by UID, field" in out
+    assert f"would score {NUM_PAIRS} pairs of {suite} with base base, by UID, field" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -128,8 +128,9 @@ def _plan(
     compute: Compute,
 ) -> dict[str, Any]:
     by = f", by {', '.join(groups)}" if groups else ""
+    where = f"{len(files)} files" if len(files) > 1 else str(files[0])
     context.reporter.result(
-        f"would score {len(pairs)} pairs of {len(files)} files with {', '.join(asked)}{by} ({compute})"
+        f"would score {len(pairs)} pairs of {where} with {', '.join(asked)}{by} ({compute})"
     )
     return {
         "models": list(asked),

@@ -147,15 +147,52 @@ def train_scratch(context: Context, *, resume: Resume = False) -> None:
 
 
 @command(
-    app, "evaluate", {**BASE_AND_DATA, "--split": "evaluate.splits", "--batch-size": "evaluate.batch_size"}
+    app,
+    "evaluate",
+    {
+        **BASE_AND_DATA,
+        "--split": "evaluate.splits",
+        "--batch-size": "evaluate.batch_size",
+        "--group-by": "evaluate.group_by",
+    },
 )
 def evaluate(
     context: Context,
     *,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, ckpt.pt files, adapters.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL…", help="Runs, ckpt.pt files, adapters; with --pairs the base alone will do."
+        ),
+    ] = None,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Minimal pairs, JSON lines with `sentence_good` and `sentence_bad` (.jsonl, .gz, .xz), or a "
+            "folder of them; repeatable.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Measure any number of models on any splits, side by side."""
-    _run(context, "evaluate", models=models)
+    """Measure any number of models on any splits, side by side; with --pairs, as language models.
+
+    Where neither --data nor --config names data, it is the data that the models were trained on.
+
+    With --pairs, nothing is tuned: a model is right about a pair where it gives the acceptable sentence the
+    higher log-probability. The base is scored where it is named or no MODEL is.
+    """
+    if pairs:
+        _run(context, "pairs", models=models or [], pairs=pairs)
+    elif models:
+        if context.resolved.was_typed("evaluate.group_by"):
+            raise ColakitError("--group-by without --pairs", hint="Name the pairs: --pairs FILE")
+        _run(context, "evaluate", models=models)
+    else:
+        raise ColakitError(
+            "evaluate: no MODEL is named",
+            hint="Give run folders, ckpt.pt files or adapters; or minimal pairs with --pairs FILE.",
+        )
 
 
 @command(app, "plot", {"--format": "plot.format"})

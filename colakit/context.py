@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colakit.console import Reporter
 from colakit.errors import ColakitError
 from colakit.loading import Resolved
-from colakit.settings import Settings
+from colakit.settings import DataSettings, Settings
 
 if TYPE_CHECKING:
     from colakit.data.cache import ArrayCache
@@ -69,14 +69,16 @@ class Context:
 
         return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
 
-    def load_corpus(self) -> Corpus:
-        """Read the corpus that `data` names, fetching CoLA where it is asked for by name."""
+    def load_corpus(self, data: DataSettings | None = None) -> Corpus:
+        """Read the corpus that `data` names, by default that of the settings.
+
+        CoLA is fetched where it is asked for by name.
+        """
         from colakit.data.corpora import Columns, load_corpus
 
-        data = self.settings.data
+        data = data or self.settings.data
         columns = Columns(data.text_column, data.label_column) if data.text_column else None
-        use_splits = self.resolved.was_typed("data.splits") or not self.resolved.was_typed("data.path")
-        files = {name: Path(path).expanduser() for name, path in data.splits.items() if use_splits}
+        files = {name: Path(path).expanduser() for name, path in data.splits.items()}
         path = Path(data.path).expanduser()
         if not files and data.path == "cola" and not path.exists():
             path = self._fetched_cola()

@@ -18,6 +18,7 @@ ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # where the tests find real data
 DEFAULT = "default"
 ASSETS = Path(__file__).parent / "assets"  # files that come with the package
+TYPED = "--"  # how the origin of what was set on the command line begins
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Resolved:
 
     def was_typed(self, key: str) -> bool:
         """Tell whether `key` was set on the command line, by its flag or by `--set`."""
-        return self.origins.get(key, "").startswith("--")
+        return self.origins.get(key, "").startswith(TYPED)
 
 
 def resolve(
@@ -62,7 +63,7 @@ def resolve(
     layers |= _environment_layer(os.environ if environment is None else environment)
     layers |= _assignment_layer(assignments)
     layers |= dict(flags or {})
-    layers = _with_mappings_folded(layers)
+    layers = _with_one_source_of_data(_with_mappings_folded(layers))
     known = {key for key, _ in leaf_fields()}
     for key, (origin, _) in layers.items():
         if key not in known:
@@ -164,6 +165,17 @@ def _with_mappings_folded(layers: dict[str, tuple[str, Any]]) -> dict[str, tuple
             entry = {key.removeprefix(f"{mapping}."): value}
             folded[mapping] = (origin, {**(before if isinstance(before, dict) else {}), **entry})
     return folded
+
+
+def _with_one_source_of_data(layers: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """Let a typed `data.path` displace `data.splits` of a file or the environment, which would go before it.
+
+    So settings that were saved name one source of data.
+    """
+    typed = {key for key, (origin, _) in layers.items() if origin.startswith(TYPED)}
+    if "data.path" not in typed or "data.splits" in typed:
+        return layers
+    return {key: layer for key, layer in layers.items() if key != "data.splits"}
 
 
 def _parse_value(text: str, where: str) -> Any:

@@ -298,6 +298,12 @@ class EvaluateSettings(Section):
 
     splits: Names = Field((), description="splits; by default every labelled one but train")
     batch_size: int = Field(128, ge=1, description="sentences computed at a time")
+    group_by: Names = Field(
+        (), description="fields that group --pairs; by default those of text with 2 to 100 shared values"
+    )
+    pairs_bos: bool = Field(
+        True, description="with --pairs, predict the first token too, given the end-of-text token"
+    )
 
 
 class PlotSettings(Section):

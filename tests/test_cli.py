@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,71 @@ def test_evaluate_takes_adapter_folders_and_single_splits(
     code, out, err = colakit("evaluate", adapter, "--data", toy / "corpus", "--split", "ood_dev", "--json")
     assert code == 0, err
     assert set(json.loads(out)["splits"]) == {"ood_dev"}
+
+
+@pytest.mark.parametrize("model", ["{}", "{}/ckpt.pt", "{}/adapter"])
+def test_evaluate_reads_the_data_that_a_run_records(
+    model: str, runs: dict[str, Path], toy: Path, colakit: Run
+) -> None:
+    code, out, err = colakit("evaluate", model.format(runs["finetune"]), "--json")
+    assert code == 0, err
+    assert json.loads(out)["corpus"] == str(toy / "corpus")
+    assert f"data: {toy}/corpus, as {model.format(runs['finetune'])} was trained on" in err
+
+
+def test_data_that_is_named_goes_before_what_runs_record(
+    runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(toy / "corpus", copy)
+    (tmp_path / "data.yaml").write_text(f"data: {{path: {copy}}}\n")
+    (tmp_path / "other.yaml").write_text("data: {holdout: 0.2}\nlora: {rank: 4}\n")
+    for flags in (["--data", copy], ["--set", f"data.path={copy}"], ["--config", tmp_path / "data.yaml"]):
+        code, out, err = colakit("evaluate", runs["finetune"], *flags, "--json")
+        assert code == 0, err
+        assert json.loads(out)["corpus"] == str(copy)
+        assert "was trained on" not in err
+    _, out, _ = colakit("evaluate", runs["finetune"], "--config", tmp_path / "other.yaml", "--json")
+    assert json.loads(out)["corpus"] == str(toy / "corpus")
+    monkeypatch.setenv("COLAKIT_DATA__PATH", str(copy))
+    assert json.loads(colakit("evaluate", runs["finetune"], "--json")[1])["corpus"] == str(copy)
+
+
+def test_runs_on_different_data_are_compared_on_data_that_is_named(
+    runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    copy, run = tmp_path / "copy", tmp_path / "run"
+    shutil.copytree(toy / "corpus", copy)
+    train = ["train-scratch", "--base", toy / "base", "--data", copy, "--epochs", 1, "--out", run]
+    assert colakit(*train)[0] == 0
+    for extra in ([], ["--dry-run"]):
+        code, _, err = colakit("evaluate", runs["finetune"], run, *extra)
+        assert code == 2
+        assert f"was trained on {toy}/corpus, {run} on {copy}" in " ".join(err.split())
+        assert "--data PATH" in err
+    assert colakit("evaluate", runs["finetune"], run, "--data", copy)[0] == 0
+    shutil.rmtree(copy)
+    code, _, err = colakit("evaluate", run)
+    assert code == 2
+    assert f"{copy}: not there" in err
+    assert "--data names another place" in " ".join(err.split())
+    copy.symlink_to(toy / "corpus")  # two paths to one place are no difference
+    code, _, err = colakit("evaluate", runs["finetune"], run)
+    assert code == 0, err
+
+
+def test_a_model_that_records_no_data_follows_the_others(
+    runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(runs["finetune"] / "adapter", foreign)
+    (foreign / "colakit.json").unlink()
+    code, out, err = colakit("evaluate", foreign, runs["finetune"], "--json")
+    assert code == 0, err
+    assert json.loads(out)["corpus"] == str(toy / "corpus")
+    code, _, err = colakit("evaluate", foreign, "--dry-run")
+    assert code == 2
+    assert "CoLA is not fetched yet" in err
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
@@ -389,9 +455,10 @@ def test_a_task_of_ones_own_with_three_classes(toy: Path, colakit: Run, tmp_path
     assert summary["labels"] == ["order", "question", "statement"]
     assert summary["threshold"] is None
     assert summary["splits"]["dev"]["accuracy"] > 0.9
-    code, out, err = colakit("evaluate", tmp_path / "run", *own, "--json")
-    assert code == 0, err
-    assert set(json.loads(out)["splits"]) == {"dev"}
+    for data in (own, []):
+        code, out, err = colakit("evaluate", tmp_path / "run", *data, "--json")
+        assert code == 0, err
+        assert set(json.loads(out)["splits"]) == {"dev"}
 
 
 def test_a_collapsed_model_is_called_so(toy: Path, colakit: Run, tmp_path: Path) -> None:

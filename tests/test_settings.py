@@ -492,3 +492,23 @@ def test_any_text_ends_in_settings_or_a_named_fault(text: str) -> None:
 )
 def test_yaml_that_its_parser_stumbles_over_is_a_named_fault(text: str) -> None:
     assert faults_of(lambda: from_yaml(text))[0].startswith("cola.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("sources", "splits"),
+    [
+        ({}, {"train": "a.tsv"}),
+        ({"flags": {"data.path": ("--data", "corpus")}}, {}),
+        ({"assignments": ["data.path=corpus"]}, {}),
+        ({"environment": {"COLAKIT_DATA__PATH": "corpus"}}, {"train": "a.tsv"}),
+        (
+            {"flags": {"data.path": ("--data", "corpus")}, "assignments": ["data.splits.dev=b.tsv"]},
+            {"train": "a.tsv", "dev": "b.tsv"},
+        ),
+    ],
+)
+def test_a_typed_path_displaces_the_files_of_splits(sources: dict[str, Any], splits: dict[str, str]) -> None:
+    found = from_yaml("data: {splits: {train: a.tsv}}", **sources)
+    assert found.settings.data.splits == splits
+    CONFIG.write_text(to_yaml(found.settings))  # and what a run saves says the same
+    assert resolve(config=CONFIG, environment={}).settings.data.splits == splits

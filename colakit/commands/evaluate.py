@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.commands.recorded import load_corpus_of
+from colakit.commands.tables import Table, interval, markdown
 from colakit.commands.task import encode, percent
 from colakit.context import Context
 from colakit.data.corpora import Corpus, Split
@@ -23,17 +25,15 @@ from colakit.engine.comparison import (
     experiment_key,
     group_names,
 )
-from colakit.engine.metrics import Interval, Labels
+from colakit.engine.metrics import Labels
 from colakit.errors import ColakitError
 from colakit.files import write_json, write_text
-
-Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
 def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     """Print the comparison; with `--out`, also write evaluation.json and evaluation.md there."""
     context.check_out()
-    corpus = context.load_corpus()
+    corpus = load_corpus_of(context, models)
     names = context.settings.evaluate.splits or _default_splits(corpus)
     for name in names:
         corpus.split(name).require_labels()
@@ -49,7 +49,7 @@ def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     if context.out is not None:
         context.out.mkdir(parents=True, exist_ok=True)
         write_json(context.out / "evaluation.json", result)
-        write_text(context.out / "evaluation.md", "\n".join(_markdown(table) for table in tables))
+        write_text(context.out / "evaluation.md", "\n".join(markdown(table) for table in tables))
         context.reporter.say(f"written to {context.out}")
     return result
 
@@ -132,9 +132,9 @@ def _model_table(where: str, comparison: SplitComparison) -> Table:
     rows = [
         [
             row.model,
-            _interval(row.accuracy, 100, 1),
+            interval(row.accuracy, 100, 1),
             percent(row.metrics.majority_rate),
-            _interval(row.mcc, 1, 3),
+            interval(row.mcc, 1, 3),
             f"{row.metrics.loss:.3f}",
         ]
         for row in comparison.models
@@ -162,22 +162,14 @@ def _pair_table(where: str, comparison: SplitComparison) -> Table:
     rows = [
         [
             f"{row.first} - {row.second}",
-            _interval(row.accuracy, 100, 1, signed=True),
-            _interval(row.mcc, 1, 3, signed=True),
+            interval(row.accuracy, 100, 1, signed=True),
+            interval(row.mcc, 1, 3, signed=True),
             ", ".join(f"{p:.2g}" for p in row.mcnemar_p) or "-",
         ]
         for row in comparison.pairs
     ]
     columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"]
     return f"{where}: differences, paired over sentences, seeds held fixed", columns, rows
-
-
-def _interval(interval: Interval, factor: float, digits: int, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    value, low, high = (
-        f"{factor * x:{sign}.{digits}f}" for x in (interval.value, interval.low, interval.high)
-    )
-    return f"{value} [{low}, {high}]"
 
 
 def _warn_of_collapse(context: Context, found: Sequence[SplitComparison]) -> None:
@@ -189,9 +181,3 @@ def _warn_of_collapse(context: Context, found: Sequence[SplitComparison]) -> Non
                     f"{row.model} answers class {answer} to all of {comparison.split}: MCC 0, "
                     f"majority rate {percent(row.metrics.majority_rate)} %"
                 )
-
-
-def _markdown(table: Table) -> str:
-    title, columns, rows = table
-    lines = [f"**{title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])

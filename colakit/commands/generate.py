@@ -9,16 +9,15 @@ from typing import Any
 import torch
 
 from colakit.commands.finetune import lora_config
+from colakit.commands.language import load_language_model
 from colakit.commands.task import show_parameters
 from colakit.context import Context
 from colakit.data.tables import decode
 from colakit.data.tokens import SentenceTokenizer
-from colakit.engine.classifier import load_classifier
 from colakit.engine.generation import generate_tokens
 from colakit.errors import ColakitError
-from colakit.interop.gpt2 import load_gpt, plan_config, resolve_base
-from colakit.interop.peft import apply_adapter, read_adapter
-from colakit.models.gpt import GPT, GPTClassifier
+from colakit.interop.gpt2 import plan_config
+from colakit.models.gpt import GPT
 from colakit.models.lora import inject
 
 
@@ -31,7 +30,7 @@ def run(context: Context, *, prompt: str | None, adapter: str | None, rank: int 
     settings = context.settings.generate
     if context.dry_run:
         return _plan(context, adapter, rank)
-    model, tokenizer = _load(context, adapter)
+    model, tokenizer = load_language_model(context, adapter)
     if rank is not None:
         names = inject(model, lora_config(context.settings.lora, rank))
         context.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
@@ -85,32 +84,6 @@ def _plan(context: Context, adapter: str | None, rank: int | None) -> dict[str, 
         answer["parameters"] = show_parameters(context, model).as_dict()
     context.reporter.result(f"would add {answer['max_new_tokens']} tokens on {context.compute}")
     return answer
-
-
-def _load(context: Context, adapter: str | None) -> tuple[GPT, SentenceTokenizer]:
-    path = Path(adapter).expanduser() if adapter is not None else None
-    if path is not None and not (path / "adapter_config.json").is_file():
-        return _from_checkpoint(path)
-    base = context.settings.base
-    found = read_adapter(path) if path is not None else None
-    if found is not None and found.base and not context.resolved.was_typed("base"):
-        base = found.base
-    folder = resolve_base(base)
-    model = load_gpt(folder)
-    if found is not None:
-        apply_adapter(model, found, where=str(path))
-    return model, SentenceTokenizer.from_folder(folder)
-
-
-def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:
-    """A tuned classifier still has its language model: the body, read out through the token embedding."""
-    classifier = load_classifier(path)
-    if not isinstance(classifier.model, GPTClassifier):
-        raise ColakitError(f"--adapter {path}: is a recurrent student, which generates no text")
-    with torch.device("meta"):
-        model = GPT(classifier.model.config)
-    model.transformer = classifier.model.transformer
-    return model, SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
 
 
 class _Stream:

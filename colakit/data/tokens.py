@@ -34,6 +34,14 @@ class Tokens:
     offsets: NDArray[np.int64]
     num_truncated: int = 0
 
+    @classmethod
+    def pack(cls, rows: Sequence[Sequence[int] | NDArray[np.int32]], num_truncated: int = 0) -> Tokens:
+        """Return the sentences whose token numbers are `rows`."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+        return cls(ids, offsets, num_truncated)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -140,7 +148,7 @@ class SentenceTokenizer:
             if room is not None and len(ids) > room:
                 ids, num_truncated = ids[:room], num_truncated + 1
             rows.append([*before, *ids, *after] or [self.end_of_text_id])
-        return _pack(rows, num_truncated)
+        return Tokens.pack(rows, num_truncated)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
@@ -162,10 +170,3 @@ def encode_cached(
 
     arrays = cache.get("tokens", key, compute)
     return Tokens(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]))
-
-
-def _pack(rows: list[list[int]], num_truncated: int) -> Tokens:
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
-    return Tokens(ids, offsets, num_truncated)

@@ -153,12 +153,31 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
     Raises:
         ColakitError: if there is no classifier, or it is broken, foreign or of a newer format.
     """
+    path = _locate(where)
+    return _from_adapter(path, base) if path.is_dir() else _from_checkpoint(path)
+
+
+def read_origin(where: str | Path) -> dict[str, Any]:
+    """Return `SentenceClassifier.origin` of what `load_classifier` would load, without building the model.
+
+    It is empty for an adapter that PEFT wrote.
+
+    Raises:
+        ColakitError: if there is no classifier, or its file cannot be read.
+    """
+    path = _locate(where)
+    origin = (_read_companion(path) if path.is_dir() else _read_checkpoint(path)).get("origin")
+    return origin if isinstance(origin, dict) else {}
+
+
+def _locate(where: str | Path) -> Path:
+    """Return the checkpoint or the adapter folder that `where` stands for."""
     path = Path(where).expanduser()
     if path.is_dir():
         if (path / CHECKPOINT_NAME).is_file():
-            return _from_checkpoint(path / CHECKPOINT_NAME)
+            return path / CHECKPOINT_NAME
         if (path / "adapter_config.json").is_file():
-            return _from_adapter(path, base)
+            return path
         unfinished = (path / "state.pt").exists()
         raise ColakitError(
             f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json",
@@ -168,10 +187,10 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
         )
     if not path.exists():
         raise ColakitError(f"{path}: not there", hint="Give a run folder, a ckpt.pt or an adapter folder.")
-    return _from_checkpoint(path)
+    return path
 
 
-def _from_checkpoint(path: Path) -> SentenceClassifier:
+def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler passes on whatever a damaged file makes it stumble over
@@ -185,6 +204,11 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
             f"{path}: format {content['format']}; this colakit reads up to {CHECKPOINT_FORMAT}",
             hint="Upgrade colakit.",
         )
+    return content
+
+
+def _from_checkpoint(path: Path) -> SentenceClassifier:
+    content = _read_checkpoint(path)
     try:
         model, lora = _rebuild(content)
         model.load_state_dict(content["tensors"], assign=True)
@@ -235,7 +259,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     base_folder = resolve_base(base)
     gpt = load_gpt(base_folder)
     companion = _read_companion(folder)
-    _check_base(folder, base, gpt, companion)
+    check_base(folder, base, gpt)
     num_labels = adapter.saved_modules["score.weight"].shape[0]
     model = gpt.classifier(num_labels)
     apply_adapter(model, adapter, where=str(folder))
@@ -272,8 +296,13 @@ def _read_companion(folder: Path) -> dict[str, Any]:
     return companion
 
 
-def _check_base(folder: Path, base: str, gpt: GPT, companion: dict[str, Any]) -> None:
-    made_for = companion.get("origin", {}).get("base_fingerprint")
+def check_base(folder: Path, base: str, gpt: GPT) -> None:
+    """Raise `ColakitError` if the adapter in `folder` is known to have been trained on another base.
+
+    Args:
+        base: how people call `gpt`.
+    """
+    made_for = _read_companion(folder).get("origin", {}).get("base_fingerprint")
     if made_for is not None and made_for != (found := base_fingerprint(gpt)):
         raise ColakitError(
             f"{folder}: was trained on a base with fingerprint {made_for[:12]}…; {base} has {found[:12]}…",

@@ -1,0 +1,53 @@
+"""The language model of a base, or of a base with an adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from colakit.context import Context
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.classifier import check_base, load_classifier
+from colakit.errors import ColakitError
+from colakit.interop.gpt2 import load_gpt, resolve_base
+from colakit.interop.peft import apply_adapter, read_adapter
+from colakit.models.gpt import GPT, GPTClassifier
+
+
+def load_language_model(context: Context, adapter: str | None) -> tuple[GPT, SentenceTokenizer]:
+    """Return the language model and its tokenizer, without boundary tokens.
+
+    Args:
+        adapter: adapter folder, run folder or `ckpt.pt`; None is the plain base.
+
+    Raises:
+        ColakitError: if there is none, it is broken, or it is a recurrent student.
+    """
+    path = Path(adapter).expanduser() if adapter is not None else None
+    if path is not None and not (path / "adapter_config.json").is_file():
+        return _from_checkpoint(path)
+    base = context.settings.base
+    found = read_adapter(path) if path is not None else None
+    if found is not None and found.base and not context.resolved.was_typed("base"):
+        base = found.base
+    folder = resolve_base(base)
+    model = load_gpt(folder)
+    if path is not None and found is not None:
+        check_base(path, base, model)
+        apply_adapter(model, found, where=str(path))
+    return model, SentenceTokenizer.from_folder(folder)
+
+
+def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:
+    """A tuned classifier still has its language model: the body, read out through the token embedding."""
+    classifier = load_classifier(path)
+    if not isinstance(classifier.model, GPTClassifier):
+        raise ColakitError(
+            f"{path}: is a recurrent student, which has no language model",
+            hint="Give a run of finetune, an adapter folder, or a base with --base.",
+        )
+    with torch.device("meta"):
+        model = GPT(classifier.model.config)
+    model.transformer = classifier.model.transformer
+    return model, SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)

@@ -1,0 +1,255 @@
+"""`colakit evaluate --pairs`: which sentence of a minimal pair a language model finds likelier.
+
+Nothing is tuned: the base is asked, and so are tuned models, whose language model is the adapted body read
+out through the token embedding. `--precision auto` means fp32 here: bf16 moves the difference of a pair by
+0.05 nats (standard deviation), and pairs that a model finds hard are close (figures in docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colakit.commands.language import load_language_model
+from colakit.commands.tables import Table, interval, markdown
+from colakit.commands.task import percent
+from colakit.context import Context
+from colakit.data.pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
+from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.engine.classifier import CHECKPOINT_NAME
+from colakit.engine.comparison import distinct_names
+from colakit.engine.device import Compute
+from colakit.engine.pairs import Accuracy, PairScores, accuracy, score_pairs
+from colakit.errors import ColakitError
+from colakit.files import write_json, write_text
+
+ALL, MACRO = "all", "mean of groups"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one language model makes of all pairs.
+
+    Attributes:
+        model: how people call it.
+        groups: field -> group -> its accuracy.
+        num_truncated: sentences, of two a pair, that were cut to the model's positions.
+    """
+
+    model: str
+    all: Accuracy
+    groups: dict[str, dict[str, Accuracy]]
+    num_ties: int
+    num_truncated: int
+
+    def macro(self, field: str) -> tuple[float, float]:
+        """Return the plain means over a field's groups, by sum and per token."""
+        found = self.groups[field].values()
+        return fmean(a.summed.value for a in found), fmean(a.per_token for a in found)
+
+
+def run(context: Context, *, models: Sequence[str], pairs: Sequence[Path]) -> dict[str, Any]:
+    """Print a table for each grouping; with `--out`, also write pairs.json and pairs.md there."""
+    _refuse_flags_of_corpora(context)
+    context.check_out()
+    files = find_pair_files(pairs)
+    found = read_pairs(files)
+    groups = group_pairs(found, context.settings.evaluate.group_by)
+    compute = _compute(context)
+    _note_identical(context, found)
+    asked = _who_is_asked(context, models)
+    if context.dry_run:
+        return _plan(context, asked, files, found, groups, compute)
+    results = _ask_all(context, asked, found, groups, compute)
+    sizes = {field: {g: len(index) for g, index in _members(groups[field]).items()} for field in groups}
+    tables = [_table(field, sizes[field], len(found), results) for field in groups]
+    tables = tables or [("pairs", *_overall(len(found), results))]
+    for title, columns, rows in tables:
+        context.reporter.table(title, columns, rows)
+    answer = _answer(context, files, sizes, len(found), results)
+    if context.out is not None:
+        context.out.mkdir(parents=True, exist_ok=True)
+        write_json(context.out / "pairs.json", answer)
+        write_text(context.out / "pairs.md", "\n".join(markdown(table) for table in tables))
+        context.reporter.say(f"written to {context.out}")
+    return answer
+
+
+def _refuse_flags_of_corpora(context: Context) -> None:
+    for key, origin in context.resolved.origins.items():
+        if context.resolved.was_typed(key) and key.startswith(("data.", "evaluate.splits")):
+            raise ColakitError(
+                f"{origin} with --pairs: pairs bring their sentences along",
+                hint="Leave one of them out.",
+            )
+
+
+def _compute(context: Context) -> Compute:
+    if context.settings.precision != "auto" or context.compute.dtype == torch.float32:
+        return context.compute
+    return Compute(context.compute.device, torch.float32, "close pairs need it; --precision bf16 is faster")
+
+
+def _note_identical(context: Context, pairs: Sequence[MinimalPair]) -> None:
+    if same := sum(pair.good == pair.bad for pair in pairs):
+        context.reporter.warn(
+            f"{same} of {len(pairs)} pairs are a sentence and itself: ties, counted as wrong"
+        )
+
+
+def _who_is_asked(context: Context, models: Sequence[str]) -> dict[str, str | None]:
+    """Return name -> adapter, run or checkpoint; None is the base, which is asked where it is named."""
+    missing = [model for model in models if not Path(model).expanduser().exists()]
+    if missing:
+        raise ColakitError(
+            f"{missing[0]}: not there", hint="Give a run of finetune, a ckpt.pt or an adapter folder."
+        )
+    paths = [Path(model) for model in models]
+    folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
+    asked: dict[str, str | None] = {}
+    if not models or "base" in context.resolved.origins:
+        asked[f"base {Path(context.settings.base).name}"] = None
+    return asked | dict(zip(distinct_names(folders), models, strict=True))
+
+
+def _plan(
+    context: Context,
+    asked: Mapping[str, str | None],
+    files: Sequence[Path],
+    pairs: Sequence[MinimalPair],
+    groups: Mapping[str, Sequence[str]],
+    compute: Compute,
+) -> dict[str, Any]:
+    by = f", by {', '.join(groups)}" if groups else ""
+    where = f"{len(files)} files" if len(files) > 1 else str(files[0])
+    context.reporter.result(
+        f"would score {len(pairs)} pairs of {where} with {', '.join(asked)}{by} ({compute})"
+    )
+    return {
+        "models": list(asked),
+        "files": [str(file) for file in files],
+        "pairs": len(pairs),
+        "groups": {field: len(set(values)) for field, values in groups.items()},
+        "compute": str(compute),
+    }
+
+
+def _ask_all(
+    context: Context,
+    asked: Mapping[str, str | None],
+    pairs: Sequence[MinimalPair],
+    groups: Mapping[str, Sequence[str]],
+    compute: Compute,
+) -> list[Result]:
+    """Score the pairs with every model, of which one is loaded at a time."""
+    members = {field: _members(values) for field, values in groups.items()}
+    results: list[Result] = []
+    for name, adapter in asked.items():
+        model, tokenizer = load_language_model(context, adapter)
+        compute.place(model.requires_grad_(False))
+        longest = model.config.num_positions + 1  # the last token is predicted, never read
+        good, bad = _encode(context, tokenizer, pairs, longest, name)
+        with context.reporter.progress(f"{name}, sentences", 2 * len(pairs)) as bar:
+            scores = score_pairs(model, good, bad, compute, context.settings.evaluate.batch_size, bar.advance)
+        found = {
+            field: {group: accuracy(scores, index) for group, index in by_group.items()}
+            for field, by_group in members.items()
+        }
+        truncated = good.num_truncated + bad.num_truncated
+        results.append(Result(name, accuracy(scores), found, scores.num_ties, truncated))
+        _warn(context, results[-1], scores, longest)
+    return results
+
+
+def _encode(
+    context: Context, tokenizer: SentenceTokenizer, pairs: Sequence[MinimalPair], longest: int, name: str
+) -> tuple[Tokens, Tokens]:
+    reader = SentenceTokenizer(
+        tokenizer.backend, tokenizer.end_of_text_id, prefix=context.settings.evaluate.pairs_bos
+    )
+    good, bad = (reader.encode([getattr(pair, side) for pair in pairs], longest) for side in ("good", "bad"))
+    return good, bad
+
+
+def _members(values: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Return group -> the numbers of its pairs, in the order in which groups were found."""
+    found: dict[str, list[int]] = {}
+    for number, value in enumerate(values):
+        found.setdefault(value, []).append(number)
+    return {group: np.array(numbers) for group, numbers in found.items()}
+
+
+def _warn(context: Context, result: Result, scores: PairScores, longest: int) -> None:
+    warn, total = context.reporter.warn, len(scores.good)
+    if result.num_truncated:
+        warn(
+            f"{result.model}: {result.num_truncated} of {2 * total} sentences are longer than {longest} "
+            "tokens, the end-of-text token included, and were cut: what was cut off is not scored"
+        )
+    if result.num_ties:
+        warn(f"{result.model}: {result.num_ties} of {total} pairs are ties, counted as wrong")
+    if unscored := int((scores.good_tokens == 0).sum() + (scores.bad_tokens == 0).sum()):
+        warn(
+            f"{result.model}: {unscored} sentences are a single token, which nothing predicts; their sum is 0"
+        )
+
+
+def _table(field: str, sizes: Mapping[str, int], total: int, results: Sequence[Result]) -> Table:
+    title, columns, overall = f"pairs by {field}", *_overall(total, results)
+    rows = [
+        [group, str(size), *(cell for result in results for cell in _cells(result.groups[field][group]))]
+        for group, size in sizes.items()
+    ]
+    macro = [percent(value) for result in results for value in result.macro(field)]
+    return title, [field, *columns[1:]], [*rows, [MACRO, "", *macro], *overall]
+
+
+def _overall(total: int, results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns, and the row of all pairs."""
+    whose = [f"{result.model}: " if len(results) > 1 else "" for result in results]
+    columns = [f"{name}{what}" for name in whose for what in ("accuracy %", "per token %")]
+    cells = [cell for result in results for cell in _cells(result.all)]
+    return ["group", "pairs", *columns], [[ALL, str(total), *cells]]
+
+
+def _cells(found: Accuracy) -> list[str]:
+    return [interval(found.summed, 100, 2), percent(found.per_token)]
+
+
+def _answer(
+    context: Context,
+    files: Sequence[Path],
+    sizes: Mapping[str, Mapping[str, int]],
+    total: int,
+    results: Sequence[Result],
+) -> dict[str, Any]:
+    models = [
+        {
+            "model": result.model,
+            **asdict(result.all),
+            "ties": result.num_ties,
+            "truncated": result.num_truncated,
+            "groups": {
+                field: {group: asdict(found) for group, found in by_group.items()}
+                for field, by_group in result.groups.items()
+            },
+            "macro": {
+                field: dict(zip(("summed", "per_token"), result.macro(field), strict=True)) for field in sizes
+            },
+        }
+        for result in results
+    ]
+    return {
+        "files": [str(file) for file in files],
+        "pairs": total,
+        "bos": context.settings.evaluate.pairs_bos,
+        "group_sizes": {field: dict(by_group) for field, by_group in sizes.items()},
+        "models": models,
+    }

@@ -70,7 +70,8 @@ class Context:
         return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
 
     def load_corpus(self) -> Corpus:
-        """Read the corpus that `data` names, fetching CoLA where it is asked for by name."""
+        """Return the corpus that `data` names: built in, CoLA (fetched at need), or files."""
+        from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
         from colakit.data.corpora import Columns, load_corpus
 
         data = self.settings.data
@@ -78,6 +79,8 @@ class Context:
         use_splits = self.resolved.was_typed("data.splits") or not self.resolved.was_typed("data.path")
         files = {name: Path(path).expanduser() for name, path in data.splits.items() if use_splits}
         path = Path(data.path).expanduser()
+        if not files and data.path in BUILTIN_NAMES:
+            return builtin_corpus()
         if not files and data.path == "cola" and not path.exists():
             path = self._fetched_cola()
         return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)

@@ -106,5 +106,5 @@ CLOSED = (  # all that is no noun, name, lexical verb, adjective or manner adver
     "be is are was were been being have has had having do does did doing will would can could must might "
     "should didn't hasn't wasn't never ever yet often rarely hardly always just now very then only even also "
     "yesterday tomorrow last next week month year someone something "
-    "say said hear heard see saw news rumor clear"
+    "say said hear heard saw news rumor clear"
 )

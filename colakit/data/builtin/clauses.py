@@ -143,12 +143,10 @@ def relative_clauses(grammar: Grammar) -> str:
 
 @question("islands")
 def embedded_questions(grammar: Grammar) -> str:
-    """What did Mary hear [John|who] repaired?"""
+    """What did Mary hear [he|who] repaired?"""
     verb, _ = grammar.object_verb()
-    subject, other = grammar.person(), grammar.name()
-    return (
-        f"what did {subject} {grammar.pick(('hear', 'say', 'see'))} {contrast(str(other), 'who')} {verb.past}"
-    )
+    marked = contrast(grammar.pick(("he", "she", "we", "they")), "who")
+    return f"what did {grammar.person()} {grammar.pick(('hear', 'say'))} {marked} {verb.past}"
 
 
 @question("islands")

@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Fetch CoLA; check a corpus.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch CoLA; write the built-in corpus; check any.", no_args_is_help=True)
 config_app = typer.Typer(help="Show the resolved settings; print their schema.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -237,6 +237,12 @@ def data_check(
 ) -> None:
     """Count a corpus: labels, majority rates, duplicates, contradictions, overlap between splits."""
     _run(context, "data", action="check", strict=strict)
+
+
+@command(data_app, "write", {"--data": "data.path"})
+def data_write(context: Context) -> None:
+    """Write the built-in corpus into --out: CoLA's three files, and the minimal pairs of its dev splits."""
+    _run(context, "data", action="write")
 
 
 @command(config_app, "show", dict(BASE_AND_DATA))

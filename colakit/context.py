@@ -70,16 +70,19 @@ class Context:
         return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Read the corpus that `data` names, by default that of the settings.
+        """Return the corpus that `data`, by default that of the settings, names.
 
-        CoLA is fetched where it is asked for by name.
+        It is built in, or CoLA, fetched at need, or files.
         """
+        from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
         from colakit.data.corpora import Columns, load_corpus
 
         data = data or self.settings.data
         columns = Columns(data.text_column, data.label_column) if data.text_column else None
         files = {name: Path(path).expanduser() for name, path in data.splits.items()}
         path = Path(data.path).expanduser()
+        if not files and data.path in BUILTIN_NAMES:
+            return builtin_corpus()
         if not files and data.path == "cola" and not path.exists():
             path = self._fetched_cola()
         return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)

@@ -59,7 +59,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     """What is learnt from."""
 
-    path: str = Field("cola", description="`cola` (fetched once), or a zip, folder, TSV or CSV")
+    path: str = Field(
+        "cola", description="`cola` (fetched once), `builtin` (made here), or a zip, folder, TSV or CSV"
+    )
     splits: dict[str, str] = Field(
         {}, description="split name -> file, instead of `path`, for a task of your own"
     )

@@ -63,6 +63,7 @@ def test_help_does_not_import_torch() -> None:
         "plot": "--format",
         "predict": "--model --batch-size",
         "data check": "--strict",
+        "data write": "--data --out --dry-run",
     }.items(),
 )
 def test_promised_flags_exist(

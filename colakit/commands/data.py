@@ -1,4 +1,4 @@
-"""`colakit data`: fetch CoLA, check a corpus."""
+"""`colakit data`: fetch CoLA, write the built-in corpus, check any."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 from colakit.commands.task import percent
 from colakit.context import Context
+from colakit.data.builtin.corpus import BUILTIN_NAMES, PAIRS_FILE, VERSION, write_builtin
 from colakit.data.checks import check_corpus
+from colakit.data.corpora import COLA_FILES
 from colakit.data.fetch import COLA_URL, cola_folder, fetch_cola, is_fetched
 from colakit.errors import ColakitError
 
 
 def run(context: Context, *, action: str, strict: bool = False) -> dict[str, Any]:
-    """Do what `action`, fetch or check, asks for."""
+    """Do what `action`, fetch, write or check, asks for."""
+    if action == "write":
+        return _write(context)
     return _fetch(context) if action == "fetch" else _check(context, strict)
 
 
@@ -29,6 +33,24 @@ def _fetch(context: Context) -> dict[str, Any]:
             f"CoLA {'was' if had else 'is now'} in {cola_folder(cache)}, its checksums verified"
         )
     return {"folder": str(cola_folder(cache)), "was_cached": had}
+
+
+def _write(context: Context) -> dict[str, Any]:
+    path = context.settings.data.path
+    if path not in BUILTIN_NAMES:
+        raise ColakitError(
+            f"--data {path}: is not made here; only the built-in corpus is written",
+            hint="Run `colakit data write --data builtin --out FOLDER`",
+        )
+    if context.out is None:
+        raise ColakitError("data write: no folder to write to", hint="Name one with --out.")
+    context.check_out()
+    names = [*COLA_FILES.values(), PAIRS_FILE]
+    if not context.dry_run:
+        write_builtin(context.out)
+    verb = "would write" if context.dry_run else "wrote"
+    context.reporter.result(f"{verb} {', '.join(names)} in {context.out}")
+    return {"folder": str(context.out), "files": names, "version": VERSION}
 
 
 def _check(context: Context, strict: bool) -> dict[str, Any]:

@@ -205,7 +205,9 @@ def _find_splits(path: Path) -> dict[str, tuple[str, Callable[[], bytes]]]:
     elif path.exists():
         raise ColakitError(f"{path}: is no zip, folder, TSV or CSV", hint="--data takes one of these.")
     else:
-        raise ColakitError(f"{path}: not there", hint="--data takes `cola`, a zip, a folder, a TSV or a CSV.")
+        raise ColakitError(
+            f"{path}: not there", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
+        )
     found = _match_layout(members)
     if not found:
         wanted = f"{', '.join(COLA_FILES.values())} (CoLA) or {', '.join(GLUE_FILES.values())} (GLUE)"

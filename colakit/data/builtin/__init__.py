@@ -1,0 +1,1 @@
+"""The built-in corpus: a seeded grammar of English that writes minimal pairs."""

@@ -1,0 +1,123 @@
+"""The built-in corpus: one member of every minimal pair, seven in ten acceptable.
+
+The same version gives the same bytes everywhere. A pair depends on the version, its split, its paradigm and
+its number alone, so adding a paradigm leaves the others' pairs as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from colakit.data.builtin import agreement, clauses, predicates, pronouns, shape, tense
+from colakit.data.builtin.grammar import Grammar
+from colakit.data.builtin.lexicon import load_lexicon
+from colakit.data.builtin.paradigms import REGISTER, Paradigm
+from colakit.data.corpora import COLA_FILES, COLA_LABELS, Corpus, Split
+
+VERSION = 1  # raise it with every change of what is written
+SIZES = {"train": 6000, "id_dev": 600, "ood_dev": 600}
+POOLS = {"train": "id", "id_dev": "id", "ood_dev": "ood"}
+PAIRS_FILE = "pairs.jsonl"
+BUILTIN_NAMES = ("builtin", "builtin:")  # what --data calls it
+MODULES = (agreement, clauses, predicates, pronouns, shape, tense)
+PARADIGMS = tuple(  # in an order that does not depend on which module was imported first
+    paradigm for module in MODULES for paradigm in REGISTER if paradigm.draw.__module__ == module.__name__
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A minimal pair.
+
+    Attributes:
+        split: the split that one of its sentences stands in.
+        shown: the label of that sentence, 1 for the good one.
+    """
+
+    sentence_good: str
+    sentence_bad: str
+    phenomenon: str
+    paradigm: str
+    split: str
+    shown: int
+
+    @property
+    def sentence(self) -> str:
+        """The member that stands in the corpus."""
+        return self.sentence_good if self.shown else self.sentence_bad
+
+
+@cache
+def builtin_pairs() -> tuple[Pair, ...]:
+    """Return the pairs of all splits; no sentence, good or bad, stands in two of them."""
+    seen: set[str] = set()
+    return tuple(pair for split in SIZES for pair in _shuffled(list(_pairs(split, seen)), split))
+
+
+def _pairs(split: str, seen: set[str]) -> Iterator[Pair]:
+    share, more = divmod(SIZES[split], len(PARADIGMS))
+    for place, paradigm in enumerate(PARADIGMS):
+        pairs = _new_pairs(paradigm, split, seen)
+        for number in range(share + (place < more)):
+            good, bad = next(pairs)
+            shown = int((number + place) * 3 % 10 >= 3)  # three in ten are unacceptable, in every paradigm
+            yield Pair(good, bad, paradigm.phenomenon, paradigm.name, split, shown)
+
+
+def _new_pairs(paradigm: Paradigm, split: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+    lexicon = load_lexicon(POOLS[split])
+    for number in range(10**6):
+        seed = _seed(f"{VERSION}/{split}/{paradigm.name}/{number}")
+        good, bad = paradigm.pair(Grammar(seed, lexicon))
+        if good != bad and not {good, bad} & seen:  # some verbs have one form for two uses
+            seen.update((good, bad))
+            yield good, bad
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _shuffled(pairs: list[Pair], split: str) -> list[Pair]:
+    return sorted(pairs, key=lambda pair: _seed(f"{VERSION}/{split}/{pair.sentence}"))
+
+
+def builtin_corpus() -> Corpus:
+    """Return the corpus with its three splits; `sources` names the phenomenon."""
+    splits = {}
+    for name in SIZES:
+        pairs = [pair for pair in builtin_pairs() if pair.split == name]
+        splits[name] = Split(
+            name,
+            tuple(pair.sentence for pair in pairs),
+            np.array([pair.shown for pair in pairs], dtype=np.int64),
+            tuple(pair.phenomenon for pair in pairs),
+        )
+    return Corpus(f"builtin:{VERSION}", COLA_LABELS, splits)
+
+
+def serialised(corpus: Corpus) -> dict[str, str]:
+    """Return file name -> text in CoLA's layout of a corpus with CoLA's splits and labels."""
+    texts = {}
+    for name, split in corpus.splits.items():
+        rows = zip(split.sources, split.require_labels().tolist(), split.sentences, strict=True)
+        lines = [f"{source}\t{label}\t{'' if label else '*'}\t{text}\n" for source, label, text in rows]
+        texts[COLA_FILES[name]] = "".join(lines)
+    return texts
+
+
+def write_builtin(folder: Path) -> None:
+    """Write the corpus in CoLA's three files, and the pairs of its dev splits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = serialised(builtin_corpus())
+    dev = [pair for pair in builtin_pairs() if pair.split != "train"]
+    texts[PAIRS_FILE] = "".join(json.dumps(asdict(pair)) + "\n" for pair in dev)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())

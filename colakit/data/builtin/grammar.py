@@ -1,0 +1,246 @@
+"""How phrases and clauses are built: a grammar that draws acceptable English from one pool of words.
+
+Paradigms write a pair as one text in which `[right|wrong]` marks the only places where the two differ.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from colakit.data.builtin.lexicon import OBJECTS, PEOPLE, Lexicon, Noun, Verb
+
+Item = TypeVar("Item")
+PLACES = ("in", "near", "behind")
+BESIDE = ("near", "behind", "beside", "with")
+PORTABLE = ("food", "document", "thing", "clothing")
+TIMES = ("yesterday", "last week", "last month", "last year")
+AUXILIARIES = ("will", "can", "could", "must", "might", "should")
+PRONOUNS = {  # subject -> object, possessive, reflexive
+    "I": ("me", "my", "myself"),
+    "you": ("you", "your", "yourself"),
+    "he": ("him", "his", "himself"),
+    "she": ("her", "her", "herself"),
+    "we": ("us", "our", "ourselves"),
+    "they": ("them", "their", "themselves"),
+}
+SINGULAR_DETERMINERS = ("the", "the", "a", "this", "that", "my", "her", "his")
+PLURAL_DETERMINERS = ("the", "the", "some", "these", "those", "two", "several", "my", "their")
+
+
+def contrast(right: str, wrong: str) -> str:
+    """Return the mark of a place where the members of a pair differ."""
+    return f"[{right}|{wrong}]"
+
+
+def choose(first: bool, one: str, other: str) -> str:
+    """Return the mark where `one` is right if `first` holds, and `other` is right if it does not."""
+    return contrast(one, other) if first else contrast(other, one)
+
+
+def expand(text: str) -> tuple[str, str]:
+    """Return the two members that a marked text stands for, with `a` and `an` put right."""
+    members = (re.sub(r"\[([^|\]]*)\|([^|\]]*)\]", rf"\{side}", text) for side in (1, 2))
+    right, wrong = (re.sub(r"\ba (?=[aeiou])", "an ", " ".join(member.split())) for member in members)
+    return right, wrong
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A noun phrase; `pronoun` is the subject pronoun that can stand for it, `head` its noun or name."""
+
+    text: str
+    pronoun: str
+    head: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def plural(self) -> bool:
+        """Whether its verb is plural."""
+        return self.pronoun == "they"
+
+    @property
+    def reflexive(self) -> str:
+        """The reflexive it binds."""
+        return "itself" if self.pronoun == "it" else PRONOUNS[self.pronoun][2]
+
+
+@dataclass(frozen=True)
+class Predicate:
+    """A verb and all that follows it."""
+
+    verb: Verb
+    rest: str
+
+    def present(self, plural: bool) -> str:
+        """Return it in the third person of the present."""
+        return f"{self.verb.present(plural)} {self.rest}"
+
+    @property
+    def base(self) -> str:
+        """The infinitive."""
+        return f"{self.verb.base} {self.rest}"
+
+    @property
+    def past(self) -> str:
+        """The past."""
+        return f"{self.verb.past} {self.rest}"
+
+    @property
+    def participle(self) -> str:
+        """The past participle."""
+        return f"{self.verb.participle} {self.rest}"
+
+    @property
+    def gerund(self) -> str:
+        """The form in -ing."""
+        return f"{self.verb.gerund} {self.rest}"
+
+
+class Grammar:
+    """Draws the parts of one sentence, no noun or name twice.
+
+    Only `Random.random` is used: Python promises its stream for a seed, and of no other method.
+    """
+
+    def __init__(self, seed: int, lexicon: Lexicon) -> None:
+        self._random = random.Random(seed)
+        self.lexicon = lexicon
+        self._used: set[str] = set()
+
+    def chance(self, probability: float = 0.5) -> bool:
+        """Return True with a probability."""
+        return self._random.random() < probability
+
+    def pick(self, items: Sequence[Item]) -> Item:
+        """Return one of the items."""
+        return items[int(self._random.random() * len(items))]
+
+    def two(self, items: Sequence[Item]) -> tuple[Item, Item]:
+        """Return two different items."""
+        first = int(self._random.random() * len(items))
+        second = int(self._random.random() * (len(items) - 1))
+        return items[first], items[second + (second >= first)]
+
+    def fresh(self, items: Sequence[Item]) -> Item:
+        """Return an item that this sentence does not hold yet."""
+        left = [item for item in items if str(item) not in self._used]
+        found = self.pick(left)
+        self._used.add(str(found))
+        return found
+
+    def noun(self, *kinds: str) -> Noun:
+        """Return a noun of one of the kinds, each noun as likely as another."""
+        return self.fresh([noun for kind in kinds for noun in self.lexicon.nouns[kind]])
+
+    def verb(self, *frames: str) -> Verb:
+        """Return a verb of one of the frames."""
+        return self.pick([verb for frame in frames for verb in self.lexicon.verbs[frame]])
+
+    def adjective(self, kind: str) -> str:
+        """Return an adjective for nouns of a kind."""
+        if kind in PEOPLE:
+            return self.pick((*self.lexicon.adjectives["short"], *self.lexicon.adjectives["long"]))
+        solid = "thing" if kind in ("thing", "clothing", "vehicle") else "plain"
+        return self.fresh(self.lexicon.adjectives["idea" if kind == "idea" else solid])
+
+    def modified(self, noun: Noun, plural: bool, probability: float = 0.35) -> str:
+        """Return a noun, with an adjective before it now and then."""
+        adjective = self.adjective(noun.kind) if noun.kind != "animal" and self.chance(probability) else ""
+        return f"{adjective} {noun.form(plural)}"
+
+    def phrase(
+        self, *kinds: str, plural: bool | None = None, determiner: str = "", adjective: float = 0.35
+    ) -> Phrase:
+        """Return a determiner, perhaps an adjective, and a noun."""
+        plural = self.chance(0.4) if plural is None else plural
+        noun = self.noun(*kinds)
+        word = determiner or self.pick(PLURAL_DETERMINERS if plural else SINGULAR_DETERMINERS)
+        one = {"man": "he", "woman": "she", "person": "he"}.get(noun.kind, "it")
+        text = f"{word} {self.modified(noun, plural, adjective)}"
+        return Phrase(" ".join(text.split()), "they" if plural else one, noun.form(plural))
+
+    def definite(self, *kinds: str, plural: bool | None = None) -> Phrase:
+        """Return a phrase with `the`."""
+        return self.phrase(*kinds, plural=plural, determiner="the")
+
+    def name(self, gender: str | None = None) -> Phrase:
+        """Return a first name."""
+        gender = gender or self.pick(("man", "woman"))
+        name = self.fresh(self.lexicon.names[gender])
+        return Phrase(name, "he" if gender == "man" else "she", name)
+
+    def person(self, plural: bool | None = None) -> Phrase:
+        """Return a name or a phrase for people."""
+        if not plural and self.chance(0.35):
+            return self.name()
+        return self.phrase(*PEOPLE, plural=plural)
+
+    def gendered(self, gender: str | None = None) -> Phrase:
+        """Return one man or woman, by name or by a noun."""
+        gender = gender or self.pick(("man", "woman"))
+        return self.name(gender) if self.chance() else self.phrase(gender, plural=False)
+
+    def place(self) -> str:
+        """Return a prepositional phrase of place."""
+        return f"{self.pick(PLACES)} {self.phrase('place', plural=False, determiner='the')}"
+
+    def manner(self) -> str:
+        """Return an adverb of manner."""
+        return self.pick(self.lexicon.adverbs)
+
+    def aside(self) -> str:
+        """Return an adverb, a place, a time or nothing; it can end any clause about the past."""
+        draw = self.pick(("manner", "place", "time", "", ""))
+        if draw == "time":
+            return self.pick(TIMES)
+        return {"manner": self.manner, "place": self.place}[draw]() if draw else ""
+
+    def manner_or_place(self) -> str:
+        """Return an adverb or a place; it can end any clause."""
+        return self.manner() if self.chance() else self.place()
+
+    def object_verb(self) -> tuple[Verb, str]:
+        """Return a verb that cannot do without its object, and a kind of thing it takes."""
+        kind = self.pick((*OBJECTS, "thing"))
+        return self.verb(f"transitive.{kind}"), kind
+
+    def predicate(self, *, dynamic: bool = True) -> Predicate:
+        """Return a verb with what it takes, said of a person; `dynamic` ones happen and can be going on."""
+        draw = self.pick(("intransitive", "object", "object", "social", "dative"))
+        if not dynamic and self.chance(0.2):
+            return Predicate(self.verb("stative"), str(self.phrase(*OBJECTS)))
+        if draw == "intransitive":
+            return Predicate(self.verb("intransitive"), self.manner_or_place())
+        if draw == "social":
+            return Predicate(self.verb("social"), str(self.person()))
+        if draw == "dative":
+            return Predicate(self.verb("dative"), f"{self.phrase(*PORTABLE)} to {self.person()}")
+        verb, kind = self.object_verb()
+        return Predicate(verb, str(self.phrase(kind)))
+
+    def clause(self) -> str:
+        """Return a clause about the past."""
+        if self.chance(0.25):
+            return f"{self.definite('thing')} {self.verb('vanishing', 'alternating').past}"
+        if self.chance(0.2):
+            return f"{self.phrase('document', 'idea')} {self.verb('psych').past} {self.person()}"
+        return f"{self.person()} {self.predicate(dynamic=False).past}"
+
+    def frame(self) -> tuple[str, str]:
+        """Return what may stand before and after a declarative clause of any tense."""
+        draw = self.pick(("", "", "", "that", "that", "and", "because", "although", "before"))
+        if draw == "that":
+            return f"{self.person()} {self.verb('that').past} that", ""
+        if draw == "and":
+            return "", f", {self.pick(('and', 'but'))} {self.clause()}"
+        if draw == "because":
+            return "", f"because {self.clause()}"
+        if draw == "although":
+            return f"although {self.clause()},", ""
+        return (f"{self.clause()}, and", "") if draw == "before" else ("", "")

@@ -1,0 +1,54 @@
+"""The register of paradigms: functions that draw one minimal pair each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from colakit.data.builtin.grammar import Grammar, expand
+
+Draw = Callable[[Grammar], str]
+
+
+@dataclass(frozen=True)
+class Paradigm:
+    """One way to show a phenomenon.
+
+    Attributes:
+        draw: returns a marked text, `[right|wrong]` where the members differ.
+        framed: it is a statement that may stand inside a longer sentence.
+        end: the punctuation mark.
+    """
+
+    phenomenon: str
+    name: str
+    draw: Draw
+    framed: bool
+    end: str
+
+    def pair(self, grammar: Grammar) -> tuple[str, str]:
+        """Return an acceptable sentence and its unacceptable twin."""
+        text = self.draw(grammar)
+        before, after = grammar.frame() if self.framed else ("", "")
+        right, wrong = (
+            member.replace(" ,", ",").replace(",,", ",") for member in expand(f"{before} {text} {after}")
+        )
+        return (right[0].upper() + right[1:] + self.end, wrong[0].upper() + wrong[1:] + self.end)
+
+
+REGISTER: list[Paradigm] = []
+
+
+def paradigm(phenomenon: str, *, framed: bool = True, end: str = ".") -> Callable[[Draw], Draw]:
+    """Enter a function into the register under its own name."""
+
+    def enter(draw: Draw) -> Draw:
+        REGISTER.append(Paradigm(phenomenon, draw.__name__, draw, framed, end))
+        return draw
+
+    return enter
+
+
+def question(phenomenon: str) -> Callable[[Draw], Draw]:
+    """Enter a function that draws questions."""
+    return paradigm(phenomenon, framed=False, end="?")

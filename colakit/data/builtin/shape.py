@@ -1,0 +1,253 @@
+"""Ellipsis, word order, comparison, coordination and existentials: the shape of a sentence."""
+
+from __future__ import annotations
+
+from colakit.data.builtin.grammar import Grammar, Predicate, choose, contrast
+from colakit.data.builtin.lexicon import OBJECTS, PEOPLE, comparative
+from colakit.data.builtin.paradigms import paradigm, question
+
+MISMATCHES = (  # (right, wrong): a gap may take another form of the verb, but not across `be`
+    ("did", "was"),
+    ("has", "was"),
+    ("will", "was"),
+    ("was", "has"),
+    ("was", "has"),
+)
+
+
+def _with_auxiliary(auxiliary: str, event: Predicate) -> str:
+    """A predicate that `auxiliary` can stand for."""
+    if auxiliary == "did":
+        return event.past
+    return f"{auxiliary} { ({'has': event.participle, 'was': event.gerund}.get(auxiliary, event.base)) }"
+
+
+@paradigm("ellipsis", framed=False)
+def of_a_verb_phrase(grammar: Grammar) -> str:
+    """The nurse has smiled, and the king [has|did] too."""
+    right, wrong = grammar.pick(MISMATCHES)
+    one, other, event = grammar.person(False), grammar.person(False), grammar.predicate()
+    said = f"{grammar.name()} said that" if grammar.chance(0.3) else ""
+    both = f"{said} {one} {_with_auxiliary(right, event)}"
+    if grammar.chance():
+        return f"{both}, and {other} {contrast(right, wrong)} too"
+    return f"{both}, but {other} {contrast(right, wrong)} not"
+
+
+@question("ellipsis")
+def of_a_tag(grammar: Grammar) -> str:
+    """The nurses praised John, didn't [they|he]?"""
+    auxiliary, wrong = grammar.two(("did", "was", "has"))
+    event, subject = grammar.predicate(), grammar.gendered()
+    start = f"{subject} {_with_auxiliary(auxiliary, event)},"
+    if grammar.chance():
+        return f"{start} {contrast(auxiliary, wrong)}n't {subject.pronoun}"
+    return f"{start} {auxiliary}n't {contrast(subject.pronoun, 'she' if subject.pronoun == 'he' else 'he')}"
+
+
+@paradigm("ellipsis", framed=False)
+def of_a_noun(grammar: Grammar) -> str:
+    """Mary found a heavy lamp, and John found a red [one|ones]."""
+    verb, kind = grammar.object_verb()
+    noun = grammar.noun(kind)
+    plural = grammar.chance()
+    one, other = grammar.two(grammar.lexicon.adjectives["thing"])
+    word, second = grammar.two(("two", "several", "three", "some")) if plural else ("a", "a")
+    start = f"{grammar.person()} {verb.past} {word} {one} {noun.form(plural)}"
+    return f"{start}, and {grammar.person()} {verb.past} {second} {other} {choose(plural, 'ones', 'one')}"
+
+
+@paradigm("ellipsis", framed=False)
+def of_a_question(grammar: Grammar) -> str:
+    """Mary found something, but John did not say [what|who]."""
+    thing = grammar.chance()
+    verb = grammar.object_verb()[0] if thing else grammar.verb("social", "reflexive")
+    found = f"{grammar.person()} {verb.past} {'something' if thing else 'someone'} {grammar.aside()}"
+    ending = f"{grammar.person()} {grammar.pick(('did not', 'will not', 'could not'))} say"
+    return f"{found}, but {ending} {choose(thing, 'what', 'who')}"
+
+
+@paradigm("ellipsis", framed=False)
+def so_and_neither(grammar: Grammar) -> str:
+    """The nurse smiled, and so [did|was] the king; she will not smile, and [neither|so] will he."""
+    right, wrong = grammar.pick(MISMATCHES)
+    one, other, event = grammar.person(False), grammar.person(False), grammar.predicate()
+    if grammar.chance():
+        return f"{one} {_with_auxiliary(right, event)}, and so {contrast(right, wrong)} {other}"
+    negative = grammar.chance()
+    start = f"will {'not' if negative else ''} {event.base}"
+    return f"{one} {start}, and {choose(negative, 'neither', 'so')} will {other}"
+
+
+@paradigm("word order")
+def of_adjective_and_noun(grammar: Grammar) -> str:
+    """The [tall nurse|nurse tall] smiled."""
+    noun, plural = grammar.noun(*PEOPLE), grammar.chance(0.4)
+    adjective = grammar.adjective(noun.kind)
+    word = grammar.pick(("the", "these", "two") if plural else ("the", "a", "this"))
+    found = noun.form(plural)
+    phrase = f"{word} {contrast(f'{adjective} {found}', f'{found} {adjective}')}"
+    if grammar.chance():
+        return f"{phrase} {grammar.predicate().past}"
+    return f"{grammar.person()} {grammar.verb('social', 'reflexive').past} {phrase} {grammar.aside()}"
+
+
+@paradigm("word order")
+def of_an_adverb(grammar: Grammar) -> str:
+    """The nurse [quickly repaired|repaired quickly] the car."""
+    verb, kind = grammar.object_verb()
+    adverb = grammar.manner()
+    form, before = grammar.pick(((verb.past, ""), (verb.participle, "has"), (verb.base, "will")))
+    thing = grammar.phrase(kind)
+    return f"{grammar.person(False)} {before} {contrast(f'{adverb} {form}', f'{form} {adverb}')} {thing}"
+
+
+@paradigm("word order")
+def of_a_particle(grammar: Grammar) -> str:
+    """The nurse picked [it up|up it]; the nurse picked [up the lamp|the up lamp]."""
+    verb, particle = grammar.pick(grammar.lexicon.particles)
+    thing = grammar.noun("thing", "document", "clothing").form(grammar.chance(0.4))
+    pronoun = grammar.pick(("it", "them"))
+    form = grammar.pick((verb.past, f"will {verb.base}", f"did not {verb.base}"))
+    if grammar.chance(0.3):
+        marked = contrast(f"{particle} the {thing}", f"the {particle} {thing}")
+    else:
+        marked = contrast(f"{pronoun} {particle}", f"{particle} {pronoun}")
+    return f"{grammar.person(False)} {form} {marked} {grammar.aside()}"
+
+
+@paradigm("word order")
+def of_determiners(grammar: Grammar) -> str:
+    """[All the|The all] nurses smiled."""
+    noun = grammar.modified(grammar.noun(*PEOPLE), True)
+    first, second = grammar.pick(
+        (
+            ("all", "the"),
+            ("both", "the"),
+            ("these", "two"),
+            ("my", "three"),
+            ("the", "many"),
+            ("all", "these"),
+        )
+    )
+    return f"{contrast(f'{first} {second}', f'{second} {first}')} {noun} {grammar.predicate().past}"
+
+
+@paradigm("word order")
+def of_a_degree(grammar: Grammar) -> str:
+    """The nurse was [rich enough|enough rich] to buy the car; it was [such a|a such] heavy lamp."""
+    subject, event = grammar.person(False), grammar.predicate()
+    adjective = grammar.adjective("person")
+    be = grammar.pick(("is", "was"))
+    if grammar.chance():
+        return f"{subject} {be} {contrast(f'{adjective} enough', f'enough {adjective}')} to {event.base}"
+    noun = grammar.noun("person").singular
+    return f"{subject} {be} {contrast('such a', 'a such')} {adjective} {noun}"
+
+
+@paradigm("word order")
+def of_a_preposition(grammar: Grammar) -> str:
+    """The nurse smiled [in the|the in] garden."""
+    preposition, place = (
+        grammar.pick(("in", "near", "behind")),
+        grammar.modified(grammar.noun("place"), False, 0.3),
+    )
+    marked = contrast(f"{preposition} the", f"the {preposition}")
+    return f"{grammar.person()} {grammar.predicate().past} {marked} {place}"
+
+
+@paradigm("comparison")
+def than_or_as(grammar: Grammar) -> str:
+    """The nurse is taller [than|as] the king; the nurse is as tall [as|than] the king."""
+    adjective = grammar.pick(grammar.lexicon.adjectives["short"])
+    subject, other, more = grammar.person(False), grammar.person(), grammar.chance()
+    degree = comparative(adjective) if more else f"as {adjective}"
+    be = grammar.pick(("is", "was", "must be"))
+    return f"{subject} {be} {degree} {choose(more, 'than', 'as')} {other}"
+
+
+@paradigm("comparison")
+def of_the_adjective(grammar: Grammar) -> str:
+    """The nurse is [taller|tall] than the king; the nurse is as [tall|taller] as the king."""
+    adjective = grammar.pick(grammar.lexicon.adjectives["short"])
+    subject, other, more = grammar.person(False), grammar.person(), grammar.chance()
+    found = choose(more, comparative(adjective), adjective)
+    be = grammar.pick(("is", "was", "must be"))
+    return f"{subject} {be} {'' if more else 'as'} {found} {'than' if more else 'as'} {other}"
+
+
+@paradigm("comparison")
+def with_more(grammar: Grammar) -> str:
+    """The nurse is [|more] taller than the king; the nurse is [more|] careful than the king."""
+    long = grammar.chance()
+    subject, other = grammar.person(False), grammar.person()
+    adjectives = grammar.lexicon.adjectives
+    found = grammar.pick(adjectives["long"]) if long else comparative(grammar.pick(adjectives["short"]))
+    return f"{subject} {grammar.pick(('is', 'was'))} {choose(long, 'more', '')} {found} than {other}"
+
+
+@paradigm("coordination")
+def of_correlatives(grammar: Grammar) -> str:
+    """[Both|Either] the nurse and the king smiled."""
+    first, link, others = grammar.pick(
+        (
+            ("both", "and", ("either", "neither")),
+            ("either", "or", ("both",)),
+            ("neither", "nor", ("both", "either")),
+        )
+    )
+    one, other = grammar.person(), grammar.person()
+    pair = f"{contrast(first, grammar.pick(others))} {one} {link} {other}"
+    if grammar.chance():
+        return f"{pair} {grammar.predicate().past}"
+    return f"{grammar.person()} {grammar.verb('social', 'reflexive').past} {pair}"
+
+
+@paradigm("coordination")
+def of_like_forms(grammar: Grammar) -> str:
+    """The nurse enjoyed dancing and [singing|sing] in the garden."""
+    infinitive = grammar.chance()
+    one, other = grammar.two(grammar.lexicon.verbs["intransitive"])
+    start = f"{grammar.person()} {grammar.verb('infinitive' if infinitive else 'gerund').past}"
+    first = f"to {one.base}" if infinitive else one.gerund
+    second = choose(infinitive, other.base, other.gerund)
+    return f"{start} {first} {grammar.manner()} and {second} {grammar.place()}"
+
+
+@paradigm("coordination")
+def of_like_tenses(grammar: Grammar) -> str:
+    """The nurse has praised the king and [found|finding] the lamp."""
+    subject, one, other = grammar.person(False), grammar.predicate(), grammar.predicate()
+    start, right, wrong = grammar.pick(
+        (
+            (f"will {one.base}", other.verb.base, other.verb.gerund),
+            (f"was {one.gerund}", other.verb.gerund, other.verb.base),
+            (f"has {one.participle}", other.verb.participle, other.verb.gerund),
+        )
+    )
+    return f"{subject} {start} and {contrast(right, wrong)} {other.rest}"
+
+
+@paradigm("existentials")
+def no_strong_determiner(grammar: Grammar) -> str:
+    """There was [a|every] lamp in the kitchen; [every|there was a] ..."""
+    plural = grammar.chance()
+    right, wrong = grammar.pick(
+        (("two", "both"), ("some", "all"), ("many", "all the"), ("several", "most"))
+        if plural
+        else (("a", "every"), ("a", "each"))
+    )
+    noun = grammar.modified(grammar.noun("person", "animal", *OBJECTS), plural)
+    return f"there {'were' if plural else 'was'} {contrast(right, wrong)} {noun} {grammar.place()}"
+
+
+@paradigm("existentials")
+def there_or_it(grammar: Grammar) -> str:
+    """[There|It] were two lamps in the kitchen; [it|there] was clear that Mary smiled."""
+    existential = grammar.chance()
+    if existential:
+        things = grammar.phrase(*OBJECTS, plural=True, determiner=grammar.pick(("two", "several", "some")))
+        rest = f"{grammar.pick(('were', 'are'))} {things} {grammar.place()}"
+    else:
+        rest = f"{grammar.pick(('was', 'is'))} clear that {grammar.clause()}"
+    return f"{choose(existential, 'there', 'it')} {rest}"

@@ -389,10 +389,9 @@ def test_evaluate_scores_adapters_beside_the_base(
     models = {found.pop("model"): found for found in json.loads(out)["models"]}
     assert list(models) == ["finetune", "adapter"]
     assert len({json.dumps(found) for found in models.values()}) == 1  # one model in two forms
-    code, out, _ = colakit(*command[:-1], "--base", toy / "base")
+    code, out, _ = colakit(*command[:-1], "--base", toy / "base", "--json")
     assert code == 0
-    for model in ("base base", "finetune"):
-        assert f"{model}: accuracy %" in out
+    assert [found["model"] for found in json.loads(out)["models"]] == ["base base", "finetune"]
 
 
 def test_without_the_end_of_text_token_the_first_token_is_given(

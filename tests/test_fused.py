@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from colakit.models import fused
-from colakit.models.fused import IGNORED, gelu_tanh, linear_cross_entropy, short_attention
+from colakit.models.fused import (
+    IGNORED,
+    Dropout,
+    drop,
+    gelu_tanh,
+    linear_cross_entropy,
+    lora_linear,
+    short_attention,
+)
 from colakit.models.gpt import GPT, GPTConfig
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
@@ -90,13 +98,68 @@ def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
         assert_close(one, two, **TIGHT)
 
 
-def test_compiled_gelu_is_gelu() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gelu_is_gelu(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "IN_CACHE", 1000)  # several chunks, the last one short
     x = torch.linspace(-9, 9, 4001, requires_grad=True)
-    compiled = torch.compile(gelu_tanh)(x)
+    found = (torch.compile(gelu_tanh) if compiled else gelu_tanh)(x)
     expected = F.gelu(x, approximate="tanh")
-    assert_close(compiled, expected, **TIGHT)
-    one, two = (torch.autograd.grad(y.sum(), x)[0] for y in (compiled, expected))
+    assert_close(found, expected, **TIGHT)
+    one, two = (torch.autograd.grad(y.sum(), x)[0] for y in (found, expected))
     assert_close(one, two, **TIGHT)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_lora_linear_is_the_layer_plus_the_scaled_update(with_bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 5, 6, requires_grad=True), torch.randn(7, 6)
+    lora_a, lora_b = torch.randn(2, 6, requires_grad=True), torch.randn(7, 2, requires_grad=True)
+    bias = torch.randn(7) if with_bias else None
+    expected = F.linear(x, weight, bias) + 0.5 * F.linear(F.linear(x, lora_a), lora_b)
+    found = lora_linear(x, weight, bias, lora_a, lora_b, 0.5)
+    assert_close(found, expected, **TIGHT)
+    inputs = (x, lora_a, lora_b)
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    for one, two in zip(torch.autograd.grad(found.square().sum(), inputs), wanted, strict=True):
+        assert_close(one, two, **TIGHT)
+
+
+def test_lora_linear_under_autocast_computes_in_bf16_and_learns_in_fp32() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 6, requires_grad=True), torch.randn(7, 6).bfloat16()
+    lora_a, lora_b = torch.randn(2, 6, requires_grad=True), torch.randn(7, 2, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = lora_linear(x, weight, None, lora_a, lora_b, 0.5)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    for tensor in (x, lora_a, lora_b):
+        assert tensor.grad is not None
+        assert tensor.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(dtype: torch.dtype, probability: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(100_003, dtype=dtype, requires_grad=True)  # no multiple of the four draws of a word
+    layer = Dropout(probability)
+    y = layer(x)
+    dropped = (y == 0).double().mean().item()
+    assert dropped == pytest.approx(probability, abs=5 * (probability * (1 - probability) / 1e5) ** 0.5)
+    scale = torch.tensor(1 / (1 - probability)).to(dtype)
+    assert_close(y[y != 0], scale.expand(int((y != 0).sum())), rtol=1e-2, atol=0.0)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad == 0, y == 0)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_neighbouring_draws_of_dropout_are_independent() -> None:
+    torch.manual_seed(0)
+    kept = drop(torch.ones(100_000), 0.5) != 0
+    for lag in (1, 2, 3, 4):  # four draws come from one word
+        agreeing = (kept[lag:] == kept[:-lag]).double().mean().item()
+        assert agreeing == pytest.approx(0.5, abs=5 * 0.5 / 1e5**0.5)
 
 
 def test_compiling_changes_neither_loss_nor_gradients() -> None:

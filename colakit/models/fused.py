@@ -19,6 +19,7 @@ IGNORED = -100
 """Target of a row that does not count, as in `torch.nn.functional.cross_entropy`."""
 ROWS_AT_A_TIME = 1024
 SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
+IN_CACHE = 2**16  # elements; a few fp32 copies of them fit into a core's second-level cache
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -83,17 +84,126 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: 
     scores = scores.float() * q.shape[-1] ** -0.5
     probs = (scores if bias is None else scores + bias).softmax(dim=-1).to(q.dtype)
     if dropout:
-        probs = F.dropout(probs, dropout)
+        probs = drop(probs, dropout)
     return probs @ v
+
+
+def lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
+) -> Tensor:
+    """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
+
+    The update is added into the product in place, the scaling is applied to B, and x is cast once: nothing
+    besides the two products touches a tensor of the output's size.
+
+    Args:
+        x: (…, D_in).
+        weight: W (D_out, D_in), frozen, in the type that is computed in or in fp32.
+        lora_a, lora_b: A (R, D_in) and B (D_out, R).
+    """
+    return _LoRALinear.apply(x, weight, bias, lora_a, lora_b, scaling)
+
+
+class _LoRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, D_in)
+        weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).to(dtype)
+        with torch.autocast(device, enabled=False):
+            inner = rows @ down.t()  # (N, R)
+            y = rows @ weight.t()
+            if bias is None:
+                y.addmm_(inner, up.t())
+            else:  # the bias is one more direction, whose inner value is always one
+                y.addmm_(F.pad(inner, (0, 1), value=1.0), torch.cat([up.t(), bias.to(dtype)[None]]))
+        ctx.save_for_backward(rows, inner, weight, down, up)
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, down, up = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)  # (N, D_out)
+        grad_inner = grad @ up  # (N, R)
+        grad_a = (grad_inner.t() @ rows).float()
+        grad_b = (grad.t() @ inner).float() * ctx.scaling
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class Dropout(torch.nn.Dropout):
+    """Dropout whose mask costs 16 random bits an element, a fraction of what `bernoulli_` takes on a CPU.
+
+    The probability is rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by what it became.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return `input` with elements dropped, in training mode."""
+        return drop(input, self.p) if self.training and self.p else input
+
+
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Return `x` with elements zeroed at `probability`, the others scaled so that the mean stays."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, probability)
+    level = round(probability * 2**16)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    words = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = torch.ge(words, level - 2**15, out=torch.empty_like(words))  # 0 or 1; a bool converts slowly
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - level))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return GPT-2's GELU, x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel, arXiv:1606.08415).
 
-    Under `torch.compile` on a CPU it is written as x·sigmoid(2y), which is the same and spares the hyperbolic
-    tangent, four times as slow as an exponential in vector code.
+    On a CPU it is computed as x·sigmoid(2y), which is the same and spares the hyperbolic tangent, and its
+    slope beside it, so that backward is one product.
     """
-    if not torch.compiler.is_compiling() or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return F.gelu(x, approximate="tanh")
-    y = x.float()
-    return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
+    if torch.compiler.is_compiling():  # one kernel, whose slope the compiler finds
+        y = x.float()
+        return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
+    return _Gelu.apply(x)
+
+
+class _Gelu(torch.autograd.Function):
+    """Works on a few rows at a time, which stay in the processor's cache over all its passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        linear, cubic = torch.tensor(SQRT_8_OVER_PI), 0.044715 * SQRT_8_OVER_PI
+        flat = x.reshape(-1)
+        result = torch.empty_like(flat)
+        slope = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(flat), IN_CACHE):
+            chunk = slice(start, start + IN_CACHE)
+            y = flat[chunk].float()
+            squared = y * y
+            sigmoid = torch.add(linear, squared, alpha=cubic).mul_(y).sigmoid_()
+            result[chunk] = y * sigmoid
+            if slope is not None:  # of y·sigmoid(z(y)): sigmoid + y·z'·sigmoid·(1 - sigmoid)
+                inner = torch.add(linear, squared, alpha=3 * cubic).mul_(y)
+                slope[chunk] = torch.ops.aten.sigmoid_backward(inner, sigmoid).add_(sigmoid)
+        ctx.save_for_backward(slope)
+        ctx.shape = x.shape
+        return result.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return grad * slope.view(ctx.shape)

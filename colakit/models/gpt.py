@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colakit.models.fused import gelu_tanh, linear_cross_entropy, short_attention
+from colakit.models.fused import Dropout, gelu_tanh, linear_cross_entropy, short_attention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": gelu_tanh,
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.c_attn = nn.Linear(config.width, 3 * config.width)
         self.c_proj = nn.Linear(config.width, config.width)
-        self.resid_dropout = nn.Dropout(config.residual_dropout)
+        self.resid_dropout = Dropout(config.residual_dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
         """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it.
@@ -141,7 +141,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.c_fc = nn.Linear(config.width, inner)
         self.c_proj = nn.Linear(inner, config.width)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = Dropout(config.residual_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, D) for (B, T, D)."""
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.width)
         self.wpe = nn.Embedding(config.num_positions, config.width)
-        self.drop = nn.Dropout(config.embedding_dropout)
+        self.drop = Dropout(config.embedding_dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError, did_you_mean
+from colakit.models.fused import lora_linear
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ class LoRALinear(nn.Module):
             return self.base(x)
         if self.magnitude is not None:
             return self._dora_forward(x)
-        return self.base(x) + F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b) * self.scaling
+        dropped = self.dropout(x)
+        if dropped is not x:
+            return self.base(x) + F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
+        return lora_linear(x, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scaling)
 
     def _dora_forward(self, x: Tensor) -> Tensor:
         assert self.magnitude is not None

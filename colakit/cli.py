@@ -106,6 +106,21 @@ def pretrain(
 
 @command(
     app,
+    "discriminate",
+    {
+        "--base": "base",
+        "--sentences": "discriminate.sentences",
+        "--lr": "discriminate.lr",
+        "--batch-size": "discriminate.batch_size",
+    },
+)
+def discriminate(context: Context, *, resume: Resume = False) -> None:
+    """Teach a base to tell real sentences from corrupted ones: a second stage of pre-training."""
+    _run(context, "discriminate", resume=resume)
+
+
+@command(
+    app,
     "finetune",
     {
         **BASE_AND_DATA,

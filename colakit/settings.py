@@ -224,6 +224,26 @@ class PretrainSettings(LoopSettings):
         return self
 
 
+class DiscriminateSettings(TrainingSettings):
+    """The second stage of pre-training, on sentences of `pretrain.text`: real, or corrupted in one place."""
+
+    sentences: int = Field(400_000, ge=10, description="real sentences; as many corrupted ones join them")
+    holdout: Share = Field(0.01, description="share of them held out")
+    lm_weight: float = Field(
+        0.07, ge=0, description="weight of a real token's cross-entropy beside a sentence's"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the sentences")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    batch_size: int = Field(64, ge=1, description="sentences a step, over all processes")
+    warmup: Share = Field(0.02, description="share of the steps in which the rate rises")
+    decay: float = Field(
+        0.4, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"
+    )
+    evaluate_every_steps: int | None = Field(
+        500, ge=1, description="steps between evaluations on the held-out slice"
+    )
+
+
 class FinetuneSettings(TrainingSettings):
     """Tuning the base."""
 
@@ -333,6 +353,7 @@ class Settings(Section):
     )
     data: DataSettings = DataSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    discriminate: DiscriminateSettings = DiscriminateSettings()
     lora: LoRASettings = LoRASettings()
     finetune: FinetuneSettings = FinetuneSettings()
     student: StudentSettings = StudentSettings()

@@ -79,7 +79,7 @@ def test_promised_flags_exist(
 
 def test_every_command_has_help_and_a_summary() -> None:
     names = [command.name for command in app.registered_commands]
-    assert len(names) == 10  # and the groups data and config
+    assert len(names) == 11  # and the groups data and config
     assert all(command.help for command in app.registered_commands)
 
 

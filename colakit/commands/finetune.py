@@ -50,13 +50,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         label_names=task.corpus.label_names,
         max_tokens=min(settings.data.max_tokens or longest, longest),
         lora=lora,
-        origin={
-            "command": context.command,
-            "seed": settings.seed,
-            "base": str(Path(settings.base).resolve()) if Path(settings.base).is_dir() else settings.base,
-            "base_fingerprint": fingerprint,
-            "settings": settings.model_dump(mode="json"),
-        },
+        origin=base_origin(context, fingerprint),
     )
     context.compute.place(classifier.model)
     job = Job(
@@ -76,6 +70,18 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     start = "random weights in the shape of " if settings.finetune.from_scratch else ""
     shape = f"{base.config.num_layers} layers of width {base.config.width}"
     return job, [f"base: {start}{settings.base} ({shape}), {settings.finetune.method}"]
+
+
+def base_origin(context: Context, fingerprint: str) -> dict[str, Any]:
+    """Return where a model that was tuned from a base comes from, as plain data."""
+    settings = context.settings
+    return {
+        "command": context.command,
+        "seed": settings.seed,
+        "base": str(Path(settings.base).resolve()) if Path(settings.base).is_dir() else settings.base,
+        "base_fingerprint": fingerprint,
+        "settings": settings.model_dump(mode="json"),
+    }
 
 
 def _adapter(settings: Settings) -> LoRAConfig | None:

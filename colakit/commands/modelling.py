@@ -7,23 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from colakit.commands.fitting import Fit, Lesson
 from colakit.context import Context
-from colakit.data.bpe import save_tokenizer
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.windows import Windows
+from colakit.engine.bases import write_base
 from colakit.engine.distributed import Processes
 from colakit.engine.inference import evaluating
 from colakit.engine.objectives import language_modelling
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
 from colakit.errors import ColakitError
-from colakit.interop.gpt2 import save_gpt
 from colakit.models.gpt import GPT
-
-BASE = "base"  # the folder in the run folder that the model stands in, in the transformers layout
 
 
 class LanguageFit(Fit):
@@ -116,9 +112,7 @@ class LanguageFit(Fit):
 
     def write_base(self) -> None:
         """Write model and tokenizer to `base/`, in bf16."""
-        folder = self.run.path / BASE
-        save_gpt(self.model, folder, dtype=torch.bfloat16, end_of_text_id=self.tokenizer.end_of_text_id)
-        save_tokenizer(self.tokenizer, folder, max_tokens=self.model.config.num_positions)
+        write_base(self.model.transformer, self.tokenizer, self.run.base)
 
     # -- stopping and resuming
 

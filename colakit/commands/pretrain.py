@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from colakit.commands.fitting import Lesson, settings_identity
-from colakit.commands.modelling import BASE, LanguageFit
+from colakit.commands.modelling import LanguageFit
 from colakit.commands.runner import Training, run_training
 from colakit.commands.task import show_parameters
 from colakit.context import Context
@@ -203,5 +203,5 @@ def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any
     run.write_summary(summary)
     rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
     context.reporter.table("Bits per byte, held out", ["text", "bits per byte"], rows)
-    context.reporter.result(f"{run.path / BASE} ({fit.seconds:.0f} s of training in this session)")
+    context.reporter.result(f"{run.base} ({fit.seconds:.0f} s of training in this session)")
     return summary

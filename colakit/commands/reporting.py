@@ -12,15 +12,17 @@ from colakit.commands.classifying import ClassifierFit
 from colakit.commands.job import Job
 from colakit.commands.task import metrics_row
 from colakit.data.batches import Examples
+from colakit.engine.bases import write_base
 from colakit.engine.comparison import experiment_key
 from colakit.engine.inference import compute_logits, decide, probabilities
 from colakit.engine.metrics import Labels, Metrics, best_threshold, bootstrap, measure
 from colakit.engine.runs import RunFolder
 from colakit.interop.peft import write_adapter
+from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
 
-def report(job: Job, run: RunFolder, fit: ClassifierFit) -> dict[str, Any]:
+def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = False) -> dict[str, Any]:
     """Take the best moment, choose the threshold, measure the dev splits once, write and print the result."""
     best = fit.progress.best
     assert best is not None, "the last step is always evaluated"
@@ -52,6 +54,9 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit) -> dict[str, Any]:
     }
     run.write_predictions({name: (parts[name].labels, found) for name, (_, found) in predictions.items()})
     _write(job, run, summary)
+    if keep_base:
+        assert isinstance(job.classifier.model, GPTClassifier)
+        write_base(job.classifier.model.transformer, job.classifier.tokenizer, run.base)
     _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
     return summary
 

@@ -42,26 +42,36 @@ class Training:
     finish: Callable[[RunFolder, Any], dict[str, Any]]
 
 
-def run_job(context: Context, build: BuildJob, plan: BuildEmptyModel, *, resume: bool) -> dict[str, Any]:
+def run_job(
+    context: Context,
+    build: BuildJob,
+    plan: BuildEmptyModel,
+    *,
+    resume: bool,
+    load: Callable[[Context], Task] = load_task,
+    keep_base: bool = False,
+) -> dict[str, Any]:
     """Build a classifier's job from the settings and train it; return the summary, or a dry run's plan.
 
     Args:
         build: returns the job and, for people, lines on what it will do.
         plan: returns the model without its weights; it reads no more than it must.
+        load: returns the corpus, cut.
+        keep_base: also write the tuned body as a base of its own.
     """
 
     def show() -> dict[str, Any]:
-        task = load_task(context)
+        task = load(context)
         return show_plan(context, task, plan(context, task))
 
     def prepare() -> Training:
-        task = load_task(context)
+        task = load(context)
         seed_everything(context.settings.seed)
         job, lines = build(context, task)
         return Training(
             lines,
             fit=lambda run, group: ClassifierFit(job, run, group),
-            finish=lambda run, fit: report(job, run, fit),
+            finish=lambda run, fit: report(job, run, fit, keep_base=keep_base),
         )
 
     return run_training(context, prepare, show, resume=resume)

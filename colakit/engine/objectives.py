@@ -40,6 +40,26 @@ def language_modelling(model: nn.Module, batch: Batch) -> Loss:
     return Loss(model(batch.input_ids[:, :-1], targets=targets), None)
 
 
+def discrimination(lm_weight: float) -> Objective:
+    """Return the objective of real and corrupted sentences: which a sentence is, and language modelling.
+
+    The real sentences (label 1) are also predicted token by token, so that the body stays a language model.
+
+    Args:
+        lm_weight: weight of a token's cross-entropy beside a sentence's.
+    """
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        assert batch.labels is not None
+        ignored = (batch.attention_mask[:, 1:] == 0) | (batch.labels[:, None] == 0)
+        targets = batch.input_ids[:, 1:].masked_fill(ignored, IGNORED)  # (B, T-1)
+        logits, nats = model(batch.input_ids, batch.attention_mask, targets=targets)
+        total = F.cross_entropy(logits, batch.labels, reduction="sum") + lm_weight * nats
+        return Loss(total, logits.detach())
+
+    return objective
+
+
 def distillation(*, kd_weight: float, temperature: float, soft_loss: str = "kl") -> Objective:
     """Return the objective (1-w)·CE(labels) + w·soft loss (Hinton et al. 2015, arXiv:1503.02531, §2).
 

@@ -6,6 +6,7 @@ metrics.jsonl      a JSON object a line, no times in it: two runs alike write th
 state.pt           all it takes to continue: weights, optimizer, randomness, place in the data
 summary.json       the result
 ckpt.pt, adapter/  the best model
+base/              a base in the transformers layout (pretrain, discriminate)
 plots/             figures
 """
 
@@ -46,6 +47,7 @@ class RunFolder:
         self.predictions = path / "predictions.json"
         self.checkpoint = path / "ckpt.pt"
         self.adapter = path / "adapter"
+        self.base = path / "base"
         self.plots = path / "plots"
 
     def create(self, settings_yaml: str, compute: Compute) -> None:

@@ -242,14 +242,22 @@ class GPTClassifier(nn.Module):
         self.score = nn.Linear(transformer.config.width, num_labels, bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Return class logits (B, C), fp32.
 
         Args:
             input_ids: (B, T) int64, padded on the right with any token.
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
+            targets: (B, T-1) next tokens; with them, also return their summed cross-entropy in nats.
         """
         last = attention_mask.sum(dim=1) - 1  # (B,)
+        if targets is not None:
+            hidden = self.transformer(input_ids)  # (B, T, D)
+            logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()
+            words = self.transformer.wte.weight
+            return logits, linear_cross_entropy(hidden[:, :-1].flatten(0, 1), words, targets.flatten())
         return self.score(self.transformer(input_ids, last=last)).float()
 
 

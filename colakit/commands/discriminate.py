@@ -1,0 +1,120 @@
+"""`colakit discriminate`: a second stage of pre-training, telling real sentences from corrupted ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from colakit.commands.finetune import base_origin
+from colakit.commands.job import Job
+from colakit.commands.runner import run_job
+from colakit.commands.task import Task, examples
+from colakit.context import Context
+from colakit.data.corpora import Corpus, Split
+from colakit.data.corruptions import Corruptor
+from colakit.data.text import read_documents, sentences, text_files
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.objectives import discrimination
+from colakit.errors import ColakitError
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.models.gpt import GPT, GPTClassifier, set_dropout
+
+LABELS = ("corrupted", "real")
+WORDS = range(4, 23)  # of a sentence that is used
+LEXICON = 50_000  # sentences that corruptions take their words from
+
+
+def run(context: Context, *, resume: bool) -> dict[str, Any]:
+    """Teach the base, and write it to `base/` in the run folder."""
+    if not context.settings.pretrain.text:
+        raise ColakitError("nothing to read", hint="Name text: --set pretrain.text.NAME=PATH")
+    return run_job(context, _build, _plan, resume=resume, load=load_real_and_corrupted, keep_base=True)
+
+
+def _plan(context: Context, task: Task) -> GPTClassifier:
+    with torch.device("meta"):
+        return GPT(plan_config(context.settings.base)).classifier(len(LABELS))
+
+
+def load_real_and_corrupted(context: Context) -> Task:
+    """Draw sentences from the text, corrupt a copy of each, and hold a slice of them out."""
+    settings, seed = context.settings.discriminate, context.settings.seed
+    drawn = _draw(context, settings.sentences)
+    corruptor = Corruptor(drawn[:LEXICON])
+    rng = random.Random(seed)
+    pairs = [(real, corrupted) for real in drawn if (corrupted := corruptor.corrupt(real, rng)) is not None]
+    num_held = max(1, round(settings.holdout * len(pairs)))
+    parts = {"train": pairs[num_held:], "holdout": pairs[:num_held]}
+    splits = {name: _split(name, part) for name, part in parts.items()}
+    corpus = Corpus("real and corrupted sentences", LABELS, splits)
+    return Task(corpus, splits["train"], splits["holdout"], {})
+
+
+def _split(name: str, pairs: list[tuple[str, str]]) -> Split:
+    labels = np.tile(np.array([1, 0], dtype=np.int64), len(pairs))
+    return Split(name, tuple(sentence for pair in pairs for sentence in pair), labels)
+
+
+def _draw(context: Context, wanted: int) -> list[str]:
+    """Return `wanted` distinct sentences, from each text in proportion to what an epoch reads of it."""
+    settings = context.settings.pretrain
+    rng = random.Random(context.settings.seed)
+    found = {name: list(_usable(Path(path).expanduser())) for name, path in settings.text.items()}
+    weights = {name: len(rows) * settings.repeats.get(name, 1) for name, rows in found.items()}
+    chosen: dict[str, None] = {}  # a set that keeps its order
+    for name, rows in found.items():
+        share = round(wanted * weights[name] / max(1, sum(weights.values())))
+        chosen.update(dict.fromkeys(rng.sample(rows, min(share, len(rows)))))
+    drawn = list(chosen)
+    if len(drawn) < 10:
+        raise ColakitError(f"only {len(drawn)} usable sentences in the text", hint="Give more text.")
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _usable(path: Path) -> Iterator[str]:
+    """Yield whole sentences without quotation marks, of a usual length."""
+    for file in text_files(path):
+        for document in read_documents(file):
+            for sentence in sentences(document):
+                words = sentence.split()
+                text = " ".join(words)
+                if len(words) in WORDS and text[0].isupper() and text[-1] in ".?!" and '"' not in text:
+                    yield text
+
+
+def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
+    settings = context.settings
+    folder = resolve_base(settings.base)
+    base = load_gpt(folder)
+    fingerprint = base_fingerprint(base)
+    set_dropout(base, 0.0)
+    tokenizer = SentenceTokenizer.from_folder(folder, prefix=True)
+    classifier = SentenceClassifier(
+        model=base.classifier(len(LABELS)).requires_grad_(True),
+        tokenizer=tokenizer,
+        label_names=LABELS,
+        max_tokens=base.config.num_positions,
+        origin=base_origin(context, fingerprint),
+    )
+    context.compute.place(classifier.model)
+    job = Job(
+        context=context,
+        task=task,
+        training=settings.discriminate,
+        classifier=classifier,
+        train=examples(context, classifier, task.train),
+        holdout=examples(context, classifier, task.holdout),
+        dev={},
+        objective=discrimination(settings.discriminate.lm_weight),
+        sections=("discriminate",),
+        identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
+        facts={"base": settings.base},
+    )
+    return job, [f"sentences: {len(task.train):,}, half of them corrupted"]

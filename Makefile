@@ -48,8 +48,9 @@ test-slow: install-dev ## tests that take minutes
 test-gpu: install-dev ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-demo: install ## the whole pipeline on what colakit brings along, in minutes, without a network
-	$(COLAKIT) demo
+demo: install ## the whole pipeline on small inputs of its own, in a minute or two, without a network
+	$(BIN)/python -m colakit.toy demo
+	$(COLAKIT) demo --base demo/base --data demo/corpus
 
 # A run is finished when its summary.json stands; an interrupted one goes on where it stopped. JOBS runs go
 # side by side with a thread each, which uses two cores better than two threads in one run.

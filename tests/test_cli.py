@@ -49,6 +49,21 @@ def test_help_does_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_predicting_with_a_student_imports_neither_transformers_nor_a_compiler(
+    runs: dict[str, Path],
+) -> None:
+    script = (
+        f"import sys; from colakit.cli import main; main(['predict', '--model', {str(runs['distill'])!r}]); "
+        "heavy = {'torch._dynamo', 'transformers', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input="The cat sleeps.\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 2  # the header and one sentence
+
+
 @pytest.mark.parametrize(
     ("command", "flags"),
     {

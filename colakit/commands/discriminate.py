@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from colakit.commands.finetune import base_origin
 from colakit.commands.job import Job
@@ -23,6 +22,7 @@ from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import discrimination
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier, set_dropout
 
 LABELS = ("corrupted", "real")
@@ -38,7 +38,7 @@ def run(context: Context, *, resume: bool) -> dict[str, Any]:
 
 
 def _plan(context: Context, task: Task) -> GPTClassifier:
-    with torch.device("meta"):
+    with without_weights():
         return GPT(plan_config(context.settings.base)).classifier(len(LABELS))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
@@ -15,6 +13,7 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import classification
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.settings import LoRASettings, Settings
@@ -27,7 +26,7 @@ def run(context: Context, *, resume: bool) -> dict[str, Any]:
 
 def _plan(context: Context, task: Task) -> GPTClassifier:
     settings = context.settings
-    with torch.device("meta"):
+    with without_weights():
         base = GPT(plan_config(settings.base))
         return _trainable(base, _adapter(settings), settings.lora, len(task.corpus.label_names))
 

@@ -17,6 +17,7 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.generation import generate_tokens
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import plan_config
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT
 from colakit.models.lora import inject
 
@@ -77,7 +78,7 @@ def _plan(context: Context, adapter: str | None, rank: int | None) -> dict[str, 
         )
     answer: dict[str, Any] = {"max_new_tokens": context.settings.generate.max_new_tokens, "adapter": adapter}
     if adapter is None:
-        with torch.device("meta"):
+        with without_weights():
             model = GPT(plan_config(context.settings.base)).requires_grad_(False)
             if rank is not None:
                 inject(model, lora_config(context.settings.lora, rank))

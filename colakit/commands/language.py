@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import check_base, load_classifier
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier
 
 
@@ -47,7 +46,7 @@ def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:
             f"{path}: is a recurrent student, which has no language model",
             hint="Give a run of finetune, an adapter folder, or a base with --base.",
         )
-    with torch.device("meta"):
+    with without_weights():
         model = GPT(classifier.model.config)
     model.transformer = classifier.model.transformer
     return model, SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)

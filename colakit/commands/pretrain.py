@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from colakit.commands.fitting import Lesson, settings_identity
 from colakit.commands.modelling import LanguageFit
 from colakit.commands.runner import Training, run_training
@@ -27,6 +25,7 @@ from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
 from colakit.files import write_text
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig, set_dropout
 from colakit.settings import PretrainSettings
 
@@ -65,7 +64,7 @@ def run(context: Context, *, texts: list[Path], resume: bool) -> dict[str, Any]:
 def _plan(context: Context) -> dict[str, Any]:
     settings = context.settings.pretrain
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
-    with torch.device("meta"):
+    with without_weights():
         report = show_parameters(context, GPT(_shape(settings, settings.vocab_size)))
     for name, found in files.items():
         size = sum(file.stat().st_size for file in found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from numpy import float32
 from numpy.typing import NDArray
 
@@ -15,12 +14,13 @@ from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import Objective
+from colakit.models.empty import without_weights
 from colakit.models.rnn import DistilRNN, RNNConfig
 
 
 def empty_student(context: Context, task: Task, vocab_size: int) -> DistilRNN:
     """Return a student without weights."""
-    with torch.device("meta"):
+    with without_weights():
         return DistilRNN(_config(context, task, vocab_size))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from colakit.data.corpora import Split
 from colakit.errors import ColakitError
@@ -21,6 +20,8 @@ def hold_out(train: Split, share: float, seed: int) -> tuple[Split, Split]:
     Raises:
         ColakitError: if train has a single class, or too few sentences to hold any out.
     """
+    from sklearn.model_selection import train_test_split  # a second of imports that predict does without
+
     labels = train.require_labels()
     first = {sentence: i for i, sentence in reversed(list(enumerate(train.sentences)))}
     distinct = np.array(sorted(first.values()))

@@ -9,12 +9,13 @@ import torch
 from colakit.data.bpe import save_tokenizer
 from colakit.data.tokens import SentenceTokenizer
 from colakit.interop.gpt2 import save_gpt
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, Transformer
 
 
 def write_base(body: Transformer, tokenizer: SentenceTokenizer, folder: Path) -> None:
     """Write a body, in bf16, and its tokenizer to `folder` in the transformers layout."""
-    with torch.device("meta"):
+    with without_weights():
         model = GPT(body.config)
     model.transformer = body
     save_gpt(model, folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)

@@ -26,6 +26,7 @@ from colakit.errors import ColakitError, first_line
 from colakit.files import write_tensors
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
 from colakit.models.lora import LoRAConfig, inject, lora_layers
 from colakit.models.rnn import DistilRNN, RNNConfig
@@ -229,7 +230,7 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
 
 def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
     """Build the empty model that the checkpoint's tensors fit."""
-    with torch.device("meta"):
+    with without_weights():
         if content["kind"] == "rnn":
             return DistilRNN(RNNConfig(**content["config"])), None
         num_labels = content["tensors"]["score.weight"].shape[0]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from colakit.errors import ColakitError, first_line
+from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -154,7 +155,7 @@ def load_gpt(folder: Path) -> GPT:
         ColakitError: if a tensor is missing, left over or of the wrong shape.
     """
     config = read_config(folder)
-    with torch.device("meta"):  # no time is spent on weights that the file brings
+    with without_weights():  # no time is spent on weights that the file brings
         model = GPT(config)
     weights = {name: tensor for name, tensor in read_tensors(folder).items() if name != "score.weight"}
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})

@@ -10,7 +10,6 @@ resembles English enough to be a result: it shows that the machinery runs.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.data.bpe import save_tokenizer, train_tokenizer
 from colakit.data.corpora import COLA_FILES
 from colakit.data.tokens import SentenceTokenizer, Tokens
 from colakit.engine.device import Compute
@@ -31,7 +30,6 @@ from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import save_gpt
 from colakit.models.gpt import GPT, GPTConfig
 
-END_OF_TEXT = "<|endoftext|>"
 NOUNS = ("cat", "dog", "girl", "boy", "nurse", "driver", "doctor", "singer", "farmer", "pilot")
 OTHER_NOUNS = ("baker", "judge", "sailor", "tailor", "writer")  # of the out-of-domain split alone
 TRANSITIVE = ("see", "like", "help", "know", "call", "follow")
@@ -128,10 +126,8 @@ def write_base(
     folder.mkdir(parents=True, exist_ok=True)
     grammar = ToyGrammar(seed + 1000, NOUNS + OTHER_NOUNS)
     sentences = [grammar.acceptable() for _ in range(4000)]
-    backend = _train_tokenizer(sentences)
-    end_of_text_id = backend.token_to_id(END_OF_TEXT)
-    assert end_of_text_id is not None, "the trainer was given it"
-    tokenizer = SentenceTokenizer(backend, end_of_text_id, prefix=True, suffix=True)
+    trained = train_tokenizer(sentences, 400)
+    tokenizer = SentenceTokenizer(trained.backend, trained.end_of_text_id, prefix=True, suffix=True)
     seed_everything(seed)
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size,
@@ -146,24 +142,7 @@ def write_base(
     model = GPT(config)
     _pretrain(model, tokenizer.encode(sentences), seed=seed, steps=steps)
     save_gpt(model, folder, end_of_text_id=tokenizer.end_of_text_id)
-    backend.save(str(folder / "tokenizer.json"))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.num_positions, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _train_tokenizer(sentences: list[str]) -> Tokenizer:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(sentences, trainer)
-    return backend
+    save_tokenizer(tokenizer, folder, max_tokens=config.num_positions)
 
 
 def _pretrain(model: GPT, tokens: Tokens, *, seed: int, steps: int) -> None:

@@ -10,7 +10,6 @@ from colakit.engine.classifier import check_base, load_classifier
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
-from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier
 
 
@@ -46,7 +45,5 @@ def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:
             f"{path}: is a recurrent student, which has no language model",
             hint="Give a run of finetune, an adapter folder, or a base with --base.",
         )
-    with without_weights():
-        model = GPT(classifier.model.config)
-    model.transformer = classifier.model.transformer
-    return model, SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
+    tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
+    return classifier.model.transformer.language_model(), tokenizer

@@ -9,14 +9,10 @@ import torch
 from colakit.data.bpe import save_tokenizer
 from colakit.data.tokens import SentenceTokenizer
 from colakit.interop.gpt2 import save_gpt
-from colakit.models.empty import without_weights
-from colakit.models.gpt import GPT, Transformer
+from colakit.models.gpt import Transformer
 
 
 def write_base(body: Transformer, tokenizer: SentenceTokenizer, folder: Path) -> None:
     """Write a body, in bf16, and its tokenizer to `folder` in the transformers layout."""
-    with without_weights():
-        model = GPT(body.config)
-    model.transformer = body
-    save_gpt(model, folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
+    save_gpt(body.language_model(), folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
     save_tokenizer(tokenizer, folder, max_tokens=body.config.num_positions)

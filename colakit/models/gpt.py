@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colakit.models.empty import without_weights
 from colakit.models.fused import Dropout, gelu_tanh, linear_cross_entropy, short_attention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -198,6 +199,13 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.length = end
         return self.ln_f(x if last is None else x.squeeze(1))
+
+    def language_model(self) -> GPT:
+        """Return a language model on this very body (shared, not copied)."""
+        with without_weights():
+            model = GPT(self.config)
+        model.transformer = self
+        return model
 
 
 class GPT(nn.Module):

@@ -55,7 +55,7 @@ demo: install ## the whole pipeline on what colakit brings along, in minutes, wi
 # side by side with a thread each, which uses two cores better than two threads in one run.
 COMMANDS := finetune distill train-scratch
 RUN_FOLDERS = $(foreach command,$(COMMANDS),$(SEEDS:%=$(RUNS)/$(command)-%))
-RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) $(if $(wildcard $(@D)/state.pt),--resume)
+RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) --resume auto
 
 $(RUNS)/finetune-%/summary.json: | install
 	$(COLAKIT) finetune $(RUN_FLAGS)

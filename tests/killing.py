@@ -10,6 +10,8 @@ import json
 import mmap
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +127,40 @@ def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
     after_step, Fit._after_step = Fit._after_step, stepping  # type: ignore[method-assign]
     save_checkpoint, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
     return calls
+
+
+class TwoProcesses:
+    """A run under torchrun, in two processes."""
+
+    def __init__(self, arguments: list[str], out: Path) -> None:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        self.line = [*launcher, "-m", "colakit", *arguments, "--quiet", "--resume", "auto", "--out", str(out)]
+        self.saved = Checkpoints(out / "checkpoints")
+
+    def kill(self, rank: int, after_seconds: float) -> bool:
+        """Start or continue the run, kill one process after it saved, and wait until the job has died of it.
+
+        Returns:
+            False if the run had ended before.
+        """
+        before, deadline = self.saved.found()[:1], time.monotonic() + 120
+        job = self._launch()
+        while self.saved.found()[:1] == before and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(after_seconds)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+        workers = sorted(children.read_text(encoding="ascii").split(), key=int) if children.exists() else []
+        if len(workers) == 2:
+            os.kill(int(workers[rank]), signal.SIGKILL)
+        _, err = job.communicate(timeout=120)
+        assert job.returncode or len(workers) < 2, err
+        return job.returncode != 0
+
+    def finish(self) -> None:
+        """Start or continue the run, and leave it alone."""
+        job = self._launch()
+        _, err = job.communicate(timeout=120)
+        assert job.returncode == 0, err
+
+    def _launch(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

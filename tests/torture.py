@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from killing import BEGIN, END, STARTING, WRITING, Child
+from killing import BEGIN, END, STARTING, WRITING, Child, TwoProcesses
 
 from colakit.cli import main
 from colakit.engine.checkpoint import Checkpoints
@@ -221,6 +221,25 @@ def torture(
     return table
 
 
+def torture_two(arguments: list[str], folder: Path, kills: int, seed: int) -> Counter[str]:
+    """The same under torchrun: one of two processes is killed a little after a save."""
+    chance, count = random.Random(seed), Counter(runs=1)
+    folder.mkdir()
+    TwoProcesses(arguments, folder / "whole").finish()
+    reference = Reference(0, [], left_by(folder / "whole"))
+    job = TwoProcesses(arguments, folder / "run-1")
+    while count["kills"] < kills:
+        if job.kill(chance.randrange(2), chance.uniform(0, 0.2)):
+            count["kills"] += 1
+            continue
+        count["differences"] += bool(differences(folder / f"run-{count['runs']}", reference))
+        count["runs"] += 1
+        job = TwoProcesses(arguments, folder / f"run-{count['runs']}")
+    job.finish()
+    count["differences"] += bool(differences(folder / f"run-{count['runs']}", reference))
+    return count
+
+
 COLUMNS = ("runs", "kills", "inside a write", "during a resume", "differences")
 
 
@@ -238,12 +257,17 @@ def run() -> int:
     parser.add_argument("--kills", type=int, default=500, help="SIGKILLs in all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--writes", nargs="*", default=[], help="commands to kill at every call of one save")
+    parser.add_argument("--torchrun", type=int, default=0, help="further SIGKILLs, of one of two processes")
     parser.add_argument("--json", type=Path, help="file for the counts")
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    table = torture(prepare(folder), folder, options.kills, options.seed, options.writes)
+    lines = prepare(folder)
+    table = torture(lines, folder, options.kills, options.seed, options.writes)
+    if options.torchrun:
+        line = lines["finetune"]
+        table["finetune, torchrun ×2"] = torture_two(line, folder / "two", options.torchrun, options.seed)
     if options.json:
         options.json.write_text(json.dumps(table), encoding="utf-8")
     print(as_markdown(table))

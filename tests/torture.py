@@ -63,12 +63,12 @@ class Reference:
     def num_writes(self) -> int:
         return len([name for name in self.writes if name not in (BEGIN, END)])
 
-    def calls_of_save(self, number: int) -> range:
-        """Return the numbers of the calls that save checkpoint `number`, counted from 1."""
-        begins = [i for i, name in enumerate(self.writes) if name == BEGIN][number - 1]
-        marks = 2 * (number - 1)
-        ends = self.writes.index(END, begins)
-        return range(begins - marks + 1, ends - marks)
+    @property
+    def last_calls(self) -> range:
+        """The numbers of the calls of the last save, and of all after it: those that write the result."""
+        begins = max(i for i, name in enumerate(self.writes) if name == BEGIN)
+        before = len([name for name in self.writes[:begins] if name not in (BEGIN, END)])
+        return range(before + 1, self.num_writes + 1)
 
 
 # -- what is run
@@ -205,7 +205,7 @@ def torture(
     """Kill each command's runs until there were `kills` in all; return counts by command.
 
     Args:
-        writes: commands to kill, besides, at every call of the third save, the first that removes another.
+        writes: commands to kill, besides, at every call that writes, from the last save on.
     """
     table = {}
     for position, (name, arguments) in enumerate(lines.items()):
@@ -214,9 +214,9 @@ def torture(
         while job.count["kills"] < wanted:
             job.run(at_random(chance, job.reference))
         if name in writes:
-            for call in job.reference.calls_of_save(3):
+            for call in job.reference.last_calls:
                 job.run([(call, None)])
-            job.count["of one save"] = len(job.reference.calls_of_save(3))
+            job.count["last calls"] = len(job.reference.last_calls)
         table[name] = job.count
     return table
 
@@ -256,7 +256,7 @@ def run() -> int:
     parser = argparse.ArgumentParser(description="Kill runs, continue them, compare every byte.")
     parser.add_argument("--kills", type=int, default=500, help="SIGKILLs in all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--writes", nargs="*", default=[], help="commands to kill at every call of one save")
+    parser.add_argument("--writes", nargs="*", default=[], help="commands to kill at every last call")
     parser.add_argument("--torchrun", type=int, default=0, help="further SIGKILLs, of one of two processes")
     parser.add_argument("--json", type=Path, help="file for the counts")
     options = parser.parse_args()
@@ -267,7 +267,7 @@ def run() -> int:
     table = torture(lines, folder, options.kills, options.seed, options.writes)
     if options.torchrun:
         line = lines["finetune"]
-        table["finetune, torchrun ×2"] = torture_two(line, folder / "two", options.torchrun, options.seed)
+        table["finetune, two processes"] = torture_two(line, folder / "two", options.torchrun, options.seed)
     if options.json:
         options.json.write_text(json.dumps(table), encoding="utf-8")
     print(as_markdown(table))

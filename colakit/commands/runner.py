@@ -119,6 +119,9 @@ def _train(
         fit.restore(checkpoint)
         if group.is_main:
             run.tidy()
+            run.checkpoints.keep(
+                checkpoint.path
+            )  # its process may have died before it had removed the oldest
     elif group.is_main:
         run.create(to_yaml(context.settings), context.compute)
     group.barrier()

@@ -94,7 +94,7 @@ class Checkpoints:
             sync_folder(self.folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self._rotate(target)
+        self.keep(target)
         return target
 
     def load(self, warn: Callable[[str], None]) -> Checkpoint:
@@ -125,18 +125,18 @@ class Checkpoints:
             hint="Start the run without --resume, or with --resume auto.",
         )
 
-    def tidy(self) -> None:
-        """Remove what a process left that died while it wrote or removed a checkpoint."""
-        if self.folder.is_dir():
-            for path in self.folder.glob(".*"):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _rotate(self, newest: Path) -> None:
+    def keep(self, newest: Path) -> None:
         """Keep `newest` and the one before; any above were damaged when the run went back to before them."""
         found = self.found()
         position = found.index(newest)
         for path in [*found[:position], *found[position + KEPT :]]:
             self._discard(path)
+
+    def tidy(self) -> None:
+        """Remove what a process left that died while it wrote or removed a checkpoint."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(".*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _discard(self, path: Path) -> None:
         """Take a checkpoint's name from it before its files go one by one."""

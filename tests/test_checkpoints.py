@@ -106,6 +106,7 @@ def damages(folder: Path) -> dict[str, Callable[[], object]]:
     for part in PARTS:
         rest = {name: value for name, value in state(6).items() if name != part}
         found[f"{part} missing"] = lambda rest=rest: write_state(folder, rest)
+    found["generators missing"] = lambda: write_state(folder, {**state(6), "per_process": [[{}, None]]})
     found["something else"] = lambda: write_state(folder, [1, 2])
     found["manifest lists nothing"] = lambda: rewrite_manifest(folder, files={})
     found["manifest is older"] = lambda: rewrite_manifest(folder, format=0)

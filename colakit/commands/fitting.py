@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -112,13 +112,6 @@ class Fit(ABC):
 
     def train(self) -> None:
         """Train until the last step, an early stop or a signal."""
-        training = self.training
-        lr_at = warmup_then(
-            training.schedule,
-            warmup_steps=round(training.warmup * self.max_steps),
-            max_steps=self.max_steps,
-            decay=training.decay,
-        )
         self.began = time.monotonic() - self.seconds
         self.model.train()
         reports = train(
@@ -126,10 +119,10 @@ class Fit(ABC):
             self.batches(),
             self.lesson.objective,
             self.optimizer,
-            lr_at=lr_at,
+            lr_at=self.lr_at(self.max_steps),
             compute=self.compute,
             group=self.group,
-            clip_norm=training.clip_norm,
+            clip_norm=self.training.clip_norm,
             start_step=self.step,
         )
         what = f"{self.context.command}, seed {self.context.settings.seed}"
@@ -137,6 +130,15 @@ class Fit(ABC):
             while not self.is_stale() and (report := next(reports, None)) is not None:
                 self._after_step(report, bar)
                 self._leave_if_asked(stop)
+
+    def lr_at(self, max_steps: int) -> Callable[[int], float]:
+        """Return the multiplier of the peak rate at each step of a run of `max_steps`."""
+        return warmup_then(
+            self.training.schedule,
+            warmup_steps=round(self.training.warmup * max_steps),
+            max_steps=max_steps,
+            decay=self.training.decay,
+        )
 
     def _after_step(self, report: StepReport, bar: ProgressTask) -> None:
         self.step = report.step
@@ -207,14 +209,14 @@ class Fit(ABC):
                 f"there are {self.group.world_size} now",
                 hint="Resume with as many processes as it began with.",
             )
-        if self.group.is_main:
-            self.run.truncate_metrics(state["metrics_bytes"])
         rng, process = state["per_process"][self.group.rank]
         self.step = self.saved_step = state["step"]
         self.restore_progress(state["progress"], process)
         self.load_trainable(state["tensors"])
         self.optimizer.load_state_dict(state["optimizer"])
         restore_rng(rng, self.compute.device)
+        if self.group.is_main:
+            self.run.truncate_metrics(state["metrics_bytes"])
         self.seconds = checkpoint.notes.get("seconds", 0.0)
         self.counted = int(checkpoint.notes.get("counted", 0))
         self.context.reporter.say(f"resuming {self.run.path} after step {self.step} of {self.max_steps}")

@@ -200,6 +200,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     missing = [part for part in PARTS if not isinstance(state, dict) or part not in state]
     if missing:
         raise DamagedError(f"{path / STATE}: lacks {', '.join(missing)}")
+    if not all("cpu" in rng for rng, _ in state["per_process"]):
+        raise DamagedError(f"{path / STATE}: lacks the random generators")
     if int(path.name.removeprefix("step-")) != state["step"]:
         raise DamagedError(f"{path / STATE}: is the state after step {state['step']}")
     return Checkpoint(path, state, {name: manifest[name] for name in NOTES if name in manifest})

@@ -12,6 +12,7 @@ from killing import TwoProcesses
 from torture import left_by
 
 HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.xdist_group("kills")  # one process counts once for all of them
 COMMANDS = ("finetune", "distill", "train-scratch", "pretrain")
 
 

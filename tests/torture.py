@@ -247,7 +247,9 @@ def as_markdown(table: dict[str, Counter[str]]) -> str:
     """Return the table of counts, with a last row for all commands."""
     total = sum(table.values(), Counter[str]())
     rows = [("command", *COLUMNS), ("---", *("---:" for _ in COLUMNS))]
-    rows += [(name, *(str(count[c]) for c in COLUMNS)) for name, count in [*table.items(), ("all", total)]]
+    for name, count in [*table.items(), ("all", total)]:
+        told = (str(count[c]) if c in count or c == "differences" else "not told" for c in COLUMNS)
+        rows.append((name, *told))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -13,7 +13,7 @@ COLAKIT := $(BIN)/colakit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lint typecheck test test-slow test-gpu demo \
+.PHONY: help install install-dev lint typecheck test test-slow torture test-gpu demo \
 	reproduce reproduce-lora reproduce-distill reproduce-scratch bench clean
 
 help: ## list the targets
@@ -45,6 +45,10 @@ test: lint typecheck ## lint, type-check and test; offline, minutes on two cores
 test-slow: install-dev ## tests that take minutes
 	$(BIN)/pytest -m slow
 
+torture: install-dev ## kill runs of every command hundreds of times; each must end as if left alone
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 500 --torchrun 10 \
+		--writes finetune distill train-scratch pretrain
+
 test-gpu: install-dev ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
@@ -56,7 +60,7 @@ demo: install ## the whole pipeline on small inputs of its own, in a minute or t
 # side by side with a thread each, which uses two cores better than two threads in one run.
 COMMANDS := finetune distill train-scratch
 RUN_FOLDERS = $(foreach command,$(COMMANDS),$(SEEDS:%=$(RUNS)/$(command)-%))
-RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) $(if $(wildcard $(@D)/state.pt),--resume)
+RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) --resume auto
 
 $(RUNS)/finetune-%/summary.json: | install
 	$(COLAKIT) finetune $(RUN_FLAGS)

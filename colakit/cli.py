@@ -14,7 +14,7 @@ import typer
 
 from colakit import __version__
 from colakit.console import print_error
-from colakit.context import Context
+from colakit.context import Context, Resume
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.flags import command
 
@@ -39,7 +39,15 @@ config_app = typer.Typer(help="Show the resolved settings; print their schema.",
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+ResumeOption = Annotated[
+    Resume,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Continue the run in --out; with `auto`, begin one if there is none to continue.",
+        show_default=False,
+    ),
+]
 
 
 def _run(context: Context, module: str, **arguments: Any) -> None:
@@ -98,7 +106,7 @@ def pretrain(
         list[Path] | None,
         typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz)."),
     ] = None,
-    resume: Resume = False,
+    resume: ResumeOption = Resume.NEVER,
 ) -> None:
     """Train a GPT-2 of your own on running text: a base for the other commands."""
     _run(context, "pretrain", texts=texts or [], resume=resume)
@@ -114,7 +122,7 @@ def pretrain(
         "--batch-size": "discriminate.batch_size",
     },
 )
-def discriminate(context: Context, *, resume: Resume = False) -> None:
+def discriminate(context: Context, *, resume: ResumeOption = Resume.NEVER) -> None:
     """Teach a base to tell real sentences from corrupted ones: a second stage of pre-training."""
     _run(context, "discriminate", resume=resume)
 
@@ -134,7 +142,7 @@ def discriminate(context: Context, *, resume: Resume = False) -> None:
         "--batch-size": "finetune.batch_size",
     },
 )
-def finetune(context: Context, *, resume: Resume = False) -> None:
+def finetune(context: Context, *, resume: ResumeOption = Resume.NEVER) -> None:
     """Tune the base with LoRA for classification."""
     _run(context, "finetune", resume=resume)
 
@@ -150,13 +158,13 @@ def finetune(context: Context, *, resume: Resume = False) -> None:
         **BASE_AND_DATA,
     },
 )
-def distill(context: Context, *, resume: Resume = False) -> None:
+def distill(context: Context, *, resume: ResumeOption = Resume.NEVER) -> None:
     """Train a small recurrent student to answer as its teacher does."""
     _run(context, "distill", resume=resume)
 
 
 @command(app, "train-scratch", {**STUDENT_FLAGS, **BASE_AND_DATA})
-def train_scratch(context: Context, *, resume: Resume = False) -> None:
+def train_scratch(context: Context, *, resume: ResumeOption = Resume.NEVER) -> None:
     """Train the same student on the labels alone: the control that distilling has to beat."""
     _run(context, "train_scratch", resume=resume)
 
@@ -293,10 +301,20 @@ def _main(
     pass
 
 
+def with_bare_resume(arguments: Sequence[str]) -> list[str]:
+    """Write a `--resume` that no mode follows as `--resume=always`: typer's options always take a value."""
+    modes = {mode.value for mode in Resume}
+    following = [*arguments[1:], ""]
+    return [
+        f"--resume={Resume.ALWAYS.value}" if word == "--resume" and after not in modes else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; known faults are printed without a traceback."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="colakit")
+        app(args=with_bare_resume(sys.argv[1:] if arguments is None else arguments), prog_name="colakit")
     except ColakitError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
             print_error(error.message, error.hint)

@@ -6,13 +6,14 @@ terminal, progress is plain lines without control codes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,9 +31,25 @@ PIPE_WIDTH = 130  # characters; wide enough for every table
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
+class _LastingConsole(Console):
+    """A console that falls silent when its reader leaves: `| head` must not end a training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _silence(self.file)
+
+
+def _silence(stream: IO[str]) -> None:
+    """Let a stream whose reader has left lead nowhere, so that closing it does not fail either."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def _console(*, stderr: bool) -> Console:
     """A console as wide as its terminal; in a pipe, as wide as `COLUMNS` or `PIPE_WIDTH` says."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    console = _LastingConsole(stderr=stderr, highlight=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
@@ -148,8 +165,11 @@ class _Lines:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
 
 
 def print_error(message: str, hint: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,23 @@ if TYPE_CHECKING:
     from colakit.engine.device import Compute
 
 RUNS = Path("runs")
-BEFORE_THE_FIRST_STATE = {"settings.yaml", "environment.json", "metrics.jsonl"}  # a run that got no further
+BEFORE_A_CHECKPOINT = {
+    "settings.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "run.lock",
+}
+"""What stands in the folder of a run that got no further."""
+MODEL_BEFORE_A_CHECKPOINT = "base"  # pretrain writes one at every evaluation, just before it saves
+
+
+class Resume(str, Enum):
+    """Whether a training command continues the run in `--out`."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    AUTO = "auto"
 
 
 @dataclass
@@ -101,31 +118,50 @@ class Context:
 
     def check_out(self) -> None:
         """Raise `ColakitError` unless `--out`, where it is given, is or can become a writable folder."""
-        if self.out is None:
-            return
-        if self.out.exists() and not self.out.is_dir():
-            raise ColakitError(f"--out {self.out}: is a file; a folder is wanted")
-        nearest = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise ColakitError(
-                f"--out {self.out}: {nearest} cannot be written to", hint="Choose another folder."
-            )
+        if self.out is not None:
+            _check_writable(self.out)
 
     def check_new_run(self) -> None:
-        """Raise `ColakitError` unless a run can begin in `--out`."""
-        self.check_out()
-        if self.out is None or not self.out.is_dir():
-            return
-        if {entry.name for entry in self.out.iterdir()} - BEFORE_THE_FIRST_STATE:
+        """Raise `ColakitError` unless a run can begin in `--out`, or in `runs` without it."""
+        _check_writable(self.out or RUNS)
+        if self.out is not None and self.out.is_dir() and not _is_free(self.out):
             raise ColakitError(
                 f"--out {self.out}: is not empty",
                 hint="Name another folder, or continue its run with --resume.",
             )
 
+    def is_resuming(self, resume: Resume) -> bool:
+        """Return whether there is a run to continue, so that a command begins one or goes on.
+
+        Raises:
+            ColakitError: if the run that is wanted is not there, or a run cannot begin in `--out`.
+        """
+        from colakit.engine.runs import RunFolder
+
+        if resume is not Resume.NEVER:
+            if self.out is None:
+                raise ColakitError(
+                    f"--resume{' auto' if resume is Resume.AUTO else ''}: which run?",
+                    hint="Name its folder with --out.",
+                )
+            self.check_out()
+            run = RunFolder(self.out)
+            if run.checkpoints.found() or run.summary.is_file():
+                return True
+            if resume is Resume.ALWAYS:
+                raise run.checkpoints.nothing_to_resume()
+        self.check_new_run()
+        return False
+
     def claim_run_folder(self) -> Path:
         """Make and return the folder of a new run: `--out`, or the next free number."""
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ColakitError(
+                    f"--out {self.out}: {error.strerror}", hint="Choose another folder."
+                ) from error
             return self.out
         for number in itertools.count(1):
             folder = RUNS / f"{self.command}-{number:03d}"
@@ -135,6 +171,28 @@ class Context:
                 continue
             return folder
         raise AssertionError("there is always a next number")
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        if out.exists() and not out.is_dir():
+            raise ColakitError(f"--out {out}: is a file; a folder is wanted")
+        nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    except OSError as error:  # a name too long, say
+        raise ColakitError(f"--out {out}: {error.strerror}", hint="Choose another folder.") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ColakitError(f"--out {out}: {nearest} cannot be written to", hint="Choose another folder.")
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, but for what a run leaves that died before its first checkpoint."""
+    from colakit.engine.checkpoint import Checkpoints
+
+    names = {entry.name for entry in folder.iterdir()}
+    names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+    began = {"settings.yaml", "environment.json"} <= names
+    allowed = BEFORE_A_CHECKPOINT | ({MODEL_BEFORE_A_CHECKPOINT} if began else set())
+    return names <= allowed and not Checkpoints(folder / "checkpoints").found()
 
 
 def saved_settings(run: Path) -> Path | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,19 +13,36 @@ from typing import Any
 
 import torch
 
+OUT_OF_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""Faults of a write that are not the path's: disk or quota full, file too large, a failing disk."""
+CHUNK = 1 << 20  # bytes hashed at a time
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well, its file is synced and takes the place of `path`."""
+    """Yield a temporary path; when the block ends well, its file is synced and takes the place of `path`.
+
+    Raises:
+        OSError: if it cannot be written; it names `path` where the system names no file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what `replacing` left in `folder` when its process was killed; only for who owns the folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,14 +59,38 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 def write_tensors(path: Path, value: Any) -> None:
     """Write tensors and plain data to `path`, whole or not at all, for `torch.load(weights_only=True)`."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(value, file)  # given a path, torch would write its name into the file
+        try:
+            torch.save(value, file)  # given a path, torch would write its name into the file
+        except RuntimeError as error:  # torch closes its archive over the fault and hides what it was
+            if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
+                raise error.__context__ from None
+            raise
         file.flush()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` outlast a power cut."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to `path` outlast a power cut."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_origin
 import typer
 
 from colakit.console import Reporter, print_json
-from colakit.context import Context, saved_settings
+from colakit.context import Context, Resume, saved_settings
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.loading import resolve
 from colakit.settings import describe_type, leaf_fields
@@ -114,7 +114,7 @@ def _context(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
     """Take the common options and the settings' flags out of `options`, and resolve them."""
     chosen = {key: (flag, _joined(options.pop(_parameter_name(flag)))) for flag, key in flags.items()}
     config, out, as_json = options.pop("config"), options.pop("out"), options.pop("as_json")
-    if config is None and out is not None and options.get("resume"):
+    if config is None and out is not None and options.get("resume", Resume.NEVER) is not Resume.NEVER:
         config = saved_settings(out)
     resolved = resolve(
         flags={key: pair for key, pair in chosen.items() if pair[1] is not None},

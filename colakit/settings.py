@@ -198,13 +198,13 @@ class PretrainSettings(LoopSettings):
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="of the blocks' matrices; all else is AdamW's"
     )
-    muon_lr: float = Field(0.02, gt=0, description="peak rate of Muon, in the spectral norm of an update")
+    muon_lr: float = Field(0.006, gt=0, description="peak rate of Muon, in the spectral norm of an update")
     holdout: Share = Field(0.01, description="share of each text held out")
     evaluate_windows: int = Field(512, ge=1, description="windows of each held-out text measured in a run")
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile; auto: where there is a compiler"
     )
-    lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(128, ge=1, description="windows a step, over all processes")
     micro_batch_size: int | None = Field(32, ge=1, description="windows a backward pass; null is the batch")
     weight_decay: float = Field(0.1, ge=0, description="of matrices; vectors do not decay")

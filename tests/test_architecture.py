@@ -17,7 +17,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "errors": set(),
     "files": {"errors"},
     "models": {"errors", "models"},
-    "data": {"errors", "data"},
+    "data": {"errors", "files", "data"},
     "interop": {"errors", "files", "models", "interop"},
     "engine": {"errors", "files", "models", "data", "interop", "engine", ""},
     "plotting": {"errors"},
@@ -64,7 +64,7 @@ def test_every_load_is_weights_only() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 loads.append(ast.unparse(node))
-    assert len(loads) == 3  # a base's older file, a ckpt.pt, a run's state
+    assert len(loads) == 3  # a base's older file, a ckpt.pt, a checkpoint's state
     assert all("weights_only=True" in call for call in loads)
 
 
@@ -102,9 +102,9 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
         return
     import typer.main
 
-    from colakit.cli import app
+    from colakit.cli import app, with_bare_resume
 
-    words = shlex.split(re.split(r" [|<>] ?", line)[0])[1:]
+    words = with_bare_resume(shlex.split(re.split(r" [|<>] ?", line)[0])[1:])
     command = typer.main.get_command(app)
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command = command.commands[words.pop(0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ SMALL = [
     *("--vocab-size", "300", "--num-layers", "2", "--width", "32", "--num-heads", "2", "--tokens", "20480"),
     *("--num-positions", "32", "--batch-size", "16", "--seed", "1", "--device", "cpu", "--precision", "fp32"),
     *("--set", "pretrain.micro_batch_size=8", "--set", "pretrain.evaluate_every_steps=10"),
+    *("--lr", "2e-3", "--set", "pretrain.muon_lr=0.02"),
     *("--set", "pretrain.log_every=1", "--set", "pretrain.compile=never", "--set", "pretrain.holdout=0.1"),
 ]
 
@@ -118,6 +120,25 @@ def test_other_text_is_refused_on_resume(text: Path, pretrained: Path, colakit: 
     assert code == 2
     assert "the run was started differently" in err
     assert "text was" in err
+
+
+def test_more_tokens_are_refused_once_the_rate_depends_on_their_number(
+    pretrained: Path, colakit: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(pretrained, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    code, _, err = colakit("pretrain", "--resume", "--tokens", "40960", "--out", tmp_path / "run")
+    assert code == 2
+    assert "40 steps were planned, now 80; at step 40" in " ".join(err.split())
+
+
+def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, tmp_path: Path) -> None:
+    steady = ["--set", "pretrain.schedule=constant", "--set", "pretrain.warmup=0"]
+    assert colakit("pretrain", text, *SMALL, *steady, "--tokens", "2048", "--out", tmp_path / "run")[0] == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    code, _, err = colakit("pretrain", "--resume", "--tokens", "4096", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 8
 
 
 def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Path) -> None:

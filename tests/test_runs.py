@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.classifier import load_classifier
 from colakit.loading import read_yaml, resolve
 
@@ -42,7 +43,11 @@ def records(run: Path) -> list[dict[str, Any]]:
 def wait_for_state(process: subprocess.Popen[Any], run: Path) -> None:
     """Wait until a run has saved its first state, or has ended."""
     deadline = time.monotonic() + 120
-    while not (run / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not Checkpoints(run / "checkpoints").found()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
 
 
@@ -73,8 +78,9 @@ def test_a_run_folder_holds_all_that_was_promised(tuned: Path) -> None:
         "metrics.jsonl",
         "summary.json",
         "ckpt.pt",
-        "state.pt",
+        "checkpoints",
     } <= names
+    assert "run.lock" not in names
     adapter = {path.name for path in (tuned / "adapter").iterdir()}
     assert adapter == {"adapter_config.json", "adapter_model.safetensors", "colakit.json"}
     summary = json.loads((tuned / "summary.json").read_text())
@@ -165,9 +171,8 @@ def test_resuming_with_other_settings_is_refused_by_name(
     toy: Path, colakit: Run, tmp_path: Path, tuned: Path
 ) -> None:
     unfinished = tmp_path / "run"
-    unfinished.mkdir()
-    for name in ("settings.yaml", "state.pt", "metrics.jsonl"):
-        (unfinished / name).write_bytes((tuned / name).read_bytes())
+    shutil.copytree(tuned, unfinished)
+    (unfinished / "summary.json").unlink()
     code, _, err = colakit("finetune", "--resume", "--out", unfinished, "--seed", 5, "--rank", 2, "--quiet")
     assert code == 2
     assert "lora.rank was 8, is 2" in err

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from colakit.commands import distill, evaluate, finetune, generate, plot, train_scratch
-from colakit.context import Context
+from colakit.context import Context, Resume
 
 PROMPT = "The children"
 
@@ -17,7 +17,7 @@ def run(context: Context) -> dict[str, Any]:
     """Generate, tune, distil, train the control, compare and plot, all below one folder."""
     began = time.monotonic()
     if context.dry_run:
-        return finetune.run(context, resume=False)
+        return finetune.run(context, resume=Resume.NEVER)
     context.check_new_run()
     out = context.claim_run_folder()
     runs = [out / name for name in ("finetune", "distill", "train-scratch")]
@@ -35,10 +35,10 @@ def run(context: Context) -> dict[str, Any]:
         "generate",
         generate=generating,
     )
-    step("finetune", lambda c: finetune.run(c, resume=False), "finetune")
+    step("finetune", lambda c: finetune.run(c, resume=Resume.NEVER), "finetune")
     taught = context.settings.distill.model_copy(update={"teacher": str(runs[0])})
-    step("distill", lambda c: distill.run(c, resume=False), "distill", distill=taught)
-    step("train-scratch", lambda c: train_scratch.run(c, resume=False), "train-scratch")
+    step("distill", lambda c: distill.run(c, resume=Resume.NEVER), "distill", distill=taught)
+    step("train-scratch", lambda c: train_scratch.run(c, resume=Resume.NEVER), "train-scratch")
     compared = step("evaluate", lambda c: evaluate.run(c, models=[str(run) for run in runs]), "evaluation")
     figures = step("plot", lambda c: plot.run(c, runs=runs), "plots")
     seconds = time.monotonic() - began

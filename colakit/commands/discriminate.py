@@ -13,7 +13,7 @@ from colakit.commands.finetune import base_origin
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
-from colakit.context import Context
+from colakit.context import Context, Resume
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruptions import Corruptor
 from colakit.data.text import read_documents, sentences, text_files
@@ -30,7 +30,7 @@ WORDS = range(4, 23)  # of a sentence that is used
 LEXICON = 50_000  # sentences that corruptions take their words from
 
 
-def run(context: Context, *, resume: bool) -> dict[str, Any]:
+def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     """Teach the base, and write it to `base/` in the run folder."""
     if not context.settings.pretrain.text:
         raise ColakitError("nothing to read", hint="Name text: --set pretrain.text.NAME=PATH")

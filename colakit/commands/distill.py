@@ -11,7 +11,7 @@ from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task, encode, percent
-from colakit.context import Context
+from colakit.context import Context, Resume
 from colakit.data.corpora import Split
 from colakit.engine.classifier import SentenceClassifier, load_classifier
 from colakit.engine.comparison import experiment_key
@@ -22,7 +22,7 @@ from colakit.errors import ColakitError
 from colakit.models.rnn import DistilRNN
 
 
-def run(context: Context, *, resume: bool) -> dict[str, Any]:
+def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     """Distil the teacher and report the student."""
     return run_job(context, _build, _plan, resume=resume)
 

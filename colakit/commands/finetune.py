@@ -8,7 +8,7 @@ from typing import Any
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
-from colakit.context import Context
+from colakit.context import Context, Resume
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import classification
@@ -19,7 +19,7 @@ from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.settings import LoRASettings, Settings
 
 
-def run(context: Context, *, resume: bool) -> dict[str, Any]:
+def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     """Tune the base and report it."""
     return run_job(context, _build, _plan, resume=resume)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from colakit.console import ProgressTask
 from colakit.context import Context
+from colakit.engine.checkpoint import Checkpoint
 from colakit.engine.distributed import Processes
 from colakit.engine.objectives import Objective
 from colakit.engine.randomness import restore_rng, rng_state, seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
-from colakit.engine.training import StepBatch, StepReport, train
-from colakit.errors import ColakitError
+from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
+from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.settings import LoopSettings
 
 
@@ -66,8 +68,10 @@ class Fit(ABC):
         self.model, self.optimizer = lesson.model, lesson.optimizer
         self.max_steps = lesson.max_steps
         self.step = 0
-        self.seconds = 0.0
-        self.counted = 0  # in this session, as `seconds`
+        self.saved_step: int | None = None
+        self.seconds = 0.0  # of training, evaluations included; not those that a kill has lost
+        self.began = 0.0  # by the monotonic clock; sessions before this one are taken off
+        self.counted = 0
         seed_everything(context.settings.seed, group.rank)
 
     # -- what a subclass brings
@@ -108,36 +112,38 @@ class Fit(ABC):
 
     def train(self) -> None:
         """Train until the last step, an early stop or a signal."""
-        training = self.training
-        lr_at = warmup_then(
-            training.schedule,
-            warmup_steps=round(training.warmup * self.max_steps),
-            max_steps=self.max_steps,
-            decay=training.decay,
-        )
-        began = time.monotonic()
+        self.began = time.monotonic() - self.seconds
         self.model.train()
         reports = train(
             self.group.replicate(self.model, self.compute),
             self.batches(),
             self.lesson.objective,
             self.optimizer,
-            lr_at=lr_at,
+            lr_at=self.lr_at(self.max_steps),
             compute=self.compute,
             group=self.group,
-            clip_norm=training.clip_norm,
+            clip_norm=self.training.clip_norm,
             start_step=self.step,
         )
         what = f"{self.context.command}, seed {self.context.settings.seed}"
         with stop_requests() as stop, self.context.reporter.progress(what, self.max_steps, self.step) as bar:
             while not self.is_stale() and (report := next(reports, None)) is not None:
                 self._after_step(report, bar)
-                self.seconds = time.monotonic() - began
                 self._leave_if_asked(stop)
+
+    def lr_at(self, max_steps: int) -> Callable[[int], float]:
+        """Return the multiplier of the peak rate at each step of a run of `max_steps`."""
+        return warmup_then(
+            self.training.schedule,
+            warmup_steps=round(self.training.warmup * max_steps),
+            max_steps=max_steps,
+            decay=self.training.decay,
+        )
 
     def _after_step(self, report: StepReport, bar: ProgressTask) -> None:
         self.step = report.step
         self.counted += report.count
+        self.seconds = time.monotonic() - self.began
         line = self.observe(report)
         if report.step % self.training.log_every == 0:
             self.log("step", loss=report.loss, lr=report.lr, grad_norm=report.grad_norm)
@@ -146,6 +152,7 @@ class Fit(ABC):
         if evaluated:
             bar.advance(0, note=self.evaluate())
             self.model.train()
+            self.seconds = time.monotonic() - self.began
         every = self.training.save_every_steps
         if evaluated or (every and report.step % every == 0):
             self._save()
@@ -157,31 +164,45 @@ class Fit(ABC):
 
     @property
     def counted_per_second(self) -> float:
-        """Training speed since the run began or was resumed, evaluations included, in `unit`s a second."""
+        """Training speed, evaluations included, in `unit`s a second."""
         return self.counted / max(self.seconds, 1e-9)
 
     # -- stopping and resuming
 
     def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
         gathered = self.group.gather([rng_state(self.compute.device), self.process_state()])
+        self.saved_step = self.step
         if not self.group.is_main:
             return
-        self.run.save_state(
-            {
-                "identity": self._identity(),
-                "step": self.step,
-                "progress": self.progress_state(),
-                "tensors": self.trainable(),
-                "optimizer": self.optimizer.state_dict(),
-                "per_process": gathered,
-                "metrics_bytes": self.run.metrics_bytes(),
-            }
-        )
+        tensors = self.trainable()
+        self._require_finite(tensors)
+        self.run.sync_metrics()
+        state = {
+            "identity": self._identity(),
+            "step": self.step,
+            "progress": self.progress_state(),
+            "tensors": tensors,
+            "optimizer": self.optimizer.state_dict(),
+            "per_process": gathered,
+            "metrics_bytes": self.run.metrics_bytes(),
+        }
+        self.run.checkpoints.save(state, {"seconds": self.seconds, "counted": self.counted})
 
-    def restore(self) -> None:
-        """Go back to the saved state, refusing one that another job left."""
-        state = self.run.load_state()
-        self._require_identity(state["identity"])
+    def _require_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Never let weights that are spoilt take the place of the last good ones."""
+        if spoilt := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ColakitError(
+                f"step {self.step}: {spoilt[0]} is not finite any more",
+                hint=SPOILT_HINT,
+                exit_code=EXIT_FAILED,
+            )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a saved state, refusing one that another job left."""
+        state = checkpoint.state
+        self.require_identity(state["identity"])
         if len(state["per_process"]) != self.group.world_size:
             raise ColakitError(
                 f"{self.run.path}: was written by {len(state['per_process'])} processes; "
@@ -189,20 +210,23 @@ class Fit(ABC):
                 hint="Resume with as many processes as it began with.",
             )
         rng, process = state["per_process"][self.group.rank]
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
         self.restore_progress(state["progress"], process)
         self.load_trainable(state["tensors"])
         self.optimizer.load_state_dict(state["optimizer"])
         restore_rng(rng, self.compute.device)
         if self.group.is_main:
             self.run.truncate_metrics(state["metrics_bytes"])
+        self.seconds = checkpoint.notes.get("seconds", 0.0)
+        self.counted = int(checkpoint.notes.get("counted", 0))
         self.context.reporter.say(f"resuming {self.run.path} after step {self.step} of {self.max_steps}")
 
     def _identity(self) -> dict[str, Any]:
         compute = f"{self.compute.device.type}, {self.compute.dtype}"
         return {"seed": self.context.settings.seed, **self.lesson.identity, "compute": compute}
 
-    def _require_identity(self, saved: Mapping[str, Any]) -> None:
+    def require_identity(self, saved: Mapping[str, Any]) -> None:
+        """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was."""
         now = self._identity()
         differing = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
         if differing:
@@ -217,10 +241,17 @@ class Fit(ABC):
         return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put saved values into the parameters that train."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                parameter.data.copy_(tensors[name])
+        """Put saved values into the parameters that train, which must be the same ones."""
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        shapes, saved = ({n: tuple(t.shape) for n, t in named.items()} for named in (parameters, tensors))
+        if differing := [n for n in sorted({*shapes, *saved}) if shapes.get(n) != saved.get(n)]:
+            raise ColakitError(
+                f"{self.run.path}: {', '.join(differing[:3])}: saved {saved.get(differing[0])}, "
+                f"wanted {shapes.get(differing[0])}",
+                hint="The checkpoint is another model's.",
+            )
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[name])
 
     def _leave_if_asked(self, stop: StopRequest) -> None:
         if self.group.world_size > 1:  # all leave after the same step, or none would finish the next
@@ -231,10 +262,16 @@ class Fit(ABC):
             return
         self._save()
         raise ColakitError(
-            f"stopped after step {self.step} of {self.max_steps}; {self.run.state} holds everything",
-            hint=f"Continue: colakit {self.context.command} --resume --out {self.run.path}",
+            f"stopped after step {self.step} of {self.max_steps}; {self.run.standing()}",
+            hint=how_to_continue(self.context.command, self.run),
             exit_code=stop.exit_code,
         )
+
+
+def how_to_continue(command: str, run: RunFolder) -> str:
+    """Return the hint that a run ends with which has not reached its end."""
+    resume = "--resume" if run.checkpoints.found() else "--resume auto"
+    return f"Continue: colakit {command} {resume} --out {shlex.quote(str(run.path))}"
 
 
 def settings_identity(context: Context, sections: tuple[str, ...], free: set[str]) -> dict[str, Any]:

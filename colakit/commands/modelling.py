@@ -117,12 +117,23 @@ class LanguageFit(Fit):
     # -- stopping and resuming
 
     def progress_state(self) -> dict[str, Any]:
-        """Return the loss since the last evaluation."""
-        return {"loss_sum": self.loss_sum, "count": self.count}
+        """Return the loss since the last evaluation, and how long the run is to be."""
+        return {"loss_sum": self.loss_sum, "count": self.count, "max_steps": self.max_steps}
 
     def process_state(self) -> None:
         """A process knows nothing of its own."""
 
     def restore_progress(self, progress: dict[str, Any], process: None) -> None:
-        """Go back to what `progress_state` returned."""
+        """Go back to what `progress_state` returned.
+
+        Raises:
+            ColakitError: if the run is to be longer or shorter, and rates of the past would have differed.
+        """
+        was, last = progress.get("max_steps", self.max_steps), self.step - 1
+        if self.lr_at(was)(last) != self.lr_at(self.max_steps)(last):
+            raise ColakitError(
+                f"{self.run.path}: {was} steps were planned, now {self.max_steps}; "
+                f"at step {self.step} the rate depends on it",
+                hint=f"Resume with its own settings: --config {self.run.settings}",
+            )
         self.loss_sum, self.count = progress["loss_sum"], progress["count"]

@@ -13,7 +13,7 @@ from colakit.commands.fitting import Lesson, settings_identity
 from colakit.commands.modelling import LanguageFit
 from colakit.commands.runner import Training, run_training
 from colakit.commands.task import show_parameters
-from colakit.context import Context
+from colakit.context import Context, Resume
 from colakit.data.bpe import train_tokenizer
 from colakit.data.text import Stream, Vocabulary, encode_text, read_documents, split_holdout, text_files
 from colakit.data.tokens import SentenceTokenizer
@@ -43,7 +43,7 @@ class Texts:
     holdout: dict[str, Stream]
 
 
-def run(context: Context, *, texts: list[Path], resume: bool) -> dict[str, Any]:
+def run(context: Context, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
     """Pre-train, and write the base to `base/` in the run folder."""
     if texts:
         named = {path.name.partition(".")[0]: str(path) for path in texts}
@@ -56,9 +56,7 @@ def run(context: Context, *, texts: list[Path], resume: bool) -> dict[str, Any]:
         context.resolved.settings = settings.model_copy(update={"pretrain": changed})
     if not context.settings.pretrain.text:
         raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
-    return run_training(
-        context, lambda: _prepare(context, resume=resume), lambda: _plan(context), resume=resume
-    )
+    return run_training(context, lambda: _prepare(context), lambda: _plan(context), resume=resume)
 
 
 def _plan(context: Context) -> dict[str, Any]:
@@ -75,7 +73,7 @@ def _plan(context: Context) -> dict[str, Any]:
     return {"parameters": report.as_dict(), "steps": steps, "files": {n: len(f) for n, f in files.items()}}
 
 
-def _prepare(context: Context, *, resume: bool) -> Training:
+def _prepare(context: Context) -> Training:
     settings, seed = context.settings.pretrain, context.settings.seed
     texts = _read(context)
     seed_everything(seed)
@@ -202,5 +200,5 @@ def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any
     run.write_summary(summary)
     rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
     context.reporter.table("Bits per byte, held out", ["text", "bits per byte"], rows)
-    context.reporter.result(f"{run.base} ({fit.seconds:.0f} s of training in this session)")
+    context.reporter.result(f"{run.base} ({fit.seconds:.0f} s of training)")
     return summary

@@ -105,4 +105,4 @@ def _show(job: Job, run: RunFolder, summary: dict[str, Any], measured: Mapping[s
                 f"{name}: the model answers {answer!r} to everything: MCC 0, "
                 f"accuracy is the rate of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
             )
-    reporter.result(f"{run.checkpoint} ({summary['seconds']:.0f} s of training in this session)")
+    reporter.result(f"{run.checkpoint} ({summary['seconds']:.0f} s of training)")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 from torch import nn
 
 from colakit.commands.classifying import ClassifierFit
-from colakit.commands.fitting import Fit
+from colakit.commands.fitting import Fit, how_to_continue
 from colakit.commands.job import Job
 from colakit.commands.reporting import report
 from colakit.commands.task import Task, load_task, show_plan
 from colakit.console import Reporter
-from colakit.context import Context
+from colakit.context import Context, Resume
+from colakit.engine.checkpoint import Checkpoint, read_checkpoint
 from colakit.engine.device import keep_freed_memory
 from colakit.engine.distributed import Processes, processes
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
-from colakit.errors import ColakitError
+from colakit.engine.stopping import stop_requests
+from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
 from colakit.loading import to_yaml
 
 BuildJob = Callable[[Context, Task], tuple[Job, list[str]]]
@@ -47,7 +50,7 @@ def run_job(
     build: BuildJob,
     plan: BuildEmptyModel,
     *,
-    resume: bool,
+    resume: Resume,
     load: Callable[[Context], Task] = load_task,
     keep_base: bool = False,
 ) -> dict[str, Any]:
@@ -78,51 +81,95 @@ def run_job(
 
 
 def run_training(
-    context: Context, prepare: Callable[[], Training], show: Callable[[], dict[str, Any]], *, resume: bool
+    context: Context, prepare: Callable[[], Training], show: Callable[[], dict[str, Any]], *, resume: Resume
 ) -> dict[str, Any]:
     """Train what `prepare` returns, in every process; in a dry run, return what `show` returns."""
-    if resume:
-        _check_resumable(context)
-    else:
-        context.check_new_run()
+    resuming = context.is_resuming(resume)
     if context.dry_run:
         return show()
     keep_freed_memory()
-    with processes(context.compute) as group:
+    with processes(context.compute) as group, ExitStack() as held:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)
+        there = context.out is not None and context.out.is_dir()
+        if there and group.is_main:  # before the long work of preparing
+            resuming = _alone(context, held, resume)
         training = prepare()
-        run = RunFolder(_agreed_folder(context, group, resume=resume))
+        if not there and group.is_main:  # not before it, so that what is refused leaves no folder
+            context.out = context.claim_run_folder()
+            resuming = _alone(context, held, resume)
+        folder, resuming = group.share((str(context.out), resuming))
+        run = RunFolder(Path(folder))
         for line in (*training.lines, f"compute: {context.compute}", f"run folder: {run.path}"):
             context.reporter.say(line)
-        summary = _train(context, training, run, group, resume=resume)
+        with _honest_ending(context, run):
+            summary = _train(context, training, run, group, resuming=resuming)
     return {**summary, "run": str(run.path)}
 
 
+def _alone(context: Context, held: ExitStack, resume: Resume) -> bool:
+    """Lock the run folder, and look again: whoever was there before may have changed what there is to do."""
+    assert context.out is not None
+    held.enter_context(RunFolder(context.out).lock.held())
+    return context.is_resuming(resume)
+
+
 def _train(
-    context: Context, training: Training, run: RunFolder, group: Processes, *, resume: bool
+    context: Context, training: Training, run: RunFolder, group: Processes, *, resuming: bool
 ) -> dict[str, Any]:
     fit = training.fit(run, group)
-    if resume:
-        fit.restore()
-        if run.summary.exists():
+    if resuming:
+        checkpoint = _shared_checkpoint(context, run, group)
+        if group.share(run.summary.is_file()):
+            if checkpoint is not None:
+                fit.require_identity(checkpoint.state["identity"])
             context.reporter.say(f"{run.path} is finished; nothing to resume")
             return run.read_summary()
+        assert checkpoint is not None, "there is no summary, hence a checkpoint"
+        fit.restore(checkpoint)
+        if group.is_main:
+            run.tidy()
+            run.checkpoints.keep(
+                checkpoint.path
+            )  # its process may have died before it had removed the oldest
     elif group.is_main:
         run.create(to_yaml(context.settings), context.compute)
     group.barrier()
     fit.train()
-    return training.finish(run, fit) if group.is_main else {}
+    with stop_requests(at_once=True):
+        return training.finish(run, fit) if group.is_main else {}
 
 
-def _agreed_folder(context: Context, group: Processes, *, resume: bool) -> Path:
-    """The main process chooses, and all agree."""
-    if resume and context.out is not None:
-        return context.out
-    return Path(group.share(str(context.claim_run_folder()) if group.is_main else ""))
+def _shared_checkpoint(context: Context, run: RunFolder, group: Processes) -> Checkpoint | None:
+    """Return the newest whole checkpoint, the same in every process; None for a finished run without any."""
+    chosen = None
+    if group.is_main and (run.checkpoints.found() or not run.summary.is_file()):
+        chosen = run.checkpoints.load(context.reporter.warn)
+    path = group.share(None if chosen is None else str(chosen.path))
+    return chosen if chosen is not None or path is None else read_checkpoint(Path(path))
 
 
-def _check_resumable(context: Context) -> None:
-    if context.out is None:
-        raise ColakitError("--resume: which run?", hint="Name its folder with --out.")
-    RunFolder(context.out).require_state()
+@contextmanager
+def _honest_ending(context: Context, run: RunFolder) -> Iterator[None]:
+    """Where a run ends early, say where the good state lies and how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise ColakitError(
+            f"left at once; {run.standing()}",
+            hint=how_to_continue(context.command, run),
+            exit_code=getattr(stop, "exit_code", EXIT_INTERRUPTED),
+        ) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ColakitError(
+            f"{error.filename or run.path}: {error.strerror or error}; {run.standing()}",
+            hint=f"Make room, or mend it. {how_to_continue(context.command, run)}",
+            exit_code=EXIT_FAILED,
+        ) from error
+    except ColakitError as error:
+        if error.exit_code != EXIT_FAILED:
+            raise
+        message = f"{error.message}; {run.standing()}"
+        raise ColakitError(message, hint=error.hint, exit_code=EXIT_FAILED) from error

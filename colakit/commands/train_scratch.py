@@ -8,14 +8,14 @@ from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task
-from colakit.context import Context
+from colakit.context import Context, Resume
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.objectives import classification
 from colakit.interop.gpt2 import plan_config, read_config, resolve_base
 from colakit.models.rnn import DistilRNN
 
 
-def run(context: Context, *, resume: bool) -> dict[str, Any]:
+def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     """Train the control and report it; of the base it takes the tokenizer alone."""
     return run_job(context, _build, _plan, resume=resume)
 

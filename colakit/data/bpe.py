@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from colakit.data.text import END_OF_TEXT
 from colakit.data.tokens import SentenceTokenizer
+from colakit.files import replacing, write_json
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
@@ -37,7 +37,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
 def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int) -> None:
     """Write tokenizer.json and tokenizer_config.json, which transformers' `AutoTokenizer` opens."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    with replacing(folder / "tokenizer.json") as temporary:
+        tokenizer.backend.save(str(temporary))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from colakit import __version__
 from colakit.data.cache import ArrayCache
 from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
+from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.device import Compute
 from colakit.engine.inference import compute_logits, decide
 from colakit.errors import ColakitError, first_line
@@ -179,7 +180,7 @@ def _locate(where: str | Path) -> Path:
             return path / CHECKPOINT_NAME
         if (path / "adapter_config.json").is_file():
             return path
-        unfinished = (path / "state.pt").exists()
+        unfinished = Checkpoints(path / "checkpoints").found()
         raise ColakitError(
             f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json",
             hint=f"This run is not finished: continue it with --resume --out {path}"

@@ -3,11 +3,12 @@
 settings.yaml      resolved settings; feeds back into --config
 environment.json   versions, device, git commit
 metrics.jsonl      a JSON object a line, no times in it: two runs alike write the same bytes
-state.pt           all it takes to continue: weights, optimizer, randomness, place in the data
+checkpoints/       all it takes to continue: weights, optimizer, randomness, place in the data, twice
 summary.json       the result
 ckpt.pt, adapter/  the best model
 base/              a base in the transformers layout (pretrain, discriminate)
 plots/             figures
+run.lock           while it runs: the number of its process
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import numpy as np
 import torch
 
 from colakit import __version__
+from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.device import Compute
+from colakit.engine.locks import Lock
 from colakit.engine.metrics import Labels
-from colakit.errors import ColakitError, first_line
-from colakit.files import write_json, write_tensors, write_text
+from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
+from colakit.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 
-STATE_FORMAT = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 
 
@@ -42,7 +44,8 @@ class RunFolder:
         self.path = path
         self.settings = path / "settings.yaml"
         self.metrics = path / "metrics.jsonl"
-        self.state = path / "state.pt"
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.lock = Lock(path / "run.lock")
         self.summary = path / "summary.json"
         self.predictions = path / "predictions.json"
         self.checkpoint = path / "ckpt.pt"
@@ -51,20 +54,28 @@ class RunFolder:
         self.plots = path / "plots"
 
     def create(self, settings_yaml: str, compute: Compute) -> None:
-        """Make the folder and write what is known before training.
+        """Write what is known before training into the folder, over what a run left that got no further.
 
         Raises:
             ColakitError: if it cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.tidy()
             self.metrics.unlink(missing_ok=True)
             write_text(self.settings, settings_yaml)
             write_json(self.path / "environment.json", environment(compute))
         except OSError as error:
             raise ColakitError(
-                f"{self.path}: {error.strerror}", hint="Choose another folder with --out."
+                f"{error.filename or self.path}: {error.strerror}",
+                hint="Choose another folder with --out.",
+                exit_code=EXIT_FAILED if error.errno in OUT_OF_ROOM else EXIT_USAGE,
             ) from error
+
+    def tidy(self) -> None:
+        """Remove what a process left that died while it wrote."""
+        self.checkpoints.tidy()
+        for folder in (self.path, self.adapter, self.path / "base"):
+            remove_temporary(folder)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -82,39 +93,30 @@ class RunFolder:
         """Return the length of metrics.jsonl."""
         return self.metrics.stat().st_size if self.metrics.is_file() else 0
 
+    def sync_metrics(self) -> None:
+        """Make metrics.jsonl outlast a power cut, before a checkpoint records its length."""
+        if self.metrics.is_file():
+            sync_file(self.metrics)
+        sync_folder(self.path)
+
     def truncate_metrics(self, length: int) -> None:
-        """Cut metrics.jsonl to what had been written when a state was saved."""
+        """Cut metrics.jsonl to what had been written when a checkpoint was saved.
+
+        Raises:
+            ColakitError: if it is shorter than that.
+        """
+        if (found := self.metrics_bytes()) < length:
+            raise ColakitError(
+                f"{self.metrics}: has {found:,} bytes; the checkpoint was saved when it had {length:,}",
+                hint="Put the file back as it was, or start the run anew in another folder.",
+            )
         if self.metrics.is_file():
             os.truncate(self.metrics, length)
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Write the resumable state, whole or not at all."""
-        write_tensors(self.state, {"format": STATE_FORMAT, **state})
-
-    def require_state(self) -> None:
-        """Raise `ColakitError` unless there is a state to resume."""
-        if not self.state.is_file():
-            raise ColakitError(
-                f"{self.path}: nothing to resume (no {self.state.name})",
-                hint="Start the run without --resume.",
-            )
-
-    def load_state(self) -> dict[str, Any]:
-        """Return the resumable state.
-
-        Raises:
-            ColakitError: if there is none, or it is broken or of a newer format.
-        """
-        self.require_state()
-        try:
-            state = torch.load(self.state, map_location="cpu", weights_only=True)
-        except Exception as error:  # the unpickler passes on whatever a damaged file makes it stumble over
-            raise ColakitError(
-                f"{self.state}: cannot be read ({first_line(error)})", hint="Start the run anew."
-            ) from error
-        if not isinstance(state, dict) or state.get("format", STATE_FORMAT + 1) > STATE_FORMAT:
-            raise ColakitError(f"{self.state}: was written by a newer colakit", hint="Upgrade colakit.")
-        return state
+    def standing(self) -> str:
+        """Return where the good state lies, for the last line of a run that did not finish."""
+        found = self.checkpoints.found()
+        return f"{found[0]} holds everything up to its step" if found else "there is no checkpoint yet"
 
     def write_companion(self, companion: dict[str, Any]) -> None:
         """Write, beside PEFT's files, what a classifier needs that PEFT has no place for."""
@@ -161,7 +163,7 @@ class RunFolder:
         try:
             return json.loads(self.summary.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            hint = "Finish it with --resume." if self.state.exists() else "Give a run folder."
+            hint = "Finish it with --resume." if self.checkpoints.found() else "Give a run folder."
             raise ColakitError(f"{self.path}: holds no finished run (no summary.json)", hint=hint) from None
         except (OSError, ValueError) as error:
             raise ColakitError(f"{self.summary}: cannot be read ({error})") from error

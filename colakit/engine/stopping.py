@@ -11,11 +11,24 @@ from types import FrameType
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class StopRequest:
-    """Whether, and by which signal, the run was asked to stop."""
+class LeaveAtOnce(KeyboardInterrupt):
+    """Ends the run where it stands; the last checkpoint is what it continues from."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Whether, and by which signal, the run was asked to stop.
+
+    Args:
+        at_once: leave at the first signal, where there is no step to finish.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.signal: int | None = None
+        self.at_once = at_once
 
     @property
     def exit_code(self) -> int:
@@ -24,15 +37,15 @@ class StopRequest:
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Note the signal; a second Ctrl-C leaves at once."""
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.at_once or (self.signal is not None and number == signal.SIGINT):
+            raise LeaveAtOnce(number)
         self.signal = number
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*, at_once: bool = False) -> Iterator[StopRequest]:
     """Catch stopping signals while the block runs; outside the main thread there are none to catch."""
-    request = StopRequest()
+    request = StopRequest(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

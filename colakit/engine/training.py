@@ -20,6 +20,10 @@ from colakit.engine.distributed import Processes
 from colakit.engine.objectives import Loss, Objective
 from colakit.errors import EXIT_FAILED, ColakitError
 
+SPOILT_HINT = (
+    "Resuming would meet it again: start anew in another folder, with a lower --lr or --precision fp32."
+)
+
 
 @dataclass(frozen=True)
 class StepBatch:
@@ -124,7 +128,7 @@ def _train_step(
     if not (abs(mean_loss) < float("inf") and grad_norm < float("inf")):
         raise ColakitError(
             f"step {step + 1}: the loss is {mean_loss} and the gradient's norm {grad_norm} on {batch.name}",
-            hint="The last checkpoint is intact. Try a lower --lr, or --precision fp32.",
+            hint=SPOILT_HINT,
             exit_code=EXIT_FAILED,
         )
     optimizer.step()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from colakit.errors import ColakitError, first_line
+from colakit.files import replacing, write_text
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig
 
@@ -231,7 +232,10 @@ def _check_tensors(folder: Path, weights: dict[str, Tensor], shapes: dict[str, t
 def save_gpt(
     model: GPT, folder: Path, *, dtype: torch.dtype = torch.float32, end_of_text_id: int = 0
 ) -> None:
-    """Write `model` to `folder` in the transformers layout (config.json, model.safetensors)."""
+    """Write `model` to `folder` in the transformers layout (config.json, model.safetensors).
+
+    Each file is replaced whole; the folder may be the one that `model` was loaded from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
@@ -246,8 +250,9 @@ def save_gpt(
         name: (tensor.t() if name.endswith(CONV1D_TAILS) else tensor).to(dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def base_fingerprint(model: GPT) -> str:

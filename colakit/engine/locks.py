@@ -1,0 +1,78 @@
+"""One run a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from colakit.errors import ColakitError
+
+try:
+    import fcntl
+except ImportError:  # Windows, whose locks would keep others from reading the number inside: none is held
+    fcntl = None  # type: ignore[assignment]
+
+
+class Lock:
+    """A file that a process holds while it works in a folder; the system frees it when the process dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock while the block runs, then remove its file.
+
+        Raises:
+            ColakitError: at once, if another process holds it, with that one's number.
+        """
+        if fcntl is None:
+            yield
+            return
+        descriptor = self._acquire()
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            self.path.unlink(
+                missing_ok=True
+            )  # before it is let go, so that nobody locks a file without a name
+            os.close(descriptor)
+
+    def _acquire(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise self._taken() from None
+                raise
+            if _is_at(descriptor, self.path):
+                return descriptor
+            os.close(descriptor)  # its holder removed it in between
+
+    def _taken(self) -> ColakitError:
+        try:
+            holder = self.path.read_text(encoding="ascii").strip()
+        except OSError:
+            holder = ""
+        return ColakitError(
+            f"{self.path.parent}: process {holder or 'unknown'} is at work in this folder",
+            hint="Wait for it, stop it, or choose another folder with --out.",
+        )
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(descriptor)
+    return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)

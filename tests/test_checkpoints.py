@@ -215,6 +215,8 @@ def test_after_going_back_the_damaged_one_makes_room(saved: Checkpoints) -> None
     saved.save(state(9))
     os.truncate(saved.folder / "step-00000009" / STATE, 10)
     assert load(saved)[0] == 6
+    saved.keep(saved.folder / "step-00000006")  # as resuming does: the damaged one may be wanted yet
+    assert [path.name for path in saved.found()] == ["step-00000009", "step-00000006"]
     saved.save(state(7))  # as a run does that saves more often now
     assert [path.name for path in saved.found()] == ["step-00000007", "step-00000006"]
     os.truncate(saved.folder / "step-00000007" / STATE, 10)

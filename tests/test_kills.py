@@ -20,7 +20,16 @@ COMMANDS = ("finetune", "distill", "train-scratch", "pretrain")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """What a short torture counted, by command."""
     report = tmp_path_factory.mktemp("torture") / "counts.json"
-    command = [sys.executable, HERE / "torture.py", "--kills", "24", "--writes", "finetune", "--json", report]
+    command = [
+        sys.executable,
+        HERE / "torture.py",
+        "--kills",
+        "24",
+        "--writes",
+        "train-scratch",
+        "--json",
+        report,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(report.read_text())
@@ -30,7 +39,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]
 def test_killed_at_random_and_resumed_equals_uninterrupted(
     command: str, counts: dict[str, dict[str, int]]
 ) -> None:
-    assert counts[command]["kills"] >= 6
+    assert counts[command]["kills"] >= 5
     assert counts[command].get("differences", 0) == 0
 
 
@@ -38,10 +47,11 @@ def test_killed_at_every_call_of_a_save_and_of_the_end_and_resumed_equals_uninte
     counts: dict[str, dict[str, int]],
 ) -> None:
     # 16 calls: two files written, synced and renamed, their folder synced and renamed, the oldest removed;
-    # then predictions, ckpt.pt, the adapter's three files and the summary, each written, synced and renamed
-    assert counts["finetune"]["last calls"] >= 16 + 6 * 4
-    assert counts["finetune"]["inside a write"] >= counts["finetune"]["last calls"]
-    assert counts["finetune"].get("differences", 0) == 0
+    # then predictions, ckpt.pt and the summary, each written, synced and renamed
+    found = counts["train-scratch"]
+    assert found["last calls"] >= 16 + 3 * 4
+    assert found["inside a write"] >= found["last calls"]
+    assert found.get("differences", 0) == 0
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -94,7 +94,7 @@ class Checkpoints:
             sync_folder(self.folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self.keep(target)
+        self.keep(target, drop_newer=True)
         return target
 
     def load(self, warn: Callable[[str], None]) -> Checkpoint:
@@ -125,11 +125,16 @@ class Checkpoints:
             hint="Start the run without --resume, or with --resume auto.",
         )
 
-    def keep(self, newest: Path) -> None:
-        """Keep `newest` and the one before; any above were damaged when the run went back to before them."""
+    def keep(self, newest: Path, *, drop_newer: bool = False) -> None:
+        """Remove all but `newest` and the one before.
+
+        Args:
+            drop_newer: also those of later steps, which were damaged when the run went back to before them.
+        """
         found = self.found()
         position = found.index(newest)
-        for path in [*found[:position], *found[position + KEPT :]]:
+        newer = found[:position] if drop_newer else []
+        for path in [*newer, *found[position + KEPT :]]:
             self._discard(path)
 
     def tidy(self) -> None:

@@ -253,11 +253,12 @@ def test_all_faulty_lines_are_counted(tmp_path: Path) -> None:
         ("empty.jsonl", b"", "empty.jsonl: is empty"),
         ("blank.jsonl", b"\n \n", "blank.jsonl: is empty"),
         ("long.jsonl", OK + b" " * (MAX_LINE_BYTES + 1), "long.jsonl:2: the line is longer than 1 MiB"),
-        ("torn.jsonl.gz", gzip.compress(OK * 99)[:-20], "torn.jsonl.gz: cannot be read"),
+        ("torn.jsonl.gz", gzip.compress(OK * 99, mtime=0)[:-20], "torn.jsonl.gz: cannot be read"),
         ("not.jsonl.gz", OK, "not.jsonl.gz: cannot be read"),
         ("torn.jsonl.xz", lzma.compress(OK * 99)[:-20], "torn.jsonl.xz: cannot be read"),
         ("not.jsonl.xz", OK, "not.jsonl.xz: cannot be read"),
     ],
+    ids=lambda value: value if isinstance(value, str) and value.endswith(("l", "z")) else "",
 )
 def test_a_faulty_file_is_named(file: str, raw: bytes, expected: str, tmp_path: Path, colakit: Run) -> None:
     (tmp_path / file).write_bytes(raw)

@@ -74,7 +74,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what a process left that died while it wrote."""
         self.checkpoints.tidy()
-        for folder in (self.path, self.adapter, self.path / "base"):
+        for folder in (self.path, self.adapter, self.base):
             remove_temporary(folder)
 
     def append_metrics(self, record: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ColakitError: if the file is missing, broken, or not a mapping.
     """
     packaged = ASSETS / f"{path}.yaml"
-    if len(path.parts) == 1 and not path.exists() and packaged.is_file():
+    if len(path.parts) == 1 and not path.is_file() and packaged.is_file():
         path = packaged
     try:
         text = path.read_text(encoding="utf-8-sig")

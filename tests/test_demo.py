@@ -33,6 +33,9 @@ def test_the_demos_settings_are_found_by_name_from_anywhere(tmp_path: Path) -> N
     settings = resolve(config=Path("demo"), environment={}).settings
     assert settings.base == "builtin"
     assert settings.data.path == "builtin"
+    (tmp_path / "demo").mkdir()  # a folder of that name is no settings file
+    assert resolve(config=Path("demo"), environment={}).settings.base == "builtin"
+    (tmp_path / "demo").rmdir()
     (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a file of one's own goes first
     assert resolve(config=Path("demo"), environment={}).settings.seed == 5
 

@@ -44,8 +44,6 @@ class Progress:
 class ClassifierFit(Fit):
     """Trains a job's classifier; the best moment stays in `progress`."""
 
-    unit = "sentences"
-
     def __init__(self, job: Job, run: RunFolder, group: Processes) -> None:
         self.job = job
         self.num_labels = len(job.classifier.label_names)

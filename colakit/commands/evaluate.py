@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.commands.recorded import load_corpus_of
-from colakit.commands.tables import Table, interval, markdown
+from colakit.commands.tables import Table, interval, keep, show
 from colakit.commands.task import encode, percent
 from colakit.context import Context
 from colakit.data.corpora import Corpus, Split
@@ -27,7 +27,6 @@ from colakit.engine.comparison import (
 )
 from colakit.engine.metrics import Labels
 from colakit.errors import ColakitError
-from colakit.files import write_json, write_text
 
 
 def run(context: Context, *, models: list[str]) -> dict[str, Any]:
@@ -42,15 +41,10 @@ def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     corpus, answers = _ask_all(context, models, corpus, names)
     found = [compare(name, corpus.split(name).require_labels(), answers[name]) for name in names]
     tables = [table for comparison in found for table in _tables(comparison)]
-    for title, columns, rows in tables:
-        context.reporter.table(title, columns, rows)
+    show(context, tables)
     _warn_of_collapse(context, found)
     result = {"corpus": corpus.name, "splits": {comparison.split: asdict(comparison) for comparison in found}}
-    if context.out is not None:
-        context.out.mkdir(parents=True, exist_ok=True)
-        write_json(context.out / "evaluation.json", result)
-        write_text(context.out / "evaluation.md", "\n".join(markdown(table) for table in tables))
-        context.reporter.say(f"written to {context.out}")
+    keep(context, "evaluation", result, tables)
     return result
 
 

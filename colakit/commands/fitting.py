@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,6 @@ class Fit(ABC):
         run: where metrics and states go.
         group: the processes that train together.
     """
-
-    unit: ClassVar[str]
-    """What `StepReport.count` counts."""
 
     def __init__(self, context: Context, lesson: Lesson, run: RunFolder, group: Processes) -> None:
         self.context, self.lesson, self.run, self.group = context, lesson, run, group
@@ -164,7 +161,7 @@ class Fit(ABC):
 
     @property
     def counted_per_second(self) -> float:
-        """Training speed, evaluations included, in `unit`s a second."""
+        """Training speed, evaluations included, in what `StepReport.count` counts, a second."""
         return self.counted / max(self.seconds, 1e-9)
 
     # -- stopping and resuming

@@ -25,7 +25,6 @@ from colakit.models.gpt import GPT
 class LanguageFit(Fit):
     """Trains a language model on windows; the base in the run folder is renewed at every evaluation."""
 
-    unit = "tokens"
     model: GPT
 
     def __init__(

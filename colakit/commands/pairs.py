@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from colakit.commands.language import load_language_model
-from colakit.commands.tables import Table, interval, markdown
+from colakit.commands.tables import Table, interval, keep, show
 from colakit.commands.task import percent
 from colakit.context import Context
 from colakit.data.pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
@@ -28,7 +28,6 @@ from colakit.engine.comparison import distinct_names
 from colakit.engine.device import Compute
 from colakit.engine.pairs import Accuracy, PairScores, accuracy, score_pairs
 from colakit.errors import ColakitError
-from colakit.files import write_json, write_text
 
 ALL, MACRO = "all", "mean of groups"
 
@@ -71,14 +70,9 @@ def run(context: Context, *, models: Sequence[str], pairs: Sequence[Path]) -> di
     sizes = {field: {g: len(index) for g, index in _members(groups[field]).items()} for field in groups}
     tables = [_table(field, sizes[field], len(found), results) for field in groups]
     tables = tables or [("pairs", *_overall(len(found), results))]
-    for title, columns, rows in tables:
-        context.reporter.table(title, columns, rows)
+    show(context, tables)
     answer = _answer(context, files, sizes, len(found), results)
-    if context.out is not None:
-        context.out.mkdir(parents=True, exist_ok=True)
-        write_json(context.out / "pairs.json", answer)
-        write_text(context.out / "pairs.md", "\n".join(markdown(table) for table in tables))
-        context.reporter.say(f"written to {context.out}")
+    keep(context, "pairs", answer, tables)
     return answer
 
 

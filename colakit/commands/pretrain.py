@@ -24,7 +24,7 @@ from colakit.engine.optimizers import pretraining_optimizer
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
-from colakit.files import write_text
+from colakit.files import sha256_of, write_text
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig, set_dropout
 from colakit.settings import PretrainSettings
@@ -162,10 +162,7 @@ def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> Senten
     weighted = {name: (found, settings.repeats.get(name, 1)) for name, found in files.items()}
     key = {
         "vocab_size": settings.vocab_size,
-        "texts": [
-            [hashlib.sha256(file.read_bytes()).hexdigest() for file in found] + [repeats]
-            for found, repeats in weighted.values()
-        ],
+        "texts": [[*map(sha256_of, found), repeats] for found, repeats in weighted.values()],
     }
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = context.cache_folder / "tokenizers" / f"{name}.json"
@@ -182,7 +179,7 @@ def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> Senten
 
 
 def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any]:
-    """Measure all held-out text with the weights as they are shipped, write and print the result."""
+    """Measure all held-out text, write and print the result."""
     fit.write_base()
     measured = fit.measure(limit=None)
     summary = {

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from colakit.context import Context
 from colakit.engine.metrics import Interval
+from colakit.files import write_json, write_text
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
@@ -19,3 +24,19 @@ def markdown(table: Table) -> str:
     title, columns, rows = table
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [columns, *rows]]
     return "\n".join([f"**{title}**", "", lines[0], "|" + "---|" * len(columns), *lines[1:], ""])
+
+
+def show(context: Context, tables: Sequence[Table]) -> None:
+    """Print the tables."""
+    for title, columns, rows in tables:
+        context.reporter.table(title, columns, rows)
+
+
+def keep(context: Context, name: str, answer: Mapping[str, Any], tables: Sequence[Table]) -> None:
+    """With `--out`, write the answer to NAME.json and the tables to NAME.md there."""
+    if context.out is None:
+        return
+    context.out.mkdir(parents=True, exist_ok=True)
+    write_json(context.out / f"{name}.json", answer)
+    write_text(context.out / f"{name}.md", "\n".join(markdown(table) for table in tables))
+    context.reporter.say(f"written to {context.out}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colakit.commands.finetune import base_origin
 from colakit.commands.job import Job
@@ -21,6 +22,7 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import discrimination
 from colakit.errors import ColakitError
+from colakit.files import sha256_of
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier, set_dropout
@@ -62,25 +64,43 @@ def _split(name: str, pairs: list[tuple[str, str]]) -> Split:
 
 
 def _draw(context: Context, wanted: int) -> list[str]:
-    """Return `wanted` distinct sentences, from each text in proportion to what an epoch reads of it."""
-    settings = context.settings.pretrain
-    rng = random.Random(context.settings.seed)
-    found = {name: list(_usable(Path(path).expanduser())) for name, path in settings.text.items()}
-    weights = {name: len(rows) * settings.repeats.get(name, 1) for name, rows in found.items()}
-    chosen: dict[str, None] = {}  # a set that keeps its order
-    for name, rows in found.items():
-        share = round(wanted * weights[name] / max(1, sum(weights.values())))
-        chosen.update(dict.fromkeys(rng.sample(rows, min(share, len(rows)))))
-    drawn = list(chosen)
+    """Return `wanted` distinct sentences, from each text in proportion to what an epoch reads of it.
+
+    They are drawn once and kept in the cache: reading hundreds of megabytes takes minutes.
+    """
+    settings, seed = context.settings.pretrain, context.settings.seed
+    files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    repeats = {name: settings.repeats.get(name, 1) for name in files}
+    key = {
+        "texts": {
+            name: [[sha256_of(file) for file in found], repeats[name]] for name, found in files.items()
+        },
+        "sentences": wanted,
+        "seed": seed,
+    }
+
+    def draw() -> dict[str, NDArray[np.uint8]]:
+        found = {name: list(_usable(context, name, files[name])) for name in files}
+        weights = {name: len(rows) * repeats[name] for name, rows in found.items()}
+        rng = random.Random(seed)
+        chosen: dict[str, None] = {}  # a set that keeps its order
+        for name, rows in found.items():
+            share = round(wanted * weights[name] / max(1, sum(weights.values())))
+            chosen.update(dict.fromkeys(rng.sample(rows, min(share, len(rows)))))
+        drawn = list(chosen)
+        rng.shuffle(drawn)
+        return {"text": np.frombuffer("\n".join(drawn).encode(), dtype=np.uint8)}
+
+    drawn = context.arrays.get("sentences", key, draw)["text"].tobytes().decode().split("\n")
     if len(drawn) < 10:
         raise ColakitError(f"only {len(drawn)} usable sentences in the text", hint="Give more text.")
-    rng.shuffle(drawn)
     return drawn
 
 
-def _usable(path: Path) -> Iterator[str]:
+def _usable(context: Context, name: str, files: Sequence[Path]) -> Iterator[str]:
     """Yield whole sentences without quotation marks, of a usual length."""
-    for file in text_files(path):
+    context.reporter.say(f"reading {name}")
+    for file in files:
         for document in read_documents(file):
             for sentence in sentences(document):
                 words = sentence.split()

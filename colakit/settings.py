@@ -253,6 +253,9 @@ class FinetuneSettings(TrainingSettings):
     from_scratch: bool = Field(
         False, description="draw the base's weights anew: the control for pre-training; needs method: full"
     )
+    leave_out: str | None = Field(
+        None, description="fold of train left out, written i/k, so that this teacher has not seen it"
+    )
     add_bos: bool = Field(False, description="put the end-of-text token before each sentence")
     add_eos: bool = Field(
         False, description="put the end-of-text token after each sentence; the head reads it"
@@ -260,6 +263,14 @@ class FinetuneSettings(TrainingSettings):
     base_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout inside the base; null is its own"
     )
+
+    @field_validator("leave_out")
+    @classmethod
+    def _fold_of_several(cls, value: str | None) -> str | None:
+        number, _, folds = (value or "1/2").partition("/")
+        if not (number.isdecimal() and folds.isdecimal() and 1 <= int(number) <= int(folds) != 1):
+            raise ValueError(f"a fold is written i/k, 1 ≤ i ≤ k and k > 1, such as 2/5 (got {value!r})")
+        return value
 
     @model_validator(mode="after")
     def _random_weights_must_train(self) -> Self:
@@ -269,7 +280,7 @@ class FinetuneSettings(TrainingSettings):
 
 
 class StudentSettings(Section):
-    """Shape of the recurrent student, for `distill` and `train-scratch` alike."""
+    """Shape and start of the recurrent student, for `distill` and `train-scratch` alike."""
 
     cell: Cell = Field("lstm", description="recurrent cell")
     embedding_size: int = Field(128, ge=1, description="width of the token embedding")
@@ -278,23 +289,83 @@ class StudentSettings(Section):
     bidirectional: bool = Field(True, description="read from both ends")
     pooling: Pooling = Field("attention", description="how the states of a sentence become one vector")
     dropout: Share = Field(0.3, description="on embeddings, between layers, before the head")
+    vocabulary: int | None = Field(
+        None, ge=1, description="embed only so many tokens, the most frequent in training; the rest are one"
+    )
+    embeddings: Literal["random", "base"] = Field(
+        "random", description="start of the embedding: drawn, or the base's own in fewer dimensions (PCA)"
+    )
 
 
 class StudentTrainingSettings(TrainingSettings):
     """One budget for `distill` and for its control `train-scratch`."""
 
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer steps in all, whatever is trained on; null: `epochs` decide"
+    )
+    lm_weight: float = Field(
+        0.0, ge=0, description="weight of predicting the next and the previous token, for each token"
+    )
+    lm_weight_end: float | None = Field(
+        None, ge=0, description="that weight at the end; it moves in a line; null keeps it"
+    )
+
 
 class DistillSettings(Section):
-    """How the student learns from its teacher."""
+    """How the student learns from its teachers."""
 
-    teacher: str | None = Field(None, description="ckpt.pt, run folder or adapter folder")
+    teacher: Names = Field(
+        (), description="ckpt.pt, run folder or adapter folder; of several, the mean logits are learnt"
+    )
     kd_weight: float = Field(
         0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy"
     )
+    kd_weight_end: float | None = Field(
+        None, ge=0, le=1, description="that weight at the end; it moves in a line; null keeps it"
+    )
     temperature: float = Field(2.0, gt=0, description="softens teacher and student in the KL")
+    temperature_end: float | None = Field(
+        None, gt=0, description="the temperature at the end; it moves in a line; null keeps it"
+    )
     soft_loss: Literal["kl", "mse"] = Field(
         "kl", description="temperature²·KL(teacher ‖ student), or logit MSE"
     )
+    hidden_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of matching the first teacher's last hidden state, through a projection",
+    )
+
+
+class TransferSettings(Section):
+    """Sentences beyond train: a teacher labels them for `distill`, a rule for `train-scratch`."""
+
+    size: float = Field(0.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
+    sources: dict[
+        Literal["edits", "samples", "text", "text_edits"],
+        Annotated[float, BeforeValidator(_no_bool), Field(gt=0)],
+    ] = Field(
+        {"edits": 1.0},
+        min_length=1,
+        description="source -> share: near misses of train sentences, sentences sampled from "
+        "`language_model`, whole sentences of `text`, near misses of those",
+    )
+    text: str | None = Field(
+        None, description="text file or folder (plain, .gz, .xz), a sentence a line or prose"
+    )
+    language_model: str | None = Field(
+        None, description="base to sample from; `finetune --objective language_modelling` makes one"
+    )
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")
+
+    @model_validator(mode="after")
+    def _sources_have_what_they_need(self) -> Self:
+        if {"text", "text_edits"} & set(self.sources) and self.text is None:
+            raise ValueError("sources text and text_edits need transfer.text")
+        if "samples" in self.sources and self.language_model is None:
+            raise ValueError("source samples needs transfer.language_model")
+        return self
 
 
 class GenerateSettings(Section):
@@ -359,6 +430,7 @@ class Settings(Section):
     student: StudentSettings = StudentSettings()
     student_training: StudentTrainingSettings = StudentTrainingSettings()
     distill: DistillSettings = DistillSettings()
+    transfer: TransferSettings = TransferSettings()
     generate: GenerateSettings = GenerateSettings()
     predict: PredictSettings = PredictSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -25,7 +25,7 @@ def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit:
     assert (folder / "evaluation" / "evaluation.md").is_file()
     assert out.index("The children") < out.index("differences, paired") < out.index("comparison.png")
     assert (folder / "plots" / "comparison.png").is_file()
-    teacher = json.loads((folder / "distill" / "summary.json").read_text())["teacher"]
+    teacher = json.loads((folder / "distill" / "summary.json").read_text())["teachers"][0]
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
 
 

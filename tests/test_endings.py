@@ -312,17 +312,18 @@ def test_a_poisoned_batch_ends_the_run_and_keeps_the_last_good_checkpoint(
     toy: Path, colakit: Run, tmp_path: Path, at_step_5: Any, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from colakit.commands import train_scratch
-    from colakit.engine.objectives import Loss, classification
+    from colakit.engine.objectives import Loss, constant, supervised
 
     calls = 0
+    sound = supervised(constant(0.0))
 
     def poisoned(model: Any, batch: Any) -> Loss:
         nonlocal calls
         calls += 1
-        loss = classification(model, batch)
+        loss = sound(model, batch)
         return Loss(loss.total * float("nan"), loss.logits) if calls == 6 else loss
 
-    monkeypatch.setattr(train_scratch, "classification", poisoned)
+    monkeypatch.setattr(train_scratch, "supervised", lambda lm_weight: poisoned)
     code, _, err = colakit(*student(toy), "--out", tmp_path / "run")
     said = " ".join(err.split())
     assert code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,16 +15,20 @@ from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from colakit.data.batches import Batch
+from colakit.data.batches import UNLABELLED, Batch
 from colakit.engine.objectives import (
     Objective,
     classification,
+    constant,
     distillation,
     language_modelling,
+    line,
     logit_mse,
     soft_kl,
+    supervised,
 )
 from colakit.engine.schedule import warmup_then
+from colakit.models.apprentice import Answer
 
 NUM_SENTENCES, NUM_LABELS = 7, 3
 # Two fp32 formulas of the same value differ by rounding alone, a few units in the seventh digit.
@@ -92,7 +97,7 @@ def test_classification_is_summed_cross_entropy(student: Saying, batch: Batch) -
 
 @pytest.mark.parametrize("soft_loss", ["kl", "mse"])
 def test_kd_weight_zero_is_cross_entropy(student: Saying, batch: Batch, soft_loss: str) -> None:
-    objective = distillation(kd_weight=0.0, temperature=2.0, soft_loss=soft_loss)
+    objective = distillation(kd_weight=constant(0.0), temperature=constant(2.0), soft_loss=soft_loss)
     found = value_and_gradient(objective, student, batch)
     expected = value_and_gradient(classification, student, batch)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -103,7 +108,9 @@ def test_kd_weight_one_is_squared_temperature_times_kl(
     student: Saying, batch: Batch, temperature: float
 ) -> None:
     assert batch.teacher_logits is not None
-    found = value_and_gradient(distillation(kd_weight=1.0, temperature=temperature), student, batch)
+    found = value_and_gradient(
+        distillation(kd_weight=constant(1.0), temperature=constant(temperature)), student, batch
+    )
     teacher = Categorical(logits=batch.teacher_logits / temperature)
     ours = Categorical(logits=student.logits / temperature)
     expected = temperature**2 * kl_divergence(teacher, ours).sum()
@@ -112,7 +119,7 @@ def test_kd_weight_one_is_squared_temperature_times_kl(
 
 def test_kd_weight_one_by_mse_is_the_mean_over_classes(student: Saying, batch: Batch) -> None:
     assert batch.teacher_logits is not None
-    objective = distillation(kd_weight=1.0, temperature=9.0, soft_loss="mse")
+    objective = distillation(kd_weight=constant(1.0), temperature=constant(9.0), soft_loss="mse")
     expected = F.mse_loss(student.logits, batch.teacher_logits) * NUM_SENTENCES
     found = value_and_gradient(objective, student, batch)
     assert_close(found, formula_and_gradient(expected, student), **CLOSE)
@@ -124,7 +131,7 @@ def test_distillation_is_linear_in_kd_weight(
     student: Saying, batch: Batch, soft_loss: str, kd_weight: float
 ) -> None:
     def at(weight: float) -> Tensor:
-        objective = distillation(kd_weight=weight, temperature=2.0, soft_loss=soft_loss)
+        objective = distillation(kd_weight=constant(weight), temperature=constant(2.0), soft_loss=soft_loss)
         return value_and_gradient(objective, student, batch)[1]
 
     assert_close(at(kd_weight), (1 - kd_weight) * at(0.0) + kd_weight * at(1.0), **CLOSE)
@@ -137,7 +144,7 @@ def test_distillation_is_linear_in_kd_weight(
 def test_kl_of_equal_distributions_is_zero_and_flat(logits: list[list[float]], temperature: float) -> None:
     teacher = torch.tensor(logits)
     student = teacher.clone().requires_grad_()
-    loss = soft_kl(student, teacher, temperature)
+    loss = soft_kl(student, teacher, temperature).sum()
     loss.backward()
     assert loss.item() == 0
     # The softmax of p and its copy in the gradient round differently, by one unit of fp32 at τ = 16.
@@ -148,7 +155,7 @@ def test_kl_is_not_symmetric_and_the_teacher_comes_first() -> None:
     teacher, student = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
     probs = teacher.softmax(-1)
     expected = (probs * (probs.log() - math.log(0.5))).sum()
-    assert_close(soft_kl(student, teacher, 1.0), expected, **CLOSE)
+    assert_close(soft_kl(student, teacher, 1.0)[0], expected, **CLOSE)
     assert not math.isclose(soft_kl(teacher, student, 1.0).item(), expected.item(), rel_tol=0.1)
 
 
@@ -160,17 +167,58 @@ def test_hot_kl_is_the_spread_of_centred_logits(batch: Batch, student: Saying) -
     )
     # The series of KL in 1/τ goes on with a term of order 1/τ, here about 1e-4 of the value.
     assert_close(
-        soft_kl(ours, theirs, 1e4), 0.5 * (ours - theirs).square().sum() / NUM_LABELS, rtol=1e-3, atol=0
+        soft_kl(ours, theirs, 1e4), 0.5 * (ours - theirs).square().sum(-1) / NUM_LABELS, rtol=1e-3, atol=0
     )
 
 
-def test_losses_of_ragged_micro_batches_add_up(student: Saying, batch: Batch) -> None:
+def test_soft_losses_are_a_sentence_s_own(student: Saying, batch: Batch) -> None:
     assert batch.teacher_logits is not None
     for soft in (lambda s, t: soft_kl(s, t, 2.0), logit_mse):
         parts = [
             soft(student.logits[part], batch.teacher_logits[part]) for part in (slice(0, 2), slice(2, None))
         ]
-        assert_close(parts[0] + parts[1], soft(student.logits, batch.teacher_logits), **CLOSE)
+        assert_close(torch.cat(parts), soft(student.logits, batch.teacher_logits), **CLOSE)
+
+
+def test_a_sentence_without_a_label_has_the_soft_loss_in_full(student: Saying, batch: Batch) -> None:
+    assert batch.labels is not None
+    assert batch.teacher_logits is not None
+    unlabelled = torch.arange(NUM_SENTENCES) % 2 == 0
+    mixed = replace(batch, labels=batch.labels.masked_fill(unlabelled, UNLABELLED))
+    objective = distillation(kd_weight=constant(0.25), temperature=constant(2.0))
+    hard = F.cross_entropy(student.logits, batch.labels, reduction="none")
+    soft = soft_kl(student.logits, batch.teacher_logits, 2.0)
+    expected = torch.where(unlabelled, soft, 0.75 * hard + 0.25 * soft).sum()
+    assert_close(objective(student, mixed).total, expected, **CLOSE)
+
+
+def test_weight_and_temperature_move_in_a_line(student: Saying, batch: Batch) -> None:
+    moving = distillation(kd_weight=line(1.0, 0.0), temperature=line(4.0, 1.0))
+    for progress, weight, temperature in ((0.0, 1.0, 4.0), (0.5, 0.5, 2.5), (1.0, 0.0, 1.0)):
+        still = distillation(kd_weight=constant(weight), temperature=constant(temperature))
+        now = replace(batch, progress=progress)
+        assert_close(moving(student, now).total, still(student, now).total, **CLOSE)
+
+
+class Knowing(Saying):
+    """Says what it was told to, and has a hidden state and a token loss besides."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:  # type: ignore[override]
+        hidden = torch.tensor([[3.0, 4.0]]).expand(NUM_SENTENCES, 2)
+        return Answer(self.logits, hidden, torch.tensor(11.0))
+
+
+def test_hidden_states_count_by_their_angle_and_tokens_by_their_weight(student: Saying, batch: Batch) -> None:
+    model, plain = Knowing(student.logits.detach()), student
+    states = torch.tensor([[8.0, 6.0]], dtype=torch.float16).expand(NUM_SENTENCES, 2)  # cosine 24/25
+    rates = {"kd_weight": constant(0.5), "temperature": constant(2.0)}
+    both = distillation(**rates, hidden_weight=2.0, lm_weight=constant(0.1))
+    found = both(model, replace(batch, teacher_hidden=states)).total
+    expected = distillation(**rates)(plain, batch).total + 2.0 * NUM_SENTENCES / 25 + 1.1
+    assert_close(found, expected, **CLOSE)
+    assert_close(
+        supervised(constant(0.1))(model, batch).total, classification(plain, batch).total + 1.1, **CLOSE
+    )
 
 
 def language_batch(lengths: list[int], vocab_size: int) -> Batch:

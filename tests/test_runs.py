@@ -235,8 +235,8 @@ def test_the_teacher_is_asked_once(toy: Path, tuned: Path, colakit: Run, tmp_pat
     command.remove("--quiet")
     _, _, first = colakit(*command, "--out", tmp_path / "one")
     _, _, second = colakit(*command, "--out", tmp_path / "two", "--seed", 1)
-    assert "asking the teacher" in first
-    assert "asking the teacher" not in second
+    assert "asking " in first
+    assert "asking " not in second
 
 
 def test_early_stopping_ends_the_run(toy: Path, colakit: Run, tmp_path: Path) -> None:

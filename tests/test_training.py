@@ -12,7 +12,7 @@ from torch import nn
 from colakit.data.batches import Batch, Examples, micro_batches, plan_epoch
 from colakit.data.tokens import Tokens
 from colakit.engine.device import Compute
-from colakit.engine.objectives import Loss, classification, distillation
+from colakit.engine.objectives import Loss, classification, constant, distillation
 from colakit.engine.schedule import warmup_then
 from colakit.engine.training import StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError
@@ -172,7 +172,7 @@ def test_a_student_taught_by_logits_alone_reproduces_them(fp32: Compute) -> None
     model, examples = make_student(), make_examples(16, with_teacher=True)
     assert examples.teacher_logits is not None
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    objective = distillation(kd_weight=1.0, temperature=1.0, soft_loss="mse")
+    objective = distillation(kd_weight=constant(1.0), temperature=constant(1.0), soft_loss="mse")
     batches = step_batches(examples, 16, 16, epochs=200)
     for _ in train(model, batches, objective, optimizer, lr_at=lambda step: 1.0, compute=fp32):
         pass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from colakit.commands.fitting import Fit, Lesson, settings_identity
 from colakit.commands.job import Job
-from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.data.batches import UNLABELLED, Examples, micro_batches, plan_epoch
 from colakit.engine.distributed import Processes
 from colakit.engine.inference import compute_logits, decide
 from colakit.engine.metrics import Metrics, accuracy_of_confusion, mcc_of_confusion, measure
@@ -59,15 +59,15 @@ class ClassifierFit(Fit):
     def _lesson(self, job: Job) -> Lesson:
         training, context = job.training, job.context
         groups = parameter_groups(
-            job.classifier.model, lr=training.lr, weight_decay=training.weight_decay, lr_ratio=job.lr_ratio
+            job.learner, lr=training.lr, weight_decay=training.weight_decay, lr_ratio=job.lr_ratio
         )
         fused = context.compute.device.type in ("cpu", "cuda")
         return Lesson(
-            model=job.classifier.model,
+            model=job.learner,
             objective=job.objective,
             optimizer=torch.optim.AdamW(groups, lr=training.lr, fused=fused),
             training=training,
-            max_steps=training.epochs * self.steps_per_epoch,
+            max_steps=job.max_steps or training.epochs * self.steps_per_epoch,
             identity={
                 **settings_identity(context, job.sections, FREE_TO_CHANGE),
                 "max_tokens": job.classifier.max_tokens,
@@ -87,14 +87,20 @@ class ClassifierFit(Fit):
         """Yield the epochs' batches, in an order that is a function of seed and epoch."""
         job, start = self.job, self.step
         size = job.training.micro_batch_size or job.training.batch_size
-        for epoch in range(start // self.steps_per_epoch, job.training.epochs):
+        for epoch in range(start // self.steps_per_epoch, -(-self.max_steps // self.steps_per_epoch)):
             plan = plan_epoch(
                 job.train.tokens.lengths, job.training.batch_size, job.context.settings.seed, epoch
             )
             done = max(0, start - epoch * self.steps_per_epoch)
-            for position, index in enumerate(plan[done:], start=done + 1):
+            end = self.max_steps - epoch * self.steps_per_epoch
+            for position, index in enumerate(plan[done:end], start=done + 1):
                 share = micro_batches(
-                    job.train, index, size, rank=self.group.rank, world_size=self.group.world_size
+                    job.train,
+                    index,
+                    size,
+                    rank=self.group.rank,
+                    world_size=self.group.world_size,
+                    progress=(epoch * self.steps_per_epoch + position) / self.max_steps,
                 )
                 yield StepBatch(share, len(index), epoch, f"batch {position} of epoch {epoch + 1}")
 
@@ -104,7 +110,8 @@ class ClassifierFit(Fit):
         progress.loss_sum += report.loss * report.count
         progress.count += report.count
         for logits, labels in report.predictions:
-            cells = labels * self.num_labels + logits.argmax(dim=1)
+            labelled = labels != UNLABELLED
+            cells = labels[labelled] * self.num_labels + logits[labelled].argmax(dim=1)
             counts = torch.bincount(cells, minlength=self.num_labels**2).cpu()
             self.confusion += counts.view(self.num_labels, self.num_labels)
         return self._live_line(report.epoch)
@@ -168,7 +175,7 @@ class ClassifierFit(Fit):
         return held_out[select_by], -held_out["loss"]
 
     def _measure(self, data: Examples) -> Metrics:
-        logits = compute_logits(self.model, data.tokens, self.compute)
+        logits = compute_logits(self.job.classifier.model, data.tokens, self.compute)
         return measure(logits, data.labels, decide(logits, threshold=None))
 
     # -- stopping and resuming

@@ -36,7 +36,7 @@ def run(context: Context) -> dict[str, Any]:
         generate=generating,
     )
     step("finetune", lambda c: finetune.run(c, resume=Resume.NEVER), "finetune")
-    taught = context.settings.distill.model_copy(update={"teacher": str(runs[0])})
+    taught = context.settings.distill.model_copy(update={"teacher": (str(runs[0]),)})
     step("distill", lambda c: distill.run(c, resume=Resume.NEVER), "distill", distill=taught)
     step("train-scratch", lambda c: train_scratch.run(c, resume=Resume.NEVER), "train-scratch")
     compared = step("evaluate", lambda c: evaluate.run(c, models=[str(run) for run in runs]), "evaluation")

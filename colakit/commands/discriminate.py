@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from colakit.commands.finetune import base_origin
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
 from colakit.context import Context, Resume
+from colakit.data.cache import pack_lines, unpack_lines
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruptions import Corruptor
-from colakit.data.text import read_documents, sentences, text_files
+from colakit.data.text import text_files, whole_sentences
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import discrimination
@@ -79,8 +78,11 @@ def _draw(context: Context, wanted: int) -> list[str]:
         "seed": seed,
     }
 
-    def draw() -> dict[str, NDArray[np.uint8]]:
-        found = {name: list(_usable(context, name, files[name])) for name in files}
+    def draw() -> list[str]:
+        found: dict[str, list[str]] = {}
+        for name in files:
+            context.reporter.say(f"reading {name}")
+            found[name] = list(whole_sentences(files[name], WORDS))
         weights = {name: len(rows) * repeats[name] for name, rows in found.items()}
         rng = random.Random(seed)
         chosen: dict[str, None] = {}  # a set that keeps its order
@@ -89,24 +91,12 @@ def _draw(context: Context, wanted: int) -> list[str]:
             chosen.update(dict.fromkeys(rng.sample(rows, min(share, len(rows)))))
         drawn = list(chosen)
         rng.shuffle(drawn)
-        return {"text": np.frombuffer("\n".join(drawn).encode(), dtype=np.uint8)}
+        return drawn
 
-    drawn = context.arrays.get("sentences", key, draw)["text"].tobytes().decode().split("\n")
+    drawn = unpack_lines(context.arrays.get("sentences", key, lambda: pack_lines(draw())))
     if len(drawn) < 10:
         raise ColakitError(f"only {len(drawn)} usable sentences in the text", hint="Give more text.")
     return drawn
-
-
-def _usable(context: Context, name: str, files: Sequence[Path]) -> Iterator[str]:
-    """Yield whole sentences without quotation marks, of a usual length."""
-    context.reporter.say(f"reading {name}")
-    for file in files:
-        for document in read_documents(file):
-            for sentence in sentences(document):
-                words = sentence.split()
-                text = " ".join(words)
-                if len(words) in WORDS and text[0].isupper() and text[-1] in ".?!" and '"' not in text:
-                    yield text
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:

@@ -1,100 +1,121 @@
-"""`colakit distill`: a recurrent student learns to answer as its teacher does."""
+"""`colakit distill`: a recurrent student learns to answer as its teachers do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
-from colakit.commands.students import empty_student, student_job
-from colakit.commands.task import Task, encode, percent
+from colakit.commands.students import Lore, empty_student, student_job
+from colakit.commands.task import Task, percent
+from colakit.commands.teachers import Teacher, hidden_states, load_teachers, mean_logits, train_logits
+from colakit.commands.transfer import transfer_set
 from colakit.context import Context, Resume
-from colakit.data.corpora import Split
-from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.comparison import experiment_key
-from colakit.engine.metrics import measure
-from colakit.engine.objectives import distillation
+from colakit.data.batches import UNLABELLED
+from colakit.data.corpora import Split, join_splits
+from colakit.engine.metrics import Metrics, measure
+from colakit.engine.objectives import Objective, distillation, line
 from colakit.engine.randomness import seed_everything
-from colakit.errors import ColakitError
+from colakit.models.gpt import GPTClassifier
 from colakit.models.rnn import DistilRNN
+from colakit.settings import Settings
 
 
 def run(context: Context, *, resume: Resume) -> dict[str, Any]:
-    """Distil the teacher and report the student."""
+    """Distil the teachers and report the student."""
     return run_job(context, _build, _plan, resume=resume)
 
 
 def _plan(context: Context, task: Task) -> DistilRNN:
-    return empty_student(context, task, _load_teacher(context, task).tokenizer.vocab_size)
+    return empty_student(context, task, load_teachers(context, task)[0].classifier.tokenizer.vocab_size)
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
-    teacher = _load_teacher(context, task)
-    fingerprint = teacher.fingerprint()
-    train_logits = teacher_logits(context, teacher, fingerprint, task.train)
-    held_out = teacher_logits(context, teacher, fingerprint, task.holdout)
-    metrics = measure(held_out, task.holdout.require_labels(), teacher.decide(held_out))
-    if metrics.collapsed:
-        context.reporter.warn(
-            "the teacher answers one class to every held-out sentence; it has little to teach"
-        )
+    teachers = load_teachers(context, task)
+    first = teachers[0].classifier
+    transfer = transfer_set(context, task)
+    taught, num_out_of_fold = train_logits(context, teachers, task.train)
+    metrics = _held_out(context, teachers, task)
+    logits = [taught] + ([mean_logits(context, teachers, transfer)] if len(transfer) else [])
+    parts = [_bare(task.train), _unlabelled(transfer)]
+    matched = [part for part in parts if len(part)] if settings.distill.hidden_weight else []
     seed_everything(settings.seed)  # loading a teacher may draw; the student must start as its control does
     job, lines = student_job(
         context,
         task,
-        backend=teacher.tokenizer,
-        max_tokens=teacher.max_tokens or np.iinfo(np.int32).max,
-        objective=distillation(
-            kd_weight=settings.distill.kd_weight,
-            temperature=settings.distill.temperature,
-            soft_loss=settings.distill.soft_loss,
+        backend=first.tokenizer,
+        max_tokens=first.max_tokens or np.iinfo(np.int32).max,
+        objective=_objective(settings),
+        train=join_splits("train", parts),
+        lore=Lore(
+            np.concatenate(logits),
+            np.concatenate([hidden_states(context, teachers[0], part) for part in matched])
+            if matched
+            else None,
         ),
-        teacher_logits=train_logits,
+        word_vectors=lambda: _word_vectors(first.model),
         sections=("distill",),
-        identity={"teacher": fingerprint},
+        identity={"teacher": [teacher.fingerprint for teacher in teachers]},
         facts={
-            "teacher": {
-                "path": settings.distill.teacher,
-                "fingerprint": fingerprint,
-                "experiment": experiment_key(teacher.origin),
-                "holdout": metrics.as_dict(),
-                "parameters": sum(p.numel() for p in teacher.model.parameters()),
-            }
+            "teachers": [teacher.facts() for teacher in teachers],
+            "teachers_holdout": metrics.as_dict(),
+            "transfer": {"sentences": len(transfer), "fingerprint": transfer.fingerprint()},
+            "out_of_fold": num_out_of_fold,
         },
     )
-    quality = (
-        f"held-out accuracy {percent(metrics.accuracy)} % (majority {percent(metrics.majority_rate)} %), "
-        f"MCC {metrics.mcc:.3f}"
+    return job, [*_lines(teachers, metrics, transfer, num_out_of_fold), *lines]
+
+
+def _objective(settings: Settings) -> Objective:
+    distill, training = settings.distill, settings.student_training
+    return distillation(
+        kd_weight=line(distill.kd_weight, distill.kd_weight_end),
+        temperature=line(distill.temperature, distill.temperature_end),
+        soft_loss=distill.soft_loss,
+        hidden_weight=distill.hidden_weight,
+        lm_weight=line(training.lm_weight, training.lm_weight_end),
     )
-    return job, [f"teacher: {settings.distill.teacher}, {quality}", *lines]
 
 
-def _load_teacher(context: Context, task: Task) -> SentenceClassifier:
-    path = context.settings.distill.teacher
-    if path is None:
-        raise ColakitError(
-            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
+def _held_out(context: Context, teachers: list[Teacher], task: Task) -> Metrics:
+    """Measure the teachers together on the held-out slice, each class where it is likelier.
+
+    A single teacher decides at its own threshold.
+    """
+    logits = mean_logits(context, teachers, task.holdout)
+    decided = teachers[0].classifier.decide(logits) if len(teachers) == 1 else logits.argmax(axis=1)
+    metrics = measure(logits, task.holdout.require_labels(), decided)
+    if metrics.collapsed:
+        context.reporter.warn(
+            "the teacher answers one class to every held-out sentence; it has little to teach"
         )
-    base = context.settings.base if context.resolved.was_typed("base") else None
-    teacher = load_classifier(path, base=base)
-    teacher.require_labels(task.corpus.label_names, f"--teacher {path}")
-    return teacher
+    return metrics
 
 
-def teacher_logits(
-    context: Context, teacher: SentenceClassifier, fingerprint: str, split: Split
-) -> NDArray[np.float32]:
-    """Return the teacher's (N, C) logits for a split, computed once and kept in the cache."""
-    compute = context.compute
+def _lines(teachers: list[Teacher], metrics: Metrics, transfer: Split, num_out_of_fold: int) -> list[str]:
+    names = ", ".join(teacher.path for teacher in teachers)
+    found = [
+        f"teacher: {names}, held-out accuracy {percent(metrics.accuracy)} % "
+        f"(majority {percent(metrics.majority_rate)} %), MCC {metrics.mcc:.3f}"
+    ]
+    if num_out_of_fold:
+        found.append(f"teacher logits out of fold: {num_out_of_fold:,} sentences of train")
+    if len(transfer):
+        found.append(f"transfer set: {len(transfer):,} sentences")
+    return found
 
-    def ask() -> dict[str, NDArray[Any]]:
-        context.reporter.say(f"asking the teacher about {len(split)} sentences ({split.name})")
-        compute.place(teacher.model.requires_grad_(False))
-        return {"logits": teacher.logits(encode(context, teacher, split, "teacher, "), compute)}
 
-    key = {"teacher": fingerprint, "data": split.fingerprint(), "dtype": str(compute.dtype)}
-    return context.arrays.get("teacher-logits", key, ask)["logits"]
+def _bare(split: Split) -> Split:
+    return Split(split.name, split.sentences, split.labels)
+
+
+def _unlabelled(split: Split) -> Split:
+    return Split(split.name, split.sentences, np.full(len(split), UNLABELLED, dtype=np.int64))
+
+
+def _word_vectors(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dtype[np.float32]]:
+    embedding = model.transformer.wte if isinstance(model, GPTClassifier) else model.embedding
+    return embedding.weight.detach().float().cpu().numpy()

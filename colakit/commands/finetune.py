@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.task import Task, examples
 from colakit.context import Context, Resume
+from colakit.data.corpora import Split
+from colakit.data.holdout import left_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import classification
@@ -52,12 +56,13 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         origin=base_origin(context, fingerprint),
     )
     context.compute.place(classifier.model)
+    train = _without_fold(task.train, settings.finetune.leave_out)
     job = Job(
         context=context,
         task=task,
         training=settings.finetune,
         classifier=classifier,
-        train=examples(context, classifier, task.train),
+        train=examples(context, classifier, train),
         holdout=examples(context, classifier, task.holdout),
         dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=classification,
@@ -69,6 +74,10 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     start = "random weights in the shape of " if settings.finetune.from_scratch else ""
     shape = f"{base.config.num_layers} layers of width {base.config.width}"
     return job, [f"base: {start}{settings.base} ({shape}), {settings.finetune.method}"]
+
+
+def _without_fold(train: Split, fold: str | None) -> Split:
+    return train if fold is None else train.take(np.flatnonzero(~left_out(train.sentences, fold)), train.name)
 
 
 def base_origin(context: Context, fingerprint: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from colakit.commands.task import Task
 from colakit.context import Context
 from colakit.data.batches import Examples
@@ -23,6 +25,8 @@ class Job:
         train: with teacher logits, where the objective needs them.
         holdout: chooses the best moment and the threshold.
         dev: the splits to report, by name.
+        heads: the classifier's model with heads that it needs in training alone; None where it needs none.
+        max_steps: optimizer steps; None leaves it to the epochs.
         lr_ratio: LoRA+'s, 1 otherwise.
         sections: settings sections that determine the weights.
         identity: plain data that must agree between a run and its resumption, besides the settings.
@@ -40,4 +44,11 @@ class Job:
     sections: tuple[str, ...]
     identity: Mapping[str, Any]
     lr_ratio: float = 1.0
+    heads: nn.Module | None = None
+    max_steps: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def learner(self) -> nn.Module:
+        """What the optimizer sees."""
+        return self.heads if self.heads is not None else self.classifier.model

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from numpy import float32
+import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from colakit.commands.job import Job
 from colakit.commands.task import Task, examples
 from colakit.context import Context
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.corpora import Split
+from colakit.data.tokens import SentenceTokenizer, Tokens
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import Objective
+from colakit.errors import ColakitError
+from colakit.models.apprentice import Apprentice
 from colakit.models.empty import without_weights
 from colakit.models.rnn import DistilRNN, RNNConfig
+
+EMBEDDING_STD = 0.1  # of embeddings taken from a base, as of those that are drawn
+
+
+@dataclass(frozen=True)
+class Lore:
+    """What teachers say of N training sentences.
+
+    Attributes:
+        logits: (N, C).
+        hidden: (N, D), last hidden states; None where they are not matched.
+    """
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float16] | None = None
 
 
 def empty_student(context: Context, task: Task, vocab_size: int) -> DistilRNN:
@@ -25,8 +45,10 @@ def empty_student(context: Context, task: Task, vocab_size: int) -> DistilRNN:
 
 
 def _config(context: Context, task: Task, vocab_size: int) -> RNNConfig:
-    num_labels = len(task.corpus.label_names)
-    return RNNConfig(vocab_size=vocab_size, num_labels=num_labels, **context.settings.student.model_dump())
+    shape = context.settings.student.model_dump(exclude={"vocabulary", "embeddings"})
+    kept = context.settings.student.vocabulary
+    rows = None if kept is None or kept >= vocab_size else kept + 1  # row 0 is all others'
+    return RNNConfig(vocab_size, len(task.corpus.label_names), num_embeddings=rows, **shape)
 
 
 def student_job(
@@ -36,7 +58,9 @@ def student_job(
     backend: SentenceTokenizer,
     max_tokens: int,
     objective: Objective,
-    teacher_logits: NDArray[float32] | None = None,
+    train: Split,
+    word_vectors: Callable[[], NDArray[np.float32]],
+    lore: Lore | None = None,
     sections: tuple[str, ...] = (),
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -46,12 +70,15 @@ def student_job(
     Args:
         backend: the teacher's or the base's tokenizer; a student wants no boundary tokens of it.
         max_tokens: longest sentence; the teacher's limit, so that both read the same text.
+        train: what is learnt from: labelled, with `UNLABELLED` where only teachers know.
+        word_vectors: returns the base's (V, D) token embedding.
+        lore: what teachers say of `train`.
     """
     settings = context.settings
     tokenizer = SentenceTokenizer(backend.backend, backend.end_of_text_id)
-    config = _config(context, task, tokenizer.vocab_size)
+    model = DistilRNN(_config(context, task, tokenizer.vocab_size))
     classifier = SentenceClassifier(
-        model=DistilRNN(config),
+        model=model,
         tokenizer=tokenizer,
         label_names=task.corpus.label_names,
         max_tokens=min(settings.data.max_tokens or max_tokens, max_tokens),
@@ -62,19 +89,74 @@ def student_job(
             **(facts or {}),
         },
     )
-    context.compute.place(classifier.model)
+    said = (lore.logits, lore.hidden) if lore is not None else (None, None)
+    learnt = examples(context, classifier, train, *said)
+    kept = _choose_tokens(model, learnt.tokens)
+    if settings.student.embeddings == "base":
+        _begin_as_base(model, word_vectors(), kept)
+    heads = Apprentice(
+        model,
+        teacher_width=None if said[1] is None else said[1].shape[1],
+        predicts_tokens=bool(settings.student_training.lm_weight or settings.student_training.lm_weight_end),
+    )
+    context.compute.place(heads)
     job = Job(
         context=context,
         task=task,
         training=settings.student_training,
         classifier=classifier,
-        train=examples(context, classifier, task.train, teacher_logits),
+        train=learnt,
         holdout=examples(context, classifier, task.holdout),
         dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=objective,
         sections=("student", "student_training", *sections),
-        identity={"tokenizer": tokenizer.fingerprint(), **task.identity(), **(identity or {})},
+        identity={
+            "tokenizer": tokenizer.fingerprint(),
+            **task.identity(),
+            "learnt": train.fingerprint(),
+            **(identity or {}),
+        },
+        heads=heads,
+        max_steps=settings.student_training.max_steps,
         facts=dict(facts or {}),
     )
+    return job, [_describe(model)]
+
+
+def _choose_tokens(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
+    """Give the most frequent tokens rows of their own in the embedding; return them in the rows' order."""
+    config = model.config
+    if config.num_embeddings is None:
+        return np.arange(config.vocab_size)
+    counts = np.bincount(tokens.ids, minlength=config.vocab_size)
+    kept = np.argsort(-counts, kind="stable")[: config.num_embeddings - 1]
+    model.embed_only(kept.tolist())
+    return kept
+
+
+def _begin_as_base(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
+    """Set the embeddings of the tokens `kept` to the base's (V, D) own, in their E principal directions.
+
+    Raises:
+        ColakitError: if the student's embedding is wider than the base's.
+    """
+    width = model.config.embedding_size
+    if width > vectors.shape[1]:
+        raise ColakitError(
+            f"student.embedding_size is {width}, the base's embedding {vectors.shape[1]} wide",
+            hint="Lower it, or set student.embeddings=random.",
+        )
+    chosen = vectors[kept].astype(np.float64)
+    chosen -= chosen.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(chosen, full_matrices=False)
+    reduced = left[:, :width] * sizes[:width]
+    rows = torch.from_numpy((reduced * (EMBEDDING_STD / reduced.std())).astype(np.float32))
+    with torch.no_grad():
+        model.embedding.weight[-len(rows) :] = rows
+
+
+def _describe(model: DistilRNN) -> str:
+    config = model.config
     shape = f"{'bidirectional ' if config.bidirectional else ''}{config.cell}, hidden {config.hidden_size}"
-    return job, [f"student: {shape}, {config.pooling} pooling, vocabulary {config.vocab_size:,}"]
+    tokens = f"{config.vocab_size:,} tokens in {model.embedding.num_embeddings:,} embeddings"
+    return f"student: {shape}, {config.pooling} pooling, {tokens}"

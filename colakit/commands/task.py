@@ -51,9 +51,11 @@ def examples(
     classifier: SentenceClassifier,
     split: Split,
     teacher_logits: NDArray[np.float32] | None = None,
+    teacher_hidden: NDArray[np.float16] | None = None,
 ) -> Examples:
     """Tokenise a labelled split as `classifier` reads it."""
-    return Examples(encode(context, classifier, split), split.require_labels(), teacher_logits)
+    tokens = encode(context, classifier, split)
+    return Examples(tokens, split.require_labels(), teacher_logits, teacher_hidden)
 
 
 def encode(context: Context, classifier: SentenceClassifier, split: Split, whose: str = "") -> Tokens:

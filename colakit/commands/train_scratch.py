@@ -1,4 +1,4 @@
-"""`colakit train-scratch`: the student's architecture and budget, without a teacher."""
+"""`colakit train-scratch`: the student's architecture, start and budget, without a teacher."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import empty_student, student_job
 from colakit.commands.task import Task
+from colakit.commands.transfer import augmented
 from colakit.context import Context, Resume
 from colakit.data.tokens import SentenceTokenizer
-from colakit.engine.objectives import classification
-from colakit.interop.gpt2 import plan_config, read_config, resolve_base
+from colakit.engine.objectives import line, supervised
+from colakit.engine.randomness import seed_everything
+from colakit.interop.gpt2 import load_gpt, plan_config, read_config, resolve_base
 from colakit.models.rnn import DistilRNN
 
 
 def run(context: Context, *, resume: Resume) -> dict[str, Any]:
-    """Train the control and report it; of the base it takes the tokenizer alone."""
+    """Train the control and report it; of the base it takes the tokenizer, and embeddings where asked."""
     return run_job(context, _build, _plan, resume=resume)
 
 
@@ -26,10 +28,19 @@ def _plan(context: Context, task: Task) -> DistilRNN:
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     folder = resolve_base(context.settings.base)
-    return student_job(
+    training = context.settings.student_training
+    train = augmented(context, task)
+    seed_everything(
+        context.settings.seed
+    )  # making sentences may draw; the student must start as a taught one
+    job, lines = student_job(
         context,
         task,
         backend=SentenceTokenizer.from_folder(folder),
         max_tokens=read_config(folder).num_positions,
-        objective=classification,
+        objective=supervised(line(training.lm_weight, training.lm_weight_end)),
+        train=train,
+        word_vectors=lambda: load_gpt(folder).transformer.wte.weight.detach().float().numpy(),
+        facts={"augmented": len(train) - len(task.train)},
     )
+    return job, lines

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from colakit.data.tokens import Tokens
 
+UNLABELLED = -100  # what torch's cross-entropy leaves out
 BATCHES_PER_CHUNK = 24  # sentences are sorted by length within this many batches' worth of shuffled data
 
 
@@ -26,8 +27,10 @@ class Batch:
     Attributes:
         input_ids: (B, T) int64.
         attention_mask: (B, T) int64, 1 at real tokens.
-        labels: (B,) int64, or None.
+        labels: (B,) int64, `UNLABELLED` where there is none; or None.
         teacher_logits: (B, C) fp32, or None.
+        teacher_hidden: (B, D) fp16, the teacher's state that its head reads, or None.
+        progress: share of the run that is behind it, for what changes as training goes on.
         weight: 0 for a filler that keeps a data-parallel process in step without counting, else 1.
     """
 
@@ -35,6 +38,8 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor | None = None
     teacher_logits: Tensor | None = None
+    teacher_hidden: Tensor | None = None
+    progress: float = 0.0
     weight: float = 1.0
 
     def __len__(self) -> int:
@@ -55,23 +60,31 @@ class Examples:
 
     Attributes:
         tokens: N sentences.
-        labels: (N,) int64.
+        labels: (N,) int64, `UNLABELLED` where there is none.
         teacher_logits: (N, C) fp32, or None.
+        teacher_hidden: (N, D) fp16, or None.
     """
 
     tokens: Tokens
     labels: NDArray[np.int64]
     teacher_logits: NDArray[np.float32] | None = None
+    teacher_hidden: NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, index: Sequence[int] | NDArray[np.int64], weight: float = 1.0) -> Batch:
+    def batch(
+        self, index: Sequence[int] | NDArray[np.int64], weight: float = 1.0, progress: float = 0.0
+    ) -> Batch:
         """Return the sentences at `index` as one padded batch."""
         index = np.asarray(index)
         input_ids, attention_mask = pad(self.tokens, index)
-        logits = None if self.teacher_logits is None else torch.from_numpy(self.teacher_logits[index])
-        return Batch(input_ids, attention_mask, torch.from_numpy(self.labels[index]), logits, weight)
+        logits, hidden = (
+            None if values is None else torch.from_numpy(values[index])
+            for values in (self.teacher_logits, self.teacher_hidden)
+        )
+        labels = torch.from_numpy(self.labels[index])
+        return Batch(input_ids, attention_mask, labels, logits, hidden, progress, weight)
 
 
 def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -102,7 +115,13 @@ def plan_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: in
 
 
 def micro_batches(
-    examples: Examples, index: NDArray[np.int64], micro_batch_size: int, *, rank: int = 0, world_size: int = 1
+    examples: Examples,
+    index: NDArray[np.int64],
+    micro_batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: float = 0.0,
 ) -> list[Batch]:
     """Return one process's share of the global batch `index`, cut into micro-batches.
 
@@ -113,7 +132,10 @@ def micro_batches(
     count = -(-most // micro_batch_size)
     share = index[rank::world_size]
     parts = [share[start * micro_batch_size : (start + 1) * micro_batch_size] for start in range(count)]
-    return [examples.batch(part) if len(part) else examples.batch(index[:1], weight=0.0) for part in parts]
+    return [
+        examples.batch(part, 1.0, progress) if len(part) else examples.batch(index[:1], 0.0, progress)
+        for part in parts
+    ]
 
 
 def plan_inference(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

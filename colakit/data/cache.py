@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +71,14 @@ def _unpack(raw: bytes) -> Arrays:
         raise ValueError("the checksum differs")
     with np.load(io.BytesIO(archive), allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
+
+
+def pack_lines(lines: Sequence[str]) -> Arrays:
+    """Return lines, none of which holds a line break, as arrays."""
+    return {"text": np.frombuffer("\n".join(lines).encode(), dtype=np.uint8)}
+
+
+def unpack_lines(arrays: Arrays) -> list[str]:
+    """Return the lines that `pack_lines` was given."""
+    text = arrays["text"].tobytes().decode()
+    return text.split("\n") if text else []

@@ -103,7 +103,7 @@ class Corpus:
             return self.splits[name]
         parts = [split for key, split in self.splits.items() if key.endswith("_dev")]
         if name == "dev" and parts:
-            return _join("dev", parts)
+            return join_splits("dev", parts)
         raise ColakitError(
             f"{self.name}: no split {name!r}.{did_you_mean(name, self.splits)}",
             hint="Name a split with --split, or give the file with --set data.splits.NAME=FILE",
@@ -126,7 +126,8 @@ class Corpus:
         return [name for name in labelled if name != "train"] or labelled
 
 
-def _join(name: str, parts: Sequence[Split]) -> Split:
+def join_splits(name: str, parts: Sequence[Split]) -> Split:
+    """Return labelled splits as one."""
     return Split(
         name,
         tuple(sentence for part in parts for sentence in part.sentences),

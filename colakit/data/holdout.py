@@ -1,10 +1,15 @@
-"""The slice of train that is held out to choose epoch, threshold and settings."""
+"""The slice of train that is held out to choose epoch, threshold and settings; folds of the rest."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
+from colakit.data.transfer import normalised
 from colakit.errors import ColakitError
 
 
@@ -41,3 +46,18 @@ def hold_out(train: Split, share: float, seed: int) -> tuple[Split, Split]:
     keep = set(kept.tolist())
     is_kept = np.array([first[sentence] in keep for sentence in train.sentences])
     return train.take(np.flatnonzero(is_kept), "train"), train.take(np.flatnonzero(~is_kept), "holdout")
+
+
+def left_out(sentences: Sequence[str], fold: str) -> NDArray[np.bool_]:
+    """Return which sentences are in a fold, (N,); copies of one, whatever case and punctuation, go together.
+
+    A sentence's fold depends on nothing but the sentence, so that every run agrees on it.
+
+    Args:
+        fold: the i-th of k, written `i/k`, counted from 1.
+    """
+    number, folds = map(int, fold.split("/"))
+    digests = (hashlib.sha256(normalised(sentence).encode()).digest() for sentence in sentences)
+    return np.array(
+        [int.from_bytes(digest[:8], "big") % folds == number - 1 for digest in digests], dtype=bool
+    )

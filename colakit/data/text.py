@@ -96,6 +96,21 @@ def sentences(document: str) -> list[str]:
     return found
 
 
+def whole_sentences(files: Iterable[Path], lengths: range) -> Iterator[str]:
+    """Yield the sentences of text that begin with a capital, end with a mark and quote nothing.
+
+    Args:
+        lengths: in words, of those wanted.
+    """
+    for file in files:
+        for document in read_documents(file):
+            for sentence in sentences(document):
+                words = sentence.split()
+                text = " ".join(words)
+                if len(words) in lengths and text[0].isupper() and text[-1] in ".?!" and '"' not in text:
+                    yield text
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What pre-training has to know of each token of a byte-level tokenizer.

@@ -127,6 +127,10 @@ class SentenceTokenizer:
         """Tokens in the vocabulary."""
         return self.backend.get_vocab_size()
 
+    def vocabulary(self) -> str:
+        """Return a SHA-256 over the vocabulary and rules alone."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
     def fingerprint(self) -> str:
         """Return a SHA-256 over vocabulary, rules and boundary tokens."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()

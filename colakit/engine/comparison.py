@@ -27,8 +27,8 @@ def experiment_key(origin: Mapping[str, Any]) -> str:
     settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in NOT_THE_EXPERIMENT}
     if "distill" in settings:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
-    teacher = (origin.get("teacher") or {}).get("experiment")
-    text = json.dumps([origin.get("command"), origin.get("base"), settings, teacher], sort_keys=True)
+    teachers = [teacher.get("experiment") for teacher in origin.get("teachers") or ()]
+    text = json.dumps([origin.get("command"), origin.get("base"), settings, teachers], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

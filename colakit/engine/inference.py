@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from colakit.data.batches import pad, plan_inference
 from colakit.data.tokens import Tokens
 from colakit.engine.device import Compute
+from colakit.models.gpt import GPTClassifier
 
 
 @contextmanager
@@ -36,18 +37,37 @@ def compute_logits(
         model: maps (input_ids, attention_mask), both (B, T), to (B, C).
         batch_size: sentences computed at a time; sentences of like length go together.
     """
-    found: list[NDArray[np.float32]] = []
-    plan = plan_inference(tokens.lengths, batch_size)
     with evaluating(model):
-        for index in plan:
-            input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
-            with compute.autocast():
-                found.append(model(input_ids, attention_mask).float().cpu().numpy())
-    if not found:
+        found = _each_batch(model, tokens, compute, batch_size)
+    if found is None:
         return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
-    logits = np.empty((len(tokens), found[0].shape[1]), dtype=np.float32)
-    logits[np.concatenate(plan)] = np.concatenate(found)
-    return logits
+    return found
+
+
+def compute_hidden(
+    model: GPTClassifier, tokens: Tokens, compute: Compute, batch_size: int = 128
+) -> NDArray[np.float32]:
+    """Return the (N, D) fp32 states that the head reads, of N sentences, in their order."""
+    with evaluating(model):
+        found = _each_batch(model.pooled, tokens, compute, batch_size)
+    return np.zeros((0, model.config.width), dtype=np.float32) if found is None else found
+
+
+def _each_batch(
+    function: Callable[[Tensor, Tensor], Tensor], tokens: Tokens, compute: Compute, batch_size: int
+) -> NDArray[np.float32] | None:
+    """Return the rows that `function` makes of N sentences, in their order; None of no sentence."""
+    plan = plan_inference(tokens.lengths, batch_size)
+    found: list[NDArray[np.float32]] = []
+    for index in plan:
+        input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
+        with compute.autocast():
+            found.append(function(input_ids, attention_mask).float().cpu().numpy())
+    if not found:
+        return None
+    rows = np.empty((len(tokens), found[0].shape[1]), dtype=np.float32)
+    rows[np.concatenate(plan)] = np.concatenate(found)
+    return rows
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

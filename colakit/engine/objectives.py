@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colakit.data.batches import Batch
+from colakit.data.batches import UNLABELLED, Batch
+from colakit.models.apprentice import Answer
 from colakit.models.fused import IGNORED
 
 
@@ -25,6 +27,18 @@ class Loss(NamedTuple):
 
 
 Objective = Callable[[nn.Module, Batch], Loss]
+Schedule = Callable[[float], float]
+"""A weight or temperature at a share of the run, 0 to 1."""
+
+
+def constant(value: float) -> Schedule:
+    """Return the schedule that is always `value`."""
+    return lambda progress: value
+
+
+def line(start: float, end: float | None) -> Schedule:
+    """Return the schedule that moves from `start` to `end` in a line; without an end it stays."""
+    return constant(start) if end is None else lambda progress: start + (end - start) * progress
 
 
 def classification(model: nn.Module, batch: Batch) -> Loss:
@@ -60,38 +74,84 @@ def discrimination(lm_weight: float) -> Objective:
     return objective
 
 
-def distillation(*, kd_weight: float, temperature: float, soft_loss: str = "kl") -> Objective:
+def supervised(lm_weight: Schedule) -> Objective:
+    """Return the objective of a student without a teacher: cross-entropy with the labels.
+
+    Args:
+        lm_weight: weight of a neighbouring token's cross-entropy, where the model predicts them.
+    """
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        assert batch.labels is not None
+        answer = _ask(model, batch)
+        total = F.cross_entropy(answer.logits, batch.labels, reduction="sum")
+        return Loss(_with_tokens(total, answer, lm_weight, batch.progress), answer.logits.detach())
+
+    return objective
+
+
+def distillation(
+    *,
+    kd_weight: Schedule,
+    temperature: Schedule,
+    soft_loss: str = "kl",
+    hidden_weight: float = 0.0,
+    lm_weight: Schedule | None = None,
+) -> Objective:
     """Return the objective (1-w)·CE(labels) + w·soft loss (Hinton et al. 2015, arXiv:1503.02531, §2).
+
+    A sentence without a label has the soft loss alone, in full.
 
     Args:
         kd_weight: w, from 0 (labels alone) to 1 (teacher alone).
         temperature: τ, softens both sides of the KL.
         soft_loss: `kl`, τ²·KL(teacher ‖ student); or `mse`, the mean over classes of the squared difference
             of logits (Kim et al. 2021, arXiv:2105.08919), which knows no temperature.
+        hidden_weight: weight of 1 - cosine between the teacher's last hidden state and the student's guess at
+            it (after Sanh et al. 2019, arXiv:1910.01108, §2).
+        lm_weight: weight of a neighbouring token's cross-entropy, where the model predicts them.
     """
-    soft = {"kl": lambda s, t: soft_kl(s, t, temperature), "mse": logit_mse}[soft_loss]
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
         assert batch.teacher_logits is not None
-        logits = model(batch.input_ids, batch.attention_mask)  # (B, C)
-        hard = F.cross_entropy(logits, batch.labels, reduction="sum")
-        total = (1 - kd_weight) * hard + kd_weight * soft(logits, batch.teacher_logits)
-        return Loss(total, logits.detach())
+        answer, now = _ask(model, batch), batch.progress
+        weight = kd_weight(now)
+        if soft_loss == "kl":
+            soft = soft_kl(answer.logits, batch.teacher_logits, temperature(now))
+        else:
+            soft = logit_mse(answer.logits, batch.teacher_logits)
+        hard = F.cross_entropy(answer.logits, batch.labels, reduction="sum", ignore_index=UNLABELLED)
+        total = (1 - weight) * hard + (torch.where(batch.labels == UNLABELLED, 1.0, weight) * soft).sum()
+        if hidden_weight:
+            assert answer.hidden is not None
+            assert batch.teacher_hidden is not None
+            alike = F.cosine_similarity(answer.hidden, batch.teacher_hidden.float(), dim=-1)  # (B,)
+            total = total + hidden_weight * (1 - alike).sum()
+        return Loss(_with_tokens(total, answer, lm_weight, now), answer.logits.detach())
 
     return objective
 
 
 def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return τ²·KL(teacher ‖ student) of (B, C) logits, summed over the batch.
+    """Return τ²·KL(teacher ‖ student) of (B, C) logits, (B,).
 
     The factor τ² keeps the gradient's size independent of τ.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return the squared difference of (B, C) logits, averaged over classes, summed over the batch."""
-    return (student_logits - teacher_logits).square().mean(dim=-1).sum()
+    """Return the squared difference of (B, C) logits, averaged over classes, (B,)."""
+    return (student_logits - teacher_logits).square().mean(dim=-1)
+
+
+def _ask(model: nn.Module, batch: Batch) -> Answer:
+    answer = model(batch.input_ids, batch.attention_mask)
+    return answer if isinstance(answer, Answer) else Answer(answer)
+
+
+def _with_tokens(total: Tensor, answer: Answer, weight: Schedule | None, now: float) -> Tensor:
+    return total if answer.nats is None or weight is None else total + weight(now) * answer.nats

@@ -260,13 +260,17 @@ class GPTClassifier(nn.Module):
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
             targets: (B, T-1) next tokens; with them, also return their summed cross-entropy in nats.
         """
-        last = attention_mask.sum(dim=1) - 1  # (B,)
         if targets is not None:
+            last = attention_mask.sum(dim=1) - 1  # (B,)
             hidden = self.transformer(input_ids)  # (B, T, D)
             logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()
             words = self.transformer.wte.weight
             return logits, linear_cross_entropy(hidden[:, :-1].flatten(0, 1), words, targets.flatten())
-        return self.score(self.transformer(input_ids, last=last)).float()
+        return self.score(self.pooled(input_ids, attention_mask)).float()
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the state (B, D) of the last real token, which the head reads."""
+        return self.transformer(input_ids, last=attention_mask.sum(dim=1) - 1)
 
 
 def initialise(model: nn.Module) -> None:

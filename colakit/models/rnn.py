@@ -5,7 +5,9 @@ Shapes: B batch, T tokens, E embedding width, H hidden width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ class RNNConfig:
         bidirectional: read the sentence from both ends.
         pooling: `last` (state after the whole sentence), or mean, max or attention over real tokens.
         dropout: probability on embeddings, between layers and before the head.
+        num_embeddings: rows of the embedding where some tokens share one, row 0; None gives each its own.
     """
 
     vocab_size: int
@@ -42,12 +45,27 @@ class RNNConfig:
     bidirectional: bool = True
     pooling: str = "attention"
     dropout: float = 0.2
+    num_embeddings: int | None = None
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
             raise ValueError(f"cell (={self.cell!r}) must be one of {', '.join(CELLS)}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling (={self.pooling!r}) must be one of {', '.join(POOLINGS)}")
+
+
+class Reading(NamedTuple):
+    """What the recurrent layers make of a batch.
+
+    Attributes:
+        rows: (B, T), the embedding's row of each token.
+        first: (B, T, W), states of the first layer.
+        pooled: (B, W), the sentence.
+    """
+
+    rows: Tensor
+    first: Tensor
+    pooled: Tensor
 
 
 class DistilRNN(nn.Module):
@@ -63,7 +81,10 @@ class DistilRNN(nn.Module):
         self.num_labels = config.num_labels
         directions = 2 if config.bidirectional else 1
         width = config.hidden_size * directions
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.embedding = nn.Embedding(config.num_embeddings or config.vocab_size, config.embedding_size)
+        self.row_of_token: Tensor | None
+        shared = None if config.num_embeddings is None else torch.zeros(config.vocab_size, dtype=torch.int32)
+        self.register_buffer("row_of_token", shared)
         cell = CELLS[config.cell]
         self.layers = nn.ModuleList(
             nn.ModuleList(
@@ -85,15 +106,29 @@ class DistilRNN(nn.Module):
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
         """
         with torch.autocast(input_ids.device.type, enabled=False):  # it is small: fp32 costs nothing
-            return self._logits(input_ids, attention_mask)
+            return self.answer(self.read(input_ids, attention_mask).pooled)
 
-    def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Reading:
+        """Return the states of (B, T) tokens, and the sentences they make up."""
         lengths = attention_mask.sum(dim=1)  # (B,)
         reverse = self._reversal(lengths, input_ids.shape[1])  # (B, T)
-        x = self.embedding(input_ids)  # (B, T, E)
+        rows = input_ids if self.row_of_token is None else self.row_of_token[input_ids].long()
+        x = self.embedding(rows)  # (B, T, E)
+        states = []
         for layer in self.layers:
             x = self._run_layer(layer, self.dropout(x), reverse)
-        return self.score(self.dropout(self._pool(x, attention_mask, lengths)))
+            states.append(x)
+        return Reading(rows, states[0], self._pool(x, attention_mask, lengths))
+
+    def answer(self, pooled: Tensor) -> Tensor:
+        """Return class logits (B, C) of (B, W) sentences."""
+        return self.score(self.dropout(pooled))
+
+    def embed_only(self, tokens: Sequence[int]) -> None:
+        """Give `tokens` rows of their own, from 1 on; all others share row 0."""
+        assert self.row_of_token is not None
+        self.row_of_token.zero_()
+        self.row_of_token[torch.tensor(tokens)] = torch.arange(1, len(tokens) + 1, dtype=torch.int32)
 
     @staticmethod
     def _reversal(lengths: Tensor, tokens: int) -> Tensor:

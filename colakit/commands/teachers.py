@@ -1,0 +1,124 @@
+"""What teachers say about a student's sentences: asked once, kept in the cache, and averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colakit.commands.task import Task, encode
+from colakit.context import Context
+from colakit.data.corpora import Split
+from colakit.data.holdout import left_out
+from colakit.engine.classifier import SentenceClassifier, load_classifier
+from colakit.engine.comparison import experiment_key
+from colakit.engine.inference import compute_hidden
+from colakit.errors import ColakitError
+from colakit.models.gpt import GPTClassifier
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One teacher, as people named it."""
+
+    path: str
+    classifier: SentenceClassifier
+    fingerprint: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain data on it, for the student's summary."""
+        return {
+            "path": self.path,
+            "fingerprint": self.fingerprint,
+            "experiment": experiment_key(self.classifier.origin),
+            "parameters": sum(p.numel() for p in self.classifier.model.parameters()),
+        }
+
+
+def load_teachers(context: Context, task: Task) -> list[Teacher]:
+    """Load every teacher that `distill.teacher` names.
+
+    Raises:
+        ColakitError: if it names none, or they read or label differently from each other or the data.
+    """
+    paths = context.settings.distill.teacher
+    if not paths:
+        raise ColakitError(
+            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
+        )
+    base = context.settings.base if context.resolved.was_typed("base") else None
+    found = []
+    for path in paths:
+        classifier = load_classifier(path, base=base)
+        classifier.require_labels(task.corpus.label_names, f"--teacher {path}")
+        found.append(Teacher(path, classifier, classifier.fingerprint()))
+    first = found[0]
+    for other in found[1:]:
+        if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
+            raise ColakitError(
+                f"--teacher {other.path}: its tokenizer is not that of {first.path}",
+                hint="Teachers of one student share a base.",
+            )
+    return found
+
+
+def mean_logits(context: Context, teachers: list[Teacher], split: Split) -> NDArray[np.float32]:
+    """Return the mean of the teachers' (N, C) logits for a split."""
+    return np.mean([_logits(context, teacher, split) for teacher in teachers], axis=0)
+
+
+def train_logits(context: Context, teachers: list[Teacher], train: Split) -> tuple[NDArray[np.float32], int]:
+    """Return (N, C) logits for train, and for how many sentences they are out of fold.
+
+    Where some teachers have not trained on a sentence (`finetune.leave_out`), theirs are averaged; a teacher
+    that has learnt a sentence by heart says little more than its label. Otherwise all teachers' are.
+    """
+    logits = np.stack([_logits(context, teacher, train) for teacher in teachers])  # (teachers, N, C)
+    unseen = np.stack([_unseen(teacher, train) for teacher in teachers])  # (teachers, N)
+    out_of_fold = unseen.any(axis=0)
+    weights = np.where(out_of_fold, unseen, True).astype(np.float32)[:, :, None]
+    mean = (logits * weights).sum(axis=0) / weights.sum(axis=0)
+    return mean.astype(np.float32), int(out_of_fold.sum())
+
+
+def hidden_states(context: Context, teacher: Teacher, split: Split) -> NDArray[np.float16]:
+    """Return the (N, D) states that the teacher's head reads.
+
+    Raises:
+        ColakitError: if the teacher is itself a student.
+    """
+    model, compute = teacher.classifier.model, context.compute
+    if not isinstance(model, GPTClassifier):
+        raise ColakitError(f"--teacher {teacher.path}: only a GPT-2's hidden states can be matched")
+
+    def ask() -> dict[str, NDArray[Any]]:
+        compute.place(model.requires_grad_(False))
+        tokens = encode(context, teacher.classifier, split, "teacher, ")
+        return {"hidden": compute_hidden(model, tokens, compute).astype(np.float16)}
+
+    return context.arrays.get("teacher-hidden", _key(context, teacher, split), ask)["hidden"]
+
+
+def _logits(context: Context, teacher: Teacher, split: Split) -> NDArray[np.float32]:
+    classifier, compute = teacher.classifier, context.compute
+
+    def ask() -> dict[str, NDArray[Any]]:
+        context.reporter.say(f"asking {teacher.path} about {len(split):,} sentences ({split.name})")
+        compute.place(classifier.model.requires_grad_(False))
+        return {"logits": classifier.logits(encode(context, classifier, split, "teacher, "), compute)}
+
+    return context.arrays.get("teacher-logits", _key(context, teacher, split), ask)["logits"]
+
+
+def _key(context: Context, teacher: Teacher, split: Split) -> dict[str, Any]:
+    dtype = str(context.compute.dtype)
+    return {"teacher": teacher.fingerprint, "data": split.fingerprint(), "dtype": dtype}
+
+
+def _unseen(teacher: Teacher, train: Split) -> NDArray[np.bool_]:
+    """Return which sentences of train the teacher was not trained on, by its own record, (N,)."""
+    settings = teacher.classifier.origin.get("settings") or {}
+    fold = (settings.get("finetune") or {}).get("leave_out")
+    return np.zeros(len(train), dtype=bool) if fold is None else left_out(train.sentences, fold)

@@ -1,0 +1,130 @@
+"""The transfer set of a run: made once, kept in the cache, shared by every seed and by the control."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from colakit.commands.task import Task
+from colakit.context import Context
+from colakit.data.cache import pack_lines, unpack_lines
+from colakit.data.corpora import COLA_LABELS, Split, join_splits
+from colakit.data.text import text_files, whole_sentences
+from colakit.data.tokens import SentenceTokenizer
+from colakit.data.transfer import FORMAT, WORDS, Collector, near_misses, shares
+from colakit.engine.generation import sample_sentences
+from colakit.errors import ColakitError
+from colakit.files import sha256_of
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
+
+LEXICON = 50_000  # sentences of text that corruptions take their words from
+
+
+def transfer_set(context: Context, task: Task) -> Split:
+    """Return `transfer.size` times as many unlabelled sentences as train has.
+
+    None stands in train, in the held-out slice, or in any other split of the corpus, whatever its case,
+    spaces and punctuation.
+    """
+    settings = context.settings.transfer
+    wanted = round(settings.size * len(task.train))
+    if not wanted:
+        return Split("transfer", ())
+    measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
+    key = {
+        "format": FORMAT,
+        "settings": settings.model_dump(mode="json", exclude={"text", "language_model"}),
+        "wanted": wanted,
+        "train": task.train.fingerprint(),
+        "forbidden": [split.fingerprint() for split in measuring],
+        "text": [sha256_of(file) for file in _text(context)],
+        "language_model": _language_model_fingerprint(context),
+    }
+
+    def gather() -> list[str]:
+        context.reporter.say(f"gathering a transfer set of {wanted:,} sentences")
+        forbidden = [sentence for split in measuring for sentence in split.sentences]
+        collector = Collector(forbidden, known=task.train.sentences)
+        rng = random.Random(settings.seed)
+        for name, share in shares(wanted, settings.sources).items():
+            collector.fill(_source(context, name, task.train.sentences, rng), share, name)
+        return collector.taken
+
+    return Split(
+        "transfer", tuple(unpack_lines(context.arrays.get("transfer", key, lambda: pack_lines(gather()))))
+    )
+
+
+def augmented(context: Context, task: Task) -> Split:
+    """Return train and `transfer.size` times as much again, labelled by rule, with train's share of labels.
+
+    Corrupted sentences are called unacceptable; acceptable ones of train are repeated. It is what a student
+    without a teacher can be given of the same size.
+
+    Raises:
+        ColakitError: if the labels are not CoLA's, or a source is not `edits`.
+    """
+    settings, train = context.settings.transfer, task.train
+    if not settings.size:
+        return train
+    if task.corpus.label_names != COLA_LABELS or set(settings.sources) != {"edits"}:
+        raise ColakitError(
+            "without a teacher, only near misses of sentences of CoLA's two labels can be labelled",
+            hint="Set transfer.sources={edits: 1}, or transfer.size=0.",
+        )
+    made = transfer_set(context, task)
+    labels = train.require_labels()
+    num_good = round(len(made) * float(labels.mean()))
+    rng = np.random.default_rng(settings.seed)
+    good = np.flatnonzero(labels == 1)
+    repeats = -(-num_good // len(good))
+    repeated = (
+        np.concatenate([rng.permutation(good) for _ in range(repeats)])[:num_good] if num_good else good[:0]
+    )
+    bad = made.take(np.arange(len(made) - num_good), "transfer")
+    false = Split("transfer", bad.sentences, np.zeros(len(bad), dtype=np.int64))
+    plain = Split("train", train.sentences, labels)
+    return join_splits("train", [plain, plain.take(repeated, "train"), false])
+
+
+def _source(context: Context, name: str, train: Sequence[str], rng: random.Random) -> Iterator[str]:
+    match name:
+        case "edits":
+            return near_misses(train, train, rng)
+        case "samples":
+            return _sampled(context, train, rng)
+    found = list(whole_sentences(_text(context), WORDS))
+    rng.shuffle(found)
+    return iter(found) if name == "text" else near_misses(found, found[:LEXICON], rng)
+
+
+def _text(context: Context) -> list[Path]:
+    path = context.settings.transfer.text
+    return [] if path is None else text_files(Path(path).expanduser())
+
+
+def _language_model_fingerprint(context: Context) -> str | None:
+    base = context.settings.transfer.language_model
+    return None if base is None else base_fingerprint(load_gpt(resolve_base(base)))
+
+
+def _sampled(context: Context, train: Sequence[str], rng: random.Random) -> Iterator[str]:
+    """Continue the beginnings of train sentences: none of their words, or up to half of them."""
+    settings, compute = context.settings.transfer, context.compute
+    assert settings.language_model is not None
+    folder = resolve_base(settings.language_model)
+    model = load_gpt(folder).requires_grad_(False).eval()
+    compute.place(model)
+    yield from sample_sentences(
+        model,
+        SentenceTokenizer.from_folder(folder),
+        train,
+        compute=compute,
+        temperature=settings.temperature,
+        rng=rng,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )

@@ -1,0 +1,92 @@
+"""Sentences without labels, for a teacher to label: none of them stands in a set that measures.
+
+A transfer set is what a student sees of its teacher beyond the labelled sentences (Hinton et al. 2015,
+arXiv:1503.02531, §2).
+"""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import TypeVar
+
+from colakit.data.corruptions import Corruptor
+from colakit.errors import ColakitError
+
+SourceName = TypeVar("SourceName", bound=str)
+FORMAT = 1  # raise it when sentences are made differently, so that cached sets are made anew
+PATIENCE = 20  # sentences in a row that are not new, for each one wanted, until a source is called exhausted
+WORDS = range(2, 41)  # of a sentence that is used
+
+
+def normalised(sentence: str) -> str:
+    """Return `sentence` without case, space and punctuation: two that agree in this are one sentence."""
+    text = unicodedata.normalize("NFKC", sentence).casefold()
+    return "".join(character for character in text if character.isalnum())
+
+
+class Collector:
+    """Takes sentences that are new and not forbidden; two that are alike when normalised are one.
+
+    Args:
+        forbidden: sentences that must never be taken: those that measure.
+        known: sentences that need not be taken again: those of train.
+    """
+
+    def __init__(self, forbidden: Iterable[str], known: Iterable[str] = ()) -> None:
+        self.refused = {"", *map(normalised, forbidden), *map(normalised, known)}
+        self.taken: list[str] = []
+
+    def take(self, sentence: str) -> bool:
+        """Take the sentence, if it may be taken; tell whether."""
+        words = sentence.split()
+        form = normalised(sentence)
+        if form in self.refused or len(words) not in WORDS:
+            return False
+        self.refused.add(form)
+        self.taken.append(" ".join(words))
+        return True
+
+    def fill(self, source: Iterable[str], wanted: int, name: str) -> None:
+        """Take `wanted` sentences more from `source`.
+
+        Raises:
+            ColakitError: if it has too few.
+        """
+        missing, refused = wanted, 0
+        for sentence in source if wanted else ():
+            if self.take(sentence):
+                missing, refused = missing - 1, 0
+                if not missing:
+                    return
+            elif (refused := refused + 1) > PATIENCE * wanted:
+                break
+        if missing:
+            raise ColakitError(
+                f"transfer.{name}: only {wanted - missing:,} of {wanted:,} sentences are new",
+                hint="Lower transfer.size, or give another source a larger share.",
+            )
+
+
+def near_misses(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
+    """Yield without end the sentences in ever new orders, each with one corruption.
+
+    Args:
+        words_of: sentences whose words and forms the corruptions take.
+    """
+    corruptor = Corruptor(words_of)
+    order = list(sentences)
+    while order:
+        rng.shuffle(order)
+        for sentence in order:
+            if (corrupted := corruptor.corrupt(sentence, rng)) is not None:
+                yield corrupted
+
+
+def shares(wanted: int, weights: Mapping[SourceName, float]) -> dict[SourceName, int]:
+    """Return how many of `wanted` sentences each source gives, in proportion to its weight."""
+    total = sum(weights.values())
+    ends = [round(wanted * reached / total) for reached in accumulate(weights.values())]
+    return {name: end - start for name, (start, end) in zip(weights, pairwise([0, *ends]), strict=True)}

@@ -1,0 +1,177 @@
+"""Distilling from several teachers, with all that helps a student, and its control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from colakit.commands.task import load_task
+from colakit.commands.teachers import load_teachers, mean_logits, train_logits
+from colakit.console import Reporter
+from colakit.context import Context
+from colakit.data.holdout import left_out
+from colakit.engine.classifier import load_classifier
+from colakit.interop.gpt2 import load_gpt
+from colakit.loading import resolve
+from colakit.models.apprentice import Apprentice
+from colakit.models.rnn import DistilRNN, RNNConfig
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folds(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two teachers, each tuned without the half of train that the other has seen."""
+    from colakit.cli import main
+
+    folders = []
+    for number in (1, 2):
+        folder = tmp_path_factory.mktemp("folds") / str(number)
+        arguments = ["finetune", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 2, "--quiet"]
+        fold = ["--set", f"finetune.leave_out={number}/2", "--out", folder]
+        assert main([str(word) for word in (*arguments, *fold)]) == 0
+        folders.append(folder)
+    return folders
+
+
+def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, folds: list[Path]) -> None:
+    teachers = ",".join(map(str, folds))
+    resolved = resolve(
+        flags={}, assignments=[f"data.path={toy / 'corpus'}", f"distill.teacher={teachers}"], config=None
+    )
+    context = Context("distill", resolved, Reporter(quiet=True), None, False, False)
+    task = load_task(context)
+    first, second = load_teachers(context, task)
+    found, num_out_of_fold = train_logits(context, [first, second], task.train)
+    alone = [mean_logits(context, [teacher], task.train) for teacher in (first, second)]
+    in_first = left_out(task.train.sentences, "1/2")
+    assert 0.3 < in_first.mean() < 0.7
+    np.testing.assert_array_equal(found, np.where(in_first[:, None], *alone))
+    assert num_out_of_fold == len(task.train)
+    of_one, some = train_logits(context, [first], task.train)
+    np.testing.assert_array_equal(of_one, alone[0])
+    assert some == in_first.sum()
+    both = mean_logits(context, [first, second], task.holdout)
+    each = [mean_logits(context, [teacher], task.holdout) for teacher in (first, second)]
+    np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-6)
+
+
+ALL_AT_ONCE = {
+    "student.vocabulary": 60,
+    "student.embeddings": "base",
+    "student.embedding_size": 16,
+    "student.hidden_size": 24,
+    "student_training.lm_weight": 0.05,
+    "student_training.lm_weight_end": 0,
+    "student_training.max_steps": 40,
+    "student_training.evaluate_every_steps": 20,
+    "transfer.size": 2,
+}
+
+
+def test_a_student_and_its_control_take_the_same_help(
+    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
+) -> None:
+    common = ["--base", toy / "base", "--data", toy / "corpus", "--json"]
+    for key, value in ALL_AT_ONCE.items():
+        common += ["--set", f"{key}={value}"]
+    taught = ["--teacher", folds[0], "--teacher", folds[1], "--set", "distill.hidden_weight=0.5"]
+    code, out, err = colakit("distill", *common, *taught, "--out", tmp_path / "distill")
+    assert code == 0, err
+    student = json.loads(out)
+    code, out, err = colakit("train-scratch", *common, "--out", tmp_path / "scratch")
+    assert code == 0, err
+    control = json.loads(out)
+    assert student["steps"] == control["steps"] == 40
+    assert student["parameters"] == control["parameters"]  # the heads of training are not kept
+    assert len(student["teachers"]) == 2
+    assert student["transfer"]["sentences"] == control["augmented"] > 0
+    assert student["out_of_fold"] > 0
+    a, b = (load_classifier(tmp_path / name).model for name in ("distill", "scratch"))
+    assert isinstance(a, DistilRNN)
+    assert a.config == b.config
+    assert a.embedding.num_embeddings == 61
+    code, out, err = colakit("predict", "--model", tmp_path / "distill", toy / "corpus" / "nothing")
+    assert code == 2
+
+
+def test_embeddings_begin_as_the_base_s_in_fewer_dimensions(
+    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
+) -> None:
+    """One step at a rate of almost nothing leaves the start; its angles are those of the base's embedding."""
+    base = load_gpt(toy / "base").transformer.wte.weight.detach()
+    shape = ["--set", "student.embeddings=base", "--set", f"student.embedding_size={base.shape[1]}"]
+    still = ["--set", "student_training.max_steps=1", "--set", "student_training.lr=1e-12"]
+    code, _, err = colakit(
+        *("train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--quiet"),
+        *(*shape, *still, "--out", tmp_path / "run"),
+    )
+    assert code == 0, err
+    model = load_classifier(tmp_path / "run").model
+    assert isinstance(model, DistilRNN)
+    begun = model.embedding.weight.detach()
+    assert begun.std().item() == pytest.approx(0.1, rel=1e-3)
+    centred = base - base.mean(dim=0)
+    expected = F.cosine_similarity(centred[:50, None], centred[None, :50], dim=-1)
+    assert_close(F.cosine_similarity(begun[:50, None], begun[None, :50], dim=-1), expected, atol=1e-3, rtol=0)
+    code, _, err = colakit(
+        *("train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--out", tmp_path / "wide"),
+        *("--set", "student.embeddings=base", "--set", f"student.embedding_size={base.shape[1] + 1}"),
+    )
+    assert code == 2
+    assert f"the base's embedding {base.shape[1]} wide" in err
+
+
+@pytest.fixture
+def student() -> DistilRNN:
+    torch.manual_seed(0)
+    return DistilRNN(RNNConfig(11, hidden_size=5, embedding_size=4, num_embeddings=7, dropout=0.0))
+
+
+def test_rare_tokens_are_one(student: DistilRNN) -> None:
+    student.embed_only([3, 9, 4, 0, 1, 2])
+    mask = torch.ones(1, 3, dtype=torch.long)
+    rare = [student(torch.tensor([[3, token, 9]]), mask) for token in (5, 10)]
+    assert_close(rare[0], rare[1])
+    assert not torch.allclose(rare[0], student(torch.tensor([[3, 4, 9]]), mask))
+    assert student.row_of_token is not None
+    assert student.row_of_token.tolist() == [4, 5, 6, 1, 3, 0, 0, 0, 0, 2, 0]
+
+
+def test_an_apprentice_predicts_neighbours_from_either_side(student: DistilRNN) -> None:
+    student.embed_only([0, 1, 2, 3, 4, 5])
+    apprentice = Apprentice(student, teacher_width=3, predicts_tokens=True)
+    ids = torch.tensor([[0, 1, 2, 9], [3, 4, 0, 0]])  # 9 is rare, so it is no target
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    found = apprentice(ids, mask)
+    assert found.hidden is not None
+    assert found.hidden.shape == (2, 3)
+    assert_close(found.logits, student(ids, mask))
+    states = student.read(ids, mask).first
+    table = student.embedding.weight
+
+    def nats(head: int, row: int, place: int, target: int) -> torch.Tensor:
+        part = states[row, place, :5] if head == 0 else states[row, place, 5:]
+        logits = table @ apprentice.to_tokens[head](part)
+        return F.cross_entropy(logits[None], torch.tensor([target + 1]))
+
+    following = nats(0, 0, 0, 1) + nats(0, 0, 1, 2) + nats(0, 1, 0, 4)
+    preceding = nats(1, 0, 1, 0) + nats(1, 0, 2, 1) + nats(1, 0, 3, 2) + nats(1, 1, 1, 3)
+    assert_close(found.nats, following + preceding)
+
+
+def test_no_direction_sees_what_it_is_to_predict(student: DistilRNN) -> None:
+    apprentice = Apprentice(student, predicts_tokens=True)
+    student.embed_only([0, 1, 2, 3, 4, 5])
+    mask = torch.ones(1, 4, dtype=torch.long)
+    one, other = (student.read(torch.tensor([[0, 1, last, 3]]), mask).first for last in (2, 4))
+    assert_close(one[:, :2, :5], other[:, :2, :5])  # forward, before the token that differs
+    assert_close(one[:, 3:, 5:], other[:, 3:, 5:])  # backward, after it
+    assert apprentice(torch.tensor([[0, 1, 2, 3]]), mask).nats is not None

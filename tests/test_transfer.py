@@ -1,0 +1,210 @@
+"""The transfer set: what is drawn, what is never drawn, and that it is drawn once."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from colakit.commands.task import Task, load_task
+from colakit.commands.transfer import augmented, transfer_set
+from colakit.console import Reporter
+from colakit.context import Context
+from colakit.data.corpora import COLA_LABELS, Corpus, Split
+from colakit.data.holdout import left_out
+from colakit.data.text import whole_sentences
+from colakit.data.tokens import SentenceTokenizer
+from colakit.data.transfer import WORDS, Collector, near_misses, normalised, shares
+from colakit.engine.device import Compute
+from colakit.engine.generation import sample_sentences
+from colakit.errors import ColakitError
+from colakit.interop.gpt2 import load_gpt
+from colakit.loading import resolve
+
+TRAIN = [
+    *("The sailor sang a song.", "A nurse saw him.", "They have walked home.", "Who did you see?"),
+    *("The dogs bark at night.", "She gave me this book.", "I never saw any birds.", "We walk to school."),
+]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "the sailor sang a song",
+        "The  sailor sang, a song!",
+        "THE SAILOR SANG A SONG.",
+        "The sailor sang a\u00a0song。",
+    ],
+)
+def test_case_space_and_punctuation_make_no_other_sentence(other: str) -> None:
+    assert normalised(other) == normalised(TRAIN[0]) == "thesailorsangasong"
+
+
+def test_a_collector_takes_what_is_new_and_not_forbidden() -> None:
+    collector = Collector(forbidden=["He left."], known=["She left."])
+    offered = ["he left", "She left!", "They  left.", "They left", "?!", "One", "We left."]
+    assert [collector.take(sentence) for sentence in offered] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert collector.taken == ["They left.", "We left."]
+
+
+def test_a_source_that_runs_dry_is_named() -> None:
+    with pytest.raises(ColakitError, match=r"transfer\.text: only 1 of 3 sentences are new"):
+        Collector([]).fill(["They left.", "they left"], 3, "text")
+
+
+def test_a_source_that_repeats_itself_for_ever_is_left() -> None:
+    with pytest.raises(ColakitError, match="only 1 of 2"):
+        Collector([]).fill(iter(lambda: "They left.", None), 2, "edits")
+
+
+def test_near_misses_differ_from_their_sentences_and_never_end() -> None:
+    found = list(islice(near_misses(TRAIN, TRAIN, random.Random(0)), 10 * len(TRAIN)))
+    assert not set(found) & set(TRAIN)
+    assert len(set(found)) > 4 * len(TRAIN)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 7, 100])
+def test_shares_add_up(wanted: int) -> None:
+    found = shares(wanted, {"edits": 1.0, "samples": 2.0, "text": 0.5})
+    assert sum(found.values()) == wanted
+    assert all(abs(found[name] - wanted * part) <= 1 for name, part in (("edits", 2 / 7), ("samples", 4 / 7)))
+
+
+def test_folds_part_the_sentences_and_keep_copies_together() -> None:
+    sentences = [f"Sentence number {i}." for i in range(200)]
+    folds = np.stack([left_out(sentences, f"{i}/5") for i in range(1, 6)])
+    assert (folds.sum(axis=0) == 1).all()
+    assert folds.sum(axis=1).min() > 20
+    assert (left_out([s.upper() for s in sentences], "2/5") == folds[1]).all()
+
+
+def made(data: Path, **settings: object) -> tuple[Context, Task]:
+    """A command's context and task, with settings of the section `transfer`."""
+    assignments = [f"data.path={data}", *(f"transfer.{key}={value}" for key, value in settings.items())]
+    resolved = resolve(flags={}, assignments=assignments, config=None)
+    context = Context("distill", resolved, Reporter(quiet=False), None, False, False)
+    return context, load_task(context)
+
+
+def forms(split: Split) -> set[str]:
+    return set(map(normalised, split.sentences))
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> Path:
+    """A sentence a line."""
+    path = tmp_path / "prose.txt"
+    path.write_text("\n".join(f"The old farmer counted {i} tired sheep again." for i in range(2000)))
+    return path
+
+
+def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None:
+    """Half of the text is sentences that measure, in other spellings, and is not drawn."""
+    corpus = {"data": toy / "corpus", "size": 1.5}
+    measuring = made(**corpus)[1].corpus.split("dev").sentences
+    planted = [f"{sentence.upper().strip(' .')}!" for sentence in measuring if len(sentence.split()) > 3]
+    prose.write_text("\n".join([*planted, *prose.read_text().splitlines()]))
+    assert set(planted) <= set(whole_sentences([prose], WORDS))
+    context, task = made(
+        **corpus,
+        sources="{edits: 1, samples: 1, text: 1, text_edits: 1}",
+        text=prose,
+        language_model=toy / "base",
+    )
+    drawn = transfer_set(context, task)
+    assert len(drawn) == len(forms(drawn)) == round(1.5 * len(task.train))
+    assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.holdout) | forms(task.train))
+
+
+def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"size": 0.5, "sources": "{text: 1, edits: 1}", "text": prose}
+    first = transfer_set(*made(toy / "corpus", **sizes))
+    assert "gathering" in capsys.readouterr().err
+    again = transfer_set(*made(toy / "corpus", **sizes))
+    assert "gathering" not in capsys.readouterr().err
+    assert again.sentences == first.sentences
+    other = transfer_set(*made(toy / "corpus", **sizes, seed=1))
+    assert other.sentences != first.sentences
+    prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
+    transfer_set(*made(toy / "corpus", **sizes))
+    assert "gathering" in capsys.readouterr().err
+
+
+def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
+    context, task = made(
+        shared / "cola" / "cola_public.zip",
+        size=1,
+        sources="{edits: 4, samples: 1}",
+        language_model=shared / "models" / "mini-v0",
+    )
+    drawn = transfer_set(context, task)
+    assert len(drawn) == len(task.train)
+    dev = task.corpus.split("dev")
+    assert len(dev) == 1043
+    assert not forms(drawn) & forms(dev)
+
+
+def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Compute) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    model = load_gpt(toy / "base").requires_grad_(False).eval()
+
+    def sampled() -> list[str]:
+        rng, generator = random.Random(3), torch.Generator().manual_seed(3)
+        beginnings = ["the old cat sleeps .", "the girls see the dog ."]
+        found = sample_sentences(
+            model, tokenizer, beginnings, compute=fp32, rng=rng, generator=generator, batch_size=4
+        )
+        return list(islice(found, 40))
+
+    found = sampled()
+    assert found == sampled()
+    assert len(set(found)) > 10
+    assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in found)
+
+
+def test_augmented_train_has_the_same_share_of_labels() -> None:
+    labels = np.array([1] * 70 + [0] * 30, dtype=np.int64)
+    train = Split("train", tuple(f"The {i} dogs bark at the cats." for i in range(100)), labels)
+    task = Task(Corpus("made", COLA_LABELS, {"train": train}), train, Split("holdout", (), labels[:0]), {})
+    resolved = resolve(flags={}, assignments=["transfer.size=3"], config=None)
+    context = Context("train-scratch", resolved, Reporter(quiet=True), None, False, False)
+    found = augmented(context, task)
+    assert len(found) == 400
+    assert found.require_labels().mean() == 0.7
+    added = [(s, int(y)) for s, y in zip(found.sentences, found.require_labels(), strict=True)][100:]
+    assert {s for s, label in added if label == 1} == set(train.sentences[:70])  # 210 repeats, all used
+    assert not {s for s, label in added if label == 0} & set(train.sentences)
+
+
+def test_a_rule_labels_near_misses_alone(toy: Path, prose: Path) -> None:
+    context, task = made(toy / "corpus", size=1, sources="{text: 1}", text=prose)
+    with pytest.raises(ColakitError, match="only near misses"):
+        augmented(context, task)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("transfer.sources={samples: 1}", "needs transfer.language_model"),
+        ("transfer.sources={text_edits: 1}", "need transfer.text"),
+        ("transfer.sources={}", "transfer.sources"),
+        ("transfer.sources={edits: 0}", "greater than 0"),
+        ("finetune.leave_out=0/5", "a fold is written"),
+        ("finetune.leave_out=6/5", "a fold is written"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(assignment: str, message: str) -> None:
+    with pytest.raises(ColakitError, match=message):
+        resolve(flags={}, assignments=[assignment], config=None)

@@ -132,6 +132,7 @@ def discriminate(context: Context, *, resume: ResumeOption = Resume.NEVER) -> No
     "finetune",
     {
         **BASE_AND_DATA,
+        "--objective": "finetune.objective",
         "--method": "finetune.method",
         "--rank": "lora.rank",
         "--alpha": "lora.alpha",
@@ -143,7 +144,7 @@ def discriminate(context: Context, *, resume: ResumeOption = Resume.NEVER) -> No
     },
 )
 def finetune(context: Context, *, resume: ResumeOption = Resume.NEVER) -> None:
-    """Tune the base with LoRA for classification."""
+    """Tune the base with LoRA: to label sentences, or to write some like those of train."""
     _run(context, "finetune", resume=resume)
 
 

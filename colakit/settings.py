@@ -247,6 +247,9 @@ class DiscriminateSettings(TrainingSettings):
 class FinetuneSettings(TrainingSettings):
     """Tuning the base."""
 
+    objective: Literal["classification", "language_modelling"] = Field(
+        "classification", description="label sentences, or write sentences like those of train"
+    )
     method: Literal["lora", "full"] = Field(
         "lora", description="train an adapter on the frozen base, or every weight of it"
     )

@@ -254,6 +254,40 @@ def test_one_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert_same(out, whole)
 
 
+TAUGHT = (
+    *("distill", "--set", "transfer.size=1", "--set", "distill.hidden_weight=1", "--hidden-size", 24),
+    *("--set", "student_training.lm_weight=0.1", "--set", "student.vocabulary=40"),
+    *("--set", "student_training.max_steps=14", "--set", "distill.temperature_end=1"),
+)
+LANGUAGE = ("finetune", "--objective", "language_modelling", "--epochs", 2, "--rank", 2)
+
+
+@pytest.mark.parametrize("arguments", [TAUGHT, LANGUAGE], ids=lambda words: words[0])
+def test_what_only_training_knows_is_kept_across_a_stop(
+    arguments: tuple[Any, ...],
+    toy: Path,
+    colakit: Run,
+    tmp_path: Path,
+    at_step_5: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = ("--base", toy / "base", "--data", toy / "corpus", "--batch-size", 32, "--quiet")
+    assert colakit("finetune", *data, "--epochs", 1, "--rank", 2, "--out", tmp_path / "teacher")[0] == 0
+    teacher = ("--teacher", tmp_path / "teacher") if arguments[0] == "distill" else ()
+    assert colakit(*arguments, *teacher, *data, "--out", tmp_path / "whole")[0] == 0
+    at_step_5(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert colakit(*arguments, *teacher, *data, "--out", tmp_path / "parts")[0] == 143
+    monkeypatch.undo()
+    assert colakit(arguments[0], "--resume", "--out", tmp_path / "parts", "--quiet")[0] == 0
+    shutil.rmtree(
+        tmp_path / "parts" / "checkpoints" / "step-00000005", ignore_errors=True
+    )  # where it stopped
+    whole = left_by(tmp_path / "whole")
+    assert {"metrics.jsonl", "summary.json", "checkpoints/step-00000014/state.pt"} <= set(whole)
+    found = left_by(tmp_path / "parts")
+    assert not [name for name in found if found[name] != whole.get(name)]
+
+
 def test_a_second_interrupt_leaves_at_once_even_inside_a_save(
     toy: Path, whole: Path, colakit: Run, tmp_path: Path, at_step_5: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,21 +1,24 @@
-"""`colakit finetune`: LoRA on the base, for classification."""
+"""`colakit finetune`: LoRA on the base, or all of it; for classification, or as a language model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import nn
 
+from colakit.commands import sentence_model
 from colakit.commands.job import Job
-from colakit.commands.runner import run_job
-from colakit.commands.task import Task, examples
+from colakit.commands.runner import Training, run_job, run_training
+from colakit.commands.task import Task, examples, load_task, show_plan
 from colakit.context import Context, Resume
 from colakit.data.corpora import Split
 from colakit.data.holdout import left_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import classification
+from colakit.engine.randomness import seed_everything
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier, set_dropout
@@ -25,30 +28,30 @@ from colakit.settings import LoRASettings, Settings
 
 def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     """Tune the base and report it."""
-    return run_job(context, _build, _plan, resume=resume)
+    if context.settings.finetune.objective == "classification":
+        return run_job(context, _build, _plan, resume=resume)
+
+    def plan() -> dict[str, Any]:
+        with without_weights():
+            model = _trainable(GPT(plan_config(context.settings.base)), context.settings, head=False)
+        return show_plan(context, load_task(context), model)
+
+    return run_training(context, lambda: _language_model(context), plan, resume=resume)
 
 
 def _plan(context: Context, task: Task) -> GPTClassifier:
-    settings = context.settings
     with without_weights():
-        base = GPT(plan_config(settings.base))
-        return _trainable(base, _adapter(settings), settings.lora, len(task.corpus.label_names))
+        base = GPT(plan_config(context.settings.base))
+        return _trainable(base.classifier(len(task.corpus.label_names)), context.settings)
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
-    folder = resolve_base(settings.base)
-    base = GPT(read_config(folder)) if settings.finetune.from_scratch else load_gpt(folder)
-    fingerprint = base_fingerprint(base)
-    tokenizer = SentenceTokenizer.from_folder(
-        folder, prefix=settings.finetune.add_bos, suffix=settings.finetune.add_eos
-    )
-    if settings.finetune.base_dropout is not None:
-        set_dropout(base, settings.finetune.base_dropout)
-    lora = _adapter(settings)
+    base, tokenizer, fingerprint = _load(settings)
     longest = base.config.num_positions
+    lora = _adapter(settings)
     classifier = SentenceClassifier(
-        model=_trainable(base, lora, settings.lora, len(task.corpus.label_names)),
+        model=_trainable(base.classifier(len(task.corpus.label_names)), settings),
         tokenizer=tokenizer,
         label_names=task.corpus.label_names,
         max_tokens=min(settings.data.max_tokens or longest, longest),
@@ -56,13 +59,12 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         origin=base_origin(context, fingerprint),
     )
     context.compute.place(classifier.model)
-    train = _without_fold(task.train, settings.finetune.leave_out)
     job = Job(
         context=context,
         task=task,
         training=settings.finetune,
         classifier=classifier,
-        train=examples(context, classifier, train),
+        train=examples(context, classifier, _without_fold(task.train, settings.finetune.leave_out)),
         holdout=examples(context, classifier, task.holdout),
         dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=classification,
@@ -74,6 +76,31 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     start = "random weights in the shape of " if settings.finetune.from_scratch else ""
     shape = f"{base.config.num_layers} layers of width {base.config.width}"
     return job, [f"base: {start}{settings.base} ({shape}), {settings.finetune.method}"]
+
+
+def _language_model(context: Context) -> Training:
+    """Make the tuning of the base as a language model of train's sentences, whatever their labels."""
+    settings = context.settings
+    task = load_task(context)
+    seed_everything(settings.seed)
+    base, tokenizer, fingerprint = _load(settings)
+    between = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=True, suffix=True)
+    train = _without_fold(task.train, settings.finetune.leave_out)
+    return sentence_model.prepare(
+        context, task, _trainable(base, settings, head=False), between, train, fingerprint
+    )
+
+
+def _load(settings: Settings) -> tuple[GPT, SentenceTokenizer, str]:
+    """Return the base, its tokenizer with the boundary tokens that are asked for, and its fingerprint."""
+    folder = resolve_base(settings.base)
+    base = GPT(read_config(folder)) if settings.finetune.from_scratch else load_gpt(folder)
+    if settings.finetune.base_dropout is not None:
+        set_dropout(base, settings.finetune.base_dropout)
+    tokenizer = SentenceTokenizer.from_folder(
+        folder, prefix=settings.finetune.add_bos, suffix=settings.finetune.add_eos
+    )
+    return base, tokenizer, base_fingerprint(base)
 
 
 def _without_fold(train: Split, fold: str | None) -> Split:
@@ -110,13 +137,18 @@ def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
     )
 
 
-def _trainable(
-    base: GPT, config: LoRAConfig | None, settings: LoRASettings, num_labels: int
-) -> GPTClassifier:
-    """Return a classifier on `base` of which an adapter trains, or all of it."""
-    model = base.classifier(num_labels)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _trainable(model: Model, settings: Settings, *, head: bool = True) -> Model:
+    """Return the model with an adapter that trains, or with all of it trainable.
+
+    Args:
+        head: whether it has one.
+    """
+    config = _adapter(settings)
     if config is None:
         return model.requires_grad_(True)
     inject(model, config)
-    train_also(model, layernorm=settings.train_layernorm, head=settings.train_head)
+    train_also(model, layernorm=settings.lora.train_layernorm, head=head and settings.lora.train_head)
     return model

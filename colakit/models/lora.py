@@ -213,6 +213,15 @@ def unmerge(model: nn.Module) -> None:
             layer.merged_from = None
 
 
+def dissolve(model: nn.Module) -> None:
+    """Put a plain layer with the merged weight in the place of every adapted one."""
+    for name, layer in list(lora_layers(model)):
+        if layer.merged_from is None:
+            layer.base.weight.data = layer.merged_weight()
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.base)
+
+
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, lr_ratio: float
 ) -> list[dict[str, Any]]:

@@ -1,0 +1,222 @@
+"""`colakit finetune --objective language_modelling`: a base that writes sentences like those of train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colakit.commands.fitting import Fit, Lesson, settings_identity
+from colakit.commands.runner import Training
+from colakit.commands.task import Task
+from colakit.context import Context
+from colakit.data.batches import Examples, micro_batches, plan_epoch, plan_inference
+from colakit.data.corpora import Split
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.bases import write_base
+from colakit.engine.distributed import Processes
+from colakit.engine.inference import evaluating
+from colakit.engine.objectives import language_modelling
+from colakit.engine.runs import RunFolder
+from colakit.engine.training import StepBatch, StepReport
+from colakit.interop.gpt2 import base_fingerprint
+from colakit.models.gpt import GPT
+from colakit.models.lora import dissolve, parameter_groups
+
+FREE_TO_CHANGE = {"log_every", "save_every_steps"}
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """A split that a language model reads, each sentence between two end-of-text tokens."""
+
+    examples: Examples
+
+    @classmethod
+    def of(cls, context: Context, split: Split, tokenizer: SentenceTokenizer, max_tokens: int) -> Sentences:
+        """Tokenise a split."""
+        tokens = tokenizer.encode(split.sentences, max_tokens)
+        if tokens.num_truncated:
+            context.reporter.warn(
+                f"{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
+                f"{max_tokens} tokens and were cut"
+            )
+        return cls(Examples(tokens, split.require_labels()))
+
+    def count(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+        """Return the tokens that are predicted in the sentences at `index`: all but the first of each."""
+        return int((self.examples.tokens.lengths[index] - 1).sum())
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain data and tensors, so that it can be saved and restored.
+
+    Attributes:
+        nats, count: loss and tokens since the last evaluation.
+        best: held-out nats a token at the best evaluation, with its step.
+        best_tensors: the trainable tensors of that moment, on the CPU.
+    """
+
+    nats: float = 0.0
+    count: int = 0
+    best: dict[str, Any] | None = None
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SentenceModelFit(Fit):
+    """Tunes a language model on sentences; the moment with the least held-out loss stays in `progress`."""
+
+    model: GPT
+
+    def __init__(
+        self, context: Context, lesson: Lesson, run: RunFolder, group: Processes, parts: dict[str, Sentences]
+    ) -> None:
+        super().__init__(context, lesson, run, group)
+        self.parts = parts
+        self.steps_per_epoch = lesson.max_steps // context.settings.finetune.epochs
+        self.progress = Progress()
+
+    def batches(self) -> Iterator[StepBatch]:
+        """Yield the epochs' batches, in an order that is a function of seed and epoch."""
+        train, settings = self.parts["train"], self.context.settings.finetune
+        size = settings.micro_batch_size or settings.batch_size
+        for epoch in range(self.step // self.steps_per_epoch, settings.epochs):
+            lengths = train.examples.tokens.lengths
+            plan = plan_epoch(lengths, settings.batch_size, self.context.settings.seed, epoch)
+            done = max(0, self.step - epoch * self.steps_per_epoch)
+            for position, index in enumerate(plan[done:], start=done + 1):
+                share = micro_batches(
+                    train.examples, index, size, rank=self.group.rank, world_size=self.group.world_size
+                )
+                yield StepBatch(share, train.count(index), epoch, f"batch {position} of epoch {epoch + 1}")
+
+    def observe(self, report: StepReport) -> str:
+        """Add up the loss."""
+        self.progress.nats += report.loss * report.count
+        self.progress.count += report.count
+        return f"epoch {report.epoch + 1}: loss {self.progress.nats / self.progress.count:.3f} nats a token"
+
+    def is_evaluation_due(self) -> bool:
+        """Whether this step ends an epoch."""
+        return self.step % self.steps_per_epoch == 0
+
+    def evaluate(self) -> str:
+        """Measure the held-out slice, and keep the weights if it is the best yet."""
+        progress = self.progress
+        measured = self.group.share(self.measure() if self.group.is_main else None)
+        assert measured is not None
+        epoch = self.step / self.steps_per_epoch
+        self.log("evaluation", epoch=epoch, train=progress.nats / progress.count, holdout=measured)
+        if progress.best is None or measured < progress.best["nats"]:
+            progress.best = {"nats": measured, "step": self.step, "epoch": epoch}
+            progress.best_tensors = self.trainable()
+        progress.nats, progress.count = 0.0, 0
+        return f"epoch {epoch:.2f} held-out loss {measured:.3f} nats a token"
+
+    def measure(self) -> float:
+        """Return the held-out slice's nats a token."""
+        held = self.parts["holdout"]
+        nats, count = 0.0, 0
+        with evaluating(self.model):
+            for index in plan_inference(held.examples.tokens.lengths, 128):
+                batch = held.examples.batch(index).to(self.compute.device)
+                with self.compute.autocast():
+                    nats += language_modelling(self.model, batch).total.item()
+                count += held.count(index)
+        return nats / count
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return `progress` as plain data and tensors."""
+        return vars(self.progress)
+
+    def process_state(self) -> None:
+        """A process knows nothing of its own."""
+
+    def restore_progress(self, progress: dict[str, Any], process: None) -> None:
+        """Go back to what `progress_state` returned."""
+        self.progress = Progress(**progress)
+
+
+def prepare(
+    context: Context, task: Task, model: GPT, tokenizer: SentenceTokenizer, train: Split, fingerprint: str
+) -> Training:
+    """Make the tuning of `model`, whose trainable parameters are chosen, as a language model.
+
+    Args:
+        tokenizer: puts the end-of-text token on either side of a sentence.
+        train: what is learnt from.
+        fingerprint: of the base.
+    """
+    settings, compute = context.settings, context.compute
+    longest = min(settings.data.max_tokens or model.config.num_positions, model.config.num_positions)
+    parts = {split.name: Sentences.of(context, split, tokenizer, longest) for split in (train, task.holdout)}
+    compute.place(model)
+    groups = parameter_groups(
+        model,
+        lr=settings.finetune.lr,
+        weight_decay=settings.finetune.weight_decay,
+        lr_ratio=settings.lora.lr_ratio if settings.finetune.method == "lora" else 1.0,
+    )
+    lesson = Lesson(
+        model=model,
+        objective=language_modelling,
+        optimizer=torch.optim.AdamW(
+            groups, lr=settings.finetune.lr, fused=compute.device.type in ("cpu", "cuda")
+        ),
+        training=settings.finetune,
+        max_steps=settings.finetune.epochs * -(-len(train) // settings.finetune.batch_size),
+        identity={
+            **settings_identity(context, ("lora", "finetune"), FREE_TO_CHANGE),
+            "base": fingerprint,
+            "tokenizer": tokenizer.fingerprint(),
+            "max_tokens": longest,
+            **task.identity(),
+        },
+    )
+    return Training(
+        [
+            f"base: {settings.base}, as a language model of {len(train):,} sentences, "
+            f"{settings.finetune.method}"
+        ],
+        fit=lambda run, group: SentenceModelFit(context, lesson, run, group, parts),
+        finish=lambda run, fit: _finish(context, run, fit, tokenizer),
+    )
+
+
+def _finish(
+    context: Context, run: RunFolder, fit: SentenceModelFit, tokenizer: SentenceTokenizer
+) -> dict[str, Any]:
+    """Take the best moment, write the base, and print the result."""
+    best = fit.progress.best
+    assert best is not None, "the last step is always evaluated"
+    fit.load_trainable(fit.progress.best_tensors)
+    dissolve(fit.model)
+    write_base(fit.model.transformer, tokenizer, run.base)
+    summary = {
+        "command": context.command,
+        "model": "gpt2",
+        "objective": "language_modelling",
+        "seed": context.settings.seed,
+        "base": context.settings.base,
+        "base_fingerprint": base_fingerprint(fit.model),
+        "best": best,
+        "steps": fit.step,
+        "seconds": round(fit.seconds, 2),
+        "tokens_per_second": round(fit.counted_per_second, 1),
+        "compute": str(context.compute),
+    }
+    run.write_summary(summary)
+    perplexity = math.exp(best["nats"])
+    context.reporter.table(
+        "Held-out sentences, as a language model",
+        ["epoch", "nats a token", "perplexity"],
+        [[f"{best['epoch']:.2f}", f"{best['nats']:.4f}", f"{perplexity:.1f}"]],
+    )
+    context.reporter.result(f"{run.base} ({fit.seconds:.0f} s of training)")
+    return summary

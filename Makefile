@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev lint typecheck test test-slow torture test-gpu demo \
-	reproduce reproduce-lora reproduce-distill reproduce-scratch bench clean
+	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -84,6 +84,9 @@ reproduce: install ## all three, then compared and plotted
 		reproduce-lora reproduce-distill reproduce-scratch
 	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(RUN_FOLDERS)
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
+
+ablation: install ## what each part of distilling adds, over five seeds; hours on two cores
+	$(BIN)/python benchmarks/ablation.py --config configs/mini-students.yaml --out runs/ablation
 
 bench: install-dev ## fine-tuning speed beside PEFT and the Trainer, in one run
 	$(BIN)/python benchmarks/finetuning.py

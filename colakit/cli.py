@@ -178,6 +178,7 @@ def train_scratch(context: Context, *, resume: ResumeOption = Resume.NEVER) -> N
         "--split": "evaluate.splits",
         "--batch-size": "evaluate.batch_size",
         "--group-by": "evaluate.group_by",
+        "--annotations": "evaluate.annotations",
     },
 )
 def evaluate(
@@ -201,7 +202,9 @@ def evaluate(
 ) -> None:
     """Measure any number of models on any splits, side by side; with --pairs, as language models.
 
-    Where neither --data nor --config names data, it is the data that the models were trained on.
+    Where neither --data nor --config names data, it is the data that the models were trained on. Students
+    whose teachers are among the models are compared with them. --group-by source and --annotations FILE
+    report parts of a split apart; with --out they are also drawn.
 
     With --pairs, nothing is tuned: a model is right about a pair where it gives the acceptable sentence the
     higher log-probability. The base is scored where it is named or no MODEL is.
@@ -209,8 +212,6 @@ def evaluate(
     if pairs:
         _run(context, "pairs", models=models or [], pairs=pairs)
     elif models:
-        if context.resolved.was_typed("evaluate.group_by"):
-            raise ColakitError("--group-by without --pairs", hint="Name the pairs: --pairs FILE")
         _run(context, "evaluate", models=models)
     else:
         raise ColakitError(

@@ -395,7 +395,13 @@ class EvaluateSettings(Section):
     splits: Names = Field((), description="splits; by default every labelled one but train")
     batch_size: int = Field(128, ge=1, description="sentences computed at a time")
     group_by: Names = Field(
-        (), description="fields that group --pairs; by default those of text with 2 to 100 shared values"
+        (),
+        description="what to report apart: `source` (CoLA's first column); of --pairs, fields, by default "
+        "those of text with 2 to 100 shared values",
+    )
+    annotations: str | None = Field(
+        None,
+        description="table of the sentences' grammatical features (0 or 1, under a header), to report apart",
     )
     pairs_bos: bool = Field(
         True, description="with --pairs, predict the first token too, given the end-of-text token"

@@ -21,6 +21,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "interop": {"errors", "files", "models", "interop"},
     "engine": {"errors", "files", "models", "data", "interop", "engine", ""},
     "plotting": {"errors"},
+    "heatmaps": {"plotting"},
     "console": {"errors"},
     "settings": {"errors"},
     "loading": {"errors", "settings"},
@@ -28,7 +29,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "context": {"errors", "console", "loading", "settings", "data", "engine"},
     "flags": {"errors", "console", "context", "loading", "settings"},
     "commands": {"errors", "files", "console", "context", "loading", "settings", "models", "data", "engine",
-                 "interop", "plotting", "commands", ""},
+                 "interop", "plotting", "heatmaps", "commands", ""},
     "cli": {"errors", "console", "context", "flags", "commands", ""},
 }  # fmt: skip
 

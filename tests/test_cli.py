@@ -74,7 +74,7 @@ def test_predicting_with_a_student_imports_neither_transformers_nor_a_compiler(
         "distill": "--teacher --temperature --kd-weight --cell --hidden-size --epochs --lr --batch-size "
         "--resume",
         "train-scratch": "--cell --hidden-size --epochs --lr --batch-size --resume",
-        "evaluate": "--data --split",
+        "evaluate": "--data --split --group-by --annotations",
         "plot": "--format",
         "predict": "--model --batch-size",
         "data check": "--strict",

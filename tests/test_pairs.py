@@ -492,12 +492,13 @@ def test_dry_run_reads_the_pairs_and_touches_nothing(
 
 FAULTS = {
     "nothing to evaluate": ([], "no MODEL is named"),
-    "groups of no pairs": (["{run}", "--group-by", "UID"], "--group-by without --pairs"),
+    "groups of no pairs": (["{run}", "--group-by", "UID"], "--group-by UID: sentences are grouped by source"),
     "missing pairs": (["--pairs", "no.jsonl"], "--pairs no.jsonl: not there"),
     "no pairs in a folder": (["--pairs", "{toy}/corpus"], "holds no file that ends in .jsonl"),
     "pairs twice": (["--pairs", "{suite}", "--pairs", "{suite}"], "is given twice"),
     "pairs and data": (["--pairs", "{suite}", "--data", "{toy}/corpus"], "--data with --pairs"),
     "pairs and split": (["--pairs", "{suite}", "--split", "dev"], "--split with --pairs"),
+    "pairs and annotations": (["--pairs", "{suite}", "--annotations", "x.tsv"], "--annotations with --pairs"),
     "no such field": (["--pairs", "{suite}", "--group-by", "fiedl"], "Did you mean field?"),
     "no such model": (["--pairs", "{suite}", "no-run"], "no-run: not there"),
     "a student": (["--pairs", "{suite}", "{student}"], "recurrent student, which has no language model"),

@@ -3,59 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from colakit.commands.asking import Asked, ask_all
+from colakit.commands.breakdown import Parted, Parting, cut, draw_parts, measure_parts, part_table
 from colakit.commands.recorded import load_corpus_of
-from colakit.commands.tables import Table, interval, keep, show
-from colakit.commands.task import encode, percent
+from colakit.commands.tables import Table, interval, keep, show, spread
+from colakit.commands.task import percent
 from colakit.context import Context
-from colakit.data.corpora import Corpus, Split
-from colakit.engine.classifier import CHECKPOINT_NAME, SentenceClassifier, load_classifier
-from colakit.engine.comparison import (
-    Answers,
-    Entrant,
-    SplitComparison,
-    compare,
-    distinct_names,
-    experiment_key,
-    group_names,
-)
-from colakit.engine.metrics import Labels
+from colakit.data.corpora import Corpus
+from colakit.engine.comparison import SplitComparison, compare
+from colakit.engine.metrics import Spread
+from colakit.engine.teaching import TeachingRow, compare_with_teachers
 from colakit.errors import ColakitError
 
 
+@dataclass(frozen=True)
+class SplitReport:
+    """All that is found about one split."""
+
+    comparison: SplitComparison
+    taught: tuple[TeachingRow, ...]
+    parted: tuple[Parted, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return {
+            **asdict(self.comparison),
+            "teaching": [asdict(row) for row in self.taught],
+            "parts": {parted.parting.field: parted.as_dict() for parted in self.parted},
+        }
+
+
 def run(context: Context, *, models: list[str]) -> dict[str, Any]:
-    """Print the comparison; with `--out`, also write evaluation.json and evaluation.md there."""
+    """Print the comparison; with `--out`, also write evaluation.json, evaluation.md and heat maps there."""
     context.check_out()
     corpus = load_corpus_of(context, models)
     names = context.settings.evaluate.splits or _default_splits(corpus)
     for name in names:
         corpus.split(name).require_labels()
+    partings = cut(context, corpus, names)
     if context.dry_run:
-        return _plan(context, models, names)
-    corpus, answers = _ask_all(context, models, corpus, names)
-    found = [compare(name, corpus.split(name).require_labels(), answers[name]) for name in names]
-    tables = [table for comparison in found for table in _tables(comparison)]
+        return _plan(context, models, names, partings)
+    asked = ask_all(context, models, corpus, names)
+    found = [_measure(asked, name, partings) for name in names]
+    tables = [table for report in found for table in _tables(report)]
     show(context, tables)
-    _warn_of_collapse(context, found)
-    result = {"corpus": corpus.name, "splits": {comparison.split: asdict(comparison) for comparison in found}}
+    _remark(context, found)
+    result = {
+        "corpus": asked.corpus.name,
+        "splits": {name: report.as_dict() for name, report in zip(names, found, strict=True)},
+    }
     keep(context, "evaluation", result, tables)
+    draw_parts(context, [parted for report in found for parted in report.parted])
     return result
 
 
-def _plan(context: Context, models: Sequence[str], splits: Sequence[str]) -> dict[str, Any]:
+def _plan(
+    context: Context, models: Sequence[str], splits: Sequence[str], partings: Sequence[Parting]
+) -> dict[str, Any]:
     for model in models:
         if not Path(model).exists():
             raise ColakitError(
                 f"{model}: not there", hint="Give a run folder, a ckpt.pt or an adapter folder."
             )
-    context.reporter.result(f"would measure {', '.join(models)} on {', '.join(splits)} ({context.compute})")
-    return {"models": list(models), "splits": list(splits), "compute": str(context.compute)}
+    parts = {f"{parting.split} by {parting.field}": len(parting.parts) for parting in partings}
+    also = "".join(f", {name} ({count} parts)" for name, count in parts.items())
+    context.reporter.result(
+        f"would measure {', '.join(models)} on {', '.join(splits)}{also} ({context.compute})"
+    )
+    return {"models": list(models), "splits": list(splits), "parts": parts, "compute": str(context.compute)}
+
+
+def _measure(asked: Asked, name: str, partings: Sequence[Parting]) -> SplitReport:
+    labels, answers = asked.corpus.split(name).require_labels(), asked.answers[name]
+    return SplitReport(
+        compare(name, labels, answers),
+        compare_with_teachers(labels, answers, asked.profiles),
+        tuple(measure_parts(parting, labels, answers) for parting in partings if parting.split == name),
+    )
 
 
 def _default_splits(corpus: Corpus) -> list[str]:
@@ -63,63 +93,17 @@ def _default_splits(corpus: Corpus) -> list[str]:
     return [*names, "dev"] if sum(name.endswith("_dev") for name in names) > 1 else names
 
 
-def _ask_all(
-    context: Context, models: Sequence[str], corpus: Corpus, splits: Sequence[str]
-) -> tuple[Corpus, dict[str, list[Answers]]]:
-    """Return the corpus, labelled as the models label, and split name -> every model's answers.
-
-    One model is loaded at a time.
-    """
-    entrants: list[Entrant] = []
-    logits: list[dict[str, tuple[NDArray[np.float32], Labels]]] = []
-    base = context.settings.base if context.resolved.was_typed("base") else None
-    names = distinct_names([_folder(model) for model in models])
-    with context.reporter.progress("evaluate", len(models)) as bar:
-        for path, name in zip(models, names, strict=True):
-            classifier = load_classifier(path, base=base)
-            if not entrants:  # data may lack a class that the model knows
-                corpus = corpus.relabelled(classifier.label_names)
-            classifier.require_labels(corpus.label_names, path)
-            context.compute.place(classifier.model.requires_grad_(False))
-            known = classifier.origin.get("settings") is not None
-            key = experiment_key(classifier.origin) if known else str(Path(path).resolve())
-            entrants.append(Entrant(name, classifier.name, key, classifier.origin.get("seed")))
-            logits.append({split: _ask(context, classifier, corpus.split(split), name) for split in splits})
-            bar.advance(note=name)
-    groups = group_names(entrants)
-    answers = {
-        split: [
-            Answers(entrant.model, group, entrant.seed, *found[split])
-            for entrant, group, found in zip(entrants, groups, logits, strict=True)
-        ]
-        for split in splits
-    }
-    return corpus, answers
-
-
-def _ask(
-    context: Context, classifier: SentenceClassifier, split: Split, name: str
-) -> tuple[NDArray[np.float32], Labels]:
-    """Return a model's logits and predictions for a split."""
-    tokens = encode(context, classifier, split, f"{name}, ")
-    logits = classifier.logits(tokens, context.compute, context.settings.evaluate.batch_size)
-    return logits, classifier.decide(logits)
-
-
-def _folder(model: str) -> Path:
-    """A run is called by its folder, whether that or the file in it was given."""
-    path = Path(model)
-    return path.parent if path.name == CHECKPOINT_NAME and path.parent.name else path
-
-
-def _tables(comparison: SplitComparison) -> list[Table]:
+def _tables(report: SplitReport) -> list[Table]:
+    comparison = report.comparison
     where = f"{comparison.split} ({comparison.models[0].metrics.num_examples} sentences)"
     tables = [_model_table(where, comparison)]
     if any(row.num_seeds > 1 for row in comparison.groups):
         tables.append(_group_table(where, comparison))
     if comparison.pairs:
         tables.append(_pair_table(where, comparison))
-    return tables
+    if report.taught:
+        tables.append(_teaching_table(where, report.taught))
+    return [*tables, *(part_table(parted) for parted in report.parted)]
 
 
 def _model_table(where: str, comparison: SplitComparison) -> Table:
@@ -142,10 +126,9 @@ def _group_table(where: str, comparison: SplitComparison) -> Table:
         [
             row.group,
             str(row.num_seeds),
-            percent(row.accuracy_mean)
-            + ("" if row.accuracy_sd is None else f" ± {percent(row.accuracy_sd)}"),
+            spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2),
             percent(row.majority_rate),
-            f"{row.mcc_mean:.3f}" + ("" if row.mcc_sd is None else f" ± {row.mcc_sd:.3f}"),
+            spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3),
         ]
         for row in comparison.groups
     ]
@@ -166,12 +149,42 @@ def _pair_table(where: str, comparison: SplitComparison) -> Table:
     return f"{where}: differences, paired over sentences, seeds held fixed", columns, rows
 
 
-def _warn_of_collapse(context: Context, found: Sequence[SplitComparison]) -> None:
-    for comparison in found:
-        for row in comparison.models:
+def _teaching_table(where: str, rows: Sequence[TeachingRow]) -> Table:
+    cells = [
+        [
+            row.group,
+            " + ".join(row.teachers),
+            str(row.num_seeds),
+            spread(row.agreement, 100, 1),
+            "-" if row.kappa is None else spread(row.kappa, 1, 2),
+            "-" if row.mcc_kept is None else interval(row.mcc_kept, 100, 0),
+            f"{row.num_parameters:,}",
+            f"{row.teacher_parameters:,}",
+            f"1/{row.teacher_parameters / row.num_parameters:.1f}",
+        ]
+        for row in rows
+    ]
+    columns = ["student", "teacher", "seeds", "same answer %", "kappa", "MCC kept %"]
+    return (
+        f"{where}: students beside their teachers",
+        [*columns, "parameters", "teacher's", "ratio"],
+        cells,
+    )
+
+
+def _remark(context: Context, found: Sequence[SplitReport]) -> None:
+    for report in found:
+        split = report.comparison.split
+        for row in report.comparison.models:
             if row.metrics.collapsed:
                 answer = int(np.argmax(row.metrics.predicted_rates))
                 context.reporter.warn(
-                    f"{row.model} answers class {answer} to all of {comparison.split}: MCC 0, "
+                    f"{row.model} answers class {answer} to all of {split}: MCC 0, "
                     f"majority rate {percent(row.metrics.majority_rate)} %"
+                )
+        for taught in report.taught:
+            if taught.mcc_kept is None:
+                context.reporter.say(
+                    f"{split}: no share of MCC kept by {taught.group}: its teacher's, "
+                    f"{interval(taught.teacher_mcc, 1, 3)}, is too near 0 to divide by"
                 )

@@ -78,7 +78,9 @@ def run(context: Context, *, models: Sequence[str], pairs: Sequence[Path]) -> di
 
 def _refuse_flags_of_corpora(context: Context) -> None:
     for key, origin in context.resolved.origins.items():
-        if context.resolved.was_typed(key) and key.startswith(("data.", "evaluate.splits")):
+        if context.resolved.was_typed(key) and key.startswith(
+            ("data.", "evaluate.splits", "evaluate.annotations")
+        ):
             raise ColakitError(
                 f"{origin} with --pairs: pairs bring their sentences along",
                 hint="Leave one of them out.",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from colakit.context import Context
-from colakit.engine.metrics import Interval
+from colakit.engine.metrics import Interval, Spread
 from colakit.files import write_json, write_text
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
@@ -17,6 +17,13 @@ def interval(found: Interval, factor: float, digits: int, *, signed: bool = Fals
     sign = "+" if signed else ""
     value, low, high = (f"{factor * x:{sign}.{digits}f}" for x in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"
+
+
+def spread(found: Spread, factor: float, digits: int) -> str:
+    """Write a mean times `factor` with its standard deviation, where there is one."""
+    parts = [found.mean] if found.sd is None else [found.mean, found.sd]
+    rounded = [round(factor * part, digits) + 0.0 for part in parts]  # + 0.0: no minus before 0
+    return " ± ".join(f"{part:.{digits}f}" for part in rounded)
 
 
 def markdown(table: Table) -> str:

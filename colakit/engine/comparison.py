@@ -17,18 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.engine.metrics import Interval, Labels, Metrics, bootstrap, mcnemar, measure, paired_difference
+from colakit.engine.metrics import Bootstrap, Interval, Labels, Metrics, mcnemar, measure
 
 NOT_THE_EXPERIMENT = ("seed", "device", "precision", "cache", "generate", "predict", "evaluate", "plot")
 
 
+def teachers_of(origin: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what a student records of its teachers (path, fingerprint, experiment); empty if it had none.
+
+    One teacher stands under `teacher`, several under `teachers`.
+    """
+    one = origin.get("teacher")
+    return list(origin.get("teachers") or ([one] if one else []))
+
+
 def experiment_key(origin: Mapping[str, Any]) -> str:
-    """Return a key that runs share when they differ in nothing but the seed (and in their teacher's seed)."""
+    """Return a key that runs share when they differ in nothing but the seed (and their teachers' seeds)."""
     settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in NOT_THE_EXPERIMENT}
     if "distill" in settings:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
-    teachers = [teacher.get("experiment") for teacher in origin.get("teachers") or ()]
-    text = json.dumps([origin.get("command"), origin.get("base"), settings, teachers], sort_keys=True)
+    taught_by = sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin))
+    teacher = (taught_by if len(taught_by) > 1 else taught_by[0]) if taught_by else None
+    text = json.dumps([origin.get("command"), origin.get("base"), settings, teacher], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -154,32 +164,28 @@ class SplitComparison:
 
 def compare(split: str, labels: Labels, answers: Sequence[Answers]) -> SplitComparison:
     """Measure every model, every group of seeds, and every pair of groups on one labelled split."""
-    groups = {
-        name: list(members)
-        for name, members in itertools.groupby(
-            sorted(answers, key=_by_first_seen(answers)), key=lambda a: a.group
-        )
-    }
-    models = tuple(_model_row(labels, answer) for answer in answers)
+    sample = Bootstrap(labels, [answer.predictions for answer in answers], answers[0].logits.shape[1])
+    models = tuple(_model_row(labels, answer, sample, place) for place, answer in enumerate(answers))
+    groups = members(answers)
     pairs = tuple(
-        _pair_row(labels, first, second, groups[first], groups[second])
-        for first, second in itertools.combinations(groups, 2)
+        _pair_row(labels, answers, sample, first, second)
+        for first, second in itertools.combinations(groups.items(), 2)
     )
     return SplitComparison(split, models, tuple(_group_row(name, models) for name in groups), pairs)
 
 
-def _by_first_seen(answers: Sequence[Answers]) -> Any:
-    order = {
-        name: position for position, name in enumerate(dict.fromkeys(answer.group for answer in answers))
-    }
-    return lambda answer: order[answer.group]
+def members(answers: Sequence[Answers]) -> dict[str, list[int]]:
+    """Return group -> where the answers of its models stand, in the order in which groups were found."""
+    found: dict[str, list[int]] = {}
+    for place, answer in enumerate(answers):
+        found.setdefault(answer.group, []).append(place)
+    return found
 
 
-def _model_row(labels: Labels, answer: Answers) -> ModelRow:
-    num_labels = answer.logits.shape[1]
-    intervals = [bootstrap(name, labels, [answer.predictions], num_labels) for name in ("accuracy", "mcc")]
+def _model_row(labels: Labels, answer: Answers, sample: Bootstrap, place: int) -> ModelRow:
     metrics = measure(answer.logits, labels, answer.predictions)
-    return ModelRow(answer.model, answer.group, answer.seed, metrics, intervals[0], intervals[1])
+    accuracy, mcc = sample.mean("accuracy", [place]), sample.mean("mcc", [place])
+    return ModelRow(answer.model, answer.group, answer.seed, metrics, accuracy, mcc)
 
 
 def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
@@ -198,17 +204,17 @@ def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
 
 
 def _pair_row(
-    labels: Labels, first: str, second: str, ours: Sequence[Answers], theirs: Sequence[Answers]
+    labels: Labels,
+    answers: Sequence[Answers],
+    sample: Bootstrap,
+    first: tuple[str, list[int]],
+    second: tuple[str, list[int]],
 ) -> PairRow:
-    num_labels = ours[0].logits.shape[1]
-    differences = [
-        paired_difference(
-            name, labels, [a.predictions for a in ours], [a.predictions for a in theirs], num_labels
-        )
-        for name in ("accuracy", "mcc")
-    ]
+    places, other_places = first[1], second[1]
+    accuracy, mcc = (sample.difference(name, places, other_places) for name in ("accuracy", "mcc"))
+    ours, theirs = [answers[i] for i in places], [answers[i] for i in other_places]
     matched = [(a, b) for a in ours for b in theirs if a.seed is not None and a.seed == b.seed]
     if not matched and len(ours) == len(theirs) == 1:
         matched = [(ours[0], theirs[0])]
     p_values = tuple(mcnemar(labels, a.predictions, b.predictions) for a, b in matched)
-    return PairRow(first, second, differences[0], differences[1], p_values)
+    return PairRow(first[0], second[0], accuracy, mcc, p_values)

@@ -1,6 +1,6 @@
 """How good predictions are, how sure one can be of it, and how two models differ.
 
-Shapes: N sentences, C classes, S seeds (models of one group), K resamples.
+Shapes: N sentences, C classes, M models, S seeds (models of one group), K resamples.
 
 MCC is the Matthews correlation, for more classes Gorodkin's R_K; a model that answers one class for
 everything has MCC 0 by convention, as in scikit-learn. Intervals are percentile bootstraps over sentences.
@@ -8,9 +8,9 @@ everything has MCC 0 by convention, as in scikit-learn. Intervals are percentile
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
+MAX_NOT_ABOVE = 0.01  # share of resamples; less than (1 - CONFIDENCE) / 2
+MAX_DRAWN = 2**22  # sentences drawn at a time: 32 MB of indices
 
 Labels = NDArray[np.int64]
 
@@ -29,6 +31,19 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, and standard deviation (n-1; None for a single seed)."""
+
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the spread of one value a seed."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -87,8 +102,15 @@ def confusion(labels: Labels, predictions: Labels, num_labels: int) -> NDArray[n
 def mcc_of_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the MCC (…,) of (…, C, C) confusion counts (Gorodkin 2004, eq. 8)."""
     c = counts.astype(np.float64)
-    true, predicted, total = c.sum(axis=-1), c.sum(axis=-2), c.sum(axis=(-2, -1))
-    covariance = np.trace(c, axis1=-2, axis2=-1) * total - (true * predicted).sum(axis=-1)
+    return _mcc(np.trace(c, axis1=-2, axis2=-1), c.sum(axis=-1), c.sum(axis=-2))
+
+
+def _mcc(
+    hits: NDArray[np.float64], true: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the MCC (…,) of counts of right answers (…,), true labels (…, C) and predictions (…, C)."""
+    total = predicted.sum(axis=-1)
+    covariance = hits * total - (true * predicted).sum(axis=-1)
     spread = (total**2 - (true**2).sum(axis=-1)) * (total**2 - (predicted**2).sum(axis=-1))
     return np.divide(covariance, np.sqrt(spread), out=np.zeros_like(covariance), where=spread > 0)
 
@@ -106,6 +128,87 @@ def point(statistic: str, labels: Labels, predictions: Labels, num_labels: int) 
     return float(STATISTICS[statistic](confusion(labels, predictions, num_labels)))
 
 
+class Bootstrap:
+    """M models on the same sentences, and on resamples of these that are drawn once for all models.
+
+    That the resamples are shared is what pairs the models: what makes sentences hard for all cancels in a
+    difference or a ratio. The models are held fixed: intervals do not speak of seeds that were not run.
+
+    Args:
+        labels: (N,).
+        predictions: M arrays (N,).
+
+    Attributes:
+        values: statistic (`accuracy`, `mcc`) -> (M,).
+        drawn: statistic -> (K, M).
+    """
+
+    def __init__(self, labels: Labels, predictions: Sequence[Labels], num_labels: int, seed: int = 0) -> None:
+        counts = confusion(
+            np.broadcast_to(labels, (len(predictions), len(labels))), np.stack(predictions), num_labels
+        )
+        self.values = {name: of_confusion(counts) for name, of_confusion in STATISTICS.items()}
+        chunks = list(_resample(labels, np.stack(predictions), num_labels, seed))
+        self.drawn = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in STATISTICS}
+
+    def mean(self, statistic: str, models: Sequence[int]) -> Interval:
+        """Return the mean over `models`."""
+        return _interval(*self._means(statistic, models))
+
+    def difference(self, statistic: str, ours: Sequence[int], theirs: Sequence[int]) -> Interval:
+        """Return the mean over `ours` minus that over `theirs`."""
+        value, drawn = self._means(statistic, ours)
+        other, drawn_other = self._means(statistic, theirs)
+        return _interval(value - other, drawn - drawn_other)
+
+    def ratio(self, statistic: str, ours: Sequence[int], theirs: Sequence[int]) -> Interval | None:
+        """Return the mean over `ours` as a share of that over `theirs`.
+
+        None where more than `MAX_NOT_ABOVE` of the resamples put the latter at or below 0: a share of what
+        may be nothing has no size.
+        """
+        value, drawn = self._means(statistic, ours)
+        other, drawn_other = self._means(statistic, theirs)
+        if np.mean(drawn_other <= 0) > MAX_NOT_ABOVE:
+            return None
+        limit = np.copysign(np.inf, drawn)  # too few to reach an end of the interval
+        return _interval(value / other, np.divide(drawn, drawn_other, out=limit, where=drawn_other > 0))
+
+    def _means(self, statistic: str, models: Sequence[int]) -> tuple[float, NDArray[np.float64]]:
+        value = float(self.values[statistic][list(models)].mean())
+        return value, self.drawn[statistic][:, list(models)].mean(axis=1)
+
+
+def _resample(
+    labels: Labels, predictions: Labels, num_labels: int, seed: int
+) -> Iterator[dict[str, NDArray[np.float64]]]:
+    """Yield, for some resamples at a time, statistic -> (resamples, M), of (M, N) predictions.
+
+    How often each sentence was drawn, (resamples, N), times what each sentence adds to the counts, is all
+    counts at once.
+    """
+    num_models, size = predictions.shape
+    classes = np.arange(num_labels)
+    true, predicted = labels[:, None] == classes, predictions.T[..., None] == classes  # (N, C), (N, M, C)
+    hits = (predictions == labels).T  # (N, M)
+    added = np.concatenate([true, hits, predicted.reshape(size, -1)], axis=1).astype(np.float32)
+    generator, rows = np.random.default_rng(seed), max(1, MAX_DRAWN // size)
+    for first in range(0, NUM_RESAMPLES, rows):
+        count = min(rows, NUM_RESAMPLES - first)
+        index = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+        times = np.bincount(index.ravel(), minlength=count * size).reshape(count, size)
+        sums = (times.astype(np.float32) @ added).astype(np.float64)  # whole numbers below 2^24: exact
+        of_true, of_hits, of_predicted = np.split(sums, [num_labels, num_labels + num_models], axis=1)
+        of_predicted = of_predicted.reshape(count, num_models, num_labels)
+        yield {"accuracy": of_hits / size, "mcc": _mcc(of_hits, of_true[:, None], of_predicted)}
+
+
+def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+    """Return a figure with the percentile interval of its resamples, (K,)."""
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high))
+
+
 def bootstrap(
     statistic: str, labels: Labels, runs: Sequence[Labels], num_labels: int, seed: int = 0
 ) -> Interval:
@@ -114,7 +217,7 @@ def bootstrap(
     Args:
         runs: S arrays (N,) of predictions for the same sentences.
     """
-    return _bootstrap(statistic, labels, runs, None, num_labels, seed)
+    return Bootstrap(labels, runs, num_labels, seed).mean(statistic, range(len(runs)))
 
 
 def paired_difference(
@@ -129,47 +232,8 @@ def paired_difference(
 
     Each resample draws the same sentences for both, which cancels what makes sentences hard for either.
     """
-    return _bootstrap(statistic, labels, ours, theirs, num_labels, seed)
-
-
-def _bootstrap(
-    statistic: str,
-    labels: Labels,
-    ours: Sequence[Labels],
-    theirs: Sequence[Labels] | None,
-    num_labels: int,
-    seed: int,
-) -> Interval:
-    from scipy.stats import bootstrap as scipy_bootstrap
-
-    of_confusion = STATISTICS[statistic]
-
-    def difference(index: Labels, axis: int = -1) -> NDArray[np.float64]:
-        truth = labels[index]  # (…, N)
-
-        def mean(runs: Sequence[Labels]) -> NDArray[np.float64]:
-            return np.mean([of_confusion(confusion(truth, run[index], num_labels)) for run in runs], axis=0)
-
-        return mean(ours) - (mean(theirs) if theirs is not None else 0.0)
-
-    sentences = np.arange(len(labels))
-    value = float(difference(sentences))
-    if len(labels) < 2:
-        return Interval(value, value, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a statistic that no resample changes has a point for its interval
-        found = scipy_bootstrap(
-            (sentences,),
-            difference,
-            n_resamples=NUM_RESAMPLES,
-            batch=200,
-            vectorized=True,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        )
-    low, high = found.confidence_interval
-    return Interval(value, float(low), float(high))
+    both = Bootstrap(labels, [*ours, *theirs], num_labels, seed)
+    return both.difference(statistic, range(len(ours)), range(len(ours), len(ours) + len(theirs)))
 
 
 def mcnemar(labels: Labels, ours: Labels, theirs: Labels) -> float:

@@ -1,0 +1,116 @@
+"""Sentences marked with grammatical features, such as Warstadt and Bowman's (2019, arXiv:1901.03438).
+
+A table with a header: `Sentence`, perhaps `Source`, `Domain` and `Acceptability`, and a column of 0s and 1s
+for each feature. Rows are joined to a split by the text of the sentence.
+
+Shapes: R rows, F features, N sentences of a split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colakit.data.corpora import Split
+from colakit.data.tables import Row, raise_faults, read_rows, require_columns
+from colakit.errors import ColakitError
+
+SENTENCE, SOURCE, LABEL = "Sentence", "Source", "Acceptability"
+DESCRIPTIVE = (SENTENCE, SOURCE, "Domain", LABEL)  # the columns that are no features
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Which sentence has which feature.
+
+    Attributes:
+        where: the file.
+        features: F names, in the file's order.
+        values: (R, F) booleans.
+        rows: sentence -> the numbers of its rows.
+        sources, labels: R texts, empty where there is no such column.
+    """
+
+    where: str
+    features: tuple[str, ...]
+    values: NDArray[np.bool_]
+    rows: dict[str, list[int]]
+    sources: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def join(self, split: Split) -> NDArray[np.int64]:
+        """Return for each of N sentences the row with exactly its text, or -1.
+
+        Of several such rows, as for a sentence with two readings, one with the sentence's source and label is
+        preferred, and then the first.
+        """
+        found = np.full(len(split), -1, dtype=np.int64)
+        for number, sentence in enumerate(split.sentences):
+            source = split.sources[number] if split.sources else ""
+            label = "" if split.labels is None else str(split.labels[number])
+            if rows := self.rows.get(sentence):
+                alike = [(self.sources[row] == source, self.labels[row] == label) for row in rows]
+                found[number] = rows[alike.index(max(alike))]
+        return found
+
+    def parts(self, joined: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Return feature -> the numbers of the sentences that have it, from what `join` returned."""
+        annotated = np.flatnonzero(joined >= 0)
+        values = self.values[joined[annotated]]  # (annotated, F)
+        return {name: annotated[values[:, place]] for place, name in enumerate(self.features)}
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read a TSV or CSV of annotated sentences.
+
+    Raises:
+        ColakitError: if it is missing or malformed, naming the line.
+    """
+    where = str(path)
+    try:
+        rows = read_rows(path.read_bytes(), where)
+    except OSError as error:
+        raise ColakitError(f"{where}: {error.strerror}", hint="Check the path of the annotations.") from error
+    if len(rows) < 2:
+        raise ColakitError(f"{where}: holds no annotated sentence", hint="A header and a row are the least.")
+    header, body = rows[0][1], rows[1:]
+    features = _features(header, where)
+    require_columns(rows, len(header), where)
+    places = [header.index(name) for name in features]
+    faults = [
+        (number, f"{header[place]} is {fields[place]!r}")
+        for number, fields in body
+        for place in places
+        if fields[place] not in ("0", "1")
+    ]
+    raise_faults(faults, where, "a feature must be 0 or 1")
+    values = np.array([[fields[place] == "1" for place in places] for _, fields in body], dtype=np.bool_)
+    sentences: dict[str, list[int]] = {}
+    for row, sentence in enumerate(_column(SENTENCE, header, body)):
+        sentences.setdefault(sentence, []).append(row)
+    sources, labels = _column(SOURCE, header, body), _column(LABEL, header, body)
+    return Annotations(where, features, values, sentences, sources, labels)
+
+
+def _features(header: list[str], where: str) -> tuple[str, ...]:
+    if SENTENCE not in header:
+        raise ColakitError(
+            f"{where}:1: no column {SENTENCE!r} (has {', '.join(header)[:60]})",
+            hint=f"The header names the columns: {SENTENCE}, and one for each feature.",
+        )
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ColakitError(f"{where}:1: two columns are called {twice[0]!r}", hint="Rename one of them.")
+    features = tuple(name for name in header if name not in DESCRIPTIVE)
+    if not features:
+        raise ColakitError(
+            f"{where}:1: no column but {', '.join(header)}",
+            hint="Add a column of 0s and 1s for each feature.",
+        )
+    return features
+
+
+def _column(name: str, header: list[str], body: list[Row]) -> tuple[str, ...]:
+    return tuple(fields[header.index(name)] if name in header else "" for _, fields in body)

@@ -1,0 +1,81 @@
+"""How a base is made: causal language modelling, and the stage after it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from colakit.settings.section import Share, no_bool
+from colakit.settings.training import LoopSettings, TrainingSettings
+
+
+class PretrainSettings(LoopSettings):
+    """Causal language modelling from scratch: what is read, the model's shape, and how it learns."""
+
+    text: dict[str, str] = Field({}, description="name -> text file or folder (plain, .gz, .xz)")
+    repeats: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(
+        {}, description="name -> times that an epoch reads it; 1 where not given"
+    )
+    tokenizer: str | None = Field(
+        None, description="folder with a tokenizer; null trains one of `vocab_size` tokens on the text"
+    )
+    vocab_size: int = Field(8192, ge=257, description="V of a tokenizer that is trained")
+    num_layers: int = Field(6, ge=1, description="blocks")
+    width: int = Field(384, ge=1, description="D, of the residual stream")
+    num_heads: int = Field(6, ge=1, description="attention heads")
+    num_positions: int = Field(
+        128, ge=8, description="tokens a window holds, and the most the model can read"
+    )
+    dropout: Share = Field(0.0, description="in embeddings, attention and residual branches")
+    tokens: int = Field(
+        300_000_000, ge=1, description="training tokens in all; may grow before the rate begins to fall"
+    )
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="of the blocks' matrices; all else is AdamW's"
+    )
+    muon_lr: float = Field(0.006, gt=0, description="peak rate of Muon, in the spectral norm of an update")
+    holdout: Share = Field(0.01, description="share of each text held out")
+    evaluate_windows: int = Field(512, ge=1, description="windows of each held-out text measured in a run")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="torch.compile; auto: where there is a compiler"
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(128, ge=1, description="windows a step, over all processes")
+    micro_batch_size: int | None = Field(32, ge=1, description="windows a backward pass; null is the batch")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; vectors do not decay")
+    warmup: Share = Field(0.01, description="share of the steps in which the rate rises")
+    decay: float = Field(
+        0.25, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"
+    )
+    evaluate_every_steps: int | None = Field(500, ge=1, description="steps between evaluations")
+    save_every_steps: int | None = Field(100, ge=1, description="steps between resumable states")
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
+        if strangers := sorted(set(self.repeats) - set(self.text)):
+            raise ValueError(f"repeats: {', '.join(strangers)} is not among pretrain.text")
+        return self
+
+
+class DiscriminateSettings(TrainingSettings):
+    """The second stage of pre-training, on sentences of `pretrain.text`: real, or corrupted in one place."""
+
+    sentences: int = Field(400_000, ge=10, description="real sentences; as many corrupted ones join them")
+    holdout: Share = Field(0.01, description="share of them held out")
+    lm_weight: float = Field(
+        0.07, ge=0, description="weight of a real token's cross-entropy beside a sentence's"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the sentences")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    batch_size: int = Field(64, ge=1, description="sentences a step, over all processes")
+    warmup: Share = Field(0.02, description="share of the steps in which the rate rises")
+    decay: float = Field(
+        0.4, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"
+    )
+    evaluate_every_steps: int | None = Field(
+        500, ge=1, description="steps between evaluations on the held-out slice"
+    )

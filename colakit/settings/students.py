@@ -1,0 +1,103 @@
+"""What a student is, what it is taught, and on which sentences."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from colakit.settings.section import MAX_SEED, Names, Section, Share, no_bool
+from colakit.settings.training import TrainingSettings
+
+Cell = Literal["rnn", "gru", "lstm"]
+Pooling = Literal["last", "mean", "max", "attention"]
+
+
+class StudentSettings(Section):
+    """Shape and start of the recurrent student, for `distill` and `train-scratch` alike."""
+
+    cell: Cell = Field("lstm", description="recurrent cell")
+    embedding_size: int = Field(128, ge=1, description="width of the token embedding")
+    hidden_size: int = Field(256, ge=1, description="width of each direction's state")
+    num_layers: int = Field(1, ge=1, le=8, description="recurrent layers")
+    bidirectional: bool = Field(True, description="read from both ends")
+    pooling: Pooling = Field("attention", description="how the states of a sentence become one vector")
+    dropout: Share = Field(0.3, description="on embeddings, between layers, before the head")
+    vocabulary: int | None = Field(
+        None, ge=1, description="embed only so many tokens, the most frequent in training; the rest are one"
+    )
+    embeddings: Literal["random", "base"] = Field(
+        "random", description="start of the embedding: drawn, or the base's own in fewer dimensions (PCA)"
+    )
+
+
+class StudentTrainingSettings(TrainingSettings):
+    """One budget for `distill` and for its control `train-scratch`."""
+
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer steps in all, whatever is trained on; null: `epochs` decide"
+    )
+    lm_weight: float = Field(
+        0.0, ge=0, description="weight of predicting the next and the previous token, for each token"
+    )
+    lm_weight_end: float | None = Field(
+        None, ge=0, description="that weight at the end; it moves in a line; null keeps it"
+    )
+
+
+class DistillSettings(Section):
+    """How the student learns from its teachers."""
+
+    teacher: Names = Field(
+        (), description="ckpt.pt, run folder or adapter folder; of several, the mean logits are learnt"
+    )
+    kd_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy"
+    )
+    kd_weight_end: float | None = Field(
+        None, ge=0, le=1, description="that weight at the end; it moves in a line; null keeps it"
+    )
+    temperature: float = Field(2.0, gt=0, description="softens teacher and student in the KL")
+    temperature_end: float | None = Field(
+        None, gt=0, description="the temperature at the end; it moves in a line; null keeps it"
+    )
+    soft_loss: Literal["kl", "mse"] = Field(
+        "kl", description="temperature²·KL(teacher ‖ student), or logit MSE"
+    )
+    hidden_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of matching the first teacher's last hidden state, through a projection",
+    )
+
+
+class TransferSettings(Section):
+    """Sentences beyond train: a teacher labels them for `distill`, a rule for `train-scratch`."""
+
+    size: float = Field(0.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
+    sources: dict[
+        Literal["edits", "samples", "text", "text_edits"],
+        Annotated[float, BeforeValidator(no_bool), Field(gt=0)],
+    ] = Field(
+        {"edits": 1.0},
+        min_length=1,
+        description="source -> share: near misses of train sentences, sentences sampled from "
+        "`language_model`, whole sentences of `text`, near misses of those",
+    )
+    text: str | None = Field(
+        None, description="text file or folder (plain, .gz, .xz), a sentence a line or prose"
+    )
+    language_model: str | None = Field(
+        None, description="base to sample from; `finetune --objective language_modelling` makes one"
+    )
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")
+
+    @model_validator(mode="after")
+    def _sources_have_what_they_need(self) -> Self:
+        if {"text", "text_edits"} & set(self.sources) and self.text is None:
+            raise ValueError("sources text and text_edits need transfer.text")
+        if "samples" in self.sources and self.language_model is None:
+            raise ValueError("source samples needs transfer.language_model")
+        return self

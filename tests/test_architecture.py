@@ -23,7 +23,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "plotting": {"errors"},
     "heatmaps": {"plotting"},
     "console": {"errors"},
-    "settings": {"errors"},
+    "settings": {"errors", "settings"},
     "loading": {"errors", "settings"},
     "toy": {"errors", "models", "data", "interop", "engine"},
     "context": {"errors", "console", "loading", "settings", "data", "engine"},

@@ -202,7 +202,7 @@ def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
 
 def test_the_lock_of_a_dead_process_is_no_lock(colakit: Run, parts: Path, whole: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from colakit.engine.locks import Lock\n"
+        "import os, signal, sys; from pathlib import Path; from colakit.locks import Lock\n"
         "with Lock(Path(sys.argv[1])).held(): os.kill(os.getpid(), signal.SIGKILL)"
     )
     dead = subprocess.Popen([sys.executable, "-c", script, parts / "run.lock"])

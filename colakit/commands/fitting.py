@@ -22,7 +22,7 @@ from colakit.engine.runs import RunFolder
 from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
-from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.settings import LoopSettings
 
 
@@ -208,10 +208,16 @@ class Fit(ABC):
             )
         rng, process = state["per_process"][self.group.rank]
         self.step = self.saved_step = state["step"]
-        self.restore_progress(state["progress"], process)
-        self.load_trainable(state["tensors"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        restore_rng(rng, self.compute.device)
+        try:
+            self.restore_progress(state["progress"], process)
+            self.load_trainable(state["tensors"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            restore_rng(rng, self.compute.device)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ColakitError(
+                f"{checkpoint.path}: is not what this command writes ({first_line(error)})",
+                hint="Start the run anew in another folder.",
+            ) from error
         if self.group.is_main:
             self.run.truncate_metrics(state["metrics_bytes"])
         self.seconds = checkpoint.notes.get("seconds", 0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,5 +168,15 @@ def encode_cached(
         tokens = tokenizer.encode(sentences, max_tokens)
         return {"ids": tokens.ids, "offsets": tokens.offsets, "num_truncated": np.array(tokens.num_truncated)}
 
-    arrays = cache.get("tokens", key, compute)
+    arrays = cache.get("tokens", key, compute, check=_check_tokens)
     return Tokens(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]))
+
+
+def _check_tokens(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise `ValueError` or `KeyError` unless these are arrays of tokens."""
+    ids, offsets, num_truncated = arrays["ids"], arrays["offsets"], arrays["num_truncated"]
+    kinds = (ids.dtype, offsets.dtype, num_truncated.dtype, ids.ndim, offsets.ndim, num_truncated.ndim)
+    if kinds != (np.int32, np.int64, np.int64, 1, 1, 0):
+        raise ValueError("other arrays")
+    if not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()):
+        raise ValueError("offsets that do not fit")

@@ -10,12 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from colakit.models.shapes import check_shape
+
 CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
     "rnn": nn.RNN,
     "gru": nn.GRU,
     "lstm": nn.LSTM,
 }
 POOLINGS = ("last", "mean", "max", "attention")
+RNN_SIZES = {
+    "vocab_size": 2**24,
+    "num_labels": 2**16,
+    "embedding_size": 2**16,
+    "hidden_size": 2**16,
+    "num_layers": 2**6,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class RNNConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
+        check_shape(self, RNN_SIZES)
+        if not isinstance(self.cell, str) or self.cell not in CELLS:
             raise ValueError(f"cell (={self.cell!r}) must be one of {', '.join(CELLS)}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling (={self.pooling!r}) must be one of {', '.join(POOLINGS)}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from colakit.errors import ColakitError, first_line
 from colakit.files import read_json, replacing, write_text
+from colakit.interop.hub import fetch_from_hub
 from colakit.interop.weights import read_weights_file
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig
@@ -51,14 +52,6 @@ KNOWN_SHAPES = {
     "gpt2-xl": GPTConfig(width=1600, num_layers=48, num_heads=25),
     "distilgpt2": GPTConfig(num_layers=6),
 }
-HUB_FILES = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-]
 
 
 def resolve_base(name: str) -> Path:
@@ -78,7 +71,7 @@ def resolve_base(name: str) -> Path:
             f"--base: {name!r} is {found}; a folder or a hub name is wanted",
             hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
         )
-    return _download(name)
+    return fetch_from_hub(name)
 
 
 def plan_config(name: str) -> GPTConfig:
@@ -102,22 +95,6 @@ def plan_config(name: str) -> GPTConfig:
         f"--base: {name!r} is neither a folder nor in the hub's cache, and a dry run downloads nothing",
         hint="Name a folder, or run once without --dry-run.",
     )
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
-        if not any(folder.glob("*.safetensors*")):  # an older model
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
-        return folder
-    except Exception as error:  # the hub's library passes on whatever its transport raises
-        raise ColakitError(
-            f"--base: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
-            hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
-            "model into a folder and pass --base FOLDER.",
-        ) from error
 
 
 def read_config(folder: Path) -> GPTConfig:

@@ -217,6 +217,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"{path / STATE}: {odd[0]} is a {type(state[odd[0]]).__name__}")
     if not all(_has_generators(process) for process in state["per_process"]):
         raise DamagedError(f"{path / STATE}: lacks the random generators")
+    largest = state.get("largest")
+    if not (largest is None or (type(largest) is int and largest >= 1)):
+        raise DamagedError(f"{path / STATE}: largest is no size of micro-batches")
     if int(path.name.removeprefix("step-")) != state["step"]:
         raise DamagedError(f"{path / STATE}: is the state after step {state['step']}")
     return Checkpoint(path, state, {name: manifest[name] for name in NOTES if _is_number(manifest.get(name))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -96,12 +97,15 @@ def read_tensors(path: Path) -> Any:
         ValueError: if it would take more memory than the file has bytes.
         Exception: whatever the unpickler stumbles over in a damaged file.
     """
+    source: Path | io.BytesIO = path
     if zipfile.is_zipfile(path):  # torch unpacks without a limit, and packs nothing itself
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > path.stat().st_size:
             raise ValueError("it unpacks to more than its size")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    else:  # torch's older format: from a file, a length is believed and room made for it
+        source = io.BytesIO(path.read_bytes())
+    content = torch.load(source, map_location="cpu", weights_only=True)
     for tensor in _tensors(content):
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not dense or math.prod(tensor.shape) * tensor.element_size() > tensor.untyped_storage().nbytes():

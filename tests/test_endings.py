@@ -489,3 +489,32 @@ def test_an_unlocked_folder_is_locked_once(tmp_path: Path) -> None:
             pass
         assert lock.path.exists()
     assert not lock.path.exists()
+
+
+# -- memory
+
+
+def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colakit.commands import train_scratch
+    from colakit.engine.objectives import Loss, classification
+
+    def choking(model: Any, batch: Any) -> Loss:
+        if len(batch) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")  # as a GPU does that holds 8 sentences
+        return classification(model, batch)
+
+    monkeypatch.setattr(train_scratch, "classification", choking)
+    code, _, err = colakit(*student(toy), "--out", tmp_path / "whole")
+    assert code == 0
+    assert "step 1: memory ran out; going on with micro-batches of at most 8" in " ".join(err.split())
+    with monkeypatch.context() as killing:
+        end_after(5, killing)
+        with pytest.raises(EndedError):
+            colakit(*student(toy), "--out", tmp_path / "parts")
+    monkeypatch.setattr(train_scratch, "classification", classification)  # there is room now
+    code, _, err = colakit("train-scratch", "--resume", "--out", tmp_path / "parts")
+    assert code == 0
+    assert "memory ran out" not in err
+    assert_same(tmp_path / "parts", tmp_path / "whole")

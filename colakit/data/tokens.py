@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from colakit.data.cache import ArrayCache
 from colakit.errors import ColakitError, first_line
 
+MAX_CHARACTERS = 2**18  # of a sentence that is cut to some tokens anyway
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -136,16 +138,21 @@ class SentenceTokenizer:
 
         Args:
             max_tokens: longest sequence kept, boundary tokens included; a longer sentence loses its last
-                tokens, never a boundary token, and is counted in `num_truncated`.
+                tokens, never a boundary token, and is counted in `num_truncated`. Of a sentence beyond
+                `MAX_CHARACTERS` no more than these are looked at.
         """
         before = [self.end_of_text_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
         room = None if max_tokens is None else max_tokens - len(before) - len(after)
         rows: list[list[int]] = []
         num_truncated = 0
-        for encoding in self.backend.encode_batch_fast(list(sentences), add_special_tokens=False):
+        texts = list(sentences)
+        if room is not None:  # before all of a very long one is encoded
+            texts = [text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] for text in texts]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for sentence, encoding in zip(sentences, encodings, strict=True):
             ids = encoding.ids
-            if room is not None and len(ids) > room:
+            if room is not None and (len(ids) > room or len(sentence) > MAX_CHARACTERS):
                 ids, num_truncated = ids[:room], num_truncated + 1
             rows.append([*before, *ids, *after] or [self.end_of_text_id])
         return Tokens.pack(rows, num_truncated)

@@ -158,6 +158,21 @@ def test_same_seed_same_losses(fp32: Compute) -> None:
     assert [r.loss for r in first] == [r.loss for r in second]
 
 
+def test_two_threads_follow_one_within_rounding(fp32: Compute) -> None:
+    losses = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            losses.append(
+                [r.loss for r in run(make_classifier(), step_batches(make_examples(64), 16, 16), fp32)]
+            )
+    finally:
+        torch.set_num_threads(before)
+    # sums are split over threads, so added up in another order: units in the last place, grown over 8 steps
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
     model, examples = make_classifier(), make_examples(16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)

@@ -111,9 +111,19 @@ class SentenceTokenizer:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
-        """Rebuild what `to_dict` described, with no other file."""
+        """Rebuild what `to_dict` described, with no other file.
+
+        Raises:
+            ValueError: if its numbers and marks are of other kinds.
+            Exception: what the Rust tokenizer says of text that describes none.
+        """
+        end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
         backend = tokenizers.Tokenizer.from_str(state["json"])
-        return cls(backend, state["end_of_text_id"], prefix=state["prefix"], suffix=state["suffix"])
+        if type(end_of_text_id) is not int or not 0 <= end_of_text_id < backend.get_vocab_size():
+            raise ValueError("end_of_text_id must be a token of the vocabulary")
+        if not (isinstance(prefix, bool) and isinstance(suffix, bool)):
+            raise ValueError("prefix and suffix must be true or false")
+        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""
@@ -143,7 +153,7 @@ class SentenceTokenizer:
         """
         before = [self.end_of_text_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
-        room = None if max_tokens is None else max_tokens - len(before) - len(after)
+        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
         rows: list[list[int]] = []
         num_truncated = 0
         texts = list(sentences)

@@ -13,7 +13,7 @@ COLAKIT := $(BIN)/colakit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lint typecheck test test-slow torture test-gpu demo \
+.PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
 	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation bench clean
 
 help: ## list the targets
@@ -36,6 +36,10 @@ lint: install-dev ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+audit: install-dev ## known weaknesses of the packages in use; asks the package index
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(BIN)/pip-audit --skip-editable
+
 typecheck: install-dev ## mypy
 	$(BIN)/mypy
 
@@ -45,9 +49,11 @@ test: lint typecheck ## lint, type-check and test; offline, minutes on two cores
 test-slow: install-dev ## tests that take minutes
 	$(BIN)/pytest -m slow
 
-torture: install-dev ## kill runs of every command hundreds of times; each must end as if left alone
+torture: install-dev ## kill runs of every command hundreds of times, and give every reader 10,000 hostile files
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 500 --torchrun 10 \
 		--writes finetune distill train-scratch pretrain
+	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/hostile.py --cases 10000
+	$(BIN)/coverage report
 
 test-gpu: install-dev ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu

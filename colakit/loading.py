@@ -18,6 +18,9 @@ ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # where the tests find real data
 DEFAULT = "default"
 ASSETS = Path(__file__).parent / "assets"  # files that come with the package
+MAX_CONFIG_BYTES = 2**18
+MAX_FAULTS = 20  # that are listed
+MAX_VALUE_SHOWN = 80  # characters of a value in an error
 TYPED = "--"  # how the origin of what was set on the command line begins
 
 
@@ -65,14 +68,18 @@ def resolve(
     layers |= dict(flags or {})
     layers = _with_one_source_of_data(_with_mappings_folded(layers))
     known = {key for key, _ in leaf_fields()}
-    for key, (origin, _) in layers.items():
-        if key not in known:
-            faults.append(_unknown_key(key, origin, known))
+    unknown = [(key, origin) for key, (origin, _) in layers.items() if key not in known]
+    faults += [_unknown_key(key, origin, known) for key, origin in unknown[:MAX_FAULTS]]
+    if len(unknown) > MAX_FAULTS:
+        faults.append(f"and {len(unknown) - MAX_FAULTS} more keys that are no settings")
     tree = _unflatten({key: value for key, (_, value) in layers.items() if key in known})
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
-        faults += [_describe(fault, layers) for fault in error.errors(include_url=False)]
+        wrong = error.errors(include_url=False)
+        faults += [_describe(fault, layers) for fault in wrong[:MAX_FAULTS]]
+        if len(wrong) > MAX_FAULTS:
+            faults.append(f"and {len(wrong) - MAX_FAULTS} more faults")
         settings = Settings()
     if faults:
         raise ColakitError("\n".join(faults), hint="`colakit config schema` lists every setting.")
@@ -91,11 +98,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(path.parts) == 1 and not path.is_file() and packaged.is_file():
         path = packaged
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # not UTF-8, or a NUL in the path
         raise ColakitError(
             f"--config {path}: {getattr(error, 'strerror', None) or error}", hint="Check the path."
         ) from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ColakitError(
+            f"--config {path}: is longer than {MAX_CONFIG_BYTES >> 10} KiB",
+            hint="Is this a file of settings?",
+        )
     try:
         loaded = _parse_yaml(text)
     except yaml.YAMLError as error:
@@ -117,7 +131,16 @@ def _parse_yaml(text: str) -> Any:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys, of which PyYAML silently keeps the last."""
+    """A safe loader that refuses duplicate keys, of which PyYAML silently keeps the last, and aliases.
+
+    With aliases a few lines can name a value of any size, which is as large when an error shows it.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -230,7 +253,9 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
         origins = sorted({origin for name, (origin, _) in layers.items() if name.startswith(path)})
         return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
     origin, value = layers[key]
-    return f"{origin}: {path}: {_plain(fault['msg'])} (got {value!r})"
+    written = repr(value)
+    got = written if len(written) <= MAX_VALUE_SHOWN else written[:MAX_VALUE_SHOWN] + "…"
+    return f"{origin}: {path}: {_plain(fault['msg'])} (got {got})"
 
 
 def _plain(message: str) -> str:

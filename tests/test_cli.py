@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from colakit.cli import app
+from colakit.commands import predict
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -568,3 +570,29 @@ def test_predict_with_json_prints_counts_alone(runs: dict[str, Path], colakit: R
     code, _, err = colakit(*command, "--out", tmp_path / "sentences.txt")
     assert code == 2
     assert "is a file" in err
+
+
+def test_a_line_of_ten_megabytes_is_cut_counted_and_reported(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("The old dog sees the cat.\n" + "The old dog " * 900_000 + "\nThe cat sees the dog.\n")
+    tracemalloc.start()
+    code, out, err = colakit("predict", "--model", runs["distill"], path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert code == 0, err
+    assert len(out.splitlines()) == 4
+    assert "1 sentences are longer than" in " ".join(err.split())
+    assert peak < 200 * 2**20
+
+
+def test_a_line_without_end_is_refused(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "MAX_LINE_BYTES", 2**20)
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"ok\n" + b"a" * 2**21)
+    code, _, err = colakit("predict", "--model", runs["distill"], path)
+    assert code == 2
+    assert "long.txt:2: the line is longer than 1 MiB" in " ".join(err.split())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -327,10 +329,23 @@ def test_members_of_a_zip_are_never_written(evil: str, tmp_path: Path) -> None:
     assert not Path("/evil.tsv").exists()
 
 
-def test_a_zip_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_zip(Path("given.zip"), COLA | {"in_domain_dev.tsv": "a" * (2 * 2**20)})
+@pytest.mark.parametrize("text", ["\n", "a\t1\t\tAll is well.\n"], ids=["blank", "rows"])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(text: str) -> None:
+    bomb = COLA["in_domain_dev.tsv"] + text * (2**25 // len(text))
+    path = write_zip(Path("given.zip"), COLA | {"in_domain_dev.tsv": bomb})
+    tracemalloc.start()
+    with pytest.raises(ColakitError, match=r"in_domain_dev\.tsv cannot be unpacked .* more than \d MiB"):
+        load_corpus(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size < 2**18
+    assert peak < 64 * 2**20
+
+
+def test_a_member_that_packs_little_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(Path("given.zip"), COLA | {"in_domain_dev.tsv": random.Random(0).randbytes(2**21).hex()})
     monkeypatch.setattr(corpora, "MAX_MEMBER_BYTES", 2**20)
-    with pytest.raises(ColakitError, match=r"in_domain_dev\.tsv unpacks to more than 1 MiB"):
+    with pytest.raises(ColakitError, match=r"in_domain_dev\.tsv cannot be unpacked .* more than 1 MiB"):
         load_corpus(path)
 
 

@@ -145,6 +145,18 @@ def test_rare_tokens_are_one(student: DistilRNN) -> None:
     assert student.row_of_token.tolist() == [4, 5, 6, 1, 3, 0, 0, 0, 0, 2, 0]
 
 
+def test_a_checkpoint_whose_tokens_have_no_rows_is_refused(student: DistilRNN) -> None:
+    student.check_rows()
+    assert student.row_of_token is not None
+    for row in (7, -1):
+        student.row_of_token[2] = row
+        with pytest.raises(ValueError, match="beyond the embedding"):
+            student.check_rows()
+    for rows in (0, 13):
+        with pytest.raises(ValueError, match="num_embeddings"):
+            RNNConfig(11, num_embeddings=rows)
+
+
 def test_an_apprentice_predicts_neighbours_from_either_side(student: DistilRNN) -> None:
     student.embed_only([0, 1, 2, 3, 4, 5])
     apprentice = Apprentice(student, teacher_width=3, predicts_tokens=True)

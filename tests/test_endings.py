@@ -202,7 +202,7 @@ def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
 
 def test_the_lock_of_a_dead_process_is_no_lock(colakit: Run, parts: Path, whole: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from colakit.engine.locks import Lock\n"
+        "import os, signal, sys; from pathlib import Path; from colakit.locks import Lock\n"
         "with Lock(Path(sys.argv[1])).held(): os.kill(os.getpid(), signal.SIGKILL)"
     )
     dead = subprocess.Popen([sys.executable, "-c", script, parts / "run.lock"])
@@ -524,3 +524,32 @@ def test_an_unlocked_folder_is_locked_once(tmp_path: Path) -> None:
             pass
         assert lock.path.exists()
     assert not lock.path.exists()
+
+
+# -- memory
+
+
+def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colakit.commands import train_scratch
+    from colakit.engine.objectives import Loss, classification
+
+    def choking(model: Any, batch: Any) -> Loss:
+        if len(batch) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")  # as a GPU does that holds 8 sentences
+        return classification(model, batch)
+
+    monkeypatch.setattr(train_scratch, "classification", choking)
+    code, _, err = colakit(*student(toy), "--out", tmp_path / "whole")
+    assert code == 0
+    assert "step 1: memory ran out; going on with micro-batches of at most 8" in " ".join(err.split())
+    with monkeypatch.context() as killing:
+        end_after(5, killing)
+        with pytest.raises(EndedError):
+            colakit(*student(toy), "--out", tmp_path / "parts")
+    monkeypatch.setattr(train_scratch, "classification", classification)  # there is room now
+    code, _, err = colakit("train-scratch", "--resume", "--out", tmp_path / "parts")
+    assert code == 0
+    assert "memory ran out" not in err
+    assert_same(tmp_path / "parts", tmp_path / "whole")

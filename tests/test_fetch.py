@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
+import itertools
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,11 +24,13 @@ import pytest
 
 from colakit.data import fetch
 from colakit.data.corpora import COLA_FILES, load_corpus
+from colakit.data.download import MAX_REDIRECTS, DownloadError, Patience, download
 from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
 from colakit.errors import ColakitError
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 CACHE = Path("cache")
+PATIENCE = Patience(attempts=3, pause_seconds=0.01, stall_seconds=0.3, total_seconds=3.0)
 
 
 class Server:
@@ -49,11 +58,44 @@ class Server:
         return f"http://127.0.0.1:{self.http.server_port}{path}"
 
 
-def body(raw: bytes, announced: int | None = None) -> Answer:
+class Resumable:
+    """Serves `raw`, and parts of it by range; drops the connection once at each of the places `drops_at`."""
+
+    def __init__(self, raw: bytes, drops_at: list[int]) -> None:
+        self.drops_at = drops_at
+        self.ranges: list[str | None] = []
+        self.sent = 0
+        self.then: Callable[[], None] = lambda: None  # is called after a drop
+        self.become(raw)
+
+    def become(self, raw: bytes) -> None:
+        self.raw, self.tag = raw, f'"{hashlib.sha256(raw).hexdigest()}"'
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers["Range"]
+        self.ranges.append(asked)
+        same = request.headers["If-Range"] == self.tag
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and same else 0
+        end = self.drops_at.pop(0) if self.drops_at else len(self.raw)
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(self.raw) - 1}/{len(self.raw)}")
+        request.send_header("Content-Length", str(len(self.raw) - start))
+        request.send_header("ETag", self.tag)
+        request.end_headers()
+        request.wfile.write(self.raw[start:end])
+        self.sent += end - start
+        if end < len(self.raw):
+            self.then()
+
+
+def body(raw: bytes, announced: int | None = None, **headers: str) -> Answer:
     """Send `raw`, having announced so many bytes."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
+        for name, value in headers.items():
+            request.send_header(name, value)
         request.send_header("Content-Length", str(len(raw) if announced is None else announced))
         request.end_headers()
         request.wfile.write(raw)
@@ -96,6 +138,7 @@ def toy_is_cola(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> str
     sums = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
     monkeypatch.setattr(fetch, "COLA_SHA256", sums)
     monkeypatch.setattr(fetch, "COLA_URL", dead)
+    monkeypatch.setattr(fetch, "PATIENCE", PATIENCE)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return dead
 
@@ -156,7 +199,7 @@ def test_the_site_is_asked_where_there_is_no_mirror(
 def test_the_next_source_is_asked_where_one_fails(server: Server, files: dict[str, bytes]) -> None:
     mirrors = [server.serve(status(500), "/broken.zip"), server.serve(zipped(files))]
     fetch_cola(CACHE, mirrors)
-    assert server.asked == {"/broken.zip": 1, "/cola.zip": 1}
+    assert server.asked == {"/broken.zip": PATIENCE.attempts, "/cola.zip": 1}
     assert kept() == WHOLE
 
 
@@ -219,15 +262,124 @@ def test_an_archive_that_is_not_colas_is_refused_and_not_kept(
     assert (cola_folder(CACHE) / "in_domain_dev.tsv").read_bytes() == files["in_domain_dev.tsv"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_connection_that_drops_leaves_nothing(
+SHARES = [0.0, 0.5, 0.99]
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_connection_that_always_drops_leaves_nothing(
     server: Server, files: dict[str, bytes], share: float
 ) -> None:
     raw = zipped(files)
     url = server.serve(body(raw[: int(share * len(raw))], announced=len(raw)))
-    with pytest.raises(ColakitError, match=f"could not be downloaded \\({url}: "):
+    with pytest.raises(ColakitError, match=f"could not be downloaded \\({url}: .*at the last of 3 attempts"):
         fetch_cola(CACHE, [url])
+    assert server.asked["/cola.zip"] == PATIENCE.attempts
     assert kept() == []
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_connection_that_drops_once_is_resumed_where_it_broke_off(
+    server: Server, files: dict[str, bytes], share: float
+) -> None:
+    raw = zipped(files)
+    dropping = Resumable(raw, drops_at=[int(share * len(raw))])
+    fetch_cola(CACHE, [server.serve(dropping)])
+    assert kept() == WHOLE
+    assert dropping.ranges == [None, f"bytes={int(share * len(raw))}-" if share else None]
+    assert dropping.sent == len(raw)  # and not a byte twice
+
+
+def test_a_file_that_changed_in_between_is_begun_anew(server: Server) -> None:
+    dropping = Resumable(b"old" * 50_000, drops_at=[90_000])
+    url = server.serve(dropping)
+    dropping.then = lambda: dropping.become(b"new" * 50_000)
+    assert download(url, max_bytes=10**6, patience=PATIENCE) == b"new" * 50_000
+
+
+@pytest.mark.parametrize("said", ["bytes 5-9/10", "bytes 0-9/10", "rubbish"])
+def test_another_part_than_was_asked_for_is_refused(server: Server, said: str) -> None:
+    first = iter([body(b"0123", announced=10, ETag='"a"')])
+    other = status(206, **{"Content-Range": said})
+    url = server.serve(lambda request: next(first, other)(request))
+    with pytest.raises(DownloadError, match="another part"):
+        download(url, max_bytes=100, patience=PATIENCE)
+
+
+def test_without_ranges_and_lengths_it_arrives_all_the_same(server: Server) -> None:
+    def chunked(request: BaseHTTPRequestHandler) -> None:
+        request.protocol_version = "HTTP/1.1"
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.write(b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+
+    assert download(server.serve(chunked), max_bytes=100, patience=PATIENCE) == b"abcde"
+    dropping = iter([body(b"0123", announced=10), body(b"0123456789")])  # no tag, so nothing to resume by
+    url = server.serve(lambda request: next(dropping)(request))
+    assert download(url, max_bytes=100, patience=PATIENCE) == b"0123456789"
+
+
+@pytest.mark.parametrize("announced", [10**9, None])
+def test_more_bytes_than_are_wanted_are_not_taken(server: Server, announced: int | None) -> None:
+    def endless(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        if announced is not None:
+            request.send_header("Content-Length", str(announced))
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                request.wfile.write(bytes(2**16))
+
+    with pytest.raises(DownloadError, match="bytes"):
+        download(server.serve(endless), max_bytes=2**20, patience=PATIENCE)
+    assert server.asked["/cola.zip"] == 1
+
+
+def test_a_server_that_drips_is_given_up(server: Server) -> None:
+    def dripping(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while not released.wait(0.05):  # oftener than a stall
+                request.wfile.write(b"a")
+
+    released = threading.Event()
+    began = time.monotonic()
+    try:
+        with pytest.raises(DownloadError, match="too slow"):
+            download(
+                server.serve(dripping),
+                max_bytes=10**6,
+                patience=dataclasses.replace(PATIENCE, total_seconds=0.5),
+            )
+    finally:
+        released.set()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("code", [500, 503, 429])
+def test_a_server_that_is_busy_for_a_while_is_asked_again(
+    server: Server, files: dict[str, bytes], code: int
+) -> None:
+    answers = iter([status(code), status(code), body(zipped(files))])
+    fetch_cola(CACHE, [server.serve(lambda request: next(answers)(request))])
+    assert kept() == WHOLE
+    assert server.asked["/cola.zip"] == 3
+
+
+def test_pauses_grow(server: Server) -> None:
+    times: list[float] = []
+
+    def busy(request: BaseHTTPRequestHandler) -> None:
+        times.append(time.monotonic())
+        status(503)(request)
+
+    patience = Patience(attempts=4, pause_seconds=0.1, stall_seconds=1.0, total_seconds=30.0)
+    with pytest.raises(DownloadError, match="answers 503, at the last of 4 attempts"):
+        download(server.serve(busy), max_bytes=1, patience=patience)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert [pause >= wanted for pause, wanted in zip(pauses, (0.1, 0.2, 0.4), strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize("answer", [status(404), status(503), status(302, Location="/cola.zip")])
@@ -243,13 +395,12 @@ def test_a_failure_names_every_source_and_the_way_by_hand(
     assert "--data cola_public_1.1.zip" in caught.value.hint
     assert "data.mirrors" in caught.value.hint
     assert kept() == []
-    assert server.asked["/cola.zip"] <= 31
+    assert server.asked["/cola.zip"] <= 1 + MAX_REDIRECTS  # a loop ends, and is not gone through again
 
 
-def test_a_server_that_stalls_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stalls_is_given_up(server: Server) -> None:
     released = threading.Event()
     url = server.serve(lambda request: bool(released.wait(10)))
-    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.1)
     try:
         with pytest.raises(ColakitError, match=f"{url}: .*timed out"):
             fetch_cola(CACHE, [url])
@@ -287,3 +438,79 @@ def test_a_cache_that_is_a_file_is_named(server: Server, files: dict[str, bytes]
     with pytest.raises(ColakitError, match="cache"):
         fetch_cola(CACHE, [server.serve(zipped(files))])
     assert CACHE.read_text() == "a file stands here"
+
+
+FETCH = """
+import sys, time
+from pathlib import Path
+from colakit.data import fetch
+fetch.COLA_SHA256 = {name: sum for name, sum in (pair.split("=") for pair in sys.argv[2:])}
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch.fetch_cola(Path("cache"), [sys.argv[1]]))
+"""
+
+
+class Fetching:
+    """A process of its own that fetches CoLA when it is told to."""
+
+    def __init__(self, url: str) -> None:
+        sums = [f"{name}={digest}" for name, digest in fetch.COLA_SHA256.items()]
+        root = str(Path(fetch.__file__).parents[2])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FETCH, url, *sums],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": root},
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        out, err = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, err
+        assert out == "cache/cola\n"
+
+
+def test_two_processes_with_one_cold_cache_make_one_download(server: Server, files: dict[str, bytes]) -> None:
+    def slowly(request: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.5)
+        body(zipped(files))(request)
+
+    url = server.serve(slowly)
+    both = [Fetching(url), Fetching(url)]
+    for one in both:
+        one.go()
+    for one in both:
+        one.end()
+    assert server.asked == {"/cola.zip": 1}
+    assert kept() == WHOLE
+
+
+def test_a_fetch_that_was_killed_leaves_no_lock_and_no_litter(
+    server: Server, files: dict[str, bytes]
+) -> None:
+    asked = threading.Event()
+    released = threading.Event()
+
+    def never(request: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        released.wait(30)
+
+    killed = Fetching(server.serve(never))
+    killed.go()
+    assert asked.wait(30)
+    (CACHE / ".cola-torn").mkdir()
+    killed.process.send_signal(signal.SIGKILL)
+    killed.process.communicate()
+    released.set()
+    assert (CACHE / ".cola.lock").exists()
+    fetch_cola(CACHE, [server.serve(zipped(files))])
+    assert kept() == WHOLE

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colakit.data.tables import Row, column_index, decode, raise_faults, read_rows, require_columns
+from colakit.data import tables
+from colakit.data.tables import Faults, Row, column_index, decode
+from colakit.data.tables import read_rows as read_rows_of
 from colakit.errors import ColakitError
 
 BOM = b"\xef\xbb\xbf"
@@ -18,6 +20,10 @@ EXPECTED = [(1, ["ab", "1", "", "The cat sleeps."]), (2, ["ab", "0", "*", "The c
 FORMATS = ("a.tsv", "a.csv")
 
 LAWS = settings(max_examples=300, deadline=None)
+
+
+def read_rows(raw: bytes, where: str) -> list[Row]:
+    return list(read_rows_of(io.BytesIO(raw), where))
 
 
 def in_format(text: str, where: str) -> bytes:
@@ -102,12 +108,13 @@ def test_an_empty_file_has_no_rows(where: str) -> None:
     assert read_rows(b"", where) == []
 
 
-def test_wrong_widths_are_all_counted_and_the_first_is_named() -> None:
-    lines = ["a\tb"] * 20
-    for wrong in (3, 5, 8, 9, 11, 13, 17):
-        lines[wrong - 1] = "alone" if wrong % 2 else "a\tb\tc"
+def test_faults_are_all_counted_and_the_first_are_named() -> None:
+    faults = Faults("a.tsv", "every row must have 2 columns")
+    faults.raise_any()  # none yet
+    for line in (3, 5, 8, 9, 11, 13, 17):
+        faults.add(line, f"{1 if line % 2 else 3} columns")
     with pytest.raises(ColakitError) as caught:
-        require_columns(read_rows("\n".join(lines).encode(), "a.tsv"), 2, "a.tsv")
+        faults.raise_any()
     message = caught.value.message
     assert message.startswith("a.tsv:3: every row must have 2 columns (7 faulty lines: line 3: 1 columns;")
     assert "line 8: 3 columns" in message
@@ -115,14 +122,38 @@ def test_wrong_widths_are_all_counted_and_the_first_is_named() -> None:
     assert message.endswith("and 2 more)")
 
 
-def test_a_blank_line_within_is_a_faulty_row() -> None:
-    with pytest.raises(ColakitError, match=r"^a\.tsv:2: .*1 faulty line: line 2: 1 columns"):
-        require_columns(read_rows(b"a\tb\n\nc\td\n", "a.tsv"), 2, "a.tsv")
+def test_a_blank_line_within_is_a_row() -> None:
+    assert read_rows(b"a\tb\n\nc\td\n", "a.tsv") == [(1, ["a", "b"]), (2, [""]), (3, ["c", "d"])]
 
 
-def test_no_faults_raise_nothing() -> None:
-    raise_faults([], "a.tsv", "a rule")
-    require_columns([(1, ["a", "b"])], 2, "a.tsv")
+@LAWS
+@given(raw=st.binary(max_size=60) | st.text('ab"\t,\r\n\0é\ufeff\u2028', max_size=40).map(str.encode))
+@pytest.mark.parametrize("where", FORMATS)
+def test_the_size_of_chunks_changes_nothing(where: str, raw: bytes) -> None:
+    whole = rows_or_fault(raw, where)
+    for size in (1, 2, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "CHUNK", size)
+            found = rows_or_fault(raw, where)
+        if isinstance(whole, ColakitError):
+            assert isinstance(found, ColakitError)  # which of two faults is met first may differ
+        else:
+            assert found == whole
+
+
+def test_a_line_without_end_is_left_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        count = 0
+
+        def read(self, size: int, /) -> bytes:
+            self.count += size
+            return b"a" * size
+
+    file = Endless()
+    monkeypatch.setattr(tables, "MAX_LINE", 2**22)
+    with pytest.raises(ColakitError, match=r"^a\.tsv: a line is longer than 4 Mi characters"):
+        list(read_rows_of(file, "a.tsv"))
+    assert file.count < 2**23
 
 
 def test_a_missing_column_names_the_nearest() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 from colakit.data.batches import Batch, Examples, micro_batches, plan_epoch
 from colakit.data.tokens import Tokens
 from colakit.engine.device import Compute
-from colakit.engine.objectives import Loss, classification, constant, distillation
+from colakit.engine.objectives import Loss, Objective, classification, constant, distillation
 from colakit.engine.schedule import warmup_then
 from colakit.engine.training import StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError
@@ -158,6 +158,21 @@ def test_same_seed_same_losses(fp32: Compute) -> None:
     assert [r.loss for r in first] == [r.loss for r in second]
 
 
+def test_two_threads_follow_one_within_rounding(fp32: Compute) -> None:
+    losses = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            losses.append(
+                [r.loss for r in run(make_classifier(), step_batches(make_examples(64), 16, 16), fp32)]
+            )
+    finally:
+        torch.set_num_threads(before)
+    # sums are split over threads, so added up in another order: units in the last place, grown over 8 steps
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
     model, examples = make_classifier(), make_examples(16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
@@ -201,3 +216,87 @@ def test_only_the_body_of_a_gpt_is_stored_in_bf16() -> None:
     assert all(name.endswith((".base.weight", "wte.weight", "wpe.weight")) for name in low)
     student = halved.place(make_student().requires_grad_(False))
     assert {p.dtype for p in student.parameters()} == {torch.float32}
+
+
+# -- memory that runs out
+
+
+def choking(most: int, on_backward: bool = False) -> Objective:
+    """Classification on a device that holds `most` sentences: more raise what a full GPU raises."""
+
+    class Choke(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, total: torch.Tensor) -> torch.Tensor:
+            return total.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        loss = classification(model, batch)  # what it draws before it fails must be drawn again
+        if len(batch) <= most:
+            return loss
+        if on_backward:
+            return Loss(Choke.apply(loss.total), loss.logits)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return objective
+
+
+def make_dropping_student() -> nn.Module:
+    torch.manual_seed(0)
+    return DistilRNN(RNNConfig(VOCABULARY, embedding_size=8, hidden_size=8, dropout=0.3)).train()
+
+
+@pytest.mark.parametrize("on_backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("make_model", [make_classifier, make_dropping_student])
+def test_where_memory_runs_out_smaller_micro_batches_give_their_own_bits(
+    make_model: Callable[[], nn.Module], on_backward: bool, fp32: Compute
+) -> None:
+    examples = make_examples(40)
+    small, choked = make_model(), make_model()
+    torch.manual_seed(1)
+    expected = run(small, step_batches(examples, 8, 2), fp32)
+    torch.manual_seed(1)
+    found = run(choked, step_batches(examples, 8, 8), fp32, objective=choking(3, on_backward))
+    assert [r.largest for r in expected] == [None] * 10
+    assert [r.largest for r in found] == [2] * 10  # 8, 4, 2, and no more tries of what has failed
+    assert [r.loss for r in found] == [r.loss for r in expected]
+    assert [r.count for r in found] == [r.count for r in expected]
+    assert [len(r.predictions) for r in found] == [4] * 10
+    assert all(torch.equal(p, dict(choked.named_parameters())[name]) for name, p in small.named_parameters())
+
+
+def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32: Compute) -> None:
+    examples = make_examples(40)
+    calls = 0
+
+    def filling_up(model: nn.Module, batch: Batch) -> Loss:
+        nonlocal calls
+        calls += 1
+        loss = classification(model, batch)
+        if calls == 6:  # the last micro-batch of the third step
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss
+
+    def sizes() -> Iterator[StepBatch]:
+        for step, index in enumerate(plan_epoch(examples.tokens.lengths, 8, 0, 0)):
+            yield StepBatch(micro_batches(examples, index, 4 if step < 2 else 2), len(index), 0, "a batch")
+
+    expected_model, found_model = make_dropping_student(), make_dropping_student()
+    torch.manual_seed(1)
+    expected = run(expected_model, sizes(), fp32)
+    torch.manual_seed(1)
+    found = run(found_model, step_batches(examples, 8, 4, epochs=1), fp32, objective=filling_up)
+    assert [r.largest for r in found] == [None, None, 2, 2, 2]
+    assert [r.loss for r in found] == [r.loss for r in expected]
+    parameters = dict(found_model.named_parameters())
+    assert all(torch.equal(p, parameters[name]) for name, p in expected_model.named_parameters())
+
+
+def test_a_single_sentence_too_many_is_a_named_fault(fp32: Compute) -> None:
+    with pytest.raises(ColakitError, match=r"step 1: out of memory with micro-batches of 1 \(CUDA") as caught:
+        run(make_classifier(), step_batches(make_examples(8), 8, 8), fp32, objective=choking(0))
+    assert caught.value.exit_code == EXIT_FAILED
+    assert "max_tokens" in str(caught.value)

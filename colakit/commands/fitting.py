@@ -22,7 +22,7 @@ from colakit.engine.runs import RunFolder
 from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
-from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.settings import LoopSettings
 
 
@@ -66,6 +66,7 @@ class Fit(ABC):
         self.max_steps = lesson.max_steps
         self.step = 0
         self.saved_step: int | None = None
+        self.largest: int | None = None  # micro-batch, since memory ran out
         self.seconds = 0.0  # of training, evaluations included; not those that a kill has lost
         self.began = 0.0  # by the monotonic clock; sessions before this one are taken off
         self.counted = 0
@@ -121,6 +122,7 @@ class Fit(ABC):
             group=self.group,
             clip_norm=self.training.clip_norm,
             start_step=self.step,
+            largest=self.largest,
         )
         what = f"{self.context.command}, seed {self.context.settings.seed}"
         with stop_requests() as stop, self.context.reporter.progress(what, self.max_steps, self.step) as bar:
@@ -140,6 +142,12 @@ class Fit(ABC):
     def _after_step(self, report: StepReport, bar: ProgressTask) -> None:
         self.step = report.step
         self.counted += report.count
+        if report.largest != self.largest:
+            self.largest = report.largest
+            self.context.reporter.warn(
+                f"step {report.step}: memory ran out; going on with micro-batches of at most "
+                f"{report.largest}, and the same batch"
+            )
         self.seconds = time.monotonic() - self.began
         line = self.observe(report)
         if report.step % self.training.log_every == 0:
@@ -184,6 +192,7 @@ class Fit(ABC):
             "optimizer": self.optimizer.state_dict(),
             "per_process": gathered,
             "metrics_bytes": self.run.metrics_bytes(),
+            "largest": self.largest,
         }
         self.run.checkpoints.save(state, {"seconds": self.seconds, "counted": self.counted})
 
@@ -208,10 +217,17 @@ class Fit(ABC):
             )
         rng, process = state["per_process"][self.group.rank]
         self.step = self.saved_step = state["step"]
-        self.restore_progress(state["progress"], process)
-        self.load_trainable(state["tensors"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        restore_rng(rng, self.compute.device)
+        self.largest = state.get("largest")  # checkpoints from before it was kept lack it
+        try:
+            self.restore_progress(state["progress"], process)
+            self.load_trainable(state["tensors"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            restore_rng(rng, self.compute.device)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ColakitError(
+                f"{checkpoint.path}: is not what this command writes ({first_line(error)})",
+                hint="Start the run anew in another folder.",
+            ) from error
         if self.group.is_main:
             self.run.truncate_metrics(state["metrics_bytes"])
         self.seconds = checkpoint.notes.get("seconds", 0.0)

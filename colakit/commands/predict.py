@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import sys
@@ -18,6 +17,8 @@ from colakit.engine.inference import compute_logits, probabilities
 from colakit.errors import ColakitError
 from colakit.files import replacing
 
+MAX_LINE_BYTES = 2**26
+CHUNK_CHARACTERS = 2**22  # after which a chunk ends early
 CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
 
 
@@ -79,7 +80,16 @@ def _predict(
 
 
 def _chunks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
-    while chunk := list(itertools.islice(lines, size)):
+    """Yield up to `size` lines at a time, fewer where they are very long."""
+    chunk: list[str] = []
+    characters = 0
+    for line in lines:
+        chunk.append(line)
+        characters += len(line)
+        if len(chunk) == size or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
@@ -100,7 +110,12 @@ def _open_input(file: Path | None) -> Iterator[Iterator[str]]:
 
 
 def _lines(stream: Any, where: str) -> Iterator[str]:
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        if len(raw) > MAX_LINE_BYTES:
+            raise ColakitError(
+                f"{where}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB",
+                hint="Give a text file with a sentence a line.",
+            )
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> Senten
     }
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = context.cache_folder / "tokenizers" / f"{name}.json"
-    if path.is_file():
+    with contextlib.suppress(Exception):  # absent or damaged: it is learnt anew
         return SentenceTokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))
     context.reporter.say(f"learning a vocabulary of {settings.vocab_size:,} tokens")
     documents = chain.from_iterable(

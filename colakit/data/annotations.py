@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
-from colakit.data.tables import Row, raise_faults, read_rows, require_columns
+from colakit.data.tables import Faults, Row, read_rows, shown
 from colakit.errors import ColakitError
 
 SENTENCE, SOURCE, LABEL = "Sentence", "Source", "Acceptability"
@@ -71,28 +71,37 @@ def read_annotations(path: Path) -> Annotations:
     """
     where = str(path)
     try:
-        rows = read_rows(path.read_bytes(), where)
+        with path.open("rb") as file:
+            rows = list(read_rows(file, where))
     except OSError as error:
         raise ColakitError(f"{where}: {error.strerror}", hint="Check the path of the annotations.") from error
     if len(rows) < 2:
         raise ColakitError(f"{where}: holds no annotated sentence", hint="A header and a row are the least.")
     header, body = rows[0][1], rows[1:]
     features = _features(header, where)
-    require_columns(rows, len(header), where)
     places = [header.index(name) for name in features]
-    faults = [
-        (number, f"{header[place]} is {fields[place]!r}")
-        for number, fields in body
-        for place in places
-        if fields[place] not in ("0", "1")
-    ]
-    raise_faults(faults, where, "a feature must be 0 or 1")
+    _check(body, header, places, where)
     values = np.array([[fields[place] == "1" for place in places] for _, fields in body], dtype=np.bool_)
     sentences: dict[str, list[int]] = {}
     for row, sentence in enumerate(_column(SENTENCE, header, body)):
         sentences.setdefault(sentence, []).append(row)
     sources, labels = _column(SOURCE, header, body), _column(LABEL, header, body)
     return Annotations(where, features, values, sentences, sources, labels)
+
+
+def _check(body: list[Row], header: list[str], places: list[int], where: str) -> None:
+    """Raise `ColakitError` unless every row is as wide as the header, and every feature 0 or 1."""
+    widths = Faults(where, f"every row must have {len(header)} columns")
+    values = Faults(where, "a feature must be 0 or 1")
+    for number, fields in body:
+        if len(fields) != len(header):
+            widths.add(number, f"{len(fields)} columns")
+            continue
+        for place in places:
+            if fields[place] not in ("0", "1"):
+                values.add(number, f"{header[place]} is {shown(fields[place])}")
+    widths.raise_any()
+    values.raise_any()
 
 
 def _features(header: list[str], where: str) -> tuple[str, ...]:

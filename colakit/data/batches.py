@@ -45,6 +45,22 @@ class Batch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    def split(self, largest: int | None) -> list[Batch]:
+        """Return the batch in parts of at most `largest` sentences, each as wide as its longest one."""
+        if largest is None or len(self) <= largest:
+            return [self]
+        return [self._part(slice(start, start + largest)) for start in range(0, len(self), largest)]
+
+    def _part(self, rows: slice) -> Batch:
+        values: dict[str, Any] = {
+            n: value[rows] for n, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        part = replace(self, **values)
+        width = int(part.attention_mask.sum(dim=1).max())
+        return replace(
+            part, input_ids=part.input_ids[:, :width], attention_mask=part.attention_mask[:, :width]
+        )
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))

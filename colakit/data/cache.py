@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,25 @@ class ArrayCache:
         text = json.dumps({"format": FORMAT, "kind": kind, **key}, sort_keys=True)
         return self.folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.arrays"
 
-    def get(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
+    def get(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        compute: Callable[[], Arrays],
+        check: Callable[[Arrays], None] = lambda arrays: None,
+    ) -> Arrays:
         """Return the arrays of `key`, computing and keeping them the first time.
 
         A file that cannot be read is computed anew; a cache that cannot be written is done without.
+
+        Args:
+            check: raises an exception where what was read is not what `compute` would return.
         """
         path = self.path(kind, key)
-        with contextlib.suppress(OSError, ValueError):
-            return _unpack(path.read_bytes())
+        with contextlib.suppress(Exception):  # whatever a damaged file makes numpy stumble over
+            arrays = _unpack(path.read_bytes())
+            check(arrays)
+            return arrays
         arrays = compute()
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -69,6 +81,9 @@ def _unpack(raw: bytes) -> Arrays:
     digest, archive = raw[:32], raw[32:]
     if hashlib.sha256(archive).digest() != digest:
         raise ValueError("the checksum differs")
+    with zipfile.ZipFile(io.BytesIO(archive)) as members:
+        if sum(member.file_size for member in members.infolist()) > len(archive):
+            raise ValueError("it unpacks to more than its size, and nothing was packed")
     with np.load(io.BytesIO(archive), allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,23 +47,26 @@ class SplitCheck:
 
 def check_corpus(corpus: Corpus) -> list[SplitCheck]:
     """Return the facts of every split."""
-    train = set(corpus.splits["train"].sentences) if "train" in corpus.splits else set()
+    others = len(corpus.splits) > 1 and "train" in corpus.splits
+    train = set(corpus.splits["train"].sentences) if others else set()
     return [_check(split, corpus.label_names, train) for split in corpus.splits.values()]
 
 
 def _check(split: Split, label_names: tuple[str, ...], train: set[str]) -> SplitCheck:
-    seen: dict[str, set[int]] = defaultdict(set)
+    first: dict[str, int] = {}  # the label that a sentence has where it stands first
+    conflicting: set[str] = set()
     labels = split.labels if split.labels is not None else np.full(len(split), -1)
     for sentence, label in zip(split.sentences, labels.tolist(), strict=True):
-        seen[sentence].add(label)
+        if first.setdefault(sentence, label) != label:
+            conflicting.add(sentence)
     counts = np.bincount(labels, minlength=len(label_names)) if split.labels is not None else None
     return SplitCheck(
         name=split.name,
         rows=len(split),
         counts={} if counts is None else dict(zip(label_names, counts.tolist(), strict=True)),
         majority_rate=None if counts is None else float(counts.max() / len(split)),
-        duplicate_rows=len(split) - len(seen),
-        conflicting_sentences=sum(len(found) > 1 for found in seen.values()),
+        duplicate_rows=len(split) - len(first),
+        conflicting_sentences=len(conflicting),
         in_train=0 if split.name == "train" else sum(sentence in train for sentence in split.sentences),
         empty_rows=sum(not sentence.strip() for sentence in split.sentences),
     )

@@ -6,19 +6,22 @@ A corpus is read from a zip, a folder or files. CoLA's splits are called `train`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.tables import Row, column_index, raise_faults, read_rows, require_columns
+from colakit.data.tables import Faults, Readable, Row, column_index, read_rows, shown
 from colakit.errors import ColakitError, did_you_mean
 
 COLA_FILES = {
@@ -30,6 +33,7 @@ GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 COLA_LABELS = ("unacceptable", "acceptable")
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
 MAX_MEMBER_BYTES = 256 * 2**20  # of one file inside a zip, unpacked
+MAX_RATIO = 100  # of its size unpacked to that in the zip; text packs to a third or a tenth
 BROKEN_ZIP = (  # what zipfile lets out on damaged bytes
     zipfile.BadZipFile,
     zlib.error,
@@ -163,46 +167,53 @@ def load_corpus(
         ColakitError: if anything is missing, empty or malformed, naming the file and the line.
     """
     if files:
-        contents = {name: (str(file), _file_reader(Path(file))) for name, file in files.items()}
+        contents = {name: (str(file), _file_opener(Path(file))) for name, file in files.items()}
         name = ", ".join(str(file) for file in files.values())
     else:
         assert path is not None
         contents, name = _find_splits(path), str(path)
-    rows = {split: (where, read_rows(read(), where)) for split, (where, read) in contents.items()}
-    for where, found in rows.values():
-        if not found:
-            raise ColakitError(f"{where}: is empty", hint="A split needs at least one sentence.")
+    rows = {split: (where, _rows(where, opened)) for split, (where, opened) in contents.items()}
     if columns is None:
-        return Corpus(
-            name, COLA_LABELS, {s: _cola_split(s, found, where) for s, (where, found) in rows.items()}
-        )
+        splits = {split: _cola_split(split, found, where) for split, (where, found) in rows.items()}
+        return Corpus(name, COLA_LABELS, splits)
     return _table_corpus(name, rows, columns, label_names)
 
 
-def _file_reader(path: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
+Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
+
+
+def _rows(where: str, opened: Opener) -> Iterator[Row]:
+    with opened() as file:
+        yield from read_rows(file, where)
+
+
+def _file_opener(path: Path) -> Opener:
+    @contextlib.contextmanager
+    def opened() -> Iterator[Readable]:
         try:
-            return path.read_bytes()
-        except OSError as error:
+            with path.open("rb") as file:
+                yield file
+        except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
             raise ColakitError(
-                f"{path}: {error.strerror}", hint="Check the path given with --data."
+                f"{path}: {getattr(error, 'strerror', None) or error}",
+                hint="Check the path given with --data.",
             ) from error
 
-    return read
+    return opened
 
 
-def _find_splits(path: Path) -> dict[str, tuple[str, Callable[[], bytes]]]:
-    """Return split name -> (what to call the file, how to read it)."""
+def _find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
+    """Return split name -> (what to call the file, how to open it)."""
     if path.is_dir():
         members = {
-            file.relative_to(path).as_posix(): _file_reader(file)
+            file.relative_to(path).as_posix(): _file_opener(file)
             for file in sorted(path.rglob("*.tsv"))
             if file.is_file()
         }
     elif zipfile.is_zipfile(path):
         members = _zip_members(path)
     elif path.suffix.lower() in TABLE_ENDINGS:
-        return {"train": (str(path), _file_reader(path))}
+        return {"train": (str(path), _file_opener(path))}
     elif path.exists():
         raise ColakitError(f"{path}: is no zip, folder, TSV or CSV", hint="--data takes one of these.")
     else:
@@ -240,83 +251,178 @@ def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[s
     return found
 
 
-def _zip_members(path: Path) -> dict[str, Callable[[], bytes]]:
-    def reader(member: str) -> Callable[[], bytes]:
-        def read() -> bytes:
+def _zip_members(path: Path) -> dict[str, Opener]:
+    def opener(member: str) -> Opener:
+        @contextlib.contextmanager
+        def opened() -> Iterator[Readable]:
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                    raw = file.read(MAX_MEMBER_BYTES + 1)
+                    yield BoundedMember(file, archive.getinfo(member))
             except BROKEN_ZIP as error:
                 raise ColakitError(f"{path}: {member} cannot be unpacked ({error})") from error
-            if len(raw) > MAX_MEMBER_BYTES:
-                raise ColakitError(f"{path}: {member} unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB")
-            return raw
 
-        return read
+        return opened
 
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name: reader(name) for name in archive.namelist() if name.endswith(".tsv")}
+            return {name: opener(name) for name in archive.namelist() if name.endswith(".tsv")}
     except BROKEN_ZIP as error:
         raise ColakitError(f"{path}: is a broken zip ({error})", hint="Download it again.") from error
 
 
-def _cola_split(name: str, rows: list[Row], where: str) -> Split:
+class BoundedMember:
+    """A file in a zip that ends in a `ValueError` where it unpacks to more than text could.
+
+    Args:
+        file: the opened member.
+        info: what the zip says of it.
+    """
+
+    def __init__(self, file: Readable, info: zipfile.ZipInfo) -> None:
+        self.file = file
+        self.most = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
+        self.count = 0
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes."""
+        raw = self.file.read(size)
+        self.count += len(raw)
+        if self.count > self.most:
+            raise ValueError(f"it unpacks to more than {self.most >> 20} MiB")
+        return raw
+
+
+def _no_sentence(where: str) -> ColakitError:
+    return ColakitError(f"{where}: is empty", hint="A split needs at least one sentence.")
+
+
+def _header_alone(where: str) -> ColakitError:
+    return ColakitError(f"{where}: has a header and no rows", hint="A split needs at least one sentence.")
+
+
+def _cola_split(name: str, rows: Iterator[Row], where: str) -> Split:
     """Read CoLA's columns (source, label, author's mark, sentence) or those of GLUE's test set."""
-    if rows[0][1] == ["index", "sentence"]:
-        require_columns(rows, 2, where)
-        return Split(name, tuple(fields[1] for _, fields in _body(rows, where)))
-    if len(rows[0][1]) != 4:
+    first = next(rows, None)
+    if first is None:
+        raise _no_sentence(where)
+    if first[1] == ["index", "sentence"]:
+        return _glue_test(name, rows, where)
+    if len(first[1]) != 4:
         raise ColakitError(
-            f"{where}:1: {len(rows[0][1])} columns ({' | '.join(rows[0][1])[:60]}); CoLA has 4, no header",
+            f"{where}:1: {len(first[1])} columns ({' | '.join(first[1])[:60]}); CoLA has 4, no header",
             hint="For a table of your own name its columns: "
             "--set data.text_column=NAME --set data.label_column=NAME",
         )
-    require_columns(rows, 4, where)
-    faults = [(number, f"label {fields[1]!r}") for number, fields in rows if fields[1] not in ("0", "1")]
-    raise_faults(faults, where, "the second column must be 0 or 1")
-    labels = np.array([int(fields[1]) for _, fields in rows], dtype=np.int64)
-    return Split(name, tuple(fields[3] for _, fields in rows), labels, tuple(fields[0] for _, fields in rows))
+    widths = Faults(where, "every row must have 4 columns")
+    marks = Faults(where, "the second column must be 0 or 1")
+    sentences: list[str] = []
+    labels = array("b")
+    sources: list[str] = []
+    codes: dict[str, str] = {}  # each code once in memory
+    for number, fields in itertools.chain([first], rows):
+        if len(fields) != 4:
+            widths.add(number, f"{len(fields)} columns")
+        elif fields[1] not in ("0", "1"):
+            marks.add(number, f"label {shown(fields[1])}")
+        else:
+            sentences.append(fields[3])
+            labels.append(int(fields[1]))
+            sources.append(codes.setdefault(fields[0], fields[0]))
+    widths.raise_any()
+    marks.raise_any()
+    return Split(name, tuple(sentences), np.array(labels, dtype=np.int64), tuple(sources))
 
 
-def _body(rows: list[Row], where: str) -> list[Row]:
-    """Return the rows below the header."""
-    if len(rows) < 2:
-        raise ColakitError(f"{where}: has a header and no rows", hint="A split needs at least one sentence.")
-    return rows[1:]
+def _glue_test(name: str, rows: Iterator[Row], where: str) -> Split:
+    widths = Faults(where, "every row must have 2 columns")
+    sentences: list[str] = []
+    for number, fields in rows:
+        if len(fields) != 2:
+            widths.add(number, f"{len(fields)} columns")
+        else:
+            sentences.append(fields[1])
+    widths.raise_any()
+    if not sentences:
+        raise _header_alone(where)
+    return Split(name, tuple(sentences))
+
+
+@dataclass
+class _Table:
+    """What is read of one table.
+
+    Attributes:
+        where: its file.
+        sentences: N texts.
+        labels: N labels as they stand there, or None where there is no such column.
+        lines: N line numbers.
+    """
+
+    where: str
+    labels: list[str] | None
+    sentences: list[str] = field(default_factory=list)
+    lines: array[int] = field(default_factory=lambda: array("q"))
 
 
 def _table_corpus(
-    name: str, rows: Mapping[str, tuple[str, list[Row]]], columns: Columns, label_names: Sequence[str] | None
+    name: str,
+    rows: Mapping[str, tuple[str, Iterator[Row]]],
+    columns: Columns,
+    label_names: Sequence[str] | None,
 ) -> Corpus:
     """Read tables with a header; train's labels are numbered in sorted order, as numbers if all are."""
-    texts: dict[str, tuple[str, ...]] = {}
-    raw_labels: dict[str, list[tuple[int, str]]] = {}
-    for split, (where, found) in rows.items():
-        header, body = found[0][1], _body(found, where)
-        require_columns(found, len(header), where)
-        text = column_index(header, columns.text, "data.text_column", where)
-        texts[split] = tuple(fields[text] for _, fields in body)
-        if columns.label is not None and (columns.label in header or split == "train"):
-            label = column_index(header, columns.label, "data.label_column", where)
-            raw_labels[split] = [(number, fields[label]) for number, fields in body]
-            raise_faults(
-                [(n, "no label") for n, v in raw_labels[split] if not v.strip()], where, "a label is needed"
-            )
-    naming = [raw_labels["train"]] if "train" in raw_labels else raw_labels.values()
-    names = tuple(label_names or _sorted_labels({value for part in naming for _, value in part}))
+    tables = {split: _table(split, found, where, columns) for split, (where, found) in rows.items()}
+    labelled = {split: table.labels for split, table in tables.items() if table.labels is not None}
+    naming = [labelled["train"]] if "train" in labelled else labelled.values()
+    names = tuple(label_names or _sorted_labels({value for part in naming for value in part}))
     index = {label: position for position, label in enumerate(names)}
-    splits: dict[str, Split] = {}
-    for split, sentences in texts.items():
-        labelled = raw_labels.get(split)
-        if labelled is not None:
-            faults = [(number, f"label {value!r}") for number, value in labelled if value not in index]
-            raise_faults(faults, rows[split][0], f"labels must be among {', '.join(names)}")
-        labels = (
-            None if labelled is None else np.array([index[value] for _, value in labelled], dtype=np.int64)
-        )
-        splits[split] = Split(split, sentences, labels)
+    splits = {split: _numbered(split, table, index) for split, table in tables.items()}
     return Corpus(name, names, splits)
+
+
+def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Table:
+    first = next(rows, None)
+    if first is None:
+        raise _no_sentence(where)
+    header = first[1]
+    text = column_index(header, columns.text, "data.text_column", where)
+    label = None
+    if columns.label is not None and (columns.label in header or split == "train"):
+        label = column_index(header, columns.label, "data.label_column", where)
+    table = _Table(where, None if label is None else [])
+    widths = Faults(where, f"every row must have {len(header)} columns")
+    blanks = Faults(where, "a label is needed")
+    values: dict[str, str] = {}  # each label once in memory
+    for number, fields in rows:
+        if len(fields) != len(header):
+            widths.add(number, f"{len(fields)} columns")
+            continue
+        table.sentences.append(fields[text])
+        table.lines.append(number)
+        if label is not None and table.labels is not None:
+            table.labels.append(values.setdefault(fields[label], fields[label]))
+            if not fields[label].strip():
+                blanks.add(number, "no label")
+    widths.raise_any()
+    if not table.sentences:
+        raise _header_alone(where)
+    blanks.raise_any()
+    return table
+
+
+def _numbered(name: str, table: _Table, index: Mapping[str, int]) -> Split:
+    """Return the table as a split, its labels as indices."""
+    sentences = tuple(table.sentences)
+    if table.labels is None:
+        return Split(name, sentences)
+    names = ", ".join(index)
+    faults = Faults(table.where, f"labels must be among {names if len(names) <= 200 else names[:200] + '…'}")
+    for number, value in zip(table.lines, table.labels, strict=True):
+        if value not in index:
+            faults.add(number, f"label {shown(value)}")
+    faults.raise_any()
+    labels = np.fromiter((index[value] for value in table.labels), dtype=np.int64, count=len(sentences))
+    return Split(name, sentences, labels)
 
 
 def _sorted_labels(values: set[str]) -> list[str]:

@@ -6,15 +6,17 @@ The archive may be repacked by a mirror, so the checksums are those of the raw f
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from colakit.data.corpora import BROKEN_ZIP, MAX_MEMBER_BYTES
-from colakit.errors import EXIT_FAILED, ColakitError, first_line
+from colakit.data.corpora import BROKEN_ZIP
+from colakit.data.download import DownloadError, Patience, download
+from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.locks import Lock
 
 COLA_URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
 COLA_SHA256 = {
@@ -22,7 +24,10 @@ COLA_SHA256 = {
     "in_domain_dev.tsv": "77176f6a03faa5a1c4f23c69971fc1bff565931112fb65af47b2d6e24b7f42f7",
     "out_of_domain_dev.tsv": "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
 }
-TIMEOUT_SECONDS = 20.0
+MAX_COLA_BYTES = 2**22  # of one of its files, of which the largest has 430 kB
+MAX_ARCHIVE_BYTES = 2**24  # the archive has 255 kB
+PATIENCE = Patience()
+STAGING = ".cola-"  # how the folder's name begins that becomes CoLA's
 
 
 def cola_folder(cache: Path) -> Path:
@@ -42,6 +47,8 @@ def is_fetched(cache: Path) -> bool:
 def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
     """Return the cache's folder with CoLA's three raw files, downloading them once.
 
+    Where another process is at it, its download is waited for.
+
     Args:
         cache: colakit's cache folder.
         mirrors: URLs of the archive to try before the CoLA site's.
@@ -51,22 +58,35 @@ def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
     """
     if is_fetched(cache):
         return cola_folder(cache)
+    sources = (*mirrors, COLA_URL)
+    patience = (len(sources) + 1) * PATIENCE.total_seconds
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with Lock(cache / ".cola.lock").held(wait_seconds=patience):
+            if not is_fetched(cache):
+                _fetch(cache, sources)
+    except OSError as error:
+        raise ColakitError(
+            f"{cola_folder(cache)}: cannot be written ({error.strerror})",
+            hint="Make room, or name another folder with --set cache=FOLDER",
+            exit_code=EXIT_FAILED,
+        ) from error
+    return cola_folder(cache)
+
+
+def _fetch(cache: Path, sources: Sequence[str]) -> None:
+    for left in cache.glob(f"{STAGING}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     failures: list[str] = []
-    for url in (*mirrors, COLA_URL):
+    for url in sources:
         try:
-            archive = _download(url, cache)
-        except Exception as error:  # pooch passes on whatever requests, urllib3 or ftplib raise
-            failures.append(f"{url}: {first_line(error)}")
-            continue
-        try:
-            files = _verified_files(archive)
-        except ValueError as error:
+            archive = download(url, max_bytes=MAX_ARCHIVE_BYTES, patience=PATIENCE)
+            files = verified_files(archive)
+        except (DownloadError, ValueError) as error:
             failures.append(f"{url}: {error}")
             continue
-        finally:
-            archive.unlink(missing_ok=True)
         _place(files, cola_folder(cache))
-        return cola_folder(cache)
+        return
     raise ColakitError(
         f"CoLA could not be downloaded ({'; '.join(failures)})",
         hint="Download cola_public_1.1.zip on a machine with a network and pass --data cola_public_1.1.zip "
@@ -74,26 +94,16 @@ def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
     )
 
 
-def _download(url: str, cache: Path) -> Path:
-    import pooch
-
-    pooch.get_logger().setLevel("ERROR")
-    cache.mkdir(parents=True, exist_ok=True)
-    downloader = pooch.HTTPDownloader(progressbar=False, timeout=TIMEOUT_SECONDS)
-    name = f".cola-{os.getpid()}.zip"
-    return Path(pooch.retrieve(url, known_hash=None, fname=name, path=cache, downloader=downloader))
-
-
-def _verified_files(archive: Path) -> dict[str, bytes]:
+def verified_files(archive: bytes) -> dict[str, bytes]:
     """Return the archive's three raw files; raise `ValueError` if one is missing or not CoLA's."""
     files: dict[str, bytes] = {}
     try:
-        with zipfile.ZipFile(archive) as zipped:
+        with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
             for member in zipped.namelist():
                 name = member.rpartition("/")[2]
                 if name in COLA_SHA256 and "tokenized" not in member:
                     with zipped.open(member) as file:
-                        files[name] = file.read(MAX_MEMBER_BYTES)
+                        files[name] = file.read(MAX_COLA_BYTES)
     except BROKEN_ZIP as error:
         raise ValueError(f"is no zip ({error})") from error
     for name, expected in COLA_SHA256.items():
@@ -106,24 +116,15 @@ def _verified_files(archive: Path) -> dict[str, bytes]:
 
 
 def _place(files: dict[str, bytes], target: Path) -> None:
-    """Put `files` into the folder `target`, all or none."""
-    staging: Path | None = None
+    """Put `files` into the folder `target`, all or none; raise `OSError` if they cannot be written."""
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=STAGING))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".cola-"))
         for name, raw in files.items():
             (staging / name).write_bytes(raw)
         try:
             staging.rename(target)
-        except OSError:  # it is there already: from another process, or damaged
+        except OSError:  # it is there already, damaged
             for name in files:
                 (staging / name).replace(target / name)
-    except OSError as error:
-        raise ColakitError(
-            f"{target}: cannot be written ({error.strerror})",
-            hint="Make room, or name another folder with --set cache=FOLDER",
-            exit_code=EXIT_FAILED,
-        ) from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from colakit.data.tables import raise_faults
+from colakit.data.tables import Faults
 from colakit.errors import ColakitError, did_you_mean
 
 GOOD, BAD = "sentence_good", "sentence_bad"
@@ -89,13 +89,13 @@ def read_pairs(files: Sequence[Path]) -> list[MinimalPair]:
 
 def _read_file(path: Path) -> list[MinimalPair]:
     pairs: list[MinimalPair] = []
-    faults: list[tuple[int, str]] = []
+    faults = Faults(str(path), f"every line must be a JSON object with {GOOD} and {BAD}")
     for number, raw in _lines(path):
         try:
             pairs.append(_parse(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw))
         except ValueError as error:
-            faults.append((number, str(error)))
-    raise_faults(faults, str(path), f"every line must be a JSON object with {GOOD} and {BAD}")
+            faults.add(number, str(error))
+    faults.raise_any()
     if not pairs:
         raise ColakitError(f"{path}: is empty", hint="A file of pairs needs at least one.")
     return pairs

@@ -1,4 +1,4 @@
-"""Rows of TSV and CSV files, with every fault named by its line.
+"""Rows of TSV and CSV files, one at a time, with every fault named by its line.
 
 TSV is read as CoLA is written: a row a line, no quoting, whatever quotes a sentence holds. CSV is read with
 quoting. Lines end in LF, CRLF or CR; nothing else (U+2028 in a sentence, say) ends one.
@@ -10,13 +10,57 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
+from typing import Protocol
 
 from colakit.errors import ColakitError, did_you_mean
 
 Row = tuple[int, list[str]]  # line number from 1, fields
 MAX_FAULTS_SHOWN = 5
+MAX_CELL_SHOWN = 40  # characters of a cell in an error
+MAX_LINE = 2**26  # characters
+CHUNK = 2**20  # bytes read at a time
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # with its end, where it has one
+
+
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes, none at the end."""
+
+
+class Faults:
+    """The faulty lines of one file: the first few are kept, all are counted.
+
+    Args:
+        where: the file.
+        rule: what every line must be.
+    """
+
+    def __init__(self, where: str, rule: str) -> None:
+        self.where, self.rule = where, rule
+        self.shown: list[tuple[int, str]] = []
+        self.count = 0
+
+    def add(self, line: int, what: str) -> None:
+        """Note that `line` is faulty."""
+        self.count += 1
+        if len(self.shown) < MAX_FAULTS_SHOWN:
+            self.shown.append((line, what))
+
+    def raise_any(self) -> None:
+        """Raise one `ColakitError` for all of them; return if there are none."""
+        if not self.count:
+            return
+        shown = "; ".join(f"line {number}: {what}" for number, what in self.shown)
+        more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
+        lines = "line" if self.count == 1 else "lines"
+        raise ColakitError(
+            f"{self.where}:{self.shown[0][0]}: {self.rule} ({self.count} faulty {lines}: {shown}{more})",
+            hint="Mend these lines; nothing was written.",
+        )
 
 
 def decode(raw: bytes, where: str) -> str:
@@ -25,63 +69,78 @@ def decode(raw: bytes, where: str) -> str:
     Raises:
         ColakitError: if it is not UTF-8 or holds a NUL, with the byte offset.
     """
+    return "".join(_pieces(io.BytesIO(raw), where))
+
+
+def read_rows(file: Readable, where: str) -> Iterator[Row]:
+    """Yield the numbered rows of a file; `where` names it and, by its ending, its format.
+
+    Raises:
+        ColakitError: if it is not UTF-8, holds a NUL, has a line beyond `MAX_LINE` or broken quoting.
+    """
+    lines = _lines(_pieces(file, where), where)
+    if PurePath(where).suffix.lower() != ".csv":
+        for number, line in enumerate(lines, start=1):
+            yield number, line.rstrip("\r\n").split("\t")
+        return
+    csv.field_size_limit(MAX_LINE)  # by default 128 KiB
+    reader = csv.reader(lines, strict=True)
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        skipped = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0  # the codec counts after it
-        raise ColakitError(
-            f"{where}: not UTF-8 at byte {error.start + skipped}", hint="Save the file as UTF-8."
-        ) from None
-    if "\0" in text:
-        raise ColakitError(f"{where}: a NUL byte at byte {raw.index(0)}", hint="Is this a text file?")
-    return text
+        yield from ((reader.line_num, fields) for fields in reader if fields)
+    except csv.Error as error:
+        raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Mend the quoting.") from error
 
 
-def read_rows(raw: bytes, where: str) -> list[Row]:
-    """Return the numbered rows of a file; `where` names it and, by its ending, its format."""
-    text = decode(raw, where)
-    if PurePath(where).suffix.lower() == ".csv":
-        csv.field_size_limit(max(len(text), csv.field_size_limit()))  # by default 128 KiB
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _pieces(file: Readable, where: str) -> Iterator[str]:
+    """Yield a file's text a chunk at a time; none ends between CR and LF."""
+    characters = codecs.getincrementaldecoder("utf-8")()
+    decoder = io.IncrementalNewlineDecoder(characters, translate=False)
+    done, is_last, begins = 0, False, True
+    while not is_last:
+        raw = file.read(CHUNK)
+        is_last = not raw
+        held = len(characters.getstate()[0])  # of a character whose other bytes are still to come
         try:
-            return [(reader.line_num, fields) for fields in reader if fields]
-        except csv.Error as error:
-            raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Mend the quoting.") from error
-    return list(_split_lines(text))
+            text = decoder.decode(raw, final=is_last)
+        except UnicodeDecodeError as error:
+            raise ColakitError(
+                f"{where}: not UTF-8 at byte {done - held + error.start}", hint="Save the file as UTF-8."
+            ) from None
+        if b"\0" in raw:
+            position = done + raw.index(0)
+            raise ColakitError(f"{where}: a NUL byte at byte {position}", hint="Is this a text file?")
+        done += len(raw)
+        if text:
+            yield text.removeprefix("\ufeff") if begins else text
+            begins = False
 
 
-def _split_lines(text: str) -> Iterator[Row]:
-    lines = re.split(r"\r\n|\n|\r", text)
-    if lines and not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        yield number, line.split("\t")
+def _lines(pieces: Iterable[str], where: str) -> Iterator[str]:
+    rest = ""
+    for piece in pieces:
+        found = LINE.findall(rest + piece)
+        rest = found.pop() if found and found[-1][-1] not in "\r\n" else ""
+        if len(rest) > MAX_LINE:
+            raise ColakitError(
+                f"{where}: a line is longer than {MAX_LINE >> 20} Mi characters", hint="Is this a text file?"
+            )
+        yield from found
+    if rest:
+        yield rest
 
 
-def require_columns(rows: list[Row], width: int, where: str) -> None:
-    """Raise `ColakitError` unless every row has `width` fields."""
-    faults = [(number, f"{len(fields)} columns") for number, fields in rows if len(fields) != width]
-    raise_faults(faults, where, f"every row must have {width} columns")
+def shown(cell: str) -> str:
+    """Return a cell as an error shows it."""
+    return repr(cell if len(cell) <= MAX_CELL_SHOWN else cell[:MAX_CELL_SHOWN] + "…")
 
 
 def column_index(header: list[str], name: str, setting: str, where: str) -> int:
     """Return where column `name` stands in `header`."""
     if name not in header:
+        has = ", ".join(header)
         raise ColakitError(
-            f"{where}: no column {name!r} (has {', '.join(header)}).{did_you_mean(name, header)}",
+            f"{where}: no column {name!r} (has {has if len(has) <= 200 else has[:200] + '…'})."
+            f"{did_you_mean(name, header[:50])}",
             hint=f"Name the column: --set {setting}=NAME",
         )
     return header.index(name)
-
-
-def raise_faults(faults: list[tuple[int, str]], where: str, rule: str) -> None:
-    """Raise one error that lists the first faulty lines and counts all; return if there are none."""
-    if not faults:
-        return
-    shown = "; ".join(f"line {number}: {what}" for number, what in faults[:MAX_FAULTS_SHOWN])
-    more = f"; and {len(faults) - MAX_FAULTS_SHOWN} more" if len(faults) > MAX_FAULTS_SHOWN else ""
-    first, lines = faults[0][0], "line" if len(faults) == 1 else "lines"
-    raise ColakitError(
-        f"{where}:{first}: {rule} ({len(faults)} faulty {lines}: {shown}{more})",
-        hint="Mend these lines; nothing was written.",
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from colakit.data.cache import ArrayCache
 from colakit.errors import ColakitError, first_line
+
+MAX_CHARACTERS = 2**18  # of a sentence that is cut to some tokens anyway
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,19 @@ class SentenceTokenizer:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
-        """Rebuild what `to_dict` described, with no other file."""
+        """Rebuild what `to_dict` described, with no other file.
+
+        Raises:
+            ValueError: if its numbers and marks are of other kinds.
+            Exception: what the Rust tokenizer says of text that describes none.
+        """
+        end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
         backend = tokenizers.Tokenizer.from_str(state["json"])
-        return cls(backend, state["end_of_text_id"], prefix=state["prefix"], suffix=state["suffix"])
+        if type(end_of_text_id) is not int or not 0 <= end_of_text_id < backend.get_vocab_size():
+            raise ValueError("end_of_text_id must be a token of the vocabulary")
+        if not (isinstance(prefix, bool) and isinstance(suffix, bool)):
+            raise ValueError("prefix and suffix must be true or false")
+        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""
@@ -140,16 +152,21 @@ class SentenceTokenizer:
 
         Args:
             max_tokens: longest sequence kept, boundary tokens included; a longer sentence loses its last
-                tokens, never a boundary token, and is counted in `num_truncated`.
+                tokens, never a boundary token, and is counted in `num_truncated`. Of a sentence beyond
+                `MAX_CHARACTERS` no more than these are looked at.
         """
         before = [self.end_of_text_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
-        room = None if max_tokens is None else max_tokens - len(before) - len(after)
+        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
         rows: list[list[int]] = []
         num_truncated = 0
-        for encoding in self.backend.encode_batch_fast(list(sentences), add_special_tokens=False):
+        texts = list(sentences)
+        if room is not None:  # before all of a very long one is encoded
+            texts = [text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] for text in texts]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for sentence, encoding in zip(sentences, encodings, strict=True):
             ids = encoding.ids
-            if room is not None and len(ids) > room:
+            if room is not None and (len(ids) > room or len(sentence) > MAX_CHARACTERS):
                 ids, num_truncated = ids[:room], num_truncated + 1
             rows.append([*before, *ids, *after] or [self.end_of_text_id])
         return Tokens.pack(rows, num_truncated)
@@ -172,5 +189,15 @@ def encode_cached(
         tokens = tokenizer.encode(sentences, max_tokens)
         return {"ids": tokens.ids, "offsets": tokens.offsets, "num_truncated": np.array(tokens.num_truncated)}
 
-    arrays = cache.get("tokens", key, compute)
+    arrays = cache.get("tokens", key, compute, check=_check_tokens)
     return Tokens(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]))
+
+
+def _check_tokens(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise `ValueError` or `KeyError` unless these are arrays of tokens."""
+    ids, offsets, num_truncated = arrays["ids"], arrays["offsets"], arrays["num_truncated"]
+    kinds = (ids.dtype, offsets.dtype, num_truncated.dtype, ids.ndim, offsets.ndim, num_truncated.ndim)
+    if kinds != (np.int32, np.int64, np.int64, 1, 1, 0):
+        raise ValueError("other arrays")
+    if not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()):
+        raise ValueError("offsets that do not fit")

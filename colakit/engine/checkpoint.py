@@ -23,18 +23,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from colakit import __version__
 from colakit.errors import ColakitError, first_line
-from colakit.files import sha256_of, sync_folder, write_tensors, write_text
+from colakit.files import read_tensors, sha256_of, sync_folder, write_tensors, write_text
 
 FORMAT = 1
 KEPT = 2
+MAX_MANIFEST_BYTES = 2**20
 STATE, MANIFEST = "state.pt", "manifest.json"
-PARTS = ("identity", "step", "progress", "tensors", "optimizer", "per_process", "metrics_bytes")
-"""What a state must hold; a run is resumed from all of it or not at all."""
+PARTS: dict[str, type] = {
+    "identity": dict,
+    "step": int,
+    "progress": dict,
+    "tensors": dict,
+    "optimizer": dict,
+    "per_process": list,
+    "metrics_bytes": int,
+}
+"""What a state must hold, and as what; a run is resumed from all of it or not at all."""
 NAME = re.compile(r"step-(\d{8,})")
 NOTES = (
     "seconds",
@@ -199,27 +207,44 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, expected in manifest["files"].items():
         _check_file(path / name, expected)
     try:
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        state = read_tensors(path / STATE)
     except Exception as error:  # the unpickler passes on whatever a foreign file makes it stumble over
         raise DamagedError(f"{path / STATE}: cannot be read ({first_line(error)})") from error
     missing = [part for part in PARTS if not isinstance(state, dict) or part not in state]
     if missing:
         raise DamagedError(f"{path / STATE}: lacks {', '.join(missing)}")
-    if not all("cpu" in rng for rng, _ in state["per_process"]):
+    if odd := [part for part, kind in PARTS.items() if not isinstance(state[part], kind)]:
+        raise DamagedError(f"{path / STATE}: {odd[0]} is a {type(state[odd[0]]).__name__}")
+    if not all(_has_generators(process) for process in state["per_process"]):
         raise DamagedError(f"{path / STATE}: lacks the random generators")
+    largest = state.get("largest")
+    if not (largest is None or (type(largest) is int and largest >= 1)):
+        raise DamagedError(f"{path / STATE}: largest is no size of micro-batches")
     if int(path.name.removeprefix("step-")) != state["step"]:
         raise DamagedError(f"{path / STATE}: is the state after step {state['step']}")
-    return Checkpoint(path, state, {name: manifest[name] for name in NOTES if name in manifest})
+    return Checkpoint(path, state, {name: manifest[name] for name in NOTES if _is_number(manifest.get(name))})
+
+
+def _has_generators(process: Any) -> bool:
+    """Whether this is [generators, what else the process knows]."""
+    is_pair = isinstance(process, (list, tuple)) and len(process) == 2
+    return is_pair and isinstance(process[0], dict) and isinstance(process[0].get("cpu"), Tensor)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError("it is too long for one")
         text = path.read_bytes().decode()
         manifest = json.loads(text)
     except FileNotFoundError:
         raise DamagedError(f"{path}: is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(manifest, dict) or _manifest_text(manifest) != text:
         raise DamagedError(f"{path}: is not as it was written (its own SHA-256 differs)")
@@ -233,6 +258,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: is no manifest of format {FORMAT} that lists {STATE}")
     if strangers := [name for name in files if Path(name).name != name]:
         raise DamagedError(f"{path}: names files of other folders ({', '.join(strangers)})")
+    if not all(isinstance(facts, dict) and facts.keys() >= {"bytes", "sha256"} for facts in files.values()):
+        raise DamagedError(f"{path}: lacks the size or SHA-256 of a file")
     return manifest
 
 
@@ -240,10 +267,10 @@ def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
-            raise DamagedError(f"{path}: has {size:,} bytes; {expected['bytes']:,} were written")
+            raise DamagedError(f"{path}: has {size} bytes; {expected['bytes']} were written")
         if sha256_of(path) != expected["sha256"]:
             raise DamagedError(f"{path}: is not as it was written (its SHA-256 differs)")
     except FileNotFoundError:
         raise DamagedError(f"{path}: is missing") from None
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
+        raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from colakit import __version__
@@ -24,7 +23,7 @@ from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.device import Compute
 from colakit.engine.inference import compute_logits, decide
 from colakit.errors import ColakitError, first_line
-from colakit.files import write_tensors
+from colakit.files import read_json, read_tensors, write_tensors
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.empty import without_weights
@@ -194,14 +193,14 @@ def _locate(where: str | Path) -> Path:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
     except Exception as error:  # the unpickler passes on whatever a damaged file makes it stumble over
         raise ColakitError(
             f"{path}: is no checkpoint of colakit's ({first_line(error)})", hint="Was it copied whole?"
         ) from error
     if not isinstance(content, dict) or "format" not in content or "kind" not in content:
         raise ColakitError(f"{path}: is no checkpoint of colakit's", hint="Give the ckpt.pt of a run folder.")
-    if content["format"] > CHECKPOINT_FORMAT:
+    if isinstance(content["format"], int) and content["format"] > CHECKPOINT_FORMAT:
         raise ColakitError(
             f"{path}: format {content['format']}; this colakit reads up to {CHECKPOINT_FORMAT}",
             hint="Upgrade colakit.",
@@ -214,6 +213,9 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
     try:
         model, lora = _rebuild(content)
         model.load_state_dict(content["tensors"], assign=True)
+        if isinstance(model, DistilRNN):
+            model.check_rows()
+        _check_facts(content, model.num_labels)
         return SentenceClassifier(
             model=model.eval(),
             tokenizer=SentenceTokenizer.from_dict(content["tokenizer"]),
@@ -227,6 +229,22 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
         raise ColakitError(
             f"{path}: the checkpoint is damaged ({error})", hint="Train or copy it again."
         ) from error
+
+
+def _check_facts(facts: Mapping[str, Any], num_labels: int) -> None:
+    """Raise `ValueError` unless the plain data beside a model's tensors are of their kinds."""
+    names, most, threshold = facts["label_names"], facts["max_tokens"], facts["threshold"]
+    is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_named or len(names) != num_labels:
+        raise ValueError(f"label_names must be {num_labels} names")
+    if most is not None and not (type(most) is int and most >= 1):
+        raise ValueError("max_tokens must be a whole number from 1, or null")
+    if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        raise ValueError("threshold must be a probability, or null")
+    if threshold is not None and num_labels != 2:
+        raise ValueError("a threshold decides between two labels")
+    if not isinstance(facts["origin"], dict):
+        raise ValueError("origin must be an object")
 
 
 def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
@@ -265,21 +283,28 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     num_labels = adapter.saved_modules["score.weight"].shape[0]
     model = gpt.classifier(num_labels)
     apply_adapter(model, adapter, where=str(folder))
-    names = companion.get("label_names") or [f"LABEL_{i}" for i in range(num_labels)]
-    if len(names) != num_labels:
-        raise ColakitError(
-            f"{folder}/{COMPANION_NAME}: {len(names)} label names; the head has {num_labels} labels"
-        )
+    facts: dict[str, Any] = {
+        "label_names": companion.get("label_names") or [f"LABEL_{i}" for i in range(num_labels)],
+        "max_tokens": companion.get("max_tokens") or gpt.config.num_positions,
+        "threshold": companion.get("threshold"),
+        "origin": companion.get("origin") or {"command": "adapter", "base": base},
+    }
+    try:
+        _check_facts(facts, num_labels)
+    except ValueError as error:
+        raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
     return SentenceClassifier(
         model=model.eval(),
         tokenizer=SentenceTokenizer.from_folder(
-            base_folder, prefix=companion.get("prefix", False), suffix=companion.get("suffix", False)
+            base_folder,
+            prefix=bool(companion.get("prefix")),
+            suffix=bool(companion.get("suffix")),
         ),
-        label_names=tuple(names),
-        max_tokens=companion.get("max_tokens") or gpt.config.num_positions,
-        threshold=companion.get("threshold"),
+        label_names=tuple(facts["label_names"]),
+        max_tokens=facts["max_tokens"],
+        threshold=facts["threshold"],
         lora=adapter.config,
-        origin=companion.get("origin") or {"command": "adapter", "base": base},
+        origin=facts["origin"],
     )
 
 
@@ -288,13 +313,15 @@ def _read_companion(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        companion = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        companion = read_json(path)
+    except (OSError, ValueError) as error:
         raise ColakitError(
             f"{path}: not JSON ({error})", hint="Save the adapter again, or delete this file."
         ) from error
-    if not isinstance(companion, dict):
-        raise ColakitError(f"{path}: not a JSON object", hint="Save the adapter again, or delete this file.")
+    if not isinstance(companion, dict) or not isinstance(companion.get("origin", {}), dict):
+        raise ColakitError(
+            f"{path}: not what colakit writes", hint="Save the adapter again, or delete this file."
+        )
     return companion
 
 
@@ -307,6 +334,7 @@ def check_base(folder: Path, base: str, gpt: GPT) -> None:
     made_for = _read_companion(folder).get("origin", {}).get("base_fingerprint")
     if made_for is not None and made_for != (found := base_fingerprint(gpt)):
         raise ColakitError(
-            f"{folder}: was trained on a base with fingerprint {made_for[:12]}…; {base} has {found[:12]}…",
+            f"{folder}: was trained on a base with fingerprint {str(made_for)[:12]}…; "
+            f"{base} has {found[:12]}…",
             hint="Name the base it was trained on with --base.",
         )

@@ -29,10 +29,10 @@ import torch
 from colakit import __version__
 from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.device import Compute
-from colakit.engine.locks import Lock
 from colakit.engine.metrics import Labels
 from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
 from colakit.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
+from colakit.locks import Lock
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 

@@ -1,7 +1,7 @@
 """The only training loop. It yields a report a step; printing, evaluating and saving are its caller's.
 
-`train` -> `_train_step` -> `_backward`: three altitudes of one loop, the same for classification,
-distillation and language modelling, which differ in their objective alone.
+`train` -> `_train_step` -> `_accumulate` -> `_backward`: four altitudes of one loop, the same for
+classification, distillation and language modelling, which differ in their objective alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from colakit.data.batches import Batch
 from colakit.engine.device import Compute
 from colakit.engine.distributed import Processes
 from colakit.engine.objectives import Loss, Objective
-from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.engine.randomness import restore_rng, rng_state
+from colakit.errors import EXIT_FAILED, ColakitError, first_line
 
 SPOILT_HINT = (
     "Resuming would meet it again: start anew in another folder, with a lower --lr or --precision fp32."
@@ -54,6 +55,7 @@ class StepReport:
         grad_norm: before clipping.
         count: terms of the loss, as in `StepBatch`.
         predictions: (logits, labels) of this process's micro-batches, detached, on the device.
+        largest: sentences that a micro-batch may have from here on, where memory has run out, else None.
     """
 
     step: int
@@ -63,6 +65,7 @@ class StepReport:
     grad_norm: float
     count: int
     predictions: list[tuple[Tensor, Tensor]]
+    largest: int | None = None
 
 
 def train(
@@ -76,8 +79,12 @@ def train(
     group: Processes | None = None,
     clip_norm: float | None = 1.0,
     start_step: int = 0,
+    largest: int | None = None,
 ) -> Iterator[StepReport]:
     """Train `model` on every batch of `batches` in turn, yielding after each step.
+
+    Where a GPU's memory runs out, the step begins again with micro-batches of half the size: the same batch,
+    and the same bits as if they had been so small from this step on.
 
     Args:
         model: in the mode and on the device it trains in; `Processes.replicate`d where there are several.
@@ -86,9 +93,11 @@ def train(
         lr_at: multiplier of the peak rates at a step, counted from 0.
         clip_norm: longest gradient, in the 2-norm over all parameters; None does not clip.
         start_step: steps that were taken before, when a run is resumed.
+        largest: the last report's `largest`, when a run is resumed.
 
     Raises:
-        ColakitError: if a loss or gradient is not finite, naming step and batch; the step is not taken.
+        ColakitError: if a loss or gradient is not finite, naming step and batch; or if memory runs out with
+            a single sentence, or in one of several processes. The step is not taken.
     """
     group = group or Processes()
     for param_group in optimizer.param_groups:
@@ -96,7 +105,9 @@ def train(
     for step, batch in enumerate(batches, start=start_step):
         for param_group in optimizer.param_groups:
             param_group["lr"] = param_group["peak_lr"] * lr_at(step)
-        yield _train_step(model, batch, objective, optimizer, compute, group, clip_norm, step)
+        report = _train_step(model, batch, objective, optimizer, compute, group, clip_norm, step, largest)
+        largest = report.largest
+        yield report
 
 
 def _train_step(
@@ -108,17 +119,19 @@ def _train_step(
     group: Processes,
     clip_norm: float | None,
     step: int,
+    largest: int | None,
 ) -> StepReport:
-    optimizer.zero_grad(set_to_none=True)
-    predictions: list[tuple[Tensor, Tensor]] = []
-    total = torch.zeros((), device=compute.device)
-    for position, micro_batch in enumerate(batch.micro_batches):
-        on_device = micro_batch.to(compute.device)
-        is_last = position == len(batch.micro_batches) - 1
-        loss = _backward(model, on_device, objective, batch.count, compute, group, is_last)
-        total += loss.total.detach() * on_device.weight
-        if loss.logits is not None and on_device.labels is not None and on_device.weight:
-            predictions.append((loss.logits, on_device.labels))
+    rng = rng_state(compute.device)
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            total, predictions = _accumulate(model, batch, objective, compute, group, largest)
+            break
+        except torch.OutOfMemoryError as error:
+            largest = _halved(batch, largest, group, step, error)
+        if compute.device.type == "cuda":  # after the handler, whose traceback held the tensors
+            torch.cuda.empty_cache()
+        restore_rng(rng, compute.device)
     trainable = [p for param_group in optimizer.param_groups for p in param_group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trainable, clip_norm if clip_norm is not None else float("inf"))
     mean_loss, grad_norm = (
@@ -133,7 +146,43 @@ def _train_step(
         )
     optimizer.step()
     lr = optimizer.param_groups[0]["lr"]
-    return StepReport(step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, predictions)
+    return StepReport(step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, predictions, largest)
+
+
+def _halved(
+    batch: StepBatch, largest: int | None, group: Processes, step: int, error: torch.OutOfMemoryError
+) -> int:
+    """Return the size of micro-batches to go on with, or raise `ColakitError` where there is none."""
+    size = max(len(part) for whole in batch.micro_batches for part in whole.split(largest))
+    if size > 1 and group.world_size == 1:  # the others would wait for the sum that this one broke off
+        return -(-size // 2)
+    raise ColakitError(
+        f"step {step + 1}: out of memory with micro-batches of {size} ({first_line(error)})",
+        hint="Train with a smaller micro_batch_size, or shorter sentences (max_tokens).",
+        exit_code=EXIT_FAILED,
+    ) from error
+
+
+def _accumulate(
+    model: nn.Module,
+    batch: StepBatch,
+    objective: Objective,
+    compute: Compute,
+    group: Processes,
+    largest: int | None,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Add up the gradients of a step; return the summed loss and the predictions."""
+    predictions: list[tuple[Tensor, Tensor]] = []
+    total = torch.zeros((), device=compute.device)
+    micro_batches = [part for whole in batch.micro_batches for part in whole.split(largest)]
+    for position, micro_batch in enumerate(micro_batches):
+        on_device = micro_batch.to(compute.device)
+        is_last = position == len(micro_batches) - 1
+        loss = _backward(model, on_device, objective, batch.count, compute, group, is_last)
+        total += loss.total.detach() * on_device.weight
+        if loss.logits is not None and on_device.labels is not None and on_device.weight:
+            predictions.append((loss.logits, on_device.labels))
+    return total, predictions
 
 
 def _backward(

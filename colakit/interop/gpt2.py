@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from colakit.errors import ColakitError, first_line
-from colakit.files import replacing, write_text
+from colakit.files import read_json, replacing, write_text
+from colakit.interop.hub import fetch_from_hub
+from colakit.interop.weights import read_weights_file
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig
 
@@ -50,14 +52,6 @@ KNOWN_SHAPES = {
     "gpt2-xl": GPTConfig(width=1600, num_layers=48, num_heads=25),
     "distilgpt2": GPTConfig(num_layers=6),
 }
-HUB_FILES = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-]
 
 
 def resolve_base(name: str) -> Path:
@@ -77,7 +71,7 @@ def resolve_base(name: str) -> Path:
             f"--base: {name!r} is {found}; a folder or a hub name is wanted",
             hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
         )
-    return _download(name)
+    return fetch_from_hub(name)
 
 
 def plan_config(name: str) -> GPTConfig:
@@ -103,22 +97,6 @@ def plan_config(name: str) -> GPTConfig:
     )
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
-        if not any(folder.glob("*.safetensors*")):  # an older model
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
-        return folder
-    except Exception as error:  # the hub's library passes on whatever its transport raises
-        raise ColakitError(
-            f"--base: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
-            hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
-            "model into a folder and pass --base FOLDER.",
-        ) from error
-
-
 def read_config(folder: Path) -> GPTConfig:
     """Return the shape that `folder`/config.json describes.
 
@@ -127,12 +105,12 @@ def read_config(folder: Path) -> GPTConfig:
     """
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise ColakitError(
             f"{path}: not there", hint="--base wants a folder in the transformers layout."
         ) from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ColakitError(f"{path}: not JSON ({error})", hint="Fetch the model again.") from error
     if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
         kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
@@ -158,38 +136,24 @@ def load_gpt(folder: Path) -> GPT:
     config = read_config(folder)
     with without_weights():  # no time is spent on weights that the file brings
         model = GPT(config)
-    weights = {name: tensor for name, tensor in read_tensors(folder).items() if name != "score.weight"}
+    weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the folder's tensors, fp32, under colakit's names and in `nn.Linear`'s orientation."""
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
-        for name, tensor in _read_file(path).items():
+        for name, tensor in read_weights_file(path, hint="Fetch the file again.").items():
             ours = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
             if ours.endswith((".attn.bias", ".attn.masked_bias")) or ours == "lm_head.weight":
                 continue  # causal masks, and the output layer, which is the embedding
             if ours.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # any other is refused by its shape
                 tensor = tensor.t()
-            tensors[ours] = tensor.to(torch.float32).contiguous()
+            tensors[ours] = tensor.contiguous()
     return tensors
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: nothing in it runs
-    except Exception as error:  # torch's unpickler passes on whatever a damaged file makes it stumble over
-        raise ColakitError(
-            f"{path}: cannot be read ({first_line(error)})", hint="Fetch the file again."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise ColakitError(f"{path}: holds something else than named tensors", hint="Fetch the file again.")
-    return content
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -199,9 +163,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ColakitError(f"{index}: not an index of shards ({error!r})") from error
+            names = {str(name) for name in read_json(index)["weight_map"].values()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ColakitError(f"{index}: not an index of shards ({first_line(error)})") from error
         if any(Path(name).name != name for name in names):
             raise ColakitError(f"{index}: names a shard outside its folder", hint="Do not use this model.")
         return [folder / name for name in sorted(names)]

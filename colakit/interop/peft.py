@@ -7,25 +7,27 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`; keys look 
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from colakit.errors import ColakitError
-from colakit.files import replacing, write_json
+from colakit.errors import ColakitError, first_line
+from colakit.files import read_json, replacing, write_json
+from colakit.interop.weights import read_weights_file
 from colakit.models.lora import LoRAConfig, inject, is_tail, lora_layers
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
+NAMING = ("target_modules", "exclude_modules", "modules_to_save")
+MAX_PATTERN = 4000  # characters
+PATTERN_SECONDS = 1.0  # for one name; a pattern may be made to take for ever
 UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -69,10 +71,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
     config_path = folder / "adapter_config.json"
     raw = _read_config(config_path)
     path = folder / "adapter_model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ColakitError(f"{path}: cannot be read ({error})", hint="Save the adapter again.") from error
+    tensors = read_weights_file(path, hint="Save the adapter again.")
     factors: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -80,17 +79,17 @@ def read_adapter(folder: Path) -> PeftAdapter:
         name = key.removeprefix(PREFIX)
         tail = next((tail for tail in FACTORS if name.endswith("." + tail)), None)
         if tail is None:
-            saved[name] = tensor.float()
+            saved[name] = tensor
             continue
         module = name.removesuffix("." + tail)
-        factors[f"{module}.{FACTORS[tail]}"] = tensor.float()
-        if tail == "lora_A.weight":
+        factors[f"{module}.{FACTORS[tail]}"] = tensor
+        if tail == "lora_A.weight" and tensor.ndim == 2:  # any other is refused by its shape
             ranks[module] = tensor.shape[0]
     if not ranks:
         raise ColakitError(f"{path}: holds no LoRA factors", hint="Is this the adapter's folder?")
     try:
         config = _lora_config(raw, ranks)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ColakitError(f"{config_path}: {error}", hint="Save the adapter again.") from error
     return PeftAdapter(
         config=config,
@@ -103,7 +102,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except (OSError, ValueError) as error:
         raise ColakitError(f"{path}: cannot be read ({error})", hint="Is this an adapter folder?") from error
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
@@ -114,6 +113,10 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise ColakitError(f"{path}: {key} is set, which colakit does not compute")
     if raw.get("bias", "none") != "none" or raw.get("lora_bias"):
         raise ColakitError(f"{path}: trained biases are not supported; bias must be 'none'")
+    for key in NAMING:
+        names = raw.get(key) or ()
+        if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ColakitError(f"{path}: {key} must be names, or a pattern")
     return raw
 
 
@@ -122,7 +125,7 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
     patterns = raw.get("alpha_pattern") or {}
     overrides: dict[str, dict[str, float]] = {}
     for module, rank in ranks.items():
-        matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+        matching = [value for key, value in patterns.items() if _fits(rf"(.*\.)?({key})", module)]
         overrides[module] = {"rank": rank, "alpha": float(matching[0]) if matching else default_alpha}
     init = str(raw.get("init_lora_weights", True)).lower()
     if init.startswith(("olora", "corda", "eva", "loftq", "lora_ga", "pissa_niter")):  # the last is random
@@ -153,7 +156,10 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
         ColakitError: if a tensor has no place in the model, or another shape, or is missing.
     """
     _check_coverage(model, adapter, where)
-    inject(model, adapter.config)
+    try:
+        inject(model, adapter.config)
+    except (ValueError, RuntimeError) as error:  # PiSSA decomposes weights, which may not be numbers
+        raise ColakitError(f"{where}: {first_line(error)}", hint="Save the adapter again.") from error
     places = dict(model.named_parameters())
     tensors = {**adapter.factors, **adapter.saved_modules}
     if "score.weight" not in places:
@@ -180,12 +186,20 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
 
 def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
     """Refuse an adapter that is torn, or made for a base with fewer or more layers."""
-    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     adapted = set(adapter.config.target_modules)
-    if foreign := sorted(adapted - linears):
+    if foreign := sorted(adapted - linears.keys()):
         raise ColakitError(
             f"{where}: {foreign[0]} has no place in this base", hint="Name the adapter's own base."
         )
+    for name in adapted:  # before B is made, which is as long as the rank
+        rank, width = adapter.factors[f"{name}.lora_a"].shape
+        wanted = linears[name].in_features
+        if width != wanted:
+            raise ColakitError(
+                f"{where}: {name}.lora_a is {(rank, width)}, this base wants {(rank, wanted)}",
+                hint="The adapter was made for another base; name that one with --base.",
+            )
     saved = tuple(adapter.raw.get("modules_to_save") or ())
     expected = {name for name in linears if _is_targeted(adapter.raw, name)} - adapted
     expected |= {
@@ -212,8 +226,26 @@ def _is_targeted(raw: Mapping[str, Any], name: str) -> bool:
 
 def _names(modules: str | Iterable[str], name: str) -> bool:
     if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
+        return _fits(modules, name)
     return any(is_tail(module, name) for module in modules)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Tell whether a regular expression of the adapter's config matches a whole name.
+
+    Raises:
+        ColakitError: if it is none, or takes longer than an honest one would.
+    """
+    if len(pattern) > MAX_PATTERN or pattern.count("{") > 2 or regex.search(r"\{[^}]*\d{3}", pattern):
+        raise ColakitError(  # counted repetitions are written out before they are matched
+            f"adapter_config.json: the pattern {pattern[:60]!r} is larger than a name of modules needs"
+        )
+    try:
+        return regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS) is not None
+    except (regex.error, TimeoutError, RecursionError) as error:
+        raise ColakitError(
+            f"adapter_config.json: the pattern {pattern[:60]!r} cannot be matched ({first_line(error)})"
+        ) from None
 
 
 def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: str) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from colakit.models.empty import without_weights
 from colakit.models.fused import Dropout, gelu_tanh, linear_cross_entropy, short_attention
+from colakit.models.shapes import check_shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": gelu_tanh,
@@ -30,6 +31,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 SHORT = 256  # tokens up to which attention trains faster on a CPU as two matrix products
+
+
+GPT_SIZES = {
+    "vocab_size": 2**24,
+    "num_positions": 2**20,
+    "width": 2**16,
+    "num_layers": 2**8,
+    "num_heads": 2**16,
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,12 @@ class GPTConfig:
     residual_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_shape(self, GPT_SIZES | ({"mlp_width": 2**18} if self.mlp_width is not None else {}))
+        if not (isinstance(self.layer_norm_epsilon, float) and 0 < self.layer_norm_epsilon < 1):
+            raise ValueError(f"layer_norm_epsilon (={self.layer_norm_epsilon!r}) must be between 0 and 1")
         if self.width % self.num_heads:
             raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ValueError(f"activation (={self.activation!r}) must be one of {', '.join(ACTIVATIONS)}")
 
 

@@ -53,6 +53,10 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank (={self.rank}) must be at least 1")
+        if not (math.isfinite(self.alpha) and 0 <= self.dropout <= 1):
+            raise ValueError(
+                f"alpha (={self.alpha}) must be finite, and dropout (={self.dropout}) a probability"
+            )
         if self.init not in ("kaiming", "pissa"):
             raise ValueError(f"init (={self.init!r}) must be kaiming or pissa")
         if self.dora and self.init == "pissa":

@@ -12,12 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from colakit.models.shapes import check_shape
+
 CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
     "rnn": nn.RNN,
     "gru": nn.GRU,
     "lstm": nn.LSTM,
 }
 POOLINGS = ("last", "mean", "max", "attention")
+RNN_SIZES = {
+    "vocab_size": 2**24,
+    "num_labels": 2**16,
+    "embedding_size": 2**16,
+    "hidden_size": 2**16,
+    "num_layers": 2**6,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,10 @@ class RNNConfig:
     num_embeddings: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
+        check_shape(self, RNN_SIZES)
+        if self.num_embeddings is not None:
+            check_shape(self, {"num_embeddings": self.vocab_size + 1})
+        if not isinstance(self.cell, str) or self.cell not in CELLS:
             raise ValueError(f"cell (={self.cell!r}) must be one of {', '.join(CELLS)}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling (={self.pooling!r}) must be one of {', '.join(POOLINGS)}")
@@ -123,6 +135,12 @@ class DistilRNN(nn.Module):
     def answer(self, pooled: Tensor) -> Tensor:
         """Return class logits (B, C) of (B, W) sentences."""
         return self.score(self.dropout(pooled))
+
+    def check_rows(self) -> None:
+        """Raise `ValueError` where a token's row is none of the embedding's."""
+        rows = self.row_of_token
+        if rows is not None and not bool(((rows >= 0) & (rows < self.embedding.num_embeddings)).all()):
+            raise ValueError("row_of_token points beyond the embedding")
 
     def embed_only(self, tokens: Sequence[int]) -> None:
         """Give `tokens` rows of their own, from 1 on; all others share row 0."""

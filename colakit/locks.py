@@ -1,10 +1,11 @@
-"""One run a folder."""
+"""One process at a time in a folder: a run in its own, a download in the cache."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ except ImportError:  # Windows, whose locks would keep others from reading the n
     fcntl = None  # type: ignore[assignment]
 
 
+WAIT_SECONDS = 0.05  # between two looks at a lock that another process holds
+
+
 class Lock:
     """A file that a process holds while it works in a folder; the system frees it when the process dies."""
 
@@ -23,16 +27,19 @@ class Lock:
         self.path = path
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Hold the lock while the block runs, then remove its file.
 
+        Args:
+            wait_seconds: how long to wait for another process that holds it.
+
         Raises:
-            ColakitError: at once, if another process holds it, with that one's number.
+            ColakitError: if another process holds it still, with that one's number.
         """
         if fcntl is None:
             yield
             return
-        descriptor = self._acquire()
+        descriptor = self._acquire(time.monotonic() + wait_seconds)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -43,16 +50,19 @@ class Lock:
             )  # before it is let go, so that nobody locks a file without a name
             os.close(descriptor)
 
-    def _acquire(self) -> int:
+    def _acquire(self, deadline: float) -> int:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 os.close(descriptor)
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+                if time.monotonic() >= deadline:
                     raise self._taken() from None
-                raise
+                time.sleep(WAIT_SECONDS)
+                continue
             if _is_at(descriptor, self.path):
                 return descriptor
             os.close(descriptor)  # its holder removed it in between

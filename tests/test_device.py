@@ -1,0 +1,35 @@
+"""What is computed on, and that the choice is explained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colakit.engine.device import resolve_compute
+from colakit.errors import ColakitError
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_it_goes_on_and_says_why() -> None:
+    compute = resolve_compute("auto", "auto")
+    assert compute.device.type in ("cpu", "mps")
+    assert "no usable GPU" in str(compute) or "Apple GPU" in str(compute)
+    with pytest.raises(ColakitError, match=r"--device cuda: not there \(0 CUDA devices found\)"):
+        resolve_compute("cuda", "auto")
+
+
+@pytest.mark.parametrize(
+    ("units", "dtype", "why"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16, "CPU with AMX"),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16, "CPU with AVX512-BF16"),
+        ({}, torch.float32, "CPU without bf16 matrix units"),
+    ],
+)
+def test_precision_follows_the_units_there_are(
+    units: dict[str, bool], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    compute = resolve_compute("cpu", "auto")
+    assert compute.dtype == dtype
+    assert why in str(compute)

@@ -329,6 +329,17 @@ def test_members_of_a_zip_are_never_written(evil: str, tmp_path: Path) -> None:
     assert not Path("/evil.tsv").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs a list of open files")
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_a_refused_file_is_closed_at_once(write: Write) -> None:
+    path = write(Path("given"), COLA | {"in_domain_train.tsv": "index\tsentence\tmood\n" * 9})
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ColakitError, match="CoLA has 4") as caught:
+        load_corpus(path)
+    assert os.listdir("/proc/self/fd") == before
+    assert caught.value.__traceback__ is not None  # it lives, and with it the frames that read
+
+
 @pytest.mark.parametrize("text", ["\n", "a\t1\t\tAll is well.\n"], ids=["blank", "rows"])
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(text: str) -> None:
     bomb = COLA["in_domain_dev.tsv"] + text * (2**25 // len(text))

@@ -14,7 +14,7 @@ import lzma
 import zipfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -172,17 +172,21 @@ def load_corpus(
     else:
         assert path is not None
         contents, name = _find_splits(path), str(path)
-    rows = {split: (where, _rows(where, opened)) for split, (where, opened) in contents.items()}
-    if columns is None:
-        splits = {split: _cola_split(split, found, where) for split, (where, found) in rows.items()}
-        return Corpus(name, COLA_LABELS, splits)
-    return _table_corpus(name, rows, columns, label_names)
+    with contextlib.ExitStack() as files_in_use:  # also closed where a row is refused, and no more are read
+        rows = {
+            split: (where, files_in_use.enter_context(contextlib.closing(_rows(where, opened))))
+            for split, (where, opened) in contents.items()
+        }
+        if columns is None:
+            splits = {split: _cola_split(split, found, where) for split, (where, found) in rows.items()}
+            return Corpus(name, COLA_LABELS, splits)
+        return _table_corpus(name, rows, columns, label_names)
 
 
 Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
 
 
-def _rows(where: str, opened: Opener) -> Iterator[Row]:
+def _rows(where: str, opened: Opener) -> Generator[Row, None, None]:
     with opened() as file:
         yield from read_rows(file, where)
 

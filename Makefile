@@ -94,8 +94,9 @@ reproduce: install ## all three, then compared and plotted
 ablation: install ## what each part of distilling adds, over five seeds; hours on two cores
 	$(BIN)/python benchmarks/ablation.py --config configs/mini-students.yaml --out runs/ablation
 
-bench: install-dev ## fine-tuning speed beside PEFT and the Trainer, in one run
+bench: install-dev ## fine-tuning speed beside PEFT and the Trainer, in one run; what checkpoints cost
 	$(BIN)/python benchmarks/finetuning.py
+	$(BIN)/python benchmarks/checkpoints.py
 
 clean: ## remove the environment, caches and demo; runs/ stays
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,8 @@
 
     python benchmarks/checkpoints.py [BASE]        by default a tiny base that it makes
 
-The disk is synced as in any run. Each line is the median over the saves of one run on the built-in corpus.
+The disk is synced as in any run. Each line is the median over the saves of one run on the built-in corpus;
+the share of the time is that of a run which saves at its evaluations, once an epoch, as runs do by default.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from colakit.cli import main
+from colakit.commands.classifying import ClassifierFit
 from colakit.commands.fitting import Fit
 from colakit.engine.checkpoint import Checkpoints
 from colakit.toy import write_base
@@ -26,20 +28,22 @@ class EnoughError(Exception):
     """Ends a run once there is enough to measure."""
 
 
-def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, int]:
-    """Return median seconds a save, the slowest, median seconds a step, and bytes of a checkpoint."""
+def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, float, int]:
+    """Return median seconds a save, the slowest, median seconds a step, the share saved, and bytes."""
     saves: list[float] = []
     steps: list[float] = []
     save, after_step = Fit._save, Fit._after_step
     ended = time.perf_counter()
+    epoch = 0
 
     def timed_save(self: Fit) -> None:
         began = time.perf_counter()
         save(self)
         saves.append(time.perf_counter() - began)
 
-    def timed_step(self: Fit, *arguments: Any) -> None:
-        nonlocal ended
+    def timed_step(self: ClassifierFit, *arguments: Any) -> None:
+        nonlocal ended, epoch
+        epoch = self.steps_per_epoch
         steps.append(time.perf_counter() - ended)
         after_step(self, *arguments)
         if len(saves) == SAVES:
@@ -56,7 +60,8 @@ def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, in
     finally:
         Fit._save, Fit._after_step = save, after_step  # type: ignore[method-assign]
     size = sum(file.stat().st_size for file in Checkpoints(out / "checkpoints").found()[0].iterdir())
-    return statistics.median(saves), max(saves), statistics.median(steps[1:]), size
+    a_save, a_step = statistics.median(saves), statistics.median(steps[1:])
+    return a_save, max(saves), a_step, a_save / (a_save + epoch * a_step), size
 
 
 def run() -> None:
@@ -67,11 +72,13 @@ def run() -> None:
         if not base.exists():
             write_base(base, steps=1)
         print(
-            "| trained | MB a checkpoint | s a save, median | slowest | s a step |\n|---|---:|---:|---:|---:|"
+            "| trained | MB a checkpoint | s a save, median | slowest | s a step | % of a run |\n"
+            "|---|---:|---:|---:|---:|---:|"
         )
         for method in ("lora", "full"):
-            save, slowest, step, size = measure(base, method, folder / method)
-            print(f"| {method} | {size / 1e6:.1f} | {save:.3f} | {slowest:.3f} | {step:.3f} |")
+            save, slowest, step, share, size = measure(base, method, folder / method)
+            times = f"{save:.3f} | {slowest:.3f} | {step:.3f}"
+            print(f"| {method} | {size / 1e6:.1f} | {times} | {100 * share:.2f} |")
 
 
 if __name__ == "__main__":

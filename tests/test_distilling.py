@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -61,6 +62,19 @@ def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, 
     both = mean_logits(context, [first, second], task.holdout)
     each = [mean_logits(context, [teacher], task.holdout) for teacher in (first, second)]
     np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-6)
+
+
+def test_teachers_that_read_differently_are_refused(
+    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
+) -> None:
+    content = torch.load(folds[1] / "ckpt.pt", weights_only=True)
+    tokenizer = tokenizers.Tokenizer.from_str(content["tokenizer"]["json"])
+    tokenizer.add_special_tokens(["<|another|>"])
+    changed = {**content["tokenizer"], "json": tokenizer.to_str()}
+    torch.save({**content, "tokenizer": changed}, tmp_path / "ckpt.pt")
+    code, _, err = colakit("distill", "--data", toy / "corpus", "--teacher", folds[0], "--teacher", tmp_path)
+    assert code == 2
+    assert f"--teacher {tmp_path}: its tokenizer is not that of {folds[0]}" in " ".join(err.split())
 
 
 ALL_AT_ONCE = {

@@ -83,9 +83,11 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     learn = [f"student_training.{setting}" for setting in (*often, "epochs=3")]
     read = [f"pretrain.{setting}" for setting in (*often, *PRETRAIN)]
     student = [*data, "--hidden-size", "24", *(word for s in learn for word in ("--set", s))]
+    kinds = ("transfer.size=0.5", "distill.hidden_weight=1", "student_training.lm_weight=0.1")
+    help_of_all_kinds = [word for s in (*kinds, "student.vocabulary=40") for word in ("--set", s)]
     lines = {
         "finetune": ["finetune", *data, "--rank", "2", *(word for s in tune for word in ("--set", s))],
-        "distill": ["distill", *student, "--teacher", str(folder / "teacher")],
+        "distill": ["distill", *student, "--teacher", str(folder / "teacher"), *help_of_all_kinds],
         "train-scratch": ["train-scratch", *student],
         "pretrain": [
             *("pretrain", str(folder / "text.txt"), *common),

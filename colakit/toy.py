@@ -20,7 +20,7 @@ import torch
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.bpe import save_tokenizer, train_tokenizer
-from colakit.data.corpora import COLA_FILES
+from colakit.data.places import COLA_FILES
 from colakit.data.tokens import SentenceTokenizer, Tokens
 from colakit.engine.device import Compute
 from colakit.engine.objectives import language_modelling

@@ -40,9 +40,10 @@ from safetensors.torch import save as safetensors_of
 
 from colakit.data.bpe import train_tokenizer
 from colakit.data.cache import ArrayCache
-from colakit.data.corpora import COLA_FILES, Columns, load_corpus
+from colakit.data.corpora import Columns, load_corpus
 from colakit.data.fetch import verified_files
 from colakit.data.pairs import group_pairs, read_pairs
+from colakit.data.places import COLA_FILES
 from colakit.data.tokens import SentenceTokenizer, encode_cached
 from colakit.engine import checkpoint
 from colakit.engine.checkpoint import MANIFEST, STATE, Checkpoints

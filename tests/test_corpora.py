@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colakit.data import corpora
+from colakit.data import places
 from colakit.data.checks import check_corpus
-from colakit.data.corpora import COLA_FILES, Columns, Corpus, Split, load_corpus
+from colakit.data.corpora import Columns, Corpus, Split, load_corpus
 from colakit.data.fetch import COLA_SHA256
+from colakit.data.places import COLA_FILES
 from colakit.errors import ColakitError
 
 COLA = {
@@ -265,7 +266,7 @@ def test_label_order_is_the_same_in_every_process() -> None:
         "import sys; from pathlib import Path; from colakit.data.corpora import *; "
         "print(load_corpus(Path(sys.argv[1]), columns=Columns('text', 'mood')).label_names)"
     )
-    root = str(Path(corpora.__file__).parents[2])
+    root = str(Path(places.__file__).parents[2])
     found = {
         subprocess.run(
             [sys.executable, "-c", program, str(path)],
@@ -355,7 +356,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(text: str) -> None:
 
 def test_a_member_that_packs_little_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_zip(Path("given.zip"), COLA | {"in_domain_dev.tsv": random.Random(0).randbytes(2**21).hex()})
-    monkeypatch.setattr(corpora, "MAX_MEMBER_BYTES", 2**20)
+    monkeypatch.setattr(places, "MAX_MEMBER_BYTES", 2**20)
     with pytest.raises(ColakitError, match=r"in_domain_dev\.tsv cannot be unpacked .* more than 1 MiB"):
         load_corpus(path)
 

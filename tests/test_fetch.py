@@ -23,9 +23,10 @@ from pathlib import Path
 import pytest
 
 from colakit.data import fetch
-from colakit.data.corpora import COLA_FILES, load_corpus
+from colakit.data.corpora import load_corpus
 from colakit.data.download import MAX_REDIRECTS, DownloadError, Patience, download
 from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
+from colakit.data.places import COLA_FILES
 from colakit.errors import ColakitError
 
 Answer = Callable[[BaseHTTPRequestHandler], None]

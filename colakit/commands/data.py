@@ -9,8 +9,8 @@ from colakit.commands.task import percent
 from colakit.context import Context
 from colakit.data.builtin.corpus import BUILTIN_NAMES, PAIRS_FILE, VERSION, write_builtin
 from colakit.data.checks import check_corpus
-from colakit.data.corpora import COLA_FILES
 from colakit.data.fetch import COLA_URL, cola_folder, fetch_cola, is_fetched
+from colakit.data.places import COLA_FILES
 from colakit.errors import ColakitError
 
 

@@ -10,39 +10,19 @@ import contextlib
 import hashlib
 import itertools
 import json
-import lzma
-import zipfile
-import zlib
 from array import array
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.tables import Faults, Readable, Row, column_index, read_rows, shown
+from colakit.data.places import Opener, file_opener, find_splits
+from colakit.data.tables import Faults, Row, column_index, read_rows, shown
 from colakit.errors import ColakitError, did_you_mean
 
-COLA_FILES = {
-    "train": "in_domain_train.tsv",
-    "id_dev": "in_domain_dev.tsv",
-    "ood_dev": "out_of_domain_dev.tsv",
-}
-GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 COLA_LABELS = ("unacceptable", "acceptable")
-TABLE_ENDINGS = (".tsv", ".csv", ".txt")
-MAX_MEMBER_BYTES = 256 * 2**20  # of one file inside a zip, unpacked
-MAX_RATIO = 100  # of its size unpacked to that in the zip; text packs to a third or a tenth
-BROKEN_ZIP = (  # what zipfile lets out on damaged bytes
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -167,11 +147,11 @@ def load_corpus(
         ColakitError: if anything is missing, empty or malformed, naming the file and the line.
     """
     if files:
-        contents = {name: (str(file), _file_opener(Path(file))) for name, file in files.items()}
+        contents = {name: (str(file), file_opener(Path(file))) for name, file in files.items()}
         name = ", ".join(str(file) for file in files.values())
     else:
         assert path is not None
-        contents, name = _find_splits(path), str(path)
+        contents, name = find_splits(path), str(path)
     with contextlib.ExitStack() as files_in_use:  # also closed where a row is refused, and no more are read
         rows = {
             split: (where, files_in_use.enter_context(contextlib.closing(_rows(where, opened))))
@@ -183,117 +163,9 @@ def load_corpus(
         return _table_corpus(name, rows, columns, label_names)
 
 
-Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
-
-
 def _rows(where: str, opened: Opener) -> Generator[Row, None, None]:
     with opened() as file:
         yield from read_rows(file, where)
-
-
-def _file_opener(path: Path) -> Opener:
-    @contextlib.contextmanager
-    def opened() -> Iterator[Readable]:
-        try:
-            with path.open("rb") as file:
-                yield file
-        except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
-            raise ColakitError(
-                f"{path}: {getattr(error, 'strerror', None) or error}",
-                hint="Check the path given with --data.",
-            ) from error
-
-    return opened
-
-
-def _find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
-    """Return split name -> (what to call the file, how to open it)."""
-    if path.is_dir():
-        members = {
-            file.relative_to(path).as_posix(): _file_opener(file)
-            for file in sorted(path.rglob("*.tsv"))
-            if file.is_file()
-        }
-    elif zipfile.is_zipfile(path):
-        members = _zip_members(path)
-    elif path.suffix.lower() in TABLE_ENDINGS:
-        return {"train": (str(path), _file_opener(path))}
-    elif path.exists():
-        raise ColakitError(f"{path}: is no zip, folder, TSV or CSV", hint="--data takes one of these.")
-    else:
-        raise ColakitError(
-            f"{path}: not there", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
-        )
-    found = _match_layout(members)
-    if not found:
-        wanted = f"{', '.join(COLA_FILES.values())} (CoLA) or {', '.join(GLUE_FILES.values())} (GLUE)"
-        raise ColakitError(
-            f"{path}: holds none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
-        )
-    return {split: (f"{path}/{member}", members[member]) for split, member in found.items()}
-
-
-def _match_layout(members: Mapping[str, object]) -> dict[str, str]:
-    """Return split name -> member, for CoLA's layout or GLUE's, whichever lies nearer to the top.
-
-    Raw text is preferred to tokenized.
-    """
-    layouts = [_matches(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
-    whole = [found for found in layouts if "train" in found or len(found) > 1]
-    return min(whole, key=lambda found: min(name.count("/") for name in found.values()), default={})
-
-
-def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for split, filename in layout.items():
-        candidates = [name for name in members if PurePosixPath(name).name == filename]
-        candidates.sort(
-            key=lambda name: (PurePosixPath(name).parent.name == "tokenized", name.count("/"), name)
-        )
-        if candidates:
-            found[split] = candidates[0]
-    return found
-
-
-def _zip_members(path: Path) -> dict[str, Opener]:
-    def opener(member: str) -> Opener:
-        @contextlib.contextmanager
-        def opened() -> Iterator[Readable]:
-            try:
-                with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                    yield BoundedMember(file, archive.getinfo(member))
-            except BROKEN_ZIP as error:
-                raise ColakitError(f"{path}: {member} cannot be unpacked ({error})") from error
-
-        return opened
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name: opener(name) for name in archive.namelist() if name.endswith(".tsv")}
-    except BROKEN_ZIP as error:
-        raise ColakitError(f"{path}: is a broken zip ({error})", hint="Download it again.") from error
-
-
-class BoundedMember:
-    """A file in a zip that ends in a `ValueError` where it unpacks to more than text could.
-
-    Args:
-        file: the opened member.
-        info: what the zip says of it.
-    """
-
-    def __init__(self, file: Readable, info: zipfile.ZipInfo) -> None:
-        self.file = file
-        self.most = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
-        self.count = 0
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes."""
-        raw = self.file.read(size)
-        self.count += len(raw)
-        if self.count > self.most:
-            raise ValueError(f"it unpacks to more than {self.most >> 20} MiB")
-        return raw
 
 
 def _no_sentence(where: str) -> ColakitError:

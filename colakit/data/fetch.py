@@ -13,8 +13,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from colakit.data.corpora import BROKEN_ZIP
 from colakit.data.download import DownloadError, Patience, download
+from colakit.data.places import BROKEN_ZIP
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.locks import Lock
 

@@ -38,9 +38,10 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_of
 
+from colakit.data.annotations import read_annotations
 from colakit.data.bpe import train_tokenizer
 from colakit.data.cache import ArrayCache
-from colakit.data.corpora import Columns, load_corpus
+from colakit.data.corpora import Columns, Split, load_corpus
 from colakit.data.fetch import verified_files
 from colakit.data.pairs import group_pairs, read_pairs
 from colakit.data.places import COLA_FILES
@@ -296,7 +297,8 @@ def _adapter(folder: Path) -> None:
 
 
 def _classifiers(folder: Path) -> None:
-    student = DistilRNN(RNNConfig(tokenizer().vocab_size, embedding_size=4, hidden_size=4))
+    student = DistilRNN(RNNConfig(tokenizer().vocab_size, embedding_size=4, hidden_size=4, num_embeddings=5))
+    student.embed_only([1, 2, 3, 4])
     SentenceClassifier(student, tokenizer(), LABELS, 8, 0.5, origin={"seed": 0}).save(folder / "student.pt")
     model, lora = GPT(gpt_config()).classifier(2), LoRAConfig(rank=2, target_modules=("c_attn",))
     inject(model, lora)
@@ -351,6 +353,24 @@ def read_table(folder: Path) -> object:
     if not own:
         return load_corpus(folder)
     return load_corpus(files={path.stem: path for path in own}, columns=Columns("text", "mood"))
+
+
+MARKS = b"Source\tDomain\tAcceptability\tSentence\tSimple\tCopula\na1\tIn\t1\tThe cat sleeps.\t1\t0\n"
+MARK_CELLS = CELLS | st.sampled_from(["Source", "Acceptability", "Sentence", "Simple"])
+MARK_LINES = st.lists(
+    st.tuples(st.lists(MARK_CELLS, min_size=1, max_size=6).map("\t".join), ENDS).map("".join), max_size=6
+)
+
+
+def annotation_cases() -> Cases:
+    body = LINES.map(lambda lines: MARKS + "".join(lines).encode())
+    files = spoilt(MARKS) | body | MARK_LINES.map("".join).map(str.encode)
+    return st.fixed_dictionaries({"marks.tsv": files}) | st.fixed_dictionaries({"marks.csv": files})
+
+
+def read_marks(folder: Path) -> object:
+    annotations = read_annotations(next(folder.iterdir()))
+    return annotations.parts(annotations.join(Split("dev", ("The cat sleeps.", "The cat sleeps."))))
 
 
 CONFIG = b"""seed: 3
@@ -666,6 +686,7 @@ def readers() -> dict[str, Reader]:
     """All readers, by what they read."""
     return {
         "TSV, CSV": Reader(table_cases(), read_table),
+        "annotations": Reader(annotation_cases(), read_marks),
         "YAML": Reader(yaml_cases(), lambda folder: resolve(config=folder / "settings.yaml", environment={})),
         "zip": Reader(zip_cases(), read_zip),
         "pairs": Reader(pair_cases(), read_pair_files),

@@ -533,14 +533,16 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from colakit.commands import train_scratch
-    from colakit.engine.objectives import Loss, classification
+    from colakit.engine.objectives import Loss, constant, supervised
+
+    roomy = supervised(constant(0.0))
 
     def choking(model: Any, batch: Any) -> Loss:
         if len(batch) > 8:
             raise torch.OutOfMemoryError("CUDA out of memory.")  # as a GPU does that holds 8 sentences
-        return classification(model, batch)
+        return roomy(model, batch)
 
-    monkeypatch.setattr(train_scratch, "classification", choking)
+    monkeypatch.setattr(train_scratch, "supervised", lambda lm_weight: choking)
     code, _, err = colakit(*student(toy), "--out", tmp_path / "whole")
     assert code == 0
     assert "step 1: memory ran out; going on with micro-batches of at most 8" in " ".join(err.split())
@@ -548,7 +550,7 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
         end_after(5, killing)
         with pytest.raises(EndedError):
             colakit(*student(toy), "--out", tmp_path / "parts")
-    monkeypatch.setattr(train_scratch, "classification", classification)  # there is room now
+    monkeypatch.setattr(train_scratch, "supervised", supervised)  # there is room now
     code, _, err = colakit("train-scratch", "--resume", "--out", tmp_path / "parts")
     assert code == 0
     assert "memory ran out" not in err

@@ -192,7 +192,7 @@ def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
         raise ColakitError(
             f"{where}: {foreign[0]} has no place in this base", hint="Name the adapter's own base."
         )
-    for name in adapted:  # before B is made, which is as long as the rank
+    for name in sorted(adapted):  # before B is made, which is as long as the rank
         rank, width = adapter.factors[f"{name}.lora_a"].shape
         wanted = linears[name].in_features
         if width != wanted:

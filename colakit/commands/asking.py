@@ -23,6 +23,7 @@ from colakit.engine.comparison import (
 )
 from colakit.engine.metrics import Labels
 from colakit.engine.teaching import Profile, match_teachers
+from colakit.models.parameters import count_parameters
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _profile(classifier: SentenceClassifier) -> Profile:
     return Profile(
         fingerprint=classifier.fingerprint(),
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(classifier.origin)),
-        num_parameters=sum(parameter.numel() for parameter in classifier.model.parameters()),
+        num_parameters=count_parameters(classifier.model).total,
         threshold=classifier.threshold,
     )
 

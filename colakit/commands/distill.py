@@ -40,7 +40,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     taught, num_out_of_fold = train_logits(context, teachers, task.train)
     metrics = _held_out(context, teachers, task)
     logits = [taught] + ([mean_logits(context, teachers, transfer)] if len(transfer) else [])
-    parts = [_bare(task.train), _unlabelled(transfer)]
+    parts = [task.train, _unlabelled(transfer)]
     matched = [part for part in parts if len(part)] if settings.distill.hidden_weight else []
     seed_everything(settings.seed)  # loading a teacher may draw; the student must start as its control does
     job, lines = student_job(
@@ -106,10 +106,6 @@ def _lines(teachers: list[Teacher], metrics: Metrics, transfer: Split, num_out_o
     if len(transfer):
         found.append(f"transfer set: {len(transfer):,} sentences")
     return found
-
-
-def _bare(split: Split) -> Split:
-    return Split(split.name, split.sentences, split.labels)
 
 
 def _unlabelled(split: Split) -> Split:

@@ -17,6 +17,7 @@ from colakit.engine.comparison import experiment_key
 from colakit.engine.inference import compute_hidden
 from colakit.errors import ColakitError
 from colakit.models.gpt import GPTClassifier
+from colakit.models.parameters import count_parameters
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Teacher:
             "path": self.path,
             "fingerprint": self.fingerprint,
             "experiment": experiment_key(self.classifier.origin),
-            "parameters": sum(p.numel() for p in self.classifier.model.parameters()),
+            "parameters": count_parameters(self.classifier.model).total,
         }
 
 

@@ -87,8 +87,7 @@ def augmented(context: Context, task: Task) -> Split:
     )
     bad = made.take(np.arange(len(made) - num_good), "transfer")
     false = Split("transfer", bad.sentences, np.zeros(len(bad), dtype=np.int64))
-    plain = Split("train", train.sentences, labels)
-    return join_splits("train", [plain, plain.take(repeated, "train"), false])
+    return join_splits("train", [train, train.take(repeated, "train"), false])
 
 
 def _source(context: Context, name: str, train: Sequence[str], rng: random.Random) -> Iterator[str]:

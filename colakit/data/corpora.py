@@ -111,12 +111,13 @@ class Corpus:
 
 
 def join_splits(name: str, parts: Sequence[Split]) -> Split:
-    """Return labelled splits as one."""
+    """Return labelled splits as one; its sources are known where those of every part are."""
+    known = all(len(part.sources) == len(part) for part in parts)
     return Split(
         name,
         tuple(sentence for part in parts for sentence in part.sentences),
         np.concatenate([part.require_labels() for part in parts]),
-        tuple(source for part in parts for source in part.sources),
+        tuple(source for part in parts for source in part.sources) if known else (),
     )
 
 

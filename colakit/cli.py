@@ -187,7 +187,7 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL…", help="Runs, ckpt.pt files, adapters; with --pairs the base alone will do."
+            metavar="MODEL…", help="Runs, ckpt.pt files, adapters; with --pairs or --text the base will do."
         ),
     ] = None,
     pairs: Annotated[
@@ -199,24 +199,37 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Running text (plain, .gz, .xz) or a folder of it, to measure in bits per byte; repeatable.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Measure any number of models on any splits, side by side; with --pairs, as language models.
+    """Measure any number of models on any splits, side by side; with --pairs or --text, as language models.
 
     Where neither --data nor --config names data, it is the data that the models were trained on. Students
     whose teachers are among the models are compared with them. --group-by source and --annotations FILE
     report parts of a split apart; with --out they are also drawn.
 
     With --pairs, nothing is tuned: a model is right about a pair where it gives the acceptable sentence the
-    higher log-probability. The base is scored where it is named or no MODEL is.
+    higher log-probability. With --text, it is the bits a byte of running text takes. In both, the base is
+    scored where it is named or no MODEL is.
     """
-    if pairs:
+    if pairs and text:
+        raise ColakitError("--pairs with --text: they are measured apart", hint="Leave one of them out.")
+    if text:
+        _run(context, "compression", models=models or [], texts=text)
+    elif pairs:
         _run(context, "pairs", models=models or [], pairs=pairs)
     elif models:
         _run(context, "evaluate", models=models)
     else:
         raise ColakitError(
             "evaluate: no MODEL is named",
-            hint="Give run folders, ckpt.pt files or adapters; or minimal pairs with --pairs FILE.",
+            hint="Give run folders, ckpt.pt files or adapters; or minimal pairs (--pairs), or text (--text).",
         )
 
 

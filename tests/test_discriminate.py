@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,23 +70,45 @@ def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Cor
     assert corruptor.corrupt("Stop!", random.Random(0)) is None
 
 
-def test_the_objective_is_both_losses_and_reads_no_corrupted_words() -> None:
+@pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
+def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     body = GPT(config)
     model = body.classifier(2)
-    ids = torch.randint(13, (3, 6))
-    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
-    batch = Batch(ids, mask, torch.tensor([1, 1, 0]))
-    found = discrimination(0.5)(model, batch)
+    ids, lengths = torch.randint(13, (4, 6)), [6, 5, 4, 6]
+    mask = torch.tensor([[1] * length + [0] * (6 - length) for length in lengths])
+    labels = torch.tensor([1, 0, 1, 0])
+    found = discrimination(lm_weight, pair_weight)(model, Batch(ids, mask, labels, group=2))
     logits = model(ids, mask)
     assert found.logits is not None
     assert_close(found.logits, logits)
-    expected = F.cross_entropy(logits, torch.tensor([1, 1, 0]), reduction="sum")
-    for row, length in ((0, 6), (1, 4)):
-        words = body(ids[row : row + 1])[0]
-        expected = expected + 0.5 * F.cross_entropy(words[: length - 1], ids[row, 1:length], reduction="sum")
+    words = body(ids)
+    nats = [
+        F.cross_entropy(words[row, : length - 1], ids[row, 1:length], reduction="sum")
+        for row, length in enumerate(lengths)
+    ]
+    expected = F.cross_entropy(logits, labels, reduction="sum") + lm_weight * (nats[0] + nats[2])
+    for real, corrupted in (nats[:2], nats[2:]):
+        expected = expected + pair_weight * torch.log1p(torch.exp(real - corrupted))
     assert_close(found.total, expected)
+    leaves = list(model.parameters())
+    wanted = torch.autograd.grad(expected, leaves)
+    for one, two in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+        assert_close(one, two)
+
+
+@pytest.mark.parametrize("pair_weight", [0.0, 1.0])
+def test_corrupted_words_are_read_for_the_preference_alone(pair_weight: float) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
+    model = GPT(config).classifier(2)
+    model.score.weight.data.zero_()
+    ids, mask = torch.randint(13, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    batch = Batch(ids, mask, torch.tensor([1, 0]), group=2)
+    other = replace(batch, input_ids=torch.stack([ids[0], (ids[1] + 1) % 13]))
+    losses = [discrimination(0.5, pair_weight)(model, one).total for one in (batch, other)]
+    assert torch.equal(*losses) == (pair_weight == 0)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +122,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_discriminating_writes_a_base_that_tunes_and_resumes(
     toy: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
-    settings = ["--set", f"pretrain.text.toy={text}", "--sentences", 400, "--lr", 2e-3, "--batch-size", 32]
+    settings = ["--set", f"pretrain.text.toy={text}", "--sentences", 400, "--lr", 2e-3, "--batch-size", 16]
     stepwise = ["--set", "discriminate.evaluate_every_steps=10", "--set", "discriminate.holdout=0.1"]
     common = ["--base", toy / "base", "--quiet", *settings, *stepwise]
     code, answer, err = colakit("discriminate", *common, "--json", "--out", tmp_path / "run")

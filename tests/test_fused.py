@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.testing import assert_close
 
 from colakit.models import fused
@@ -22,35 +23,65 @@ from colakit.models.gpt import GPT, GPTConfig
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
 
 
-@pytest.mark.parametrize("rows", [1, 7, 8, 20])
-def test_linear_cross_entropy_is_cross_entropy_of_the_product(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 8)  # a whole chunk, a ragged one, several
-    torch.manual_seed(rows)
-    hidden, weight = torch.randn(rows, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
-    targets = torch.randint(11, (rows,))
-    targets[::3] = IGNORED
-    expected = F.cross_entropy(hidden @ weight.t(), targets, reduction="sum", ignore_index=IGNORED)
-    found = linear_cross_entropy(hidden, weight, targets)
-    assert_close(found, expected, **TIGHT)
-    wanted = torch.autograd.grad(3 * expected, (hidden, weight))
-    for one, two in zip(torch.autograd.grad(3 * found, (hidden, weight)), wanted, strict=True):
+def problem(sentences: int, tokens: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (B, T, 6), an output layer (11, 6), and targets (B, T) of which a third do not count."""
+    torch.manual_seed(sentences)
+    hidden = torch.randn(sentences, tokens, 6, requires_grad=True)
+    targets = torch.randint(11, (sentences, tokens))
+    targets.view(-1)[::3] = IGNORED
+    return hidden, torch.randn(11, 6, requires_grad=True), targets
+
+
+def plain_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each sentence (B,), from all logits at once."""
+    logits = (hidden @ weight.t()).transpose(1, 2)  # (B, V, T)
+    return F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED).sum(dim=1)
+
+
+def same_gradients(found: Tensor, expected: Tensor, leaves: tuple[Tensor, Tensor]) -> None:
+    wanted = torch.autograd.grad(3 * expected, leaves)
+    for one, two in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
         assert_close(one, two, **TIGHT)
 
 
+@pytest.mark.parametrize("sentences", [1, 2, 3, 7])
+def test_linear_cross_entropy_is_cross_entropy_of_the_product(
+    sentences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 6)  # a whole chunk, a ragged one, several
+    hidden, weight, targets = problem(sentences)
+    expected = plain_nats(hidden, weight, targets).sum()
+    found = linear_cross_entropy(hidden, weight, targets)
+    assert_close(found, expected, **TIGHT)
+    same_gradients(found, expected, (hidden, weight))
+
+
+@pytest.mark.parametrize("rows", [1, 6, 100])  # a pair is never parted, however small the chunk
+def test_what_is_made_of_the_sentences_nats_has_its_gradient(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", rows)
+    hidden, weight, targets = problem(sentences=8)
+
+    def product_of_pairs(nats: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = nats.view(-1, 2)
+        return pairs.prod(dim=1).sum(), pairs.flip(1).flatten()
+
+    expected = plain_nats(hidden, weight, targets).view(-1, 2).prod(dim=1).sum()
+    found = linear_cross_entropy(hidden, weight, targets, product_of_pairs, group=2)
+    assert_close(found, expected, **TIGHT)
+    same_gradients(found, expected, (hidden, weight))
+
+
 def test_linear_cross_entropy_without_gradients_is_the_same_number() -> None:
-    torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(9, 4), torch.randn(5, 4), torch.randint(5, (9,))
-    with_gradients = linear_cross_entropy(hidden.requires_grad_(), weight, targets)
+    hidden, weight, targets = problem(4)
+    with_gradients = linear_cross_entropy(hidden, weight, targets)
     with torch.no_grad():
         assert torch.equal(linear_cross_entropy(hidden, weight, targets), with_gradients)
 
 
 def test_under_autocast_the_gradients_keep_their_parameters_types() -> None:
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    targets = torch.randint(5, (9,))
+    hidden, weight, targets = problem(4)
     plain = linear_cross_entropy(hidden, weight, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = linear_cross_entropy(hidden, weight, targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,39 @@ def test_an_epoch_holds_every_sentence_once(
     assert len(plan) == -(-len(lengths) // batch_size)
     assert sum(len(batch) < batch_size for batch in plan) <= 1
     assert max(len(batch) for batch in plan) <= batch_size
+
+
+@LAWS
+@given(
+    lengths=lengths_of_sentences,
+    groups_a_batch=st.integers(1, 9),
+    group=st.integers(2, 3),
+    world_size=st.integers(1, 3),
+    micro_groups=st.integers(1, 4),
+    largest=st.none() | st.integers(1, 9),
+)
+def test_groups_stay_together_in_every_batch_and_part_of_one(
+    lengths: list[int],
+    groups_a_batch: int,
+    group: int,
+    world_size: int,
+    micro_groups: int,
+    largest: int | None,
+) -> None:
+    grouped = [length for length in lengths for _ in range(group)]
+    plan = plan_epoch(np.array(grouped), groups_a_batch * group, 0, 0, group)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(grouped)))
+    examples = replace(examples_of(grouped), group=group)
+    seen = []
+    for index in plan:
+        for rank in range(world_size):
+            shares = micro_batches(examples, index, micro_groups * group, rank=rank, world_size=world_size)
+            for part in (part for share in shares for part in share.split(largest)):
+                numbers = (part.input_ids[:, 0] - 1).view(-1, group)
+                assert (numbers == numbers[:, :1] + torch.arange(group)).all()
+                assert (numbers[:, 0] % group == 0).all()
+                seen += numbers.flatten().tolist() if part.weight else []
+    assert sorted(seen) == list(range(len(grouped)))
 
 
 def test_an_epoch_is_a_pure_function_of_seed_and_number() -> None:

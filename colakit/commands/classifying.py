@@ -89,7 +89,11 @@ class ClassifierFit(Fit):
         size = job.training.micro_batch_size or job.training.batch_size
         for epoch in range(start // self.steps_per_epoch, -(-self.max_steps // self.steps_per_epoch)):
             plan = plan_epoch(
-                job.train.tokens.lengths, job.training.batch_size, job.context.settings.seed, epoch
+                job.train.tokens.lengths,
+                job.training.batch_size,
+                job.context.settings.seed,
+                epoch,
+                job.train.group,
             )
             done = max(0, start - epoch * self.steps_per_epoch)
             end = self.max_steps - epoch * self.steps_per_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,10 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         task=task,
         training=settings.discriminate,
         classifier=classifier,
-        train=examples(context, classifier, task.train),
+        train=replace(examples(context, classifier, task.train), group=2),  # a pair stays together
         holdout=examples(context, classifier, task.holdout),
         dev={},
-        objective=discrimination(settings.discriminate.lm_weight),
+        objective=discrimination(settings.discriminate.lm_weight, settings.discriminate.pair_weight),
         sections=("discriminate",),
         identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
         facts={"base": settings.base},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
-from colakit.engine.classifier import check_base, load_classifier
+from colakit.engine.classifier import CHECKPOINT_NAME, check_base, load_classifier
+from colakit.engine.comparison import distinct_names
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
@@ -35,6 +37,25 @@ def load_language_model(context: Context, adapter: str | None) -> tuple[GPT, Sen
         check_base(path, base, model)
         apply_adapter(model, found, where=str(path))
     return model, SentenceTokenizer.from_folder(folder)
+
+
+def named_language_models(context: Context, models: Sequence[str]) -> dict[str, str | None]:
+    """Return name -> adapter, run or checkpoint; None is the base, which is asked where it is named.
+
+    Raises:
+        ColakitError: if one is not there.
+    """
+    missing = [model for model in models if not Path(model).expanduser().exists()]
+    if missing:
+        raise ColakitError(
+            f"{missing[0]}: not there", hint="Give a run of finetune, a ckpt.pt or an adapter folder."
+        )
+    paths = [Path(model) for model in models]
+    folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
+    asked: dict[str, str | None] = {}
+    if not models or "base" in context.resolved.origins:
+        asked[f"base {Path(context.settings.base).name}"] = None
+    return asked | dict(zip(distinct_names(folders), models, strict=True))
 
 
 def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:

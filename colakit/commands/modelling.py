@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,7 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.data.windows import Windows
 from colakit.engine.bases import write_base
 from colakit.engine.distributed import Processes
-from colakit.engine.inference import evaluating
-from colakit.engine.objectives import language_modelling
+from colakit.engine.inference import bits_per_byte
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
 from colakit.errors import ColakitError
@@ -96,18 +94,10 @@ class LanguageFit(Fit):
         Args:
             limit: windows to measure, evenly spread; None measures all.
         """
-        found: dict[str, float] = {}
-        with evaluating(self.model):
-            for name in self.holdout.sources:
-                plan = self.holdout.in_order(name, limit)
-                nats, num_bytes = 0.0, 0
-                for start in range(0, len(plan), 32):
-                    batch = self.holdout.batch(plan[start : start + 32])
-                    num_bytes += self.holdout.bytes_of(batch)
-                    with self.compute.autocast():
-                        nats += language_modelling(self.model, batch.to(self.compute.device)).total.item()
-                found[name] = nats / math.log(2) / num_bytes
-        return found
+        return {
+            name: bits_per_byte(self.model, self.holdout, name, self.compute, limit)
+            for name in self.holdout.sources
+        }
 
     def write_base(self) -> None:
         """Write model and tokenizer to `base/`, in bf16."""

@@ -17,14 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colakit.commands.language import load_language_model
+from colakit.commands.language import load_language_model, named_language_models
 from colakit.commands.tables import Table, interval, keep, show
 from colakit.commands.task import percent
 from colakit.context import Context
 from colakit.data.pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
 from colakit.data.tokens import SentenceTokenizer, Tokens
-from colakit.engine.classifier import CHECKPOINT_NAME
-from colakit.engine.comparison import distinct_names
 from colakit.engine.device import Compute
 from colakit.engine.pairs import Accuracy, PairScores, accuracy, score_pairs
 from colakit.errors import ColakitError
@@ -63,7 +61,7 @@ def run(context: Context, *, models: Sequence[str], pairs: Sequence[Path]) -> di
     groups = group_pairs(found, context.settings.evaluate.group_by)
     compute = _compute(context)
     _note_identical(context, found)
-    asked = _who_is_asked(context, models)
+    asked = named_language_models(context, models)
     if context.dry_run:
         return _plan(context, asked, files, found, groups, compute)
     results = _ask_all(context, asked, found, groups, compute)
@@ -98,21 +96,6 @@ def _note_identical(context: Context, pairs: Sequence[MinimalPair]) -> None:
         context.reporter.warn(
             f"{same} of {len(pairs)} pairs are a sentence and itself: ties, counted as wrong"
         )
-
-
-def _who_is_asked(context: Context, models: Sequence[str]) -> dict[str, str | None]:
-    """Return name -> adapter, run or checkpoint; None is the base, which is asked where it is named."""
-    missing = [model for model in models if not Path(model).expanduser().exists()]
-    if missing:
-        raise ColakitError(
-            f"{missing[0]}: not there", hint="Give a run of finetune, a ckpt.pt or an adapter folder."
-        )
-    paths = [Path(model) for model in models]
-    folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
-    asked: dict[str, str | None] = {}
-    if not models or "base" in context.resolved.origins:
-        asked[f"base {Path(context.settings.base).name}"] = None
-    return asked | dict(zip(distinct_names(folders), models, strict=True))
 
 
 def _plan(

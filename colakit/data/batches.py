@@ -32,6 +32,7 @@ class Batch:
         teacher_hidden: (B, D) fp16, the teacher's state that its head reads, or None.
         progress: share of the run that is behind it, for what changes as training goes on.
         weight: 0 for a filler that keeps a data-parallel process in step without counting, else 1.
+        group: consecutive sentences that stay together.
     """
 
     input_ids: Tensor
@@ -41,15 +42,17 @@ class Batch:
     teacher_hidden: Tensor | None = None
     progress: float = 0.0
     weight: float = 1.0
+    group: int = 1
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     def split(self, largest: int | None) -> list[Batch]:
-        """Return the batch in parts of at most `largest` sentences, each as wide as its longest one."""
+        """Return the batch in parts of at most `largest` sentences, or one group, each as wide as it must."""
         if largest is None or len(self) <= largest:
             return [self]
-        return [self._part(slice(start, start + largest)) for start in range(0, len(self), largest)]
+        size = max(self.group, largest - largest % self.group)
+        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _part(self, rows: slice) -> Batch:
         values: dict[str, Any] = {
@@ -79,12 +82,14 @@ class Examples:
         labels: (N,) int64, `UNLABELLED` where there is none.
         teacher_logits: (N, C) fp32, or None.
         teacher_hidden: (N, D) fp16, or None.
+        group: consecutive sentences that stay together in a batch; N is a multiple of it.
     """
 
     tokens: Tokens
     labels: NDArray[np.int64]
     teacher_logits: NDArray[np.float32] | None = None
     teacher_hidden: NDArray[np.float16] | None = None
+    group: int = 1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -100,7 +105,7 @@ class Examples:
             for values in (self.teacher_logits, self.teacher_hidden)
         )
         labels = torch.from_numpy(self.labels[index])
-        return Batch(input_ids, attention_mask, labels, logits, hidden, progress, weight)
+        return Batch(input_ids, attention_mask, labels, logits, hidden, progress, weight, self.group)
 
 
 def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -113,12 +118,18 @@ def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(input_ids), torch.from_numpy(real.astype(np.int64))
 
 
-def plan_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+def plan_epoch(
+    lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int, group: int = 1
+) -> list[NDArray[np.int64]]:
     """Return the epoch's batches as arrays of sentence numbers; the last drawn batch may be short.
 
     Sentences are shuffled, sorted by length within chunks of `BATCHES_PER_CHUNK` batches, cut into batches,
-    and the batches shuffled: little padding, yet every epoch mixes sentences anew.
+    and the batches shuffled: little padding, yet every epoch mixes sentences anew. Every `group` consecutive
+    sentences stay together, in one batch; its size is a multiple of theirs.
     """
+    if group > 1:
+        plan = plan_epoch(lengths.reshape(-1, group).max(axis=1), batch_size // group, seed, epoch)
+        return [(batch[:, None] * group + np.arange(group)).ravel() for batch in plan]
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     size = batch_size * BATCHES_PER_CHUNK
@@ -141,15 +152,16 @@ def micro_batches(
 ) -> list[Batch]:
     """Return one process's share of the global batch `index`, cut into micro-batches.
 
-    Process `rank` takes every `world_size`-th sentence, so all have like lengths. One that gets none takes a
-    single sentence with weight 0, so that all processes run the same collective operations.
+    Process `rank` takes every `world_size`-th sentence (or group of them), so all have like lengths. One that
+    gets none takes a single one with weight 0, so that all processes run the same collective operations.
     """
-    most = -(-len(index) // world_size)  # the largest share decides how many micro-batches all run
-    count = -(-most // micro_batch_size)
-    share = index[rank::world_size]
-    parts = [share[start * micro_batch_size : (start + 1) * micro_batch_size] for start in range(count)]
+    groups = index.reshape(-1, examples.group)
+    size = max(1, micro_batch_size // examples.group)
+    most = -(-len(groups) // world_size)  # the largest share decides how many micro-batches all run
+    share = groups[rank::world_size]
+    parts = [share[start * size : (start + 1) * size].ravel() for start in range(-(-most // size))]
     return [
-        examples.batch(part, 1.0, progress) if len(part) else examples.batch(index[:1], 0.0, progress)
+        examples.batch(part, 1.0, progress) if len(part) else examples.batch(groups[0], 0.0, progress)
         for part in parts
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 
 from colakit.data.batches import pad, plan_inference
 from colakit.data.tokens import Tokens
+from colakit.data.windows import Windows
 from colakit.engine.device import Compute
-from colakit.models.gpt import GPTClassifier
+from colakit.engine.objectives import language_modelling
+from colakit.models.gpt import GPT, GPTClassifier
+
+WINDOWS_AT_A_TIME = 32
 
 
 @contextmanager
@@ -51,6 +56,26 @@ def compute_hidden(
     with evaluating(model):
         found = _each_batch(model.pooled, tokens, compute, batch_size)
     return np.zeros((0, model.config.width), dtype=np.float32) if found is None else found
+
+
+def bits_per_byte(
+    model: GPT, windows: Windows, name: str, compute: Compute, limit: int | None = None
+) -> float:
+    """Return the cross-entropy of a text's tokens, in bits, over the bytes that they spell.
+
+    Args:
+        name: of the text among `windows`.
+        limit: windows to measure, evenly spread; None measures all.
+    """
+    plan = windows.in_order(name, limit)
+    nats, num_bytes = 0.0, 0
+    with evaluating(model):
+        for start in range(0, len(plan), WINDOWS_AT_A_TIME):
+            batch = windows.batch(plan[start : start + WINDOWS_AT_A_TIME])
+            num_bytes += windows.bytes_of(batch)
+            with compute.autocast():
+                nats += language_modelling(model, batch.to(compute.device)).total.item()
+    return nats / math.log(2) / num_bytes
 
 
 def _each_batch(

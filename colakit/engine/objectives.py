@@ -54,22 +54,36 @@ def language_modelling(model: nn.Module, batch: Batch) -> Loss:
     return Loss(model(batch.input_ids[:, :-1], targets=targets), None)
 
 
-def discrimination(lm_weight: float) -> Objective:
-    """Return the objective of real and corrupted sentences: which a sentence is, and language modelling.
+def discrimination(lm_weight: float, pair_weight: float) -> Objective:
+    """Return the objective of real sentences, each with its corrupted copy behind it.
 
-    The real sentences (label 1) are also predicted token by token, so that the body stays a language model.
+    Three losses: cross-entropy of which a sentence is; cross-entropy of the real one's tokens, so that the
+    body stays a language model; and log(1 + p(corrupted)/p(real)), the pairwise logistic loss (Burges et al.
+    2005, RankNet, §3) of the language model's two probabilities, so that it prefers the real one.
 
     Args:
         lm_weight: weight of a token's cross-entropy beside a sentence's.
+        pair_weight: weight of a pair's preference beside a sentence's cross-entropy; 0 leaves the corrupted
+            tokens unread.
     """
+
+    def weigh(nats: Tensor) -> tuple[Tensor, Tensor]:
+        real, corrupted = nats.view(-1, 2).unbind(dim=1)  # (P,), P pairs
+        loss = lm_weight * real.sum() + pair_weight * F.softplus(real - corrupted).sum()
+        doubt = pair_weight * torch.sigmoid(real - corrupted)
+        return loss, torch.stack([lm_weight + doubt, -doubt], dim=1).flatten()
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
-        ignored = (batch.attention_mask[:, 1:] == 0) | (batch.labels[:, None] == 0)
+        assert batch.group == 2, "a corrupted sentence stands behind its real one"
+        ignored = batch.attention_mask[:, 1:] == 0
+        if not pair_weight:
+            ignored = ignored | (batch.labels[:, None] == 0)
         targets = batch.input_ids[:, 1:].masked_fill(ignored, IGNORED)  # (B, T-1)
-        logits, nats = model(batch.input_ids, batch.attention_mask, targets=targets)
-        total = F.cross_entropy(logits, batch.labels, reduction="sum") + lm_weight * nats
-        return Loss(total, logits.detach())
+        logits, words = model(
+            batch.input_ids, batch.attention_mask, targets=targets, weigh=weigh, group=batch.group
+        )
+        return Loss(F.cross_entropy(logits, batch.labels, reduction="sum") + words, logits.detach())
 
     return objective
 

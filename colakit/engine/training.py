@@ -154,8 +154,9 @@ def _halved(
 ) -> int:
     """Return the size of micro-batches to go on with, or raise `ColakitError` where there is none."""
     size = max(len(part) for whole in batch.micro_batches for part in whole.split(largest))
-    if size > 1 and group.world_size == 1:  # the others would wait for the sum that this one broke off
-        return -(-size // 2)
+    least = batch.micro_batches[0].group
+    if size > least and group.world_size == 1:  # the others would wait for the sum that this one broke off
+        return max(least, -(-size // 2))
     raise ColakitError(
         f"step {step + 1}: out of memory with micro-batches of {size} ({first_line(error)})",
         hint="Train with a smaller micro_batch_size, or shorter sentences (max_tokens).",

@@ -73,6 +73,6 @@ class Apprentice(nn.Module):
         views = ((states[:, :-1, :size], known[:, 1:]), (states[:, 1:, size:], before))
         total = states.new_zeros(())
         for head, (seen, targets) in zip(self.to_tokens, views, strict=False):
-            guesses = head(seen).flatten(0, 1)  # (B·(T-1), E)
-            total = total + linear_cross_entropy(guesses, self.student.embedding.weight, targets.flatten())
+            guesses = head(seen)  # (B, T-1, E)
+            total = total + linear_cross_entropy(guesses, self.student.embedding.weight, targets)
         return total

@@ -2,12 +2,13 @@
 
 Each equals its plain counterpart (`tests/test_fused.py`); `docs/performance.md` says what each is worth.
 
-Shapes: N rows, D width, V vocabulary, B batch, H heads, T tokens.
+Shapes: B batch, H heads, T tokens, D width, V vocabulary, N rows: all tokens of a batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,53 +23,74 @@ SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
 IN_CACHE = 2**16  # elements; a few fp32 copies of them fit into a core's second-level cache
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return Σ cross_entropy(hidden · weightᵀ, targets), fp32, without ever holding all N·V logits in fp32.
+Weigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps the nats of some sentences (B,) to a loss, a scalar, and its slope by each of them (B,)."""
 
-    The gradient is computed beside the loss, chunk by chunk, as softmax minus one-hot; backward scales it.
+
+def summed(nats: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of (B,) nats, and its slope."""
+    return nats.sum(), torch.ones_like(nats)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh = summed, group: int = 1
+) -> Tensor:
+    """Return Σ weigh(nats), fp32, of the sentences' nats Σₜ cross_entropy(hidden · weightᵀ, targets).
+
+    Some sentences at a time, so that the logits of all tokens never stand in memory. The gradient is computed
+    beside the loss, as softmax minus one-hot; backward scales it.
 
     Args:
-        hidden: (N, D).
+        hidden: (B, T, D).
         weight: (V, D).
-        targets: (N,) int64, `IGNORED` where a row does not count.
+        targets: (B, T) int64, `IGNORED` where a token does not count; it costs nothing then.
+        weigh: what is made of the sentences' nats.
+        group: consecutive sentences that `weigh` wants to see together.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh, group: int
+    ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        rows, matrix = hidden.to(dtype), weight.to(dtype)
+        matrix = weight.to(dtype)
         wants_grad = any(ctx.needs_input_grad[:2])
-        grad_hidden = torch.empty_like(rows) if wants_grad else None
+        grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_grad else None
         grad_weight = torch.zeros_like(weight) if wants_grad else None
         total = torch.zeros((), device=hidden.device)
-        for start in range(0, len(rows), ROWS_AT_A_TIME):
-            chunk = slice(start, start + ROWS_AT_A_TIME)
-            log_probs = F.log_softmax(rows[chunk] @ matrix.t(), dim=-1, dtype=torch.float32)  # (rows, V)
-            counts = targets[chunk] != IGNORED
-            index = targets[chunk].clamp_min(0)[:, None]
-            total -= (log_probs.gather(1, index).squeeze(1) * counts).sum()
+        sentences = max(1, ROWS_AT_A_TIME // max(1, hidden.shape[1]) // group) * group
+        for start in range(0, len(hidden), sentences):
+            chunk = slice(start, start + sentences)
+            counts = targets[chunk] != IGNORED  # (b, T)
+            owner = counts.nonzero()[:, 0]  # (n,) the sentence of each token that counts
+            index = targets[chunk][counts][:, None]
+            rows = hidden[chunk][counts].to(dtype)  # (n, D)
+            log_probs = F.log_softmax(rows @ matrix.t(), dim=-1, dtype=torch.float32)  # (n, V)
+            losses = -log_probs.gather(1, index).squeeze(1)
+            loss, slope = weigh(losses.new_zeros(len(counts)).index_add_(0, owner, losses))
+            total += loss
             if grad_hidden is None or grad_weight is None:
                 continue
             grad_logits = log_probs.exp_()
             grad_logits.scatter_add_(1, index, grad_logits.new_full((1, 1), -1.0).expand_as(index))
-            if not counts.all():
-                grad_logits *= counts[:, None]
+            if weigh is not summed:
+                grad_logits *= slope[owner][:, None]
             grad_logits = grad_logits.to(dtype)
-            torch.mm(grad_logits, matrix, out=grad_hidden[chunk])
-            grad_weight += grad_logits.t() @ rows[chunk]
+            grad_hidden[chunk][counts] = grad_logits @ matrix
+            grad_weight += grad_logits.t() @ rows
         ctx.hidden_dtype = hidden.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, None
+        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, None, None, None
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: bool) -> Tensor:

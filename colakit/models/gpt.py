@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.models.empty import without_weights
-from colakit.models.fused import Dropout, gelu_tanh, linear_cross_entropy, short_attention
+from colakit.models.fused import Dropout, Weigh, gelu_tanh, linear_cross_entropy, short_attention, summed
 from colakit.models.shapes import check_shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -241,7 +241,7 @@ class GPT(nn.Module):
         hidden = self.transformer(input_ids, cache)
         if targets is None:
             return self.lm_logits(hidden)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.transformer.wte.weight, targets.flatten())
+        return linear_cross_entropy(hidden, self.transformer.wte.weight, targets)
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Return logits (…, V) of final hidden states (…, D)."""
@@ -264,21 +264,27 @@ class GPTClassifier(nn.Module):
         nn.init.normal_(self.score.weight, std=0.02)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        targets: Tensor | None = None,
+        weigh: Weigh = summed,
+        group: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return class logits (B, C), fp32.
 
         Args:
             input_ids: (B, T) int64, padded on the right with any token.
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
-            targets: (B, T-1) next tokens; with them, also return their summed cross-entropy in nats.
+            targets: (B, T-1) next tokens; with them, also return what `weigh` makes of the sentences' nats
+                (their sum, where none is given), which sees `group` consecutive sentences together.
         """
         if targets is not None:
             last = attention_mask.sum(dim=1) - 1  # (B,)
             hidden = self.transformer(input_ids)  # (B, T, D)
             logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()
             words = self.transformer.wte.weight
-            return logits, linear_cross_entropy(hidden[:, :-1].flatten(0, 1), words, targets.flatten())
+            return logits, linear_cross_entropy(hidden[:, :-1], words, targets, weigh, group)
         return self.score(self.pooled(input_ids, attention_mask)).float()
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

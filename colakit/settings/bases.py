@@ -69,9 +69,12 @@ class DiscriminateSettings(TrainingSettings):
     lm_weight: float = Field(
         0.07, ge=0, description="weight of a real token's cross-entropy beside a sentence's"
     )
+    pair_weight: float = Field(
+        0.5, ge=0, description="weight of the preference for a real sentence over its corrupted copy"
+    )
     epochs: int = Field(1, ge=1, description="passes over the sentences")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    batch_size: int = Field(64, ge=1, description="sentences a step, over all processes")
+    batch_size: int = Field(64, ge=2, multiple_of=2, description="sentences a step, over all processes")
     warmup: Share = Field(0.02, description="share of the steps in which the rate rises")
     decay: float = Field(
         0.4, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"

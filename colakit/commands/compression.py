@@ -1,0 +1,55 @@
+"""`colakit evaluate --text`: in how many bits a language model writes each byte of running text.
+
+Nothing is tuned. Unlike loss per token, bits per byte compare models with different vocabularies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from colakit.commands.language import load_language_model, named_language_models
+from colakit.commands.tables import Table, keep, show
+from colakit.context import Context
+from colakit.data.text import Vocabulary, encode_text, text_files
+from colakit.data.windows import TextSource, Windows
+from colakit.engine.inference import bits_per_byte
+from colakit.errors import ColakitError
+
+
+def run(context: Context, *, models: Sequence[str], texts: Sequence[Path]) -> dict[str, Any]:
+    """Print a table; with `--out`, also write text.json and text.md there."""
+    context.check_out()
+    files = {str(path): text_files(path.expanduser()) for path in texts}
+    asked = named_language_models(context, models)
+    if context.dry_run:
+        context.reporter.result(f"would read {', '.join(files)} with {', '.join(asked)} ({context.compute})")
+        return {"models": list(asked), "texts": list(files), "compute": str(context.compute)}
+    found = {name: _measure(context, adapter, files) for name, adapter in asked.items()}
+    rows = [[name, *(f"{value:.4f}" for value in measured.values())] for name, measured in found.items()]
+    table: Table = ("bits per byte", ["model", *files], rows)
+    show(context, [table])
+    answer = {
+        "texts": list(files),
+        "models": [{"model": name, "bits_per_byte": measured} for name, measured in found.items()],
+    }
+    keep(context, "text", answer, [table])
+    return answer
+
+
+def _measure(context: Context, adapter: str | None, files: dict[str, list[Path]]) -> dict[str, float]:
+    """Return bits per byte of each text under one model."""
+    model, tokenizer = load_language_model(context, adapter)
+    context.compute.place(model.requires_grad_(False))
+    facts = Vocabulary.of(tokenizer)
+    found = {}
+    for name, paths in files.items():
+        stream = encode_text(paths, tokenizer, context.arrays)
+        windows = Windows(
+            {name: TextSource(stream)}, facts, model.config.num_positions, tokenizer.end_of_text_id
+        )
+        found[name] = bits_per_byte(model, windows, name, context.compute)
+        if not found[name] < float("inf"):
+            raise ColakitError(f"{name}: bits per byte are {found[name]}", hint="Try --precision fp32.")
+    return found

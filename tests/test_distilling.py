@@ -116,6 +116,25 @@ def test_a_student_and_its_control_take_the_same_help(
     assert code == 2
 
 
+def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
+    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
+) -> None:
+    found = []
+    for repeats in (1, 3):
+        code, out, err = colakit(
+            *("distill", "--data", toy / "corpus", "--teacher", folds[0], "--epochs", 1, "--batch-size", 8),
+            *("--set", "transfer.size=2", "--set", f"transfer.train_repeats={repeats}", "--json"),
+            *("--set", "distill.hidden_weight=0.5", "--out", tmp_path / str(repeats)),
+        )
+        assert code == 0, err
+        found.append(json.loads(out))
+    one, three = found
+    assert one["transfer"] == three["transfer"]
+    num_train = 240 - one["splits"]["holdout"]["num_examples"]
+    sentences = one["transfer"]["sentences"]
+    assert [run["steps"] for run in found] == [-(-(num_train * n + sentences) // 8) for n in (1, 3)]
+
+
 def test_embeddings_begin_as_the_base_s_in_fewer_dimensions(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:

@@ -39,9 +39,12 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     transfer = transfer_set(context, task)
     taught, num_out_of_fold = train_logits(context, teachers, task.train)
     metrics = _held_out(context, teachers, task)
-    logits = [taught] + ([mean_logits(context, teachers, transfer)] if len(transfer) else [])
-    parts = [task.train, _unlabelled(transfer)]
-    matched = [part for part in parts if len(part)] if settings.distill.hidden_weight else []
+    parts, logits = [task.train], [taught]
+    if len(transfer):
+        repeats = settings.transfer.train_repeats
+        parts = [*parts * repeats, _unlabelled(transfer)]
+        logits = [*logits * repeats, mean_logits(context, teachers, transfer)]
+    matched = parts if settings.distill.hidden_weight else []
     seed_everything(settings.seed)  # loading a teacher may draw; the student must start as its control does
     job, lines = student_job(
         context,

@@ -37,7 +37,7 @@ def transfer_set(context: Context, task: Task) -> Split:
     measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"text", "language_model"}),
+        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "train_repeats"}),
         "wanted": wanted,
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],

@@ -76,6 +76,9 @@ class TransferSettings(Section):
     """Sentences beyond train: a teacher labels them for `distill`, a rule for `train-scratch`."""
 
     size: float = Field(0.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
+    train_repeats: int = Field(
+        1, ge=1, le=1000, description="times that an epoch of distilling reads train beside the set"
+    )
     sources: dict[
         Literal["edits", "samples", "text", "text_edits"],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],

@@ -1,0 +1,185 @@
+"""Tables of experiments: rows of commands and settings, several seeds each, run once and compared.
+
+Every run is a process of its own with one thread; runs that are finished are not run again, and those that
+were interrupted go on. Epoch and threshold of each come from its held-out slice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+SPLITS = ("id_dev", "ood_dev", "dev")
+HEADER = [
+    "| | seeds | held out | ID dev | OOD dev | both | both, minus control |",
+    "|---|---|---|---|---|---|---|",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: an experiment, run with several seeds.
+
+    Attributes:
+        command: of colakit's.
+        settings: what it sets besides the table's configuration.
+        teachers: whom a student asks, run folders.
+    """
+
+    command: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    teachers: tuple[Path, ...] = ()
+
+
+class Experiments:
+    """The runs of one table, in one folder.
+
+    Args:
+        config: settings that all rows share.
+        assign: more of them, as `section.key=value`.
+        jobs: runs side by side.
+    """
+
+    def __init__(
+        self, config: Path, out: Path, seeds: Sequence[int], assign: Sequence[str], jobs: int
+    ) -> None:
+        self.config, self.out, self.seeds, self.assign, self.jobs = config, out, seeds, assign, jobs
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Return where a row's run lies."""
+        return self.out / "".join(c if c.isalnum() else "-" for c in name) / str(seed)
+
+    def train(self, rows: Mapping[str, Row]) -> dict[str, list[Path]]:
+        """Run what is missing, seed by seed; return each row's run folders."""
+        self.run_all(
+            (row, self.folder(name, seed), seed) for seed in self.seeds for name, row in rows.items()
+        )
+        return {name: [self.folder(name, seed) for seed in self.seeds] for name in rows}
+
+    def run_all(self, runs: Iterable[tuple[Row, Path, int]]) -> None:
+        """Run rows with a seed each, some side by side."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for done in [pool.submit(self.run, *one) for one in runs]:
+                done.result()
+
+    def run(self, row: Row, out: Path, seed: int) -> None:
+        """Run one row with one seed, unless it has been run."""
+        settings = dict(row.settings)
+        if row.teachers:
+            settings["distill.teacher"] = ",".join(map(str, row.teachers))
+        assigned = [*self.assign, *(f"{key}={value}" for key, value in settings.items())]
+        words = [row.command, "--config", str(self.config), "--seed", str(seed), "--out", str(out)]
+        called(*words, *(word for text in assigned for word in ("--set", text)), "--resume", "auto")
+
+    def report(self, groups: Mapping[str, Sequence[Path]], control: str | None, name: str) -> None:
+        """Compare the run folders of each row; print the table, and write NAME.md and NAME.json.
+
+        Args:
+            control: the row that the others are compared with; None leaves that column empty.
+        """
+        models = [str(folder) for folders in groups.values() for folder in folders]
+        answer = json.loads(called("evaluate", "--config", str(self.config), "--json", *models))
+        against = groups[control] if control is not None else None
+        found = {row: self._figures(answer, folders, against) for row, folders in groups.items()}
+        text = "\n".join([*HEADER, *(_line(row, figures) for row, figures in found.items())]) + "\n"
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / f"{name}.md").write_text(text, encoding="utf-8")
+        (self.out / f"{name}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        print(text)
+
+    def _figures(
+        self, answer: Mapping[str, Any], folders: Sequence[Path], control: Sequence[Path] | None
+    ) -> dict[str, Any]:
+        mcc = {split: of_models(answer, split, folders) for split in SPLITS}
+        return {
+            "holdout": [holdout_mcc(folder) for folder in folders],
+            **mcc,
+            "minus_control": minus_control(answer, folders, control),
+        }
+
+
+def _line(name: str, figures: Mapping[str, Any]) -> str:
+    cells = [spread(figures[part]) for part in ("holdout", *SPLITS)]
+    count = len(figures["holdout"])
+    return f"| {name} | {count} | {' | '.join(cells)} | {figures['minus_control'] or '-'} |"
+
+
+def called(*words: str) -> str:
+    """Run colakit in a process of its own with one thread; return what it prints to stdout."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(
+        [sys.executable, "-m", "colakit", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"colakit {' '.join(words)}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def holdout_mcc(run: Path) -> float:
+    """Return the MCC at the run's threshold on the slice that chose it."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return float(summary["splits"]["holdout"]["mcc"])
+
+
+def of_models(answer: Mapping[str, Any], split: str, folders: Sequence[Path]) -> list[float]:
+    """Return the MCC of each run on a split."""
+    found = {_tail(row["model"]): row["metrics"]["mcc"] for row in answer["splits"][split]["models"]}
+    return [found[_tail(folder)] for folder in folders]
+
+
+def minus_control(
+    answer: Mapping[str, Any], ours: Sequence[Path], control: Sequence[Path] | None
+) -> str | None:
+    """Return the difference of MCC on both dev sets with its 95 % paired interval, as `evaluate` found it."""
+    if control is None:
+        return None
+    comparison = answer["splits"]["dev"]
+    group_of = {_tail(row["model"]): row["group"] for row in comparison["models"]}
+    first, second = group_of[_tail(ours[0])], group_of[_tail(control[0])]
+    for row in comparison["pairs"]:
+        sign = {(first, second): 1, (second, first): -1}.get((row["first"], row["second"]))
+        if sign:
+            low, high = sorted((sign * row["mcc"]["low"], sign * row["mcc"]["high"]))
+            return f"{sign * row['mcc']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return None
+
+
+def _tail(folder: Path | str) -> tuple[str, ...]:
+    return Path(folder).parts[-2:]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write mean ± standard deviation (n-1)."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def arguments(description: str, config: str, out: str) -> argparse.ArgumentParser:
+    """Return the parser of what every table is told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, default=Path(config))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rows", nargs="+", help="only these")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
+    parser.add_argument("--set", dest="assign", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    return parser
+
+
+def chosen(table: Mapping[str, Row], names: Sequence[str] | None) -> dict[str, Row]:
+    """Return the rows that are named, or all."""
+    if strangers := sorted(set(names or ()) - set(table)):
+        sys.exit(f"no row is called {strangers[0]!r}; there are: {', '.join(table)}")
+    return {name: row for name, row in table.items() if not names or name in names}

@@ -58,9 +58,8 @@ torture: install-dev ## kill runs of every command hundreds of times, and give e
 test-gpu: install-dev ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-demo: install ## the whole pipeline on small inputs of its own, in a minute or two, without a network
-	$(BIN)/python -m colakit.toy demo
-	$(COLAKIT) demo --base demo/base --data demo/corpus
+demo: install ## the whole pipeline on the base and corpus that come along, in minutes, without a network
+	$(COLAKIT) demo
 
 # A run is finished when its summary.json stands; an interrupted one goes on where it stopped. JOBS runs go
 # side by side with a thread each, which uses two cores better than two threads in one run.

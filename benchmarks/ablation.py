@@ -29,11 +29,8 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
     one = (out / "teachers" / "0",)
     folds = tuple(out / "teachers" / f"{fold + 1}of{FOLDS}" for fold in range(FOLDS))
     edits = {"transfer.size": 20, "transfer.sources": "{edits: 1}"}
-    samples = {
-        "transfer.size": 20,
-        "transfer.language_model": str(out / "language-model" / "base"),
-        "transfer.sources": "{edits: 1, samples: 1}",
-    }
+    samples = {"transfer.size": 20, "transfer.sources": "{edits: 1, samples: 1, sample_edits: 1}"}
+    tuned_writer = {"transfer.language_model": str(out / "language-model" / "base")}
     table = {
         CONTROL: Row("train-scratch"),
         "train-scratch, augmented": Row("train-scratch", edits),
@@ -42,6 +39,7 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
         "train alone, five teachers, out of fold": taught(folds),
         "edits": taught(one, edits),
         "edits and samples": taught(one, samples),
+        "edits and samples of a writer tuned on train": taught(one, samples | tuned_writer),
     }
     if text is None:
         return table

@@ -1,6 +1,4 @@
-"""A toy world for the demo and the tests: a tiny pretrained GPT-2 and a corpus in CoLA's layout.
-
-    python -m colakit.toy FOLDER        writes FOLDER/base and FOLDER/corpus
+"""A toy world for tests and benchmarks: a tiny pretrained GPT-2 and a corpus in CoLA's layout.
 
 The sentences come from a small grammar with number agreement across a relative clause, determiners,
 reflexives and word order; the unacceptable ones break exactly one of these. The base is a two-layer GPT-2
@@ -11,7 +9,6 @@ resembles English enough to be a result: it shows that the machinery runs.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -158,16 +155,9 @@ def _pretrain(model: GPT, tokens: Tokens, *, seed: int, steps: int) -> None:
             epoch += 1
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    compute = Compute(torch.device("cpu"), torch.float32, "the demo's base is tiny")
+    compute = Compute(torch.device("cpu"), torch.float32, "the toy base is tiny")
     lr_at = warmup_then("cosine", warmup_steps=steps // 20, max_steps=steps)
     model.train()
     for _ in train(model, batches(), language_modelling, optimizer, lr_at=lr_at, compute=compute):
         pass
     model.eval()
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
-    write_corpus(target / "corpus")
-    write_base(target / "base")
-    print(f"wrote {target}/base and {target}/corpus")

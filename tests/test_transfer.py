@@ -119,27 +119,42 @@ def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None
     assert set(planted) <= set(whole_sentences([prose], WORDS))
     context, task = made(
         **corpus,
-        sources="{edits: 1, samples: 1, text: 1, text_edits: 1}",
+        sources="{edits: 1, samples: 1, sample_edits: 1, text: 1, text_edits: 1}",
         text=prose,
         language_model=toy / "base",
     )
-    drawn = transfer_set(context, task)
+    drawn = transfer_set(context, task, "gpt2")
     assert len(drawn) == len(forms(drawn)) == round(1.5 * len(task.train))
     assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.holdout) | forms(task.train))
 
 
 def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"size": 0.5, "sources": "{text: 1, edits: 1}", "text": prose}
-    first = transfer_set(*made(toy / "corpus", **sizes))
+    first = transfer_set(*made(toy / "corpus", **sizes), "gpt2")
     assert "gathering" in capsys.readouterr().err
-    again = transfer_set(*made(toy / "corpus", **sizes))
+    again = transfer_set(*made(toy / "corpus", **sizes), "gpt2")
     assert "gathering" not in capsys.readouterr().err
     assert again.sentences == first.sentences
-    other = transfer_set(*made(toy / "corpus", **sizes, seed=1))
+    other = transfer_set(*made(toy / "corpus", **sizes, seed=1), "gpt2")
     assert other.sentences != first.sentences
     prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
-    transfer_set(*made(toy / "corpus", **sizes))
+    transfer_set(*made(toy / "corpus", **sizes), "gpt2")
     assert "gathering" in capsys.readouterr().err
+
+
+def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path, tmp_path: Path) -> None:
+    sizes = {"size": 0.2, "sources": "{sample_edits: 1, samples: 1}"}
+    ours = transfer_set(*made(toy / "corpus", **sizes), str(toy / "base"))
+    named = transfer_set(*made(toy / "corpus", **sizes, language_model=toy / "base"), "no-such-base")
+    assert ours.sentences == named.sentences
+    with pytest.raises(ColakitError, match="no-such-base"):
+        transfer_set(*made(toy / "corpus", **sizes), "./no-such-base")
+
+
+def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
+    context, task = made(toy / "corpus", size=0.2, sources="{sample_edits: 1}")
+    drawn = transfer_set(context, task, str(toy / "base"))
+    assert len(drawn) == round(0.2 * len(task.train))
 
 
 def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
@@ -149,7 +164,7 @@ def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
         sources="{edits: 4, samples: 1}",
         language_model=shared / "models" / "mini-v0",
     )
-    drawn = transfer_set(context, task)
+    drawn = transfer_set(context, task, "gpt2")
     assert len(drawn) == len(task.train)
     dev = task.corpus.split("dev")
     assert len(dev) == 1043
@@ -197,7 +212,6 @@ def test_a_rule_labels_near_misses_alone(toy: Path, prose: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("transfer.sources={samples: 1}", "needs transfer.language_model"),
         ("transfer.sources={text_edits: 1}", "need transfer.text"),
         ("transfer.sources={}", "transfer.sources"),
         ("transfer.sources={edits: 0}", "greater than 0"),

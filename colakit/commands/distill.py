@@ -36,7 +36,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
     teachers = load_teachers(context, task)
     first = teachers[0].classifier
-    transfer = transfer_set(context, task)
+    transfer = transfer_set(context, task, base=first.origin.get("base", settings.base))
     taught, num_out_of_fold = train_logits(context, teachers, task.train)
     metrics = _held_out(context, teachers, task)
     parts, logits = [task.train], [taught]

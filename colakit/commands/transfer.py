@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,21 @@ from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 LEXICON = 50_000  # sentences of text that corruptions take their words from
 
 
-def transfer_set(context: Context, task: Task) -> Split:
+def transfer_set(context: Context, task: Task, base: str) -> Split:
     """Return `transfer.size` times as many unlabelled sentences as train has.
 
     None stands in train, in the held-out slice, or in any other split of the corpus, whatever its case,
     spaces and punctuation.
+
+    Args:
+        base: to sample from, where `transfer.language_model` names none.
     """
     settings = context.settings.transfer
     wanted = round(settings.size * len(task.train))
     if not wanted:
         return Split("transfer", ())
+    asks_a_model = any(name in settings.sources for name in ("samples", "sample_edits"))
+    writer = (settings.language_model or base) if asks_a_model else None
     measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
@@ -42,16 +48,16 @@ def transfer_set(context: Context, task: Task) -> Split:
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],
         "text": [sha256_of(file) for file in _text(context)],
-        "language_model": _language_model_fingerprint(context),
+        "language_model": base_fingerprint(load_gpt(resolve_base(writer))) if writer else None,
     }
 
     def gather() -> list[str]:
         context.reporter.say(f"gathering a transfer set of {wanted:,} sentences")
         forbidden = [sentence for split in measuring for sentence in split.sentences]
         collector = Collector(forbidden, known=task.train.sentences)
-        rng = random.Random(settings.seed)
+        sources = Sources(context, task.train.sentences, writer)
         for name, share in shares(wanted, settings.sources).items():
-            collector.fill(_source(context, name, task.train.sentences, rng), share, name)
+            collector.fill(sources.draw(name, share), share, name)
         return collector.taken
 
     return Split(
@@ -76,7 +82,7 @@ def augmented(context: Context, task: Task) -> Split:
             "without a teacher, only near misses of sentences of CoLA's two labels can be labelled",
             hint="Set transfer.sources={edits: 1}, or transfer.size=0.",
         )
-    made = transfer_set(context, task)
+    made = transfer_set(context, task, context.settings.base)
     labels = train.require_labels()
     num_good = round(len(made) * float(labels.mean()))
     rng = np.random.default_rng(settings.seed)
@@ -90,40 +96,57 @@ def augmented(context: Context, task: Task) -> Split:
     return join_splits("train", [train, train.take(repeated, "train"), false])
 
 
-def _source(context: Context, name: str, train: Sequence[str], rng: random.Random) -> Iterator[str]:
-    match name:
-        case "edits":
-            return near_misses(train, train, rng)
-        case "samples":
-            return _sampled(context, train, rng)
-    found = list(whole_sentences(_text(context), WORDS))
-    rng.shuffle(found)
-    return iter(found) if name == "text" else near_misses(found, found[:LEXICON], rng)
+class Sources:
+    """Where sentences come from, by the names of `transfer.sources`.
+
+    Args:
+        train: sentences of train.
+        writer: base to sample from; None where nothing asks for it.
+    """
+
+    def __init__(self, context: Context, train: Sequence[str], writer: str | None) -> None:
+        self.context, self.train, self.writer = context, train, writer
+        self.rng = random.Random(context.settings.transfer.seed)
+        self.sampled: list[str] = []  # so far, those that were not taken among them
+
+    def draw(self, name: str, wanted: int) -> Iterator[str]:
+        """Yield sentences of one source, at least `wanted` of them where it has so many."""
+        match name:
+            case "edits":
+                return near_misses(self.train, self.train, self.rng)
+            case "samples":
+                return self._keep(self._samples())
+            case "sample_edits":
+                missing = max(0, wanted - len(self.sampled))
+                found = [*self.sampled, *islice(self._samples(), missing)]
+                return near_misses(found, [*self.train, *found[:LEXICON]], self.rng)
+        found = list(whole_sentences(_text(self.context), WORDS))
+        self.rng.shuffle(found)
+        return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
+
+    def _keep(self, sentences: Iterator[str]) -> Iterator[str]:
+        for sentence in sentences:
+            self.sampled.append(sentence)
+            yield sentence
+
+    def _samples(self) -> Iterator[str]:
+        """Continue the beginnings of train sentences: none of their words, or up to half of them."""
+        settings, compute = self.context.settings.transfer, self.context.compute
+        assert self.writer is not None
+        folder = resolve_base(self.writer)
+        model = load_gpt(folder).requires_grad_(False).eval()
+        compute.place(model)
+        return sample_sentences(
+            model,
+            SentenceTokenizer.from_folder(folder),
+            self.train,
+            compute=compute,
+            temperature=settings.temperature,
+            rng=self.rng,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
 
 
 def _text(context: Context) -> list[Path]:
     path = context.settings.transfer.text
     return [] if path is None else text_files(Path(path).expanduser())
-
-
-def _language_model_fingerprint(context: Context) -> str | None:
-    base = context.settings.transfer.language_model
-    return None if base is None else base_fingerprint(load_gpt(resolve_base(base)))
-
-
-def _sampled(context: Context, train: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Continue the beginnings of train sentences: none of their words, or up to half of them."""
-    settings, compute = context.settings.transfer, context.compute
-    assert settings.language_model is not None
-    folder = resolve_base(settings.language_model)
-    model = load_gpt(folder).requires_grad_(False).eval()
-    compute.place(model)
-    yield from sample_sentences(
-        model,
-        SentenceTokenizer.from_folder(folder),
-        train,
-        compute=compute,
-        temperature=settings.temperature,
-        rng=rng,
-        generator=torch.Generator().manual_seed(settings.seed),
-    )

@@ -16,7 +16,7 @@ from colakit.data.corruptions import Corruptor
 from colakit.errors import ColakitError
 
 SourceName = TypeVar("SourceName", bound=str)
-FORMAT = 1  # raise it when sentences are made differently, so that cached sets are made anew
+FORMAT = 2  # raise it when sentences are made differently, so that cached sets are made anew
 PATIENCE = 20  # sentences in a row that are not new, for each one wanted, until a source is called exhausted
 WORDS = range(2, 41)  # of a sentence that is used
 
@@ -86,7 +86,8 @@ def near_misses(sentences: Sequence[str], words_of: Iterable[str], rng: random.R
 
 
 def shares(wanted: int, weights: Mapping[SourceName, float]) -> dict[SourceName, int]:
-    """Return how many of `wanted` sentences each source gives, in proportion to its weight."""
+    """Return how many of `wanted` sentences each source gives, in proportion to its weight, by name."""
+    weights = dict(sorted(weights.items(), key=lambda one: (one[0].endswith("_edits"), one[0])))
     total = sum(weights.values())
     ends = [round(wanted * reached / total) for reached in accumulate(weights.values())]
     return {name: end - start for name, (start, end) in zip(weights, pairwise([0, *ends]), strict=True)}

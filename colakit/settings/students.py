@@ -80,19 +80,19 @@ class TransferSettings(Section):
         1, ge=1, le=1000, description="times that an epoch of distilling reads train beside the set"
     )
     sources: dict[
-        Literal["edits", "samples", "text", "text_edits"],
+        Literal["edits", "samples", "sample_edits", "text", "text_edits"],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],
     ] = Field(
         {"edits": 1.0},
         min_length=1,
         description="source -> share: near misses of train sentences, sentences sampled from "
-        "`language_model`, whole sentences of `text`, near misses of those",
+        "`language_model`, near misses of those, whole sentences of `text`, near misses of those",
     )
     text: str | None = Field(
         None, description="text file or folder (plain, .gz, .xz), a sentence a line or prose"
     )
     language_model: str | None = Field(
-        None, description="base to sample from; `finetune --objective language_modelling` makes one"
+        None, description="base to sample from; null is the teacher's, as it was before it was tuned"
     )
     temperature: float = Field(1.0, gt=0, description="of sampling")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")
@@ -101,6 +101,4 @@ class TransferSettings(Section):
     def _sources_have_what_they_need(self) -> Self:
         if {"text", "text_edits"} & set(self.sources) and self.text is None:
             raise ValueError("sources text and text_edits need transfer.text")
-        if "samples" in self.sources and self.language_model is None:
-            raise ValueError("source samples needs transfer.language_model")
         return self

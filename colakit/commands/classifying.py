@@ -11,8 +11,9 @@ from torch import Tensor
 
 from colakit.commands.fitting import Fit, Lesson, settings_identity
 from colakit.commands.job import Job
-from colakit.data.batches import UNLABELLED, Examples, micro_batches, plan_epoch
+from colakit.data.batches import UNLABELLED, Examples
 from colakit.engine.distributed import Processes
+from colakit.engine.epochs import steps, steps_an_epoch
 from colakit.engine.inference import compute_logits, decide
 from colakit.engine.metrics import Metrics, accuracy_of_confusion, mcc_of_confusion, measure
 from colakit.engine.runs import RunFolder
@@ -47,7 +48,7 @@ class ClassifierFit(Fit):
     def __init__(self, job: Job, run: RunFolder, group: Processes) -> None:
         self.job = job
         self.num_labels = len(job.classifier.label_names)
-        self.steps_per_epoch = -(-len(job.train) // job.training.batch_size)
+        self.steps_per_epoch = steps_an_epoch(job.train, job.training.batch_size)
         super().__init__(job.context, self._lesson(job), run, group)
         self.evaluate_every = (
             job.training.evaluate_every_steps or job.training.evaluate_every_epochs * self.steps_per_epoch
@@ -84,29 +85,17 @@ class ClassifierFit(Fit):
             )
 
     def batches(self) -> Iterator[StepBatch]:
-        """Yield the epochs' batches, in an order that is a function of seed and epoch."""
-        job, start = self.job, self.step
-        size = job.training.micro_batch_size or job.training.batch_size
-        for epoch in range(start // self.steps_per_epoch, -(-self.max_steps // self.steps_per_epoch)):
-            plan = plan_epoch(
-                job.train.tokens.lengths,
-                job.training.batch_size,
-                job.context.settings.seed,
-                epoch,
-                job.train.group,
-            )
-            done = max(0, start - epoch * self.steps_per_epoch)
-            end = self.max_steps - epoch * self.steps_per_epoch
-            for position, index in enumerate(plan[done:end], start=done + 1):
-                share = micro_batches(
-                    job.train,
-                    index,
-                    size,
-                    rank=self.group.rank,
-                    world_size=self.group.world_size,
-                    progress=(epoch * self.steps_per_epoch + position) / self.max_steps,
-                )
-                yield StepBatch(share, len(index), epoch, f"batch {position} of epoch {epoch + 1}")
+        """Return the steps of the epochs, from this one on."""
+        training = self.job.training
+        return steps(
+            self.job.train,
+            batch_size=training.batch_size,
+            micro_batch_size=training.micro_batch_size,
+            seed=self.context.settings.seed,
+            start=self.step,
+            max_steps=self.max_steps,
+            processes=self.group,
+        )
 
     def observe(self, report: StepReport) -> str:
         """Count losses and predictions."""

@@ -15,11 +15,12 @@ from colakit.commands.fitting import Fit, Lesson, settings_identity
 from colakit.commands.runner import Training
 from colakit.commands.task import Task
 from colakit.context import Context
-from colakit.data.batches import Examples, micro_batches, plan_epoch, plan_inference
+from colakit.data.batches import Examples, plan_inference
 from colakit.data.corpora import Split
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.bases import write_base
 from colakit.engine.distributed import Processes
+from colakit.engine.epochs import steps
 from colakit.engine.inference import evaluating
 from colakit.engine.objectives import language_modelling
 from colakit.engine.runs import RunFolder
@@ -83,18 +84,18 @@ class SentenceModelFit(Fit):
         self.progress = Progress()
 
     def batches(self) -> Iterator[StepBatch]:
-        """Yield the epochs' batches, in an order that is a function of seed and epoch."""
+        """Return the steps of the epochs, from this one on; a step's count is its tokens."""
         train, settings = self.parts["train"], self.context.settings.finetune
-        size = settings.micro_batch_size or settings.batch_size
-        for epoch in range(self.step // self.steps_per_epoch, settings.epochs):
-            lengths = train.examples.tokens.lengths
-            plan = plan_epoch(lengths, settings.batch_size, self.context.settings.seed, epoch)
-            done = max(0, self.step - epoch * self.steps_per_epoch)
-            for position, index in enumerate(plan[done:], start=done + 1):
-                share = micro_batches(
-                    train.examples, index, size, rank=self.group.rank, world_size=self.group.world_size
-                )
-                yield StepBatch(share, train.count(index), epoch, f"batch {position} of epoch {epoch + 1}")
+        return steps(
+            train.examples,
+            batch_size=settings.batch_size,
+            micro_batch_size=settings.micro_batch_size,
+            seed=self.context.settings.seed,
+            start=self.step,
+            max_steps=self.max_steps,
+            processes=self.group,
+            count=train.count,
+        )
 
     def observe(self, report: StepReport) -> str:
         """Add up the loss."""

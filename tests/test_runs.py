@@ -90,6 +90,15 @@ def test_a_run_folder_holds_all_that_was_promised(tuned: Path) -> None:
         assert figures["mcc_interval"][0] <= figures["mcc"] <= figures["mcc_interval"][1]
 
 
+def test_the_best_evaluation_is_measured_as_the_run_ends(tuned: Path) -> None:
+    summary = json.loads((tuned / "summary.json").read_text())
+    for figure in ("mcc", "accuracy", "loss"):
+        assert summary["best"][figure] == summary["splits"]["holdout"][figure]
+    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line["holdout"]["mcc"] for line in lines if line["event"] == "evaluation"]
+    assert summary["best"]["mcc"] == max(evaluations)
+
+
 def test_saved_settings_feed_back_into_config(tuned: Path, toy: Path) -> None:
     again = resolve(config=tuned / "settings.yaml", environment={}).settings
     assert again.model_dump(mode="json") == read_yaml(tuned / "settings.yaml")

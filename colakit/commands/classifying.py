@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from colakit.commands.fitting import Fit, Lesson, settings_identity
@@ -14,8 +16,8 @@ from colakit.commands.job import Job
 from colakit.data.batches import UNLABELLED, Examples
 from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch
-from colakit.engine.inference import compute_logits, decide
-from colakit.engine.metrics import Metrics, accuracy_of_confusion, mcc_of_confusion, measure
+from colakit.engine.inference import compute_logits, decide, probabilities
+from colakit.engine.metrics import accuracy_of_confusion, best_threshold, mcc_of_confusion, measure
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
 from colakit.models.lora import parameter_groups
@@ -136,7 +138,7 @@ class ClassifierFit(Fit):
     def evaluate(self) -> str:
         """Measure the held-out slice, and keep the weights if it is the best yet."""
         progress = self.progress
-        held_out = self.group.share(asdict(self._measure(self.job.holdout)) if self.group.is_main else {})
+        held_out, dev = self.group.share(self._measure_all() if self.group.is_main else ({}, {}))
         counts = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
         epoch = self.step / self.steps_per_epoch
         train = {
@@ -144,10 +146,7 @@ class ClassifierFit(Fit):
             "accuracy": float(accuracy_of_confusion(counts)),
             "mcc": float(mcc_of_confusion(counts)),
         }
-        dev = {}
-        if self.job.training.track_dev and self.group.is_main:
-            dev = {"dev": {name: asdict(self._measure(data)) for name, data in self.job.dev.items()}}
-        self.log("evaluation", epoch=epoch, train=train, holdout=held_out, **dev)
+        self.log("evaluation", epoch=epoch, train=train, holdout=held_out, **({"dev": dev} if dev else {}))
         progress.stale += 1
         if progress.best is None or self._key(held_out) > self._key(progress.best):
             progress.best = {**held_out, "step": self.step, "epoch": epoch}
@@ -167,9 +166,30 @@ class ClassifierFit(Fit):
             return -held_out["loss"], held_out["mcc"]
         return held_out[select_by], -held_out["loss"]
 
-    def _measure(self, data: Examples) -> Metrics:
-        logits = compute_logits(self.job.classifier.model, data.tokens, self.compute)
-        return measure(logits, data.labels, decide(logits, threshold=None))
+    def _measure_all(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return figures of the held-out slice, and of the dev splits where they are tracked.
+
+        The threshold is the one that the run would end with now, so that what is best here is best there.
+        """
+        job = self.job
+        logits = self.logits(job.holdout)
+        threshold = self.best_threshold(logits)
+        dev = {
+            name: asdict(measure(found, data.labels, decide(found, threshold)))
+            for name, data in (job.dev if job.training.track_dev else {}).items()
+            for found in [self.logits(data)]
+        }
+        return asdict(measure(logits, job.holdout.labels, decide(logits, threshold))), dev
+
+    def logits(self, data: Examples) -> NDArray[np.float32]:
+        """Return the (N, C) logits of N sentences, by the weights as they are now."""
+        return compute_logits(self.job.classifier.model, data.tokens, self.compute)
+
+    def best_threshold(self, logits: NDArray[np.float32]) -> float | None:
+        """Return the threshold that is best for the held-out slice's (N, C) logits, if there is one."""
+        if self.job.training.threshold == "argmax" or logits.shape[1] != 2:
+            return None
+        return best_threshold(probabilities(logits)[:, 1], self.job.holdout.labels)
 
     # -- stopping and resuming
 

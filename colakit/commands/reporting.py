@@ -14,8 +14,8 @@ from colakit.commands.task import metrics_row
 from colakit.data.batches import Examples
 from colakit.engine.bases import write_base
 from colakit.engine.comparison import experiment_key
-from colakit.engine.inference import compute_logits, decide, probabilities
-from colakit.engine.metrics import Labels, Metrics, best_threshold, bootstrap, measure
+from colakit.engine.inference import decide
+from colakit.engine.metrics import Labels, Metrics, bootstrap, measure
 from colakit.engine.runs import RunFolder
 from colakit.interop.peft import write_adapter
 from colakit.models.gpt import GPTClassifier
@@ -28,11 +28,10 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = Fa
     assert best is not None, "the last step is always evaluated"
     fit.load_trainable(fit.progress.best_tensors)
     job.classifier.model.eval()
-    if job.training.threshold == "tuned" and len(job.classifier.label_names) == 2:
-        probs = probabilities(compute_logits(job.classifier.model, job.holdout.tokens, job.context.compute))
-        job.classifier.threshold = best_threshold(probs[:, 1], job.holdout.labels)
     parts = {"holdout": job.holdout, **job.dev}
-    predictions = {name: _predict(job, data) for name, data in parts.items()}
+    logits = {name: fit.logits(data) for name, data in parts.items()}
+    job.classifier.threshold = fit.best_threshold(logits["holdout"])
+    predictions = {name: (found, decide(found, job.classifier.threshold)) for name, found in logits.items()}
     measured = {name: _measure(data, *predictions[name]) for name, data in parts.items()}
     summary = {
         "command": job.context.command,
@@ -59,11 +58,6 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = Fa
         write_base(job.classifier.model.transformer, job.classifier.tokenizer, run.base)
     _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
     return summary
-
-
-def _predict(job: Job, data: Examples) -> tuple[NDArray[np.float32], Labels]:
-    logits = compute_logits(job.classifier.model, data.tokens, job.context.compute)
-    return logits, decide(logits, job.classifier.threshold)
 
 
 def _measure(

@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-CONFIG ?= configs/mini-cola.yaml
+CONFIG ?= configs/builtin-cola.yaml
 SEEDS ?= 0 1 2
 RUNS ?= runs/$(basename $(notdir $(CONFIG)))
 JOBS ?= 2
@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
-	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation bench clean
+	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -91,7 +91,10 @@ reproduce: install ## all three, then compared and plotted
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
 
 ablation: install ## what each part of distilling adds, over five seeds; hours on two cores
-	$(BIN)/python benchmarks/ablation.py --config configs/mini-students.yaml --out runs/ablation
+	$(BIN)/python benchmarks/ablation.py --config $(CONFIG) --out runs/ablation
+
+base-table: install ## what the base is worth: adapters, all weights, no pre-training, a recurrent network
+	$(BIN)/python benchmarks/base.py --config $(CONFIG) --out runs/base
 
 bench: install-dev ## fine-tuning speed beside PEFT and the Trainer, in one run; what checkpoints cost
 	$(BIN)/python benchmarks/finetuning.py

@@ -67,9 +67,12 @@ class Experiments:
 
     def run_all(self, runs: Iterable[tuple[Row, Path, int]]) -> None:
         """Run rows with a seed each, some side by side."""
-        with ThreadPoolExecutor(self.jobs) as pool:
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
             for done in [pool.submit(self.run, *one) for one in runs]:
                 done.result()
+        finally:  # a run that failed ends the others that have not begun
+            pool.shutdown(cancel_futures=True)
 
     def run(self, row: Row, out: Path, seed: int) -> None:
         """Run one row with one seed, unless it has been run."""
@@ -143,12 +146,16 @@ def of_models(answer: Mapping[str, Any], split: str, folders: Sequence[Path]) ->
 def minus_control(
     answer: Mapping[str, Any], ours: Sequence[Path], control: Sequence[Path] | None
 ) -> str | None:
-    """Return the difference of MCC on both dev sets with its 95 % paired interval, as `evaluate` found it."""
-    if control is None:
-        return None
+    """Return the difference of MCC on both dev sets with its 95 % paired interval, as `evaluate` found it.
+
+    None where there is no control, or the runs are not seeds of one experiment.
+    """
     comparison = answer["splits"]["dev"]
     group_of = {_tail(row["model"]): row["group"] for row in comparison["models"]}
-    first, second = group_of[_tail(ours[0])], group_of[_tail(control[0])]
+    groups = {group_of[_tail(folder)] for folder in ours}
+    if control is None or len(groups) > 1:
+        return None
+    first, second = groups.pop(), group_of[_tail(control[0])]
     for row in comparison["pairs"]:
         sign = {(first, second): 1, (second, first): -1}.get((row["first"], row["second"]))
         if sign:

@@ -76,7 +76,14 @@ def config_files() -> list[Path]:
 
 def test_there_are_configs_for_the_experiments_people_run() -> None:
     names = {path.stem for path in config_files()}
-    assert {"gpt2-cola", "gpt2-medium-cola", "quick", "mini-cola", "pretrain-mini"} <= names
+    assert {
+        "gpt2-cola",
+        "gpt2-medium-cola",
+        "quick",
+        "builtin-cola",
+        "embedded-base",
+        "pretrain-mini",
+    } <= names
 
 
 @pytest.mark.parametrize("path", config_files(), ids=lambda p: p.stem)

@@ -7,10 +7,14 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from colakit.data.text import Stream, Vocabulary
+from colakit.data.windows import slices
+from colakit.interop.gpt2 import load_gpt
 from colakit.toy import ToyGrammar
 
 Run = Callable[..., tuple[int, str, str]]
@@ -25,30 +29,61 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def transformers_bits_per_byte(folder: Path, text: str) -> float:
-    """Of one sentence between two end-of-text tokens, with nothing of ours."""
+def transformers_bits_per_byte(folder: Path, text: str, num_tokens: int) -> float:
+    """Of a document and the end-of-text token after it, slice by slice, with nothing of ours."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     end = tokenizer.eos_token_id
-    ids = torch.tensor([[end, *tokenizer(text, add_special_tokens=False)["input_ids"], end]])
-    with torch.no_grad():
-        logprobs = model(input_ids=ids).logits[0].double().log_softmax(dim=-1)
-    nats = -float(logprobs[:-1].gather(1, ids[0, 1:, None]).sum())
+    ids = [end, *tokenizer(text, add_special_tokens=False)["input_ids"], end]
+    nats = 0.0
+    for start in range(0, len(ids) - 1, num_tokens):
+        row = torch.tensor([ids[start : start + num_tokens + 1]])
+        with torch.no_grad():
+            logprobs = model(input_ids=row[:, :-1]).logits[0].double().log_softmax(dim=-1)
+        nats -= float(logprobs.gather(1, row[0, 1:, None]).sum())
     return nats / math.log(2) / len(text.encode())
 
 
-def test_bits_per_byte_are_those_of_transformers(toy: Path, colakit: Run, tmp_path: Path) -> None:
-    sentence = ToyGrammar(3).acceptable()
-    (tmp_path / "one.txt").write_text(sentence, encoding="utf-8")
+@pytest.mark.parametrize(
+    "text",
+    [
+        ToyGrammar(3).acceptable(),
+        "the cat " * 200,  # no capital, no mark: no sentence begins inside
+        "Ünïcödé 中文. " + " ".join(ToyGrammar(4).acceptable() for _ in range(20)),
+    ],
+    ids=["one slice", "no sentence starts", "several slices"],
+)
+def test_bits_per_byte_are_those_of_transformers(text: str, toy: Path, colakit: Run, tmp_path: Path) -> None:
+    text = text.strip()
+    (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     code, out, err = colakit(
         *("evaluate", "--text", tmp_path / "one.txt", "--base", toy / "base", "--json"),
         *("--precision", "fp32", "--quiet"),
     )
     assert code == 0, err
     (found,) = json.loads(out)["models"][0]["bits_per_byte"].values()
-    assert found == pytest.approx(transformers_bits_per_byte(toy / "base", sentence), abs=1e-5)
+    num_tokens = load_gpt(toy / "base").config.num_positions
+    expected = transformers_bits_per_byte(toy / "base", text, num_tokens)
+    assert found == pytest.approx(expected, abs=1e-5)  # fp32, summed in another order
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 50])
+def test_every_token_of_a_text_is_measured_once(num_tokens: int) -> None:
+    ids = np.arange(1, 21, dtype=np.uint16)
+    stream = Stream(ids, np.array([0]), np.array([0, len(ids)]))
+    two_bytes, not_blank = np.full(21, 2, dtype=np.int32), np.zeros(21, dtype=np.bool_)
+    facts = Vocabulary(two_bytes, not_blank, np.arange(21, dtype=np.int32))
+    found, num_bytes = [], 0
+    for batch, size in slices(stream, facts, num_tokens, 0, size=2):
+        num_bytes += size
+        for row, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True):
+            real = [token for token, there in zip(row, mask, strict=True) if there]
+            assert real == list(range(real[0], real[0] + len(real)))  # behind the token before them
+            found += real[1:]
+    assert found == ids.tolist()
+    assert num_bytes == 40
 
 
 def test_the_text_a_model_was_trained_on_takes_fewer_bits(
@@ -82,6 +117,8 @@ def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
         (["--text", "empty.txt"], "empty.txt: holds no text"),
         (["--text", "empty.txt", "--pairs", "empty.txt"], "--pairs with --text"),
         (["--text", "empty.txt", "nobody"], "nobody: not there"),
+        (["--text", "empty.txt", "--data", "cola"], "--data with --text: text brings its sentences along"),
+        (["--text", "empty.txt", "--group-by", "source"], "--group-by with --text"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

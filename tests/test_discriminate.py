@@ -130,6 +130,12 @@ def test_discriminating_writes_a_base_that_tunes_and_resumes(
     summary = json.loads(answer)
     assert set(summary["splits"]) == {"holdout"}
     assert summary["splits"]["holdout"]["mcc"] > 0.2
+    finished = (tmp_path / "run" / "summary.json").read_bytes()
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed after its last checkpoint
+    code, _, err = colakit("discriminate", *common, "--resume", "--out", tmp_path / "run")
+    assert code == 0, err
+    ends = [json.loads(text) for text in (finished, (tmp_path / "run" / "summary.json").read_bytes())]
+    assert ends[0]["splits"] == ends[1]["splits"]
     before, after = load_gpt(toy / "base"), load_gpt(tmp_path / "run" / "base")
     assert before.config == after.config
     assert not torch.equal(before.transformer.wte.weight, after.transformer.wte.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import tokenizers
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from colakit.commands.task import load_task
@@ -116,6 +118,29 @@ def test_a_student_and_its_control_take_the_same_help(
     assert code == 2
 
 
+def test_samples_are_the_teachers_own_bases(
+    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(toy / "base", moved)
+    wanted = ["--set", "transfer.size=0.2", "--set", "transfer.sources={samples: 1}"]
+    common = ["distill", "--data", toy / "corpus", "--epochs", 1, *wanted]
+    code, _, err = colakit(
+        *common, "--teacher", folds[0] / "adapter", "--base", moved, "--out", tmp_path / "a"
+    )
+    assert code == 0, err
+    tensors = load_file(moved / "model.safetensors")
+    tensors = {name: tensor + 1 if "ln_f" in name else tensor for name, tensor in tensors.items()}
+    save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = colakit(*common, "--teacher", folds[0], "--base", moved, "--set", "transfer.seed=1")
+    assert code == 2
+    assert f"{moved}: is not the base that {folds[0]} was tuned from" in " ".join(err.split())
+    student = [*common, "--teacher", tmp_path / "a", "--set", "transfer.seed=2"]
+    code, _, err = colakit(*student)
+    assert code == 2
+    assert "has no base that could write samples" in " ".join(err.split())
+
+
 def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
@@ -123,7 +148,7 @@ def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
     for repeats in (1, 3):
         code, out, err = colakit(
             *("distill", "--data", toy / "corpus", "--teacher", folds[0], "--epochs", 1, "--batch-size", 8),
-            *("--set", "transfer.size=2", "--set", f"transfer.train_repeats={repeats}", "--json"),
+            *("--set", "transfer.size=2", "--set", f"distill.train_repeats={repeats}", "--json"),
             *("--set", "distill.hidden_weight=0.5", "--out", tmp_path / str(repeats)),
         )
         assert code == 0, err

@@ -21,7 +21,7 @@ from colakit.data.text import (
     text_files,
 )
 from colakit.data.tokens import SentenceTokenizer
-from colakit.data.windows import TextSource, Windows
+from colakit.data.windows import TextSource, Windows, bytes_of
 from colakit.errors import ColakitError
 
 FIRST = 'Mr. Hill met J. Ford. "Was it late?" he asked! It was.\n\n  A new day began. so it went on.'
@@ -174,7 +174,9 @@ def test_an_epoch_is_a_function_of_its_number_and_reads_repeats(
 def test_bytes_of_a_batch_are_those_of_its_text(stream: Stream, tokenizer: SentenceTokenizer) -> None:
     windows = windows_over(stream, tokenizer, len(stream))
     batch = windows.batch(np.array([[0, 0]]))
-    assert windows.bytes_of(batch) == len(FIRST.replace("\n\n  ", "\n").encode()) + len(SECOND.encode())
+    assert bytes_of(batch, windows.facts) == len(FIRST.replace("\n\n  ", "\n").encode()) + len(
+        SECOND.encode()
+    )
 
 
 def test_transformers_opens_a_trained_tokenizer(tokenizer: SentenceTokenizer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from torch import nn
 from colakit.data.batches import Batch, Examples, micro_batches, plan_epoch
 from colakit.data.tokens import Tokens
 from colakit.engine.device import Compute
-from colakit.engine.objectives import Loss, Objective, classification, constant, distillation
+from colakit.engine.distributed import Processes
+from colakit.engine.epochs import steps, steps_an_epoch
+from colakit.engine.objectives import (
+    Loss,
+    Objective,
+    classification,
+    constant,
+    discrimination,
+    distillation,
+)
 from colakit.engine.schedule import warmup_then
 from colakit.engine.training import StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError
@@ -41,6 +51,12 @@ def make_classifier(seed: int = 0) -> nn.Module:
     return model.train()
 
 
+def make_pairs(count: int) -> Examples:
+    """Real sentences, each with its corrupted one behind it."""
+    labels = np.tile(np.array([1, 0], dtype=np.int64), count)
+    return replace(make_examples(2 * count), labels=labels, group=2)
+
+
 def make_student() -> nn.Module:
     torch.manual_seed(0)
     return DistilRNN(RNNConfig(VOCABULARY, embedding_size=8, hidden_size=8, dropout=0.0)).train()
@@ -50,7 +66,7 @@ def step_batches(
     examples: Examples, batch_size: int, micro_batch_size: int, epochs: int = 2
 ) -> Iterator[StepBatch]:
     for epoch in range(epochs):
-        for index in plan_epoch(examples.tokens.lengths, batch_size, 0, epoch):
+        for index in plan_epoch(examples.tokens.lengths, batch_size, 0, epoch, examples.group):
             yield StepBatch(micro_batches(examples, index, micro_batch_size), len(index), epoch, "a batch")
 
 
@@ -293,6 +309,81 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32:
     assert [r.loss for r in found] == [r.loss for r in expected]
     parameters = dict(found_model.named_parameters())
     assert all(torch.equal(p, parameters[name]) for name, p in expected_model.named_parameters())
+
+
+@pytest.mark.parametrize("most", [3, 5, 8])
+@pytest.mark.parametrize("micro_batch_size", [2, 6, 8])
+def test_pairs_stay_whole_in_any_micro_batches(micro_batch_size: int, most: int, fp32: Compute) -> None:
+    """Accumulated, or halved because memory ran out: the same steps as the whole batch's."""
+    examples, objective = make_pairs(11), discrimination(0.3, 0.7)
+
+    def limited(model: nn.Module, batch: Batch) -> Loss:
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return objective(model, batch)
+
+    whole, parts = make_classifier(), make_classifier()
+    expected = run(whole, step_batches(examples, 8, 8), fp32, objective=objective)
+    found = run(parts, step_batches(examples, 8, micro_batch_size), fp32, objective=limited)
+    np.testing.assert_allclose([r.loss for r in found], [r.loss for r in expected], rtol=1e-5)
+    largest = found[-1].largest
+    assert (largest is None) == (micro_batch_size <= most)
+    assert largest is None or largest in (2, 4)
+
+
+def test_one_pair_too_many_is_a_named_fault(fp32: Compute) -> None:
+    with pytest.raises(ColakitError, match="out of memory with micro-batches of 2"):
+        run(make_classifier(), step_batches(make_pairs(4), 8, 8), fp32, objective=choking(1))
+
+
+def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
+    examples, objective, model = make_pairs(11), discrimination(0.3, 0.7), make_classifier()
+    for index in plan_epoch(examples.tokens.lengths, 8, 0, 0, 2):
+        expected = objective(model, examples.batch(index)).total.item()
+        for world_size in (2, 3):
+            shares = [
+                share
+                for rank in range(world_size)
+                for share in micro_batches(examples, index, 2, rank=rank, world_size=world_size)
+            ]
+            found = sum(objective(model, share).total.item() * share.weight for share in shares)
+            assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_steps", [1, 4, 5, 9, 12])
+def test_steps_go_on_from_anywhere_and_end_where_they_must(max_steps: int) -> None:
+    examples = make_examples(30)
+    assert steps_an_epoch(examples, 8) == 4
+
+    def taken(start: int) -> list[tuple[list[int], int, str, float]]:
+        found = steps(
+            examples,
+            batch_size=8,
+            micro_batch_size=3,
+            seed=5,
+            start=start,
+            max_steps=max_steps,
+            processes=Processes(),
+        )
+        return [
+            (
+                torch.cat([micro.input_ids.flatten() for micro in step.micro_batches]).tolist(),
+                step.count,
+                step.name,
+                step.micro_batches[0].progress,
+            )
+            for step in found
+        ]
+
+    every = taken(0)
+    assert len(every) == max_steps
+    assert [progress for *_, progress in every] == pytest.approx(
+        [step / max_steps for step in range(1, max_steps + 1)]
+    )
+    assert all(taken(start) == every[start:] for start in range(max_steps + 1))
+    if max_steps > 4:
+        assert every[4][2] == "batch 1 of epoch 2"
+        assert every[4][0] != every[0][0]
 
 
 def test_a_single_sentence_too_many_is_a_named_fault(fp32: Compute) -> None:

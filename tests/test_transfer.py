@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from colakit.commands.task import Task, load_task
-from colakit.commands.transfer import augmented, transfer_set
+from colakit.commands.transfer import Sources, augmented, transfer_set
 from colakit.console import Reporter
 from colakit.context import Context
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
@@ -98,6 +98,10 @@ def made(data: Path, **settings: object) -> tuple[Context, Task]:
     return context, load_task(context)
 
 
+def no_base() -> str:
+    raise AssertionError("nothing asks for a base")
+
+
 def forms(split: Split) -> set[str]:
     return set(map(normalised, split.sentences))
 
@@ -123,37 +127,48 @@ def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None
         text=prose,
         language_model=toy / "base",
     )
-    drawn = transfer_set(context, task, "gpt2")
+    drawn = transfer_set(context, task, no_base)
     assert len(drawn) == len(forms(drawn)) == round(1.5 * len(task.train))
     assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.holdout) | forms(task.train))
 
 
 def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"size": 0.5, "sources": "{text: 1, edits: 1}", "text": prose}
-    first = transfer_set(*made(toy / "corpus", **sizes), "gpt2")
+    first = transfer_set(*made(toy / "corpus", **sizes), no_base)
     assert "gathering" in capsys.readouterr().err
-    again = transfer_set(*made(toy / "corpus", **sizes), "gpt2")
+    again = transfer_set(*made(toy / "corpus", **sizes), no_base)
     assert "gathering" not in capsys.readouterr().err
     assert again.sentences == first.sentences
-    other = transfer_set(*made(toy / "corpus", **sizes, seed=1), "gpt2")
+    other = transfer_set(*made(toy / "corpus", **sizes, seed=1), no_base)
     assert other.sentences != first.sentences
     prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
-    transfer_set(*made(toy / "corpus", **sizes), "gpt2")
+    transfer_set(*made(toy / "corpus", **sizes), no_base)
     assert "gathering" in capsys.readouterr().err
 
 
 def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path, tmp_path: Path) -> None:
     sizes = {"size": 0.2, "sources": "{sample_edits: 1, samples: 1}"}
-    ours = transfer_set(*made(toy / "corpus", **sizes), str(toy / "base"))
-    named = transfer_set(*made(toy / "corpus", **sizes, language_model=toy / "base"), "no-such-base")
+    ours = transfer_set(*made(toy / "corpus", **sizes), lambda: str(toy / "base"))
+    named = transfer_set(*made(toy / "corpus", **sizes, language_model=toy / "base"), no_base)
     assert ours.sentences == named.sentences
     with pytest.raises(ColakitError, match="no-such-base"):
-        transfer_set(*made(toy / "corpus", **sizes), "./no-such-base")
+        transfer_set(*made(toy / "corpus", **sizes), lambda: "./no-such-base")
+
+
+def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
+    """What `sample_edits` needs beyond `samples` are further sentences, not the same ones again."""
+    context, task = made(toy / "corpus")
+    sources = Sources(context, task.train.sentences, str(toy / "base"))
+    first = list(islice(sources.draw("samples", 50), 50))
+    next(sources.draw("sample_edits", 80))
+    assert sources.sampled[:50] == first
+    assert len(sources.sampled) == 80
+    assert sources.sampled[50:80] != first[:30]
 
 
 def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
     context, task = made(toy / "corpus", size=0.2, sources="{sample_edits: 1}")
-    drawn = transfer_set(context, task, str(toy / "base"))
+    drawn = transfer_set(context, task, lambda: str(toy / "base"))
     assert len(drawn) == round(0.2 * len(task.train))
 
 
@@ -164,7 +179,7 @@ def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
         sources="{edits: 4, samples: 1}",
         language_model=shared / "models" / "mini-v0",
     )
-    drawn = transfer_set(context, task, "gpt2")
+    drawn = transfer_set(context, task, no_base)
     assert len(drawn) == len(task.train)
     dev = task.corpus.split("dev")
     assert len(dev) == 1043

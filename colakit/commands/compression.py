@@ -1,6 +1,7 @@
 """`colakit evaluate --text`: in how many bits a language model writes each byte of running text.
 
-Nothing is tuned. Unlike loss per token, bits per byte compare models with different vocabularies.
+Nothing is tuned. Unlike loss per token, bits per byte compare models with different vocabularies. Every token
+counts once, given what stands before it in its slice of `num_positions` tokens.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from colakit.commands.language import load_language_model, named_language_models
+from colakit.commands.language import (
+    load_language_model,
+    named_language_models,
+    refuse_flags_of_corpora,
+)
 from colakit.commands.tables import Table, keep, show
 from colakit.context import Context
 from colakit.data.text import Vocabulary, encode_text, text_files
-from colakit.data.windows import TextSource, Windows
+from colakit.data.windows import slices
 from colakit.engine.inference import bits_per_byte
 from colakit.errors import ColakitError
 
 
 def run(context: Context, *, models: Sequence[str], texts: Sequence[Path]) -> dict[str, Any]:
     """Print a table; with `--out`, also write text.json and text.md there."""
+    refuse_flags_of_corpora(context, "--text", "text brings its sentences along", "evaluate.group_by")
     context.check_out()
     files = {str(path): text_files(path.expanduser()) for path in texts}
     asked = named_language_models(context, models)
@@ -46,10 +52,8 @@ def _measure(context: Context, adapter: str | None, files: dict[str, list[Path]]
     found = {}
     for name, paths in files.items():
         stream = encode_text(paths, tokenizer, context.arrays)
-        windows = Windows(
-            {name: TextSource(stream)}, facts, model.config.num_positions, tokenizer.end_of_text_id
-        )
-        found[name] = bits_per_byte(model, windows, name, context.compute)
+        batches = slices(stream, facts, model.config.num_positions, tokenizer.end_of_text_id)
+        found[name] = bits_per_byte(model, batches, context.compute)
         if not found[name] < float("inf"):
             raise ColakitError(f"{name}: bits per byte are {found[name]}", hint="Try --precision fp32.")
     return found

@@ -10,7 +10,14 @@ from colakit.commands.job import Job
 from colakit.commands.runner import run_job
 from colakit.commands.students import Lore, empty_student, student_job
 from colakit.commands.task import Task, percent
-from colakit.commands.teachers import Teacher, hidden_states, load_teachers, mean_logits, train_logits
+from colakit.commands.teachers import (
+    Teacher,
+    hidden_states,
+    load_teachers,
+    mean_logits,
+    train_logits,
+    untuned_base,
+)
 from colakit.commands.transfer import transfer_set
 from colakit.context import Context, Resume
 from colakit.data.batches import UNLABELLED
@@ -36,15 +43,18 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
     teachers = load_teachers(context, task)
     first = teachers[0].classifier
-    transfer = transfer_set(context, task, base=first.origin.get("base", settings.base))
+    transfer = transfer_set(context, task, lambda: untuned_base(context, teachers[0]))
     taught, num_out_of_fold = train_logits(context, teachers, task.train)
     metrics = _held_out(context, teachers, task)
     parts, logits = [task.train], [taught]
     if len(transfer):
-        repeats = settings.transfer.train_repeats
+        repeats = settings.distill.train_repeats
         parts = [*parts * repeats, _unlabelled(transfer)]
         logits = [*logits * repeats, mean_logits(context, teachers, transfer)]
-    matched = parts if settings.distill.hidden_weight else []
+    hidden = None
+    if settings.distill.hidden_weight:
+        states = {split.name: hidden_states(context, teachers[0], split) for split in (parts[0], parts[-1])}
+        hidden = np.concatenate([states[part.name] for part in parts])
     seed_everything(settings.seed)  # loading a teacher may draw; the student must start as its control does
     job, lines = student_job(
         context,
@@ -53,12 +63,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         max_tokens=first.max_tokens or np.iinfo(np.int32).max,
         objective=_objective(settings),
         train=join_splits("train", parts),
-        lore=Lore(
-            np.concatenate(logits),
-            np.concatenate([hidden_states(context, teachers[0], part) for part in matched])
-            if matched
-            else None,
-        ),
+        lore=Lore(np.concatenate(logits), hidden),
         word_vectors=lambda: _word_vectors(first.model),
         sections=("distill",),
         identity={"teacher": [teacher.fingerprint for teacher in teachers]},

@@ -39,6 +39,18 @@ def load_language_model(context: Context, adapter: str | None) -> tuple[GPT, Sen
     return model, SentenceTokenizer.from_folder(folder)
 
 
+def refuse_flags_of_corpora(context: Context, flag: str, why: str, *others: str) -> None:
+    """Raise `ColakitError` where a flag or `--set` speaks of a corpus, beside `flag` that needs none.
+
+    Args:
+        others: settings that mean nothing here either.
+    """
+    beside = ("data.", "evaluate.splits", "evaluate.annotations", *others)
+    for key, origin in context.resolved.origins.items():
+        if context.resolved.was_typed(key) and key.startswith(beside):
+            raise ColakitError(f"{origin} with {flag}: {why}", hint="Leave one of them out.")
+
+
 def named_language_models(context: Context, models: Sequence[str]) -> dict[str, str | None]:
     """Return name -> adapter, run or checkpoint; None is the base, which is asked where it is named.
 

@@ -95,7 +95,7 @@ class LanguageFit(Fit):
             limit: windows to measure, evenly spread; None measures all.
         """
         return {
-            name: bits_per_byte(self.model, self.holdout, name, self.compute, limit)
+            name: bits_per_byte(self.model, self.holdout.measured(name, limit), self.compute)
             for name in self.holdout.sources
         }
 

@@ -17,7 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colakit.commands.language import load_language_model, named_language_models
+from colakit.commands.language import (
+    load_language_model,
+    named_language_models,
+    refuse_flags_of_corpora,
+)
 from colakit.commands.tables import Table, interval, keep, show
 from colakit.commands.task import percent
 from colakit.context import Context
@@ -25,7 +29,6 @@ from colakit.data.pairs import MinimalPair, find_pair_files, group_pairs, read_p
 from colakit.data.tokens import SentenceTokenizer, Tokens
 from colakit.engine.device import Compute
 from colakit.engine.pairs import Accuracy, PairScores, accuracy, score_pairs
-from colakit.errors import ColakitError
 
 ALL, MACRO = "all", "mean of groups"
 
@@ -54,7 +57,7 @@ class Result:
 
 def run(context: Context, *, models: Sequence[str], pairs: Sequence[Path]) -> dict[str, Any]:
     """Print a table for each grouping; with `--out`, also write pairs.json and pairs.md there."""
-    _refuse_flags_of_corpora(context)
+    refuse_flags_of_corpora(context, "--pairs", "pairs bring their sentences along")
     context.check_out()
     files = find_pair_files(pairs)
     found = read_pairs(files)
@@ -72,17 +75,6 @@ def run(context: Context, *, models: Sequence[str], pairs: Sequence[Path]) -> di
     answer = _answer(context, files, sizes, len(found), results)
     keep(context, "pairs", answer, tables)
     return answer
-
-
-def _refuse_flags_of_corpora(context: Context) -> None:
-    for key, origin in context.resolved.origins.items():
-        if context.resolved.was_typed(key) and key.startswith(
-            ("data.", "evaluate.splits", "evaluate.annotations")
-        ):
-            raise ColakitError(
-                f"{origin} with --pairs: pairs bring their sentences along",
-                hint="Leave one of them out.",
-            )
 
 
 def _compute(context: Context) -> Compute:

@@ -20,7 +20,7 @@ from colakit.data.corpora import Split
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.bases import write_base
 from colakit.engine.distributed import Processes
-from colakit.engine.epochs import steps
+from colakit.engine.epochs import steps, steps_an_epoch
 from colakit.engine.inference import evaluating
 from colakit.engine.objectives import language_modelling
 from colakit.engine.runs import RunFolder
@@ -171,7 +171,8 @@ def prepare(
             groups, lr=settings.finetune.lr, fused=compute.device.type in ("cpu", "cuda")
         ),
         training=settings.finetune,
-        max_steps=settings.finetune.epochs * -(-len(train) // settings.finetune.batch_size),
+        max_steps=settings.finetune.epochs
+        * steps_an_epoch(parts[train.name].examples, settings.finetune.batch_size),
         identity={
             **settings_identity(context, ("lora", "finetune"), FREE_TO_CHANGE),
             "base": fingerprint,

@@ -16,6 +16,7 @@ from colakit.engine.classifier import SentenceClassifier, load_classifier
 from colakit.engine.comparison import experiment_key
 from colakit.engine.inference import compute_hidden
 from colakit.errors import ColakitError
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
@@ -63,6 +64,27 @@ def load_teachers(context: Context, task: Task) -> list[Teacher]:
                 hint="Teachers of one student share a base.",
             )
     return found
+
+
+def untuned_base(context: Context, teacher: Teacher) -> str:
+    """Return the base that a teacher was tuned from: the typed one, or where the teacher says it lies.
+
+    Raises:
+        ColakitError: if the teacher has none, or what lies there is another one.
+    """
+    origin = teacher.classifier.origin
+    hint = "Name a model that writes sentences: --set transfer.language_model=BASE"
+    if not isinstance(teacher.classifier.model, GPTClassifier):
+        raise ColakitError(f"--teacher {teacher.path}: has no base that could write samples", hint=hint)
+    base = str(context.settings.base if context.resolved.was_typed("base") else origin.get("base", ""))
+    wanted = origin.get("base_fingerprint")
+    try:
+        found = base_fingerprint(load_gpt(resolve_base(base)))
+    except ColakitError as error:
+        raise ColakitError(f"samples are the teacher's base's: {error.message}", hint=hint) from error
+    if wanted is not None and found != wanted:
+        raise ColakitError(f"{base}: is not the base that {teacher.path} was tuned from", hint=hint)
+    return base
 
 
 def mean_logits(context: Context, teachers: list[Teacher], split: Split) -> NDArray[np.float32]:

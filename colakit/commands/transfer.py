@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -25,25 +25,25 @@ from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 LEXICON = 50_000  # sentences of text that corruptions take their words from
 
 
-def transfer_set(context: Context, task: Task, base: str) -> Split:
+def transfer_set(context: Context, task: Task, base: Callable[[], str]) -> Split:
     """Return `transfer.size` times as many unlabelled sentences as train has.
 
     None stands in train, in the held-out slice, or in any other split of the corpus, whatever its case,
     spaces and punctuation.
 
     Args:
-        base: to sample from, where `transfer.language_model` names none.
+        base: returns the one to sample from, where samples are wanted and `transfer.language_model` is none.
     """
     settings = context.settings.transfer
     wanted = round(settings.size * len(task.train))
     if not wanted:
         return Split("transfer", ())
     asks_a_model = any(name in settings.sources for name in ("samples", "sample_edits"))
-    writer = (settings.language_model or base) if asks_a_model else None
+    writer = (settings.language_model or base()) if asks_a_model else None
     measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "train_repeats"}),
+        "settings": settings.model_dump(mode="json", exclude={"text", "language_model"}),
         "wanted": wanted,
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],
@@ -82,7 +82,7 @@ def augmented(context: Context, task: Task) -> Split:
             "without a teacher, only near misses of sentences of CoLA's two labels can be labelled",
             hint="Set transfer.sources={edits: 1}, or transfer.size=0.",
         )
-    made = transfer_set(context, task, context.settings.base)
+    made = transfer_set(context, task, lambda: context.settings.base)
     labels = train.require_labels()
     num_good = round(len(made) * float(labels.mean()))
     rng = np.random.default_rng(settings.seed)
@@ -108,6 +108,7 @@ class Sources:
         self.context, self.train, self.writer = context, train, writer
         self.rng = random.Random(context.settings.transfer.seed)
         self.sampled: list[str] = []  # so far, those that were not taken among them
+        self.samples = self._samples()
 
     def draw(self, name: str, wanted: int) -> Iterator[str]:
         """Yield sentences of one source, at least `wanted` of them where it has so many."""
@@ -115,28 +116,23 @@ class Sources:
             case "edits":
                 return near_misses(self.train, self.train, self.rng)
             case "samples":
-                return self._keep(self._samples())
+                return self.samples
             case "sample_edits":
-                missing = max(0, wanted - len(self.sampled))
-                found = [*self.sampled, *islice(self._samples(), missing)]
-                return near_misses(found, [*self.train, *found[:LEXICON]], self.rng)
+                for _ in islice(self.samples, max(0, wanted - len(self.sampled))):
+                    pass
+                return near_misses(self.sampled, [*self.train, *self.sampled[:LEXICON]], self.rng)
         found = list(whole_sentences(_text(self.context), WORDS))
         self.rng.shuffle(found)
         return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
 
-    def _keep(self, sentences: Iterator[str]) -> Iterator[str]:
-        for sentence in sentences:
-            self.sampled.append(sentence)
-            yield sentence
-
     def _samples(self) -> Iterator[str]:
-        """Continue the beginnings of train sentences: none of their words, or up to half of them."""
+        """Continue the beginnings of train sentences, up to half of their words; remember what is written."""
         settings, compute = self.context.settings.transfer, self.context.compute
         assert self.writer is not None
         folder = resolve_base(self.writer)
         model = load_gpt(folder).requires_grad_(False).eval()
         compute.place(model)
-        return sample_sentences(
+        for sentence in sample_sentences(
             model,
             SentenceTokenizer.from_folder(folder),
             self.train,
@@ -144,7 +140,9 @@ class Sources:
             temperature=settings.temperature,
             rng=self.rng,
             generator=torch.Generator().manual_seed(settings.seed),
-        )
+        ):
+            self.sampled.append(sentence)
+            yield sentence
 
 
 def _text(context: Context) -> list[Path]:

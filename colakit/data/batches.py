@@ -128,6 +128,7 @@ def plan_epoch(
     sentences stay together, in one batch; its size is a multiple of theirs.
     """
     if group > 1:
+        assert batch_size % group == 0, "a batch holds whole groups"
         plan = plan_epoch(lengths.reshape(-1, group).max(axis=1), batch_size // group, seed, epoch)
         return [(batch[:, None] * group + np.arange(group)).ravel() for batch in plan]
     generator = np.random.default_rng([seed, epoch])

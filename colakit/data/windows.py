@@ -5,7 +5,7 @@ Shapes: W windows, T tokens a window predicts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,32 @@ class Windows:
         lengths = np.array([len(source.stream) for source in self.sources.values()], dtype=np.int64)
         return int(np.minimum(self.num_tokens, lengths[rows[:, 0]] - rows[:, 1]).sum())
 
-    def bytes_of(self, batch: Batch) -> int:
-        """Return the bytes of text that a batch's targets spell."""
-        targets = batch.input_ids[:, 1:].numpy()
-        return int((self.facts.num_bytes[targets] * batch.attention_mask[:, 1:].numpy()).sum())
+    def measured(self, name: str, limit: int | None, size: int = 32) -> Iterator[tuple[Batch, int]]:
+        """Yield up to `limit` windows of one source in batches, each with the bytes its targets spell."""
+        plan = self.in_order(name, limit)
+        for start in range(0, len(plan), size):
+            batch = self.batch(plan[start : start + size])
+            yield batch, bytes_of(batch, self.facts)
+
+
+def slices(
+    stream: Stream, facts: Vocabulary, num_tokens: int, end_of_text_id: int, size: int = 32
+) -> Iterator[tuple[Batch, int]]:
+    """Yield all of a text in batches, (B, T + 1), each with the bytes that its targets spell.
+
+    Every token is a target once. The T of a row stand behind the token before them, or end-of-text.
+    """
+    ids = np.concatenate([[end_of_text_id], stream.ids]).astype(np.int64)
+    rows = np.arange(0, len(stream), num_tokens)[:, None] + np.arange(num_tokens + 1)  # (W, T + 1)
+    for start in range(0, len(rows), size):
+        places = rows[start : start + size]
+        real = places < len(ids)
+        input_ids = np.where(real, ids[np.minimum(places, len(ids) - 1)], end_of_text_id)
+        batch = Batch(torch.from_numpy(input_ids), torch.from_numpy(real.astype(np.int64)))
+        yield batch, bytes_of(batch, facts)
+
+
+def bytes_of(batch: Batch, facts: Vocabulary) -> int:
+    """Return the bytes of text that a batch's targets spell."""
+    targets = batch.input_ids[:, 1:].numpy()
+    return int((facts.num_bytes[targets] * batch.attention_mask[:, 1:].numpy()).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,14 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from colakit.data.batches import pad, plan_inference
+from colakit.data.batches import Batch, pad, plan_inference
 from colakit.data.tokens import Tokens
-from colakit.data.windows import Windows
 from colakit.engine.device import Compute
 from colakit.engine.objectives import language_modelling
 from colakit.models.gpt import GPT, GPTClassifier
-
-WINDOWS_AT_A_TIME = 32
 
 
 @contextmanager
@@ -58,21 +55,16 @@ def compute_hidden(
     return np.zeros((0, model.config.width), dtype=np.float32) if found is None else found
 
 
-def bits_per_byte(
-    model: GPT, windows: Windows, name: str, compute: Compute, limit: int | None = None
-) -> float:
+def bits_per_byte(model: GPT, batches: Iterable[tuple[Batch, int]], compute: Compute) -> float:
     """Return the cross-entropy of a text's tokens, in bits, over the bytes that they spell.
 
     Args:
-        name: of the text among `windows`.
-        limit: windows to measure, evenly spread; None measures all.
+        batches: each with the bytes of its targets.
     """
-    plan = windows.in_order(name, limit)
     nats, num_bytes = 0.0, 0
     with evaluating(model):
-        for start in range(0, len(plan), WINDOWS_AT_A_TIME):
-            batch = windows.batch(plan[start : start + WINDOWS_AT_A_TIME])
-            num_bytes += windows.bytes_of(batch)
+        for batch, size in batches:
+            num_bytes += size
             with compute.autocast():
                 nats += language_modelling(model, batch.to(compute.device)).total.item()
     return nats / math.log(2) / num_bytes

@@ -67,11 +67,9 @@ def discrimination(lm_weight: float, pair_weight: float) -> Objective:
             tokens unread.
     """
 
-    def weigh(nats: Tensor) -> tuple[Tensor, Tensor]:
+    def weigh(nats: Tensor) -> Tensor:
         real, corrupted = nats.view(-1, 2).unbind(dim=1)  # (P,), P pairs
-        loss = lm_weight * real.sum() + pair_weight * F.softplus(real - corrupted).sum()
-        doubt = pair_weight * torch.sigmoid(real - corrupted)
-        return loss, torch.stack([lm_weight + doubt, -doubt], dim=1).flatten()
+        return lm_weight * real.sum() + pair_weight * F.softplus(real - corrupted).sum()
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None

@@ -97,7 +97,7 @@ def train(
 
     Raises:
         ColakitError: if a loss or gradient is not finite, naming step and batch; or if memory runs out with
-            a single sentence, or in one of several processes. The step is not taken.
+            a single sentence (or group), or in one of several processes. The step is not taken.
     """
     group = group or Processes()
     for param_group in optimizer.param_groups:
@@ -156,7 +156,8 @@ def _halved(
     size = max(len(part) for whole in batch.micro_batches for part in whole.split(largest))
     least = batch.micro_batches[0].group
     if size > least and group.world_size == 1:  # the others would wait for the sum that this one broke off
-        return max(least, -(-size // 2))
+        half = -(-size // 2)
+        return max(least, half - half % least)
     raise ColakitError(
         f"step {step + 1}: out of memory with micro-batches of {size} ({first_line(error)})",
         hint="Train with a smaller micro_batch_size, or shorter sentences (max_tokens).",

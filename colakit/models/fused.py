@@ -23,22 +23,17 @@ SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
 IN_CACHE = 2**16  # elements; a few fp32 copies of them fit into a core's second-level cache
 
 
-Weigh = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps the nats of some sentences (B,) to a loss, a scalar, and its slope by each of them (B,)."""
-
-
-def summed(nats: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of (B,) nats, and its slope."""
-    return nats.sum(), torch.ones_like(nats)
+Weigh = Callable[[Tensor], Tensor]
+"""Maps the nats (B,) of some groups of sentences to a loss, a scalar: the sum of those of each group."""
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh = summed, group: int = 1
+    hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh = torch.sum, group: int = 1
 ) -> Tensor:
     """Return Σ weigh(nats), fp32, of the sentences' nats Σₜ cross_entropy(hidden · weightᵀ, targets).
 
-    Some sentences at a time, so that the logits of all tokens never stand in memory. The gradient is computed
-    beside the loss, as softmax minus one-hot; backward scales it.
+    Logits stand in memory for about `ROWS_AT_A_TIME` tokens at a time, and for one group of sentences at
+    least. The gradient is computed beside the loss, as softmax minus one-hot; backward scales it.
 
     Args:
         hidden: (B, T, D).
@@ -47,40 +42,40 @@ def linear_cross_entropy(
         weigh: what is made of the sentences' nats.
         group: consecutive sentences that `weigh` wants to see together.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh, group: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh, group: int, learns: bool
     ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         matrix = weight.to(dtype)
-        wants_grad = any(ctx.needs_input_grad[:2])
+        wants_grad = learns and any(ctx.needs_input_grad[:2])
         grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_grad else None
         grad_weight = torch.zeros_like(weight) if wants_grad else None
         total = torch.zeros((), device=hidden.device)
         sentences = max(1, ROWS_AT_A_TIME // max(1, hidden.shape[1]) // group) * group
         for start in range(0, len(hidden), sentences):
             chunk = slice(start, start + sentences)
-            counts = targets[chunk] != IGNORED  # (b, T)
-            owner = counts.nonzero()[:, 0]  # (n,) the sentence of each token that counts
-            index = targets[chunk][counts][:, None]
-            rows = hidden[chunk][counts].to(dtype)  # (n, D)
+            counted = (targets[chunk] != IGNORED).nonzero(as_tuple=True)  # waits for a GPU
+            index = targets[chunk][counted][:, None]  # (n, 1), n tokens that count
+            rows = hidden[chunk][counted].to(dtype)  # (n, D)
             log_probs = F.log_softmax(rows @ matrix.t(), dim=-1, dtype=torch.float32)  # (n, V)
-            losses = -log_probs.gather(1, index).squeeze(1)
-            loss, slope = weigh(losses.new_zeros(len(counts)).index_add_(0, owner, losses))
+            losses = torch.zeros(targets[chunk].shape, device=hidden.device)  # (b, T)
+            losses[counted] = -log_probs.gather(1, index).squeeze(1)
+            loss, slope = _with_slope(weigh, losses.sum(dim=1), wants_grad)
             total += loss
             if grad_hidden is None or grad_weight is None:
                 continue
             grad_logits = log_probs.exp_()
             grad_logits.scatter_add_(1, index, grad_logits.new_full((1, 1), -1.0).expand_as(index))
-            if weigh is not summed:
-                grad_logits *= slope[owner][:, None]
+            if weigh is not torch.sum:
+                grad_logits *= slope[counted[0]][:, None]
             grad_logits = grad_logits.to(dtype)
-            grad_hidden[chunk][counts] = grad_logits @ matrix
+            grad_hidden[chunk][counted] = grad_logits @ matrix
             grad_weight += grad_logits.t() @ rows
         ctx.hidden_dtype = hidden.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -90,7 +85,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, None, None, None
+        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, None, None, None, None
+
+
+def _with_slope(weigh: Weigh, nats: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor]:
+    """Return weigh(nats), and its gradient by each of the (b,) nats, where it is wanted."""
+    if not wants_slope:
+        return weigh(nats), nats
+    with torch.enable_grad():
+        leaf = nats.requires_grad_()
+        loss = weigh(leaf)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: bool) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.models.empty import without_weights
-from colakit.models.fused import Dropout, Weigh, gelu_tanh, linear_cross_entropy, short_attention, summed
+from colakit.models.fused import Dropout, Weigh, gelu_tanh, linear_cross_entropy, short_attention
 from colakit.models.shapes import check_shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -268,7 +268,7 @@ class GPTClassifier(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         targets: Tensor | None = None,
-        weigh: Weigh = summed,
+        weigh: Weigh = torch.sum,
         group: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return class logits (B, C), fp32.

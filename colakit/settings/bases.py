@@ -75,6 +75,9 @@ class DiscriminateSettings(TrainingSettings):
     epochs: int = Field(1, ge=1, description="passes over the sentences")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     batch_size: int = Field(64, ge=2, multiple_of=2, description="sentences a step, over all processes")
+    micro_batch_size: int | None = Field(
+        None, ge=2, multiple_of=2, description="sentences a backward pass; null is the whole batch"
+    )
     warmup: Share = Field(0.02, description="share of the steps in which the rate rises")
     decay: float = Field(
         0.4, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"

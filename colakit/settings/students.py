@@ -52,6 +52,9 @@ class DistillSettings(Section):
     teacher: Names = Field(
         (), description="ckpt.pt, run folder or adapter folder; of several, the mean logits are learnt"
     )
+    train_repeats: int = Field(
+        1, ge=1, le=1000, description="times that an epoch reads train beside a transfer set"
+    )
     kd_weight: float = Field(
         0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy"
     )
@@ -76,9 +79,6 @@ class TransferSettings(Section):
     """Sentences beyond train: a teacher labels them for `distill`, a rule for `train-scratch`."""
 
     size: float = Field(0.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
-    train_repeats: int = Field(
-        1, ge=1, le=1000, description="times that an epoch of distilling reads train beside the set"
-    )
     sources: dict[
         Literal["edits", "samples", "sample_edits", "text", "text_edits"],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],

@@ -1,0 +1,136 @@
+"""The tables of experiments: which runs a row asks for, and what is read from what they leave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import ablation  # noqa: E402
+import base  # noqa: E402
+import experiments  # noqa: E402
+
+from colakit.loading import resolve  # noqa: E402
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands that would be run; a run leaves a summary, `evaluate` an answer about all runs."""
+    found: list[tuple[str, ...]] = []
+
+    def called(*words: str) -> str:
+        found.append(words)
+        if words[0] == "evaluate":
+            return json.dumps({"splits": {split: _comparison(words[4:]) for split in experiments.SPLITS}})
+        run = Path(words[words.index("--out") + 1])
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps({"splits": {"holdout": {"mcc": 0.5}}}))
+        return ""
+
+    monkeypatch.setattr(experiments, "called", called)
+    return found
+
+
+def _comparison(models: tuple[str, ...]) -> dict[str, Any]:
+    """What `evaluate --json` says: the runs of one folder are the seeds of one group."""
+    groups = [Path(model).parent.name for model in models]
+    named = list(dict.fromkeys(groups))
+    return {
+        "models": [
+            {"model": model, "group": group, "metrics": {"mcc": named.index(group) / 10}}
+            for model, group in zip(models, groups, strict=True)
+        ],
+        "pairs": [
+            {"first": one, "second": two, "mcc": {"value": -0.1, "low": -0.2, "high": 0.05}}
+            for number, one in enumerate(named)
+            for two in named[number + 1 :]
+        ],
+    }
+
+
+def tables(tmp_path: Path, text: str | None) -> list[dict[str, experiments.Row]]:
+    return [base.ROWS, ablation.students(tmp_path, text)]
+
+
+@pytest.mark.parametrize("text", [None, "prose.txt"])
+def test_every_row_is_a_command_whose_settings_validate(text: str | None, tmp_path: Path) -> None:
+    for table in tables(tmp_path, text):
+        assert len(table) == len({re.sub(r"\W", "-", name) for name in table})  # a folder each
+        for row in [*table.values(), *ablation.lessons(tmp_path, table).values()]:
+            resolve(
+                flags={}, assignments=[f"{key}={value}" for key, value in row.settings.items()], config=None
+            )
+            assert row.command in ("finetune", "distill", "train-scratch")
+            assert (row.command == "distill") == bool(row.teachers)
+
+
+def test_without_text_the_table_has_as_many_rows(tmp_path: Path) -> None:
+    without, with_text = (ablation.students(tmp_path, text) for text in (None, "prose.txt"))
+    assert len(with_text) == len(without) + 1  # samples are a row of their own then
+
+
+def test_default_settings_of_the_tables_are_there() -> None:
+    for script in ("ablation.py", "base.py"):
+        text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")
+        (config,) = re.findall(r'"(configs/[\w-]+\.yaml)"', text)
+        assert (ROOT / config).is_file()
+
+
+def test_a_table_tunes_the_teachers_that_its_rows_name_and_compares_with_the_control(
+    calls: list[tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["train-scratch", "train alone, five teachers, out of fold"]
+    words = ["--out", str(tmp_path), "--seeds", "0", "1", "--rows", *names]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
+    ablation.main()
+    commands = [words[0] for words in calls]
+    assert commands == ["finetune"] * 5 + ["train-scratch", "distill"] * 2 + ["evaluate"]
+    folds = {word for words in calls for word in words if word.startswith("finetune.leave_out")}
+    assert folds == {f"finetune.leave_out={fold}/5" for fold in range(1, 6)}
+    rows = {line.split(" | ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows[f"| {names[0]}"].endswith("| - |")
+    assert rows[f"| {names[1]}"].endswith("| +0.100 [-0.050, +0.200] |")  # the other way round than told
+    assert "0.500 ± 0.000" in rows[f"| {names[1]}"]
+    assert json.loads((tmp_path / "ablation.json").read_text())[names[1]]["id_dev"] == [0.2, 0.2]
+
+
+def test_runs_that_are_no_seeds_of_one_experiment_have_no_difference() -> None:
+    answer = {"splits": {"dev": _comparison(("a/0", "b/0", "control/0"))}}
+    assert experiments.minus_control(answer, [Path("a/0"), Path("b/0")], [Path("control/0")]) is None
+    assert experiments.minus_control(answer, [Path("a/0")], [Path("control/0")]) == "-0.100 [-0.200, +0.050]"
+    assert experiments.minus_control(answer, [Path("a/0")], None) is None
+
+
+def test_a_run_that_fails_ends_those_that_have_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def called(*words: str) -> str:
+        begun.append(words)
+        sys.exit("colakit finetune: no such base")
+
+    monkeypatch.setattr(experiments, "called", called)
+    runs = experiments.Experiments(tmp_path / "c.yaml", tmp_path, range(50), (), jobs=1)
+    with pytest.raises(SystemExit, match="no such base"):
+        runs.train({"LoRA": experiments.Row("finetune")})
+    assert len(begun) < 50
+
+
+def test_an_unknown_row_is_named() -> None:
+    with pytest.raises(SystemExit, match="no row is called 'LORA'"):
+        experiments.chosen(base.ROWS, ["LORA"])
+    told = experiments.arguments("", "c.yaml", "runs").parse_args(["--set", "finetune.epochs=1"])
+    assert isinstance(told, argparse.Namespace)
+    assert told.assign == ["finetune.epochs=1"]

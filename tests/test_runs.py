@@ -141,10 +141,11 @@ def test_checkpoint_and_adapter_are_the_same_model(tuned: Path, toy: Path, fp32:
 
 @pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("command", ["finetune", "distill", "train-scratch"])
-@pytest.mark.parametrize("stop_after", [3, 7])
+@pytest.mark.parametrize(("stop_after", "ema_decay"), [(3, "null"), (7, "0.8")])
 def test_resumed_equals_uninterrupted(
     command: str,
     stop_after: int,
+    ema_decay: str,
     toy: Path,
     tuned: Path,
     colakit: Run,
@@ -155,6 +156,8 @@ def test_resumed_equals_uninterrupted(
 
     teacher = ["--teacher", str(tuned)] if command == "distill" else []
     common = [command, *options(toy), *teacher, "--set", "finetune.base_dropout=0.1"]
+    for section in ("finetune", "student_training"):
+        common += ["--set", f"{section}.ema_decay={ema_decay}"]
     assert colakit(*common, "--out", tmp_path / "whole")[0] == 0
 
     after_step = Fit._after_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from colakit.commands.fitting import Fit, Lesson, settings_identity
 from colakit.commands.job import Job
 from colakit.data.batches import UNLABELLED, Examples
+from colakit.engine.averaging import WeightAverage
 from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch
 from colakit.engine.inference import compute_logits, decide, probabilities
@@ -35,6 +37,7 @@ class Progress:
         best: held-out record of the best evaluation, with its step.
         best_tensors: the trainable tensors of that moment, on the CPU.
         stale: evaluations since the best one.
+        average: of the weights, on the CPU, where one is kept.
     """
 
     loss_sum: float = 0.0
@@ -42,6 +45,7 @@ class Progress:
     best: dict[str, Any] | None = None
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ClassifierFit(Fit):
@@ -56,6 +60,8 @@ class ClassifierFit(Fit):
             job.training.evaluate_every_steps or job.training.evaluate_every_epochs * self.steps_per_epoch
         )
         self.progress = Progress()
+        decay = job.training.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay is not None else None
         # (C, C) counts of this process's training predictions since the last evaluation
         self.confusion = torch.zeros(self.num_labels, self.num_labels, dtype=torch.long)
 
@@ -102,6 +108,8 @@ class ClassifierFit(Fit):
     def observe(self, report: StepReport) -> str:
         """Count losses and predictions."""
         progress = self.progress
+        if self.average is not None:
+            self.average.update(report.step)
         progress.loss_sum += report.loss * report.count
         progress.count += report.count
         for logits, labels in report.predictions:
@@ -136,7 +144,11 @@ class ClassifierFit(Fit):
         return self.step % self.evaluate_every == 0
 
     def evaluate(self) -> str:
-        """Measure the held-out slice, and keep the weights if it is the best yet."""
+        """Measure the held-out slice, and keep the weights (or their average) if it is the best yet."""
+        with self.average.in_place() if self.average is not None else nullcontext():
+            return self._evaluate()
+
+    def _evaluate(self) -> str:
         progress = self.progress
         held_out, dev = self.group.share(self._measure_all() if self.group.is_main else ({}, {}))
         counts = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
@@ -195,6 +207,8 @@ class ClassifierFit(Fit):
 
     def progress_state(self) -> dict[str, Any]:
         """Return `progress` as plain data and tensors."""
+        if self.average is not None:
+            self.progress.average = self.average.state()
         return vars(self.progress)
 
     def process_state(self) -> Tensor:
@@ -204,4 +218,6 @@ class ClassifierFit(Fit):
     def restore_progress(self, progress: dict[str, Any], process: Tensor) -> None:
         """Go back to what the two methods above returned."""
         self.progress = Progress(**progress)
+        if self.average is not None:
+            self.average.restore(self.progress.average)
         self.confusion = process

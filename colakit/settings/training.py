@@ -55,6 +55,13 @@ class TrainingSettings(LoopSettings):
     patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one"
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="measure and keep a moving average of the weights, of which each step leaves so much; "
+        "null takes the weights themselves",
+    )
     select_by: Literal["mcc", "accuracy", "loss"] = Field(
         "mcc", description="held-out figure that names the best model"
     )

@@ -74,6 +74,46 @@ def student_job(
         word_vectors: returns the base's (V, D) token embedding.
         lore: what teachers say of `train`.
     """
+    settings = context.settings.student_training
+    model, classifier = _student(context, task, backend, max_tokens, facts or {})
+    said = (lore.logits, lore.hidden) if lore is not None else (None, None)
+    learnt = examples(context, classifier, train, *said)
+    kept = _choose_tokens(model, learnt.tokens)
+    if context.settings.student.embeddings == "base":
+        _begin_as_base(model, word_vectors(), kept)
+    heads = Apprentice(
+        model,
+        teacher_width=None if said[1] is None else said[1].shape[1],
+        predicts_tokens=bool(settings.lm_weight or settings.lm_weight_end),
+    )
+    context.compute.place(heads)
+    job = Job(
+        context=context,
+        task=task,
+        training=settings,
+        classifier=classifier,
+        train=learnt,
+        holdout=examples(context, classifier, task.holdout),
+        dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
+        objective=objective,
+        sections=("student", "student_training", *sections),
+        identity={
+            "tokenizer": classifier.tokenizer.fingerprint(),
+            **task.identity(),
+            "learnt": train.fingerprint(),
+            **(identity or {}),
+        },
+        heads=heads,
+        max_steps=settings.max_steps,
+        facts=dict(facts or {}),
+    )
+    return job, [_describe(model)]
+
+
+def _student(
+    context: Context, task: Task, backend: SentenceTokenizer, max_tokens: int, facts: Mapping[str, Any]
+) -> tuple[DistilRNN, SentenceClassifier]:
+    """Draw a student's weights; it reads with a tokenizer of its own, without boundary tokens."""
     settings = context.settings
     tokenizer = SentenceTokenizer(backend.backend, backend.end_of_text_id)
     model = DistilRNN(_config(context, task, tokenizer.vocab_size))
@@ -86,41 +126,10 @@ def student_job(
             "command": context.command,
             "seed": settings.seed,
             "settings": settings.model_dump(mode="json"),
-            **(facts or {}),
+            **facts,
         },
     )
-    said = (lore.logits, lore.hidden) if lore is not None else (None, None)
-    learnt = examples(context, classifier, train, *said)
-    kept = _choose_tokens(model, learnt.tokens)
-    if settings.student.embeddings == "base":
-        _begin_as_base(model, word_vectors(), kept)
-    heads = Apprentice(
-        model,
-        teacher_width=None if said[1] is None else said[1].shape[1],
-        predicts_tokens=bool(settings.student_training.lm_weight or settings.student_training.lm_weight_end),
-    )
-    context.compute.place(heads)
-    job = Job(
-        context=context,
-        task=task,
-        training=settings.student_training,
-        classifier=classifier,
-        train=learnt,
-        holdout=examples(context, classifier, task.holdout),
-        dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
-        objective=objective,
-        sections=("student", "student_training", *sections),
-        identity={
-            "tokenizer": tokenizer.fingerprint(),
-            **task.identity(),
-            "learnt": train.fingerprint(),
-            **(identity or {}),
-        },
-        heads=heads,
-        max_steps=settings.student_training.max_steps,
-        facts=dict(facts or {}),
-    )
-    return job, [_describe(model)]
+    return model, classifier
 
 
 def _choose_tokens(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:

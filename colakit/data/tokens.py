@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Tokens:
         """Return the sentences whose token numbers are `rows`."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
         return cls(ids, offsets, num_truncated)
 
     def __len__(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 from colakit.commands.task import show_parameters
 from colakit.context import Context
-from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.inference import compute_logits, probabilities
+from colakit.engine.classifier import load_classifier
+from colakit.engine.predictor import Predictor
 from colakit.errors import ColakitError
 from colakit.files import replacing
 
@@ -32,7 +32,7 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
         context.reporter.result(f"would label sentences with {classifier.name} on {context.compute}")
         show_parameters(context, classifier.model)
         return {"model": classifier.name, "compute": str(context.compute)}
-    context.compute.place(classifier.model.requires_grad_(False))
+    predictor = Predictor(classifier, context.compute, size)
     counts = dict.fromkeys(classifier.label_names, 0)
     num_truncated = 0
     with _open_input(file) as lines, _open_output(context, jsonl) as out:
@@ -41,7 +41,7 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
                 "\t".join(["label", *(f"p({name})" for name in classifier.label_names), "sentence"]) + "\n"
             )
         for chunk in _chunks(lines, size * CHUNK_BATCHES):
-            num_truncated += _predict(context, classifier, chunk, out, jsonl, counts)
+            num_truncated += _predict(predictor, chunk, out, jsonl, counts)
     if num_truncated:
         context.reporter.warn(
             f"{num_truncated} sentences are longer than {classifier.max_tokens} tokens and were cut"
@@ -50,19 +50,11 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
 
 
 def _predict(
-    context: Context,
-    classifier: SentenceClassifier,
-    sentences: Sequence[str],
-    out: TextIO,
-    jsonl: bool,
-    counts: dict[str, int],
+    predictor: Predictor, sentences: Sequence[str], out: TextIO, jsonl: bool, counts: dict[str, int]
 ) -> int:
-    tokens = classifier.encode(sentences)
-    logits = compute_logits(classifier.model, tokens, context.compute, context.settings.predict.batch_size)
-    names = classifier.label_names
-    for sentence, label, probs in zip(
-        sentences, classifier.decide(logits).tolist(), probabilities(logits).tolist(), strict=True
-    ):
+    """Write a row for each sentence; return how many were cut."""
+    found, names = predictor(sentences), predictor.classifier.label_names
+    for sentence, label, probs in zip(sentences, found.labels.tolist(), found.probs.tolist(), strict=True):
         counts[names[label]] += 1
         if jsonl:
             by_name = dict(zip(names, (round(p, 6) for p in probs), strict=True))
@@ -76,7 +68,7 @@ def _predict(
         else:
             out.write("\t".join([names[label], *(f"{p:.6f}" for p in probs), sentence]) + "\n")
     out.flush()
-    return tokens.num_truncated
+    return found.num_truncated
 
 
 def _chunks(lines: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -15,7 +15,12 @@ from colakit.data.batches import Batch, pad, plan_inference
 from colakit.data.tokens import Tokens
 from colakit.engine.device import Compute
 from colakit.engine.objectives import language_modelling
+from colakit.models.fast_rnn import FastRNN
 from colakit.models.gpt import GPT, GPTClassifier
+from colakit.models.rnn import DistilRNN
+
+Rows = Callable[[Tensor, Tensor], Tensor]
+"""Maps (input_ids, attention_mask), both (B, T), to a row for each sentence."""
 
 
 @contextmanager
@@ -39,8 +44,25 @@ def compute_logits(
         model: maps (input_ids, attention_mask), both (B, T), to (B, C).
         batch_size: sentences computed at a time; sentences of like length go together.
     """
+    return logits_by(soonest(model, compute), model, tokens, compute, batch_size)
+
+
+def soonest(model: nn.Module, compute: Compute) -> Rows:
+    """Return what computes the logits of `model` soonest, with the weights that it has now.
+
+    On a CPU a student has a way of its own; everything else computes itself.
+    """
+    if isinstance(model, DistilRNN) and compute.device.type == "cpu":
+        return FastRNN(model)
+    return model
+
+
+def logits_by(
+    function: Rows, model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128
+) -> NDArray[np.float32]:
+    """Return what `compute_logits` returns, computed by `function`, which is `soonest(model, compute)`."""
     with evaluating(model):
-        found = _each_batch(model, tokens, compute, batch_size)
+        found = _each_batch(function, tokens, compute, batch_size)
     if found is None:
         return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
     return found
@@ -71,7 +93,7 @@ def bits_per_byte(model: GPT, batches: Iterable[tuple[Batch, int]], compute: Com
 
 
 def _each_batch(
-    function: Callable[[Tensor, Tensor], Tensor], tokens: Tokens, compute: Compute, batch_size: int
+    function: Rows, tokens: Tokens, compute: Compute, batch_size: int
 ) -> NDArray[np.float32] | None:
     """Return the rows that `function` makes of N sentences, in their order; None of no sentence."""
     plan = plan_inference(tokens.lengths, batch_size)

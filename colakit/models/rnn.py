@@ -123,14 +123,18 @@ class DistilRNN(nn.Module):
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Reading:
         """Return the states of (B, T) tokens, and the sentences they make up."""
         lengths = attention_mask.sum(dim=1)  # (B,)
-        reverse = self._reversal(lengths, input_ids.shape[1])  # (B, T)
-        rows = input_ids if self.row_of_token is None else self.row_of_token[input_ids].long()
+        reverse = self.reversal(lengths, input_ids.shape[1])  # (B, T)
+        rows = self.rows(input_ids)
         x = self.embedding(rows)  # (B, T, E)
         states = []
         for layer in self.layers:
             x = self._run_layer(layer, self.dropout(x), reverse)
             states.append(x)
-        return Reading(rows, states[0], self._pool(x, attention_mask, lengths))
+        return Reading(rows, states[0], self.pool(x, attention_mask, lengths))
+
+    def rows(self, input_ids: Tensor) -> Tensor:
+        """Return the embedding's row of each token, in the shape of `input_ids`, int64."""
+        return input_ids if self.row_of_token is None else self.row_of_token[input_ids].long()
 
     def answer(self, pooled: Tensor) -> Tensor:
         """Return class logits (B, C) of (B, W) sentences."""
@@ -149,7 +153,7 @@ class DistilRNN(nn.Module):
         self.row_of_token[torch.tensor(tokens)] = torch.arange(1, len(tokens) + 1, dtype=torch.int32)
 
     @staticmethod
-    def _reversal(lengths: Tensor, tokens: int) -> Tensor:
+    def reversal(lengths: Tensor, tokens: int) -> Tensor:
         """Return indices (B, T) that reverse each row within its length and leave padding in place."""
         position = torch.arange(tokens, device=lengths.device)[None, :]
         mirrored = lengths[:, None] - 1 - position
@@ -164,7 +168,13 @@ class DistilRNN(nn.Module):
         backward = directions[1](_take_tokens(x, reverse))[0]
         return torch.cat([states, _take_tokens(backward, reverse)], dim=-1)  # (B, T, 2H)
 
-    def _pool(self, states: Tensor, attention_mask: Tensor, lengths: Tensor) -> Tensor:  # -> (B, W)
+    def pool(self, states: Tensor, attention_mask: Tensor, lengths: Tensor) -> Tensor:
+        """Return the sentences (B, W) that (B, T, W) states make up.
+
+        Args:
+            attention_mask: (B, T), 1 at real tokens.
+            lengths: (B,), their number.
+        """
         real = attention_mask.bool()[:, :, None]  # (B, T, 1)
         match self.config.pooling:
             case "mean":

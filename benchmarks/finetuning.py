@@ -3,51 +3,52 @@
     python benchmarks/finetuning.py [--base FOLDER] [--data CORPUS] [--steps N] [--repeats N] [--out FILE]
 
 Without `--base` the rival and colakit get a GPT-2 small of true size with random weights. Both see the same
-sentences, rank, targets and batch size; what differs is the program. Every figure is a median over repeats;
-the ratio is what counts, since machines differ and are shared.
+sentences, rank, targets and batch size; what differs is the program.
 
-Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer with the best flags it has
-(bf16, grouped by length), colakit as it comes, and the ceiling: the step's matrix products with the frozen
-weights, forward and backward, and nothing else.
+Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer grouping by length in bf16
+and in fp32 (the best that its flags reach), colakit as it comes and in fp32, and the ceiling: the step's
+matrix products with the frozen weights, forward and backward, and nothing else. Grouped rows stand beside
+ours of the same precision, the Trainer as it comes beside ours as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import Figure, Table, Way, compare, in_turn, precision_of, report
+from rivals import ALPHA, RANK, TARGETS, collate, quiet, training_arguments, tuned_model
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
 from colakit.engine.device import keep_freed_memory, resolve_compute
 from colakit.engine.objectives import classification
-from colakit.engine.runs import package_version
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.models.gpt import GPT, GPTConfig
 from colakit.models.lora import LoRAConfig, inject, parameter_groups, train_also
 from colakit.toy import ToyGrammar
 
-RANK, ALPHA = 8, 16
-OURS, CEILING = "colakit, as it comes", "its matrix products alone"
-TARGETS = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
+OURS, OURS_FP32, CEILING = "colakit, as it comes", "colakit, fp32", "its matrix products alone"
+RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
+MEMORY = Figure("device_mib", "MiB of the device, at most")
+AIMS = (
+    "as it comes 15 times, best flags 3 times, 55 % of the products, with bf16 matrix units; "
+    "fp32 beside fp32 1.5 times"
+)
 
 
 def main() -> None:
     """Measure all rows, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", type=Path, help="folder of a GPT-2; default: GPT-2 small, random weights")
     parser.add_argument("--data", type=Path, help="corpus; default: sentences of the toy grammar")
     parser.add_argument("--steps", type=int, default=6, help="measured steps a repeat")
@@ -55,19 +56,19 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/finetuning.json"))
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    keep_freed_memory()  # as the commands do; it helps the rival as well
     with tempfile.TemporaryDirectory() as scratch:
-        base = arguments.base or random_gpt2_small(Path(scratch) / "base")
-        examples = read_examples(arguments.data, base)
-        results = measure(base, examples, arguments, Path(scratch))
-    report(results, arguments, examples)
+        base = arguments.base or random_gpt2(Path(scratch) / "base")
+        bench = Finetuning(
+            base, read_examples(arguments.data, base), arguments.steps, arguments.batch_size, Path(scratch)
+        )
+        tables = bench.tables(arguments.repeats)
+    report(tables, vars(arguments), arguments.out)
 
 
-def random_gpt2_small(folder: Path) -> Path:
-    """Write a GPT-2 small with random weights."""
+def random_gpt2(folder: Path, config: GPTConfig | None = None) -> Path:
+    """Write a GPT-2 with random weights, by default small."""
     torch.manual_seed(0)
-    save_gpt(GPT(GPTConfig()), folder)
+    save_gpt(GPT(config or GPTConfig()), folder)
     return folder
 
 
@@ -86,172 +87,149 @@ def read_examples(data: Path | None, base: Path) -> Examples:
     return Examples(tokens, generator.integers(0, 2, size=len(lengths)))
 
 
-def measure(
-    base: Path, examples: Examples, arguments: argparse.Namespace, scratch: Path
-) -> dict[str, list[float]]:
-    """Return sentences a second of every row and repeat, the rows in turn."""
-    rows: dict[str, Callable[[], float]] = {
-        "PEFT + Trainer, as it comes": lambda: run_trainer(base, examples, arguments, scratch, best=False),
-        "PEFT + Trainer, best flags": lambda: run_trainer(base, examples, arguments, scratch, best=True),
-        OURS: lambda: run_colakit(base, examples, arguments),
-        CEILING: lambda: run_products(base, examples, arguments),
-    }
-    found: dict[str, list[float]] = {name: [] for name in rows}
-    for repeat in range(arguments.repeats):
-        for name, run in rows.items():
-            found[name].append(run())
-            print(
-                f"{repeat + 1}/{arguments.repeats} {name}: {found[name][-1]:.1f} sentences/s", file=sys.stderr
+@dataclass(frozen=True)
+class Finetuning:
+    """Steps of one size on one base.
+
+    Attributes:
+        steps: measured, after one that is not.
+        scratch: folder for what the Trainer writes.
+    """
+
+    base: Path
+    examples: Examples
+    steps: int
+    batch_size: int
+    scratch: Path
+
+    def tables(self, repeats: int) -> list[Table]:
+        """Measure all ways in turn; return sentences a second and, on a GPU, its memory."""
+        keep_freed_memory()  # as the commands do; it helps the rival as well
+        quiet()
+        ways = self.ways()
+        found = in_turn(ways, repeats)
+        title = f"Fine-tuning, steps of {self.batch_size} sentences"
+        tables = [compare(title, ways, found, RATE, ours=OURS, aims=AIMS)]
+        if torch.cuda.is_available():
+            tables.append(compare(f"{title}: memory", ways, found, MEMORY, ours=OURS))
+        return tables
+
+    def ways(self) -> list[Way]:
+        """Return what is measured here: without units for bf16, nothing is multiplied in it."""
+        precision = precision_of()
+        ours_fp32 = OURS if precision == "fp32" else OURS_FP32
+        found = [Way("PEFT + Trainer, as it comes", "fp32", lambda: self.trainer(None), OURS)]
+        if precision == "bf16":
+            grouped = Way(
+                "PEFT + Trainer, bf16, grouped by length", "bf16", lambda: self.trainer("bf16"), OURS
             )
-    return found
+            found.append(grouped)
+        found += [
+            Way("PEFT + Trainer, fp32, grouped by length", "fp32", lambda: self.trainer("fp32"), ours_fp32),
+            Way(OURS, precision, lambda: self.colakit("auto")),
+        ]
+        if precision == "bf16":
+            found.append(Way(OURS_FP32, "fp32", lambda: self.colakit("fp32"), OURS))
+        return [*found, Way(CEILING, precision, self.products, OURS)]
 
+    def colakit(self, precision: str) -> dict[str, float]:
+        """Train with colakit's loop."""
+        compute = resolve_compute("auto", precision)
+        model = load_gpt(self.base).classifier(2)
+        inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
+        train_also(model, layernorm=False, head=True)
+        compute.place(model)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, lr=1e-4, weight_decay=0.0, lr_ratio=1.0), fused=True
+        )
+        clock = Clock()
+        for step in train(
+            model.train(), self.batches(), classification, optimizer, lr_at=lambda step: 1.0, compute=compute
+        ):
+            clock.step(step.count)
+        return clock.figures()
 
-def run_colakit(base: Path, examples: Examples, arguments: argparse.Namespace) -> float:
-    """Return colakit's sentences a second, after one warm-up step."""
-    compute = resolve_compute("auto", "auto")
-    model = load_gpt(base).classifier(2)
-    inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
-    train_also(model, layernorm=False, head=True)
-    compute.place(model)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, lr=1e-4, weight_decay=0.0, lr_ratio=1.0), fused=True
-    )
-
-    def batches() -> Iterator[StepBatch]:
-        plan = plan_epoch(examples.tokens.lengths, arguments.batch_size, 0, 0)
-        for position, index in enumerate(plan[: arguments.steps + 1]):
+    def batches(self) -> Iterator[StepBatch]:
+        """Yield colakit's batches."""
+        for position, index in enumerate(self.plan()):
             yield StepBatch(
-                micro_batches(examples, index, arguments.batch_size), len(index), 0, f"{position}"
+                micro_batches(self.examples, index, self.batch_size), len(index), 0, f"{position}"
             )
 
-    clock = Clock()
-    for report in train(
-        model.train(), batches(), classification, optimizer, lr_at=lambda step: 1.0, compute=compute
-    ):
-        clock.step(report.count)
-    return clock.rate()
+    def plan(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Return which sentences colakit's batches hold."""
+        return plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0)[: self.steps + 1]
 
+    def products(self) -> dict[str, float]:
+        """Work as if a step were its products with the frozen weights: x·Wᵀ and g·W."""
+        compute = resolve_compute("auto", "auto")
+        body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
+        weights = [m.weight for m in body.h.modules() if isinstance(m, torch.nn.Linear)]
+        plan = self.plan()
+        rows = [len(index) * int(self.examples.tokens.lengths[index].max()) for index in plan]  # padding too
+        inputs = {
+            size: torch.randn(max(rows), size, device=compute.device).to(weights[0].dtype)
+            for size in {side for weight in weights for side in weight.shape}
+        }
+        clock = Clock()
+        for index, count in zip(plan, rows, strict=True):
+            for weight in weights:
+                inputs[weight.shape[1]][:count] @ weight.t()
+                inputs[weight.shape[0]][:count] @ weight
+            clock.step(len(index))
+        return clock.figures()
 
-def run_products(base: Path, examples: Examples, arguments: argparse.Namespace) -> float:
-    """Return sentences a second if a step were its products with the frozen weights: x·Wᵀ and g·W."""
-    compute = resolve_compute("auto", "auto")
-    body = compute.place(load_gpt(base).requires_grad_(False)).transformer
-    weights = [m.weight for m in body.h.modules() if isinstance(m, torch.nn.Linear)]
-    plan = plan_epoch(examples.tokens.lengths, arguments.batch_size, 0, 0)[: arguments.steps + 1]
-    rows = [len(index) * int(examples.tokens.lengths[index].max()) for index in plan]  # padding too
-    inputs = {
-        size: torch.randn(max(rows), size, device=compute.device).to(weights[0].dtype)
-        for size in {side for weight in weights for side in weight.shape}
-    }
-    clock = Clock()
-    for index, count in zip(plan, rows, strict=True):
-        for weight in weights:
-            inputs[weight.shape[1]][:count] @ weight.t()
-            inputs[weight.shape[0]][:count] @ weight
-        clock.step(len(index))
-    return clock.rate()
+    def trainer(self, best: str | None) -> dict[str, float]:
+        """Train with PEFT and the Trainer; `best` as in `rivals.training_arguments`."""
+        from transformers import PrinterCallback, Trainer, TrainerCallback
 
+        clock, batch_size = Clock(), self.batch_size
 
-def run_trainer(
-    base: Path, examples: Examples, arguments: argparse.Namespace, scratch: Path, *, best: bool
-) -> float:
-    """Return the Trainer's sentences a second, after one warm-up step."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import GPT2ForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
-    from transformers.utils import logging
+        class Ticks(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.step(batch_size)
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=0)
-    peft_config = LoraConfig(
-        task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), fan_in_fan_out=True
-    )
-    tuned = get_peft_model(model, peft_config)
-    rows = [
-        {"input_ids": examples.tokens.sentence(i).tolist(), "labels": int(examples.labels[i])}
-        for i in range(len(examples))
-    ]
-    clock = Clock()
-
-    class Ticks(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.step(arguments.batch_size)
-
-    flags: dict[str, Any] = {"bf16": True, "train_sampling_strategy": "group_by_length"} if best else {}
-    settings = TrainingArguments(
-        output_dir=str(scratch / "trainer"),
-        per_device_train_batch_size=arguments.batch_size,
-        max_steps=arguments.steps + 1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-        use_cpu=not torch.cuda.is_available(),
-        **flags,
-    )
-    Trainer(tuned, settings, train_dataset=rows, data_collator=collate, callbacks=[Ticks()]).train()
-    return clock.rate()
-
-
-def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad to the batch's longest, as `DataCollatorWithPadding` does by default."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    padded = [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]
-    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
-    labels = [row["labels"] for row in rows]
-    return {
-        "input_ids": torch.tensor(padded),
-        "attention_mask": torch.tensor(mask),
-        "labels": torch.tensor(labels),
-    }
+        tokens, labels = self.examples.tokens, self.examples.labels.tolist()
+        rows = [{"input_ids": tokens.sentence(i).tolist(), "labels": label} for i, label in enumerate(labels)]
+        trainer = Trainer(
+            tuned_model(self.base),
+            training_arguments(self.scratch / "trainer", batch_size, best, max_steps=self.steps + 1),
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=[Ticks()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return clock.figures()
 
 
 class Clock:
-    """Times steps after the first."""
+    """Times steps after the first, and asks a GPU for its peak memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
         self.started: float | None = None
         self.count = 0
         self.last = 0.0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
     def step(self, count: int) -> None:
         """Note that a step over `count` sentences has ended."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.last = time.perf_counter()
+        self.last = self.now()
         if self.started is None:
             self.started = self.last
         else:
             self.count += count
 
-    def rate(self) -> float:
-        """Return sentences a second."""
-        return self.count / (self.last - (self.started or self.last))
-
-
-def report(results: dict[str, list[float]], arguments: argparse.Namespace, examples: Examples) -> None:
-    """Print the table and write the JSON file."""
-    medians = {name: statistics.median(rates) for name, rates in results.items()}
-    ours = medians[OURS]
-    print(f"{'':32}{'sentences/s':>12}{'colakit is':>14}")
-    for name, rate in medians.items():
-        print(f"{name:32}{rate:>12.1f}{f'{ours / rate:.2f} x':>14}")
-    print(f"share of the matrix products' ceiling: {ours / medians[CEILING]:.0%}")
-    content = {
-        "sentences_per_second": results,
-        "ratios": {name: ours / rate for name, rate in medians.items()},
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
-        "mean_tokens": float(examples.tokens.lengths.mean()),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "compute": str(resolve_compute("auto", "auto")),
-        "versions": {name: package_version(name) for name in ("torch", "transformers", "peft", "accelerate")},
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {arguments.out}")
+    def figures(self) -> dict[str, float]:
+        """Return sentences a second and, on a GPU, the most memory held, in MiB."""
+        found = {RATE.key: self.count / (self.last - (self.started or self.last))}
+        if torch.cuda.is_available():
+            found[MEMORY.key] = torch.cuda.max_memory_allocated() / 2**20
+        return found
 
 
 if __name__ == "__main__":

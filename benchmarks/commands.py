@@ -1,0 +1,100 @@
+"""Whole commands: time and peak memory of tuning a base for some epochs, colakit beside PEFT + Trainer.
+
+    python benchmarks/commands.py [--shape NAME] [--data CORPUS] [--sentences N] [--epochs N] [--out FILE]
+
+Each runs in a process of its own, from its start to its end: imports, reading, tokenising, training,
+measuring a held-out tenth after every epoch and dev at the end, saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_of, report, run_process
+from worlds import SHAPES, World, make_world
+
+OURS = "colakit finetune"
+SECONDS = Figure("seconds", "s")
+MEMORY = Figure("peak_mib", "MiB of memory, at most")
+AIMS = "as it comes 12 times, best flags 2.5 times, at GPT-2 small's size with bf16 matrix units"
+
+
+def main() -> None:
+    """Measure, print the tables, and write them as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="small", help="of the base, whose weights are random"
+    )
+    parser.add_argument("--data", type=Path, help="corpus; default: the built-in one")
+    parser.add_argument("--sentences", type=int, help="of train; default: all")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/commands.json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        world = make_world(scratch, arguments.shape, data=arguments.data, num_sentences=arguments.sentences)
+        commands = Commands(world, arguments.epochs, arguments.batch_size, scratch)
+        tables = commands.tables(arguments.repeats)
+    report(tables, vars(arguments), arguments.out)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands that tune one base on one corpus."""
+
+    world: World
+    epochs: int
+    batch_size: int
+    scratch: Path
+
+    def tables(self, repeats: int) -> list[Table]:
+        """Run all commands in turn; return their times and their memory."""
+        ways = self.ways()
+        found = in_turn(ways, repeats)
+        title = f"The whole command, {self.epochs} epochs of {len(self.world.sentences):,} sentences"
+        return [
+            compare(f"{title}: time", ways, found, SECONDS, ours=OURS, aims=AIMS),
+            compare(f"{title}: memory", ways, found, MEMORY, ours=OURS),
+        ]
+
+    def ways(self) -> list[Way]:
+        """Return the commands that are compared."""
+        best = precision_of()
+        return [
+            Way("PEFT + Trainer, as it comes", "fp32", self.rival(None), OURS),
+            Way(f"PEFT + Trainer, {best}, grouped by length", best, self.rival(best), OURS),
+            Way(OURS, best, self.ours),
+        ]
+
+    def ours(self) -> dict[str, float]:
+        """Run `colakit finetune`, with nothing in its cache."""
+        out = Path(tempfile.mkdtemp(dir=self.scratch))
+        words = [*self.shared(), "--out", out / "run", "--quiet"]
+        return run_process(colakit("finetune", *words), cache=out / "cache")
+
+    def rival(self, best: str | None) -> Callable[[], dict[str, float]]:
+        """Return what runs the rival's script; `best` as in `rivals.training_arguments`."""
+
+        def run() -> dict[str, float]:
+            out = Path(tempfile.mkdtemp(dir=self.scratch))
+            words = [*self.shared(), "--out", out, *(["--best", best] if best else [])]
+            script = Path(__file__).with_name("rivals.py")
+            return run_process([sys.executable, script, *words], cache=out / "cache")
+
+        return run
+
+    def shared(self) -> list[object]:
+        """Return the arguments that both understand."""
+        base, data = self.world.base, self.world.data
+        return ["--base", base, "--data", data, "--epochs", self.epochs, "--batch-size", self.batch_size]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The rival: PEFT with transformers' Trainer, as a script that one would write with them.
+
+    python benchmarks/rivals.py --base FOLDER --data FOLDER --out FOLDER [--best PRECISION] [--epochs N] …
+
+It does what `colakit finetune` does: a tenth of train is held out and measured after every epoch, dev is
+measured at the end, and the adapter is saved. It imports nothing of colakit's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RANK, ALPHA = 8, 16
+TARGETS = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
+FILES = {"train": "in_domain_train.tsv", "id_dev": "in_domain_dev.tsv", "ood_dev": "out_of_domain_dev.tsv"}
+
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    """Tune a base as the arguments say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder in CoLA's layout")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--best", choices=("bf16", "fp32"), help="group by length, and multiply in this")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    arguments = parser.parse_args()
+    finetune(arguments)
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Train, evaluate every epoch, measure dev, save."""
+    from transformers import AutoTokenizer, Trainer
+
+    quiet()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
+    splits = {name: read(arguments.data / file, tokenizer) for name, file in FILES.items()}
+    held_out = len(splits["train"]) // 10
+    model = tuned_model(arguments.base, pad_token_id=tokenizer.eos_token_id)
+    settings = training_arguments(
+        arguments.out,
+        arguments.batch_size,
+        arguments.best,
+        num_train_epochs=arguments.epochs,
+        per_device_eval_batch_size=128,
+        eval_strategy="epoch",
+    )
+    trainer = Trainer(
+        model,
+        settings,
+        train_dataset=splits["train"][held_out:],
+        eval_dataset=splits["train"][:held_out],
+        data_collator=collate,
+    )
+    trainer.train()
+    for name in ("id_dev", "ood_dev"):
+        trainer.predict(splits[name])
+    model.save_pretrained(arguments.out / "adapter")
+
+
+def quiet() -> None:
+    """Silence transformers' and PEFT's remarks and bars."""
+    warnings.simplefilter("ignore")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read(path: Path, tokenizer: Any) -> Rows:
+    """Return the rows of one of CoLA's files, tokenised."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    encoded = tokenizer([row[3] for row in rows])["input_ids"]
+    return [{"input_ids": ids, "labels": int(row[1])} for ids, row in zip(encoded, rows, strict=True)]
+
+
+def tuned_model(base: Path, pad_token_id: int = 0) -> Any:
+    """Return the base with PEFT's LoRA on all its linear layers and a head of two classes."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2ForSequenceClassification
+
+    model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=pad_token_id)
+    lora = LoraConfig(
+        task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), fan_in_fan_out=True
+    )
+    return get_peft_model(model, lora)
+
+
+def training_arguments(out: Path, batch_size: int, best: str | None, **others: Any) -> Any:
+    """Return the Trainer's settings: its own, or the best that its flags reach.
+
+    Args:
+        best: None leaves them as they come, fp32 and padded to the batch's longest; `bf16` or `fp32` groups
+            sentences by length and multiplies in that.
+    """
+    from transformers import TrainingArguments
+
+    flags: dict[str, Any] = {} if best is None else {"train_sampling_strategy": "group_by_length"}
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=batch_size,
+        bf16=best == "bf16",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        **flags,
+        **others,
+    )
+
+
+def collate(rows: Rows) -> dict[str, torch.Tensor]:
+    """Pad to the batch's longest, as `DataCollatorWithPadding` does by default."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    padded = [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]
+    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+    return {
+        "input_ids": torch.tensor(padded),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""All benchmarks in one run: fine-tuning, whole commands, memory, distilling, inference, start-up.
+
+    python benchmarks/suite.py [--scale quick|full|smoke] [--parts NAME…] [--data CORPUS] [--out FILE]
+
+`quick` takes minutes: GPT-2 small's true size where steps are measured, a small base and a thousand sentences
+where whole commands are. `full` takes hours on two cores: GPT-2 small's size on the whole corpus, by default
+real CoLA where it lies beside the checkout. `smoke` shows that everything runs, and measures nothing. On a
+machine with a GPU, everything runs there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commands import Commands
+from distilling import Distilling
+from finetuning import Finetuning, random_gpt2, read_examples
+from inference import Inference, Load
+from measuring import Table, report
+from startup import Startup
+from worlds import SHAPES, make_world, real_cola
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        shape: of the base whose steps and inference are measured.
+        command_shape: of the base that whole commands tune.
+        num_sentences: that they train on; None is all.
+        command_repeats: of whole commands.
+    """
+
+    shape: str = "gpt2"
+    steps: int = 4
+    batch_size: int = 32
+    repeats: int = 3
+    command_shape: str = "small"
+    num_sentences: int | None = 1000
+    command_repeats: int = 3
+    epochs: int = 3
+    student_epochs: int = 10
+    load: Load = field(default_factory=Load)
+
+
+SCALES = {
+    "quick": Scale(),
+    "full": Scale(
+        steps=8,
+        batch_size=128,
+        repeats=5,
+        command_shape="gpt2",
+        num_sentences=None,
+        command_repeats=1,
+        load=Load(singles=1000, teacher=2048, student=65536, lines=1_000_000),
+    ),
+    "smoke": Scale(
+        shape="tiny",
+        steps=1,
+        batch_size=4,
+        repeats=1,
+        command_shape="tiny",
+        num_sentences=60,
+        command_repeats=1,
+        epochs=1,
+        student_epochs=1,
+        load=Load(singles=3, teacher=8, student=16, lines=50),
+    ),
+}
+
+
+def main() -> None:
+    """Measure all parts, print their tables, and write them as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scale", choices=SCALES, default="quick")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--data", type=Path, help="corpus; default: CoLA beside the checkout, or the built-in one"
+    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/suite.json"))
+    arguments = parser.parse_args()
+    scale = SCALES[arguments.scale]
+    data = arguments.data or (real_cola() if arguments.scale == "full" else None)
+    tables: list[Table] = []
+    for name in arguments.parts:
+        with tempfile.TemporaryDirectory() as scratch:
+            tables += PARTS[name](scale, data, Path(scratch))
+    report(tables, {**vars(arguments), "data": data or "builtin", **vars(scale)}, arguments.out)
+
+
+def finetuning(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Steps of fine-tuning."""
+    base = random_gpt2(scratch / "base", SHAPES[scale.shape])
+    examples = read_examples(data, base)
+    return Finetuning(base, examples, scale.steps, scale.batch_size, scratch).tables(scale.repeats)
+
+
+def commands(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Whole commands that tune, with their memory."""
+    world = make_world(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
+    return Commands(world, scale.epochs, scale.batch_size, scratch).tables(scale.command_repeats)
+
+
+def distilling(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Whole commands that distil."""
+    world = make_world(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
+    return [Distilling(world, scale.student_epochs, scratch).table(scale.command_repeats)]
+
+
+def inference(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Student and teacher, from one sentence to many."""
+    world = make_world(scratch, scale.shape, data=data)
+    return Inference(world, scratch, scale.load).tables(scale.repeats)
+
+
+def startup(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Short commands."""
+    world = make_world(scratch, scale.command_shape, num_sentences=scale.num_sentences)
+    return [Startup(world, scratch).table(scale.repeats)]
+
+
+PARTS: dict[str, Callable[[Scale, Path | None, Path], list[Table]]] = {
+    "finetuning": finetuning,
+    "commands": commands,
+    "distilling": distilling,
+    "inference": inference,
+    "startup": startup,
+}
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
-	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench clean
+	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench bench-full \
+	install-bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -30,6 +31,12 @@ install-dev: $(VENV)/.installed-dev ## the same, with what tests and checks need
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[test,lint]'
+	touch $@
+
+install-bench: $(VENV)/.installed-bench ## the same, with what is measured beside colakit
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@
 
 lint: install-dev ## ruff: rules and formatting
@@ -96,9 +103,12 @@ ablation: install ## what each part of distilling adds, over five seeds; hours o
 base-table: install ## what the base is worth: adapters, all weights, no pre-training, a recurrent network
 	$(BIN)/python benchmarks/base.py --config $(CONFIG) --out runs/base
 
-bench: install-dev ## fine-tuning speed beside PEFT and the Trainer, in one run; what checkpoints cost
-	$(BIN)/python benchmarks/finetuning.py
+bench: install-bench ## how fast everything is, beside PEFT and the Trainer, in one run; minutes
+	$(BIN)/python benchmarks/suite.py
 	$(BIN)/python benchmarks/checkpoints.py
+
+bench-full: install-bench ## the same at GPT-2 small's size on the whole corpus; hours on two cores, minutes on a GPU
+	$(BIN)/python benchmarks/suite.py --scale full --out benchmarks/results/suite-full.json
 
 clean: ## remove the environment, caches and demo; runs/ stays
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

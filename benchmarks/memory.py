@@ -7,11 +7,11 @@ The table is CoLA's layout with 60 characters a line, all sentences different; t
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from measuring import colakit, run_process
 
 from colakit.cli import main
 from colakit.toy import write_base, write_corpus
@@ -23,24 +23,6 @@ def write_table(path: Path, lines: int) -> None:
         for number in range(lines):
             mark = number % 2
             file.write(f"made\t{mark}\t\tThe old dogs of house {number:09d} see the cat again.\n")
-
-
-CHILD = """
-import sys
-from colakit.cli import main
-code = main(sys.argv[2:])
-with open("/proc/self/status") as status, open(sys.argv[1], "w") as found:
-    found.write(next(line for line in status if line.startswith("VmHWM")).split()[1])
-sys.exit(code)
-"""  # its own word on its memory: what a parent is told counts the parent's from before the child began
-
-
-def peak_of(arguments: list[str], note: Path) -> tuple[float, float]:
-    """Run a command; return its peak memory in MiB and the seconds it took."""
-    began = time.monotonic()
-    command = [sys.executable, "-c", CHILD, str(note), *arguments, "--device", "cpu", "--quiet"]
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return int(note.read_text(encoding="ascii")) / 1024, time.monotonic() - began
 
 
 def run() -> None:
@@ -61,8 +43,10 @@ def run() -> None:
             check = ["data", "check", "--data", str(table)]
             predict = ["predict", "--model", str(folder / "run"), str(text), "--out", str(folder / "out")]
             for command, arguments in (("data check", check), ("predict", predict)):
-                peak, seconds = peak_of(arguments, folder / "peak")
-                print(f"| {command} | {lines:,} | {size:.1f} | {peak:.0f} | {seconds:.0f} |", flush=True)
+                line = colakit(*arguments, "--device", "cpu", "--quiet")
+                found = run_process(line, cache=folder / "cache")
+                figures = f"{found['peak_mib']:.0f} | {found['seconds']:.0f}"
+                print(f"| {command} | {lines:,} | {size:.1f} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ from colakit.toy import ToyGrammar
 OURS, OURS_FP32, CEILING = "colakit, as it comes", "colakit, fp32", "its matrix products alone"
 RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
 MEMORY = Figure("device_mib", "MiB of the device, at most")
-AIMS = (
-    "as it comes 15 times, best flags 3 times, 55 % of the products, with bf16 matrix units; "
-    "fp32 beside fp32 1.5 times"
+AIMS = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
+    "as it comes 15 times, best flags 3 times and 0.55 times the products, with bf16 matrix units; fp32 "
+    "beside fp32 1.5 times; on an H100, best flags 8 times, and 14,250 sentences/s in steps of 32"
 )
 
 

@@ -32,6 +32,7 @@ from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn import DistilRNN, RNNConfig
 
 STUDENT, TEACHER, PLAIN = "student", "teacher, colakit", "teacher, transformers"
+TEACHER_FP32 = "teacher, colakit, fp32"
 MEDIAN = Figure("p50_ms", "ms, median")
 TAIL = Figure("p99_ms", "ms, 99th percentile")
 RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
@@ -81,8 +82,11 @@ class Inference:
         self.labellers: dict[str, Label] = {
             STUDENT: Predictor(student(world.base), compute, BATCH_SIZE),
             TEACHER: Predictor(teacher(world.base), compute, BATCH_SIZE),
-            PLAIN: Transformers(world.base),
         }
+        if precision_of() == "bf16":
+            fp32 = resolve_compute("auto", "fp32")
+            self.labellers[TEACHER_FP32] = Predictor(teacher(world.base), fp32, BATCH_SIZE)
+        self.labellers[PLAIN] = Transformers(world.base)
 
     def tables(self, repeats: int) -> list[Table]:
         """Measure single sentences, many, and whole commands."""
@@ -111,10 +115,14 @@ class Inference:
 
     def ways(self, measure: Callable[[str], dict[str, float]]) -> list[Way]:
         """Return the labellers, each measured so; a student computes in fp32 whatever the teacher does."""
-        precisions = {STUDENT: "fp32", TEACHER: precision_of(), PLAIN: "fp32"}
         return [
-            Way(name, precision, lambda name=name: measure(name), None if name == STUDENT else STUDENT)
-            for name, precision in precisions.items()
+            Way(
+                name,
+                precision_of() if name == TEACHER else "fp32",
+                lambda name=name: measure(name),
+                None if name == STUDENT else STUDENT,
+            )
+            for name in self.labellers
         ]
 
     def one_by_one(self, name: str) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Scale:
 
     Attributes:
         shape: of the base whose steps and inference are measured.
+        batch_sizes: of steps; whole commands take the first.
         command_shape: of the base that whole commands tune.
         num_sentences: that they train on; None is all.
         command_repeats: of whole commands.
@@ -38,7 +39,7 @@ class Scale:
 
     shape: str = "gpt2"
     steps: int = 4
-    batch_size: int = 32
+    batch_sizes: tuple[int, ...] = (32,)
     repeats: int = 3
     command_shape: str = "small"
     num_sentences: int | None = 1000
@@ -52,7 +53,7 @@ SCALES = {
     "quick": Scale(),
     "full": Scale(
         steps=8,
-        batch_size=128,
+        batch_sizes=(32, 128),
         repeats=5,
         command_shape="gpt2",
         num_sentences=None,
@@ -62,7 +63,7 @@ SCALES = {
     "smoke": Scale(
         shape="tiny",
         steps=1,
-        batch_size=4,
+        batch_sizes=(4,),
         repeats=1,
         command_shape="tiny",
         num_sentences=60,
@@ -97,13 +98,14 @@ def finetuning(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     """Steps of fine-tuning."""
     base = random_gpt2(scratch / "base", SHAPES[scale.shape])
     examples = read_examples(data, base)
-    return Finetuning(base, examples, scale.steps, scale.batch_size, scratch).tables(scale.repeats)
+    benches = [Finetuning(base, examples, scale.steps, size, scratch) for size in scale.batch_sizes]
+    return [table for bench in benches for table in bench.tables(scale.repeats)]
 
 
 def commands(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     """Whole commands that tune, with their memory."""
     world = make_world(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
-    return Commands(world, scale.epochs, scale.batch_size, scratch).tables(scale.command_repeats)
+    return Commands(world, scale.epochs, scale.batch_sizes[0], scratch).tables(scale.command_repeats)
 
 
 def distilling(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:

@@ -44,7 +44,8 @@ def compute_logits(
         model: maps (input_ids, attention_mask), both (B, T), to (B, C).
         batch_size: sentences computed at a time; sentences of like length go together.
     """
-    return logits_by(soonest(model, compute), model, tokens, compute, batch_size)
+    with evaluating(model):
+        return logits_by(soonest(model, compute), model, tokens, compute, batch_size)
 
 
 def soonest(model: nn.Module, compute: Compute) -> Rows:
@@ -60,9 +61,12 @@ def soonest(model: nn.Module, compute: Compute) -> Rows:
 def logits_by(
     function: Rows, model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128
 ) -> NDArray[np.float32]:
-    """Return what `compute_logits` returns, computed by `function`, which is `soonest(model, compute)`."""
-    with evaluating(model):
-        found = _each_batch(function, tokens, compute, batch_size)
+    """Return what `compute_logits` returns, where the model is evaluating already.
+
+    Args:
+        function: `soonest(model, compute)`, kept from call to call.
+    """
+    found = _each_batch(function, tokens, compute, batch_size)
     if found is None:
         return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
     return found

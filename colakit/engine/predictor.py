@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from colakit.engine.classifier import SentenceClassifier
@@ -51,5 +52,6 @@ class Predictor:
     def __call__(self, sentences: Sequence[str]) -> Predictions:
         """Return labels and probabilities in the order of the sentences."""
         tokens = self.classifier.encode(sentences)
-        logits = logits_by(self._logits_of, self.classifier.model, tokens, self.compute, self.batch_size)
+        with torch.inference_mode():
+            logits = logits_by(self._logits_of, self.classifier.model, tokens, self.compute, self.batch_size)
         return Predictions(self.classifier.decide(logits), probabilities(logits), tokens.num_truncated)

@@ -13,7 +13,7 @@ gates (4H for an LSTM, 3H for a GRU, H for a plain network), W = D·H, C classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -119,54 +119,55 @@ def _prepared(directions: list[nn.Module], cell: str) -> _Layer:
     return _Layer(*(torch.stack(parts).contiguous() for parts in (read, bias, step, late)))
 
 
-def _gathered(gates: Tensor, read: Tensor) -> Iterator[Tensor]:
-    """Yield the gates (D, B, G) that each step reads, all in one buffer.
+def _lstm(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
+    """Return the states (T, D, B, H) of an LSTM.
 
     Args:
         gates: (D·U, G).
-        read: (T, D, B), rows of `gates`.
+        read: (T, D, B), which of them every step reads.
     """
-    buffer = gates.new_empty(*read.shape[1:], gates.shape[1])
-    flat = buffer.flatten(0, 1)
-    for rows in read.flatten(1):
-        torch.index_select(gates, 0, rows, out=flat)
-        yield buffer
-
-
-def _lstm(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
-    """Return the states (T, D, B, H) of an LSTM whose step t reads the rows `read[t]` of `gates`."""
-    states = gates.new_empty(*read.shape, layer.step.shape[1])
+    states, gate = _rooms(layer, read)
     twice_cell = torch.zeros_like(states[0])
-    for t, gate in enumerate(_gathered(gates, read)):
+    flat, (i, f, candidate, o) = gate.flatten(0, 1), gate.chunk(4, dim=-1)
+    for t, rows in enumerate(read.flatten(1)):
+        torch.index_select(gates, 0, rows, out=flat)
         if t:
             gate.baddbmm_(states[t - 1], layer.step)
-        i, f, candidate, o = gate.sigmoid_().chunk(4, dim=-1)
+        gate.sigmoid_()
         twice_cell.mul_(f).addcmul_(i, candidate, value=4).sub_(i, alpha=2)  # f·c + i·tanh, doubled
         torch.addcmul(-o, o, twice_cell.sigmoid(), value=2, out=states[t])  # o·tanh
     return states
 
 
 def _gru(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
-    """Return the states (T, D, B, H) of a GRU, as `_lstm` does."""
-    hidden = layer.step.shape[1]
-    states = gates.new_empty(*read.shape, hidden)
+    """Return the states (T, D, B, H) of a GRU; arguments as of `_lstm`."""
+    states, gate = _rooms(layer, read)
     before = torch.zeros_like(states[0])
-    for state, gate in zip(states, _gathered(gates, read), strict=True):
+    both = 2 * layer.step.shape[1]
+    for state, rows in zip(states, read.flatten(1), strict=True):
+        torch.index_select(gates, 0, rows, out=gate.flatten(0, 1))
         own = torch.baddbmm(layer.late, before, layer.step)  # (D, B, G)
-        r, z = (gate[..., : 2 * hidden] + own[..., : 2 * hidden]).sigmoid_().chunk(2, dim=-1)
-        n = torch.addcmul(gate[..., 2 * hidden :], r, own[..., 2 * hidden :]).sigmoid_().mul_(2).sub_(1)
+        r, z = (gate[..., :both] + own[..., :both]).sigmoid_().chunk(2, dim=-1)
+        n = torch.addcmul(gate[..., both:], r, own[..., both:]).sigmoid_().mul_(2).sub_(1)
         before = torch.lerp(n, before, z, out=state)  # (1 - z)·n + z·h
     return states
 
 
 def _rnn(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
-    """Return the states (T, D, B, H) of a plain network, as `_lstm` does."""
-    states = gates.new_empty(*read.shape, layer.step.shape[1])
-    for t, gate in enumerate(_gathered(gates, read)):
+    """Return the states (T, D, B, H) of a plain network; arguments as of `_lstm`."""
+    states, gate = _rooms(layer, read)
+    for t, rows in enumerate(read.flatten(1)):
+        torch.index_select(gates, 0, rows, out=gate.flatten(0, 1))
         if t:
             gate.baddbmm_(states[t - 1], layer.step)
         torch.sub(gate.sigmoid_().mul_(2), 1, out=states[t])
     return states
+
+
+def _rooms(layer: _Layer, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Return room for the states (T, D, B, H) and for the gates of one step (D, B, G)."""
+    _, hidden, width = layer.step.shape
+    return layer.step.new_empty(*read.shape, hidden), layer.step.new_empty(*read.shape[1:], width)
 
 
 _STEPS: dict[str, Callable[[_Layer, Tensor, Tensor], Tensor]] = {"rnn": _rnn, "gru": _gru, "lstm": _lstm}

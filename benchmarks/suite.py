@@ -3,9 +3,9 @@
     python benchmarks/suite.py [--scale quick|full|smoke] [--parts NAME…] [--data CORPUS] [--out FILE]
 
 `quick` takes minutes: GPT-2 small's true size where steps are measured, a small base and a thousand sentences
-where whole commands are. `full` takes hours on two cores: GPT-2 small's size on the whole corpus, by default
-real CoLA where it lies beside the checkout. `smoke` shows that everything runs, and measures nothing. On a
-machine with a GPU, everything runs there.
+where whole commands are. `full` takes hours on two cores: GPT-2 small's size on the whole corpus. `smoke` shows
+that everything runs, and measures nothing. The corpus is by default real CoLA where it lies beside the
+checkout, else the built-in one. On a machine with a GPU, everything runs there.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/suite.json"))
     arguments = parser.parse_args()
     scale = SCALES[arguments.scale]
-    data = arguments.data or (real_cola() if arguments.scale == "full" else None)
+    data = arguments.data or (None if arguments.scale == "smoke" else real_cola())
     tables: list[Table] = []
     for name in arguments.parts:
         with tempfile.TemporaryDirectory() as scratch:

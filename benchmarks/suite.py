@@ -3,8 +3,8 @@
     python benchmarks/suite.py [--scale quick|full|smoke] [--parts NAME…] [--data CORPUS] [--out FILE]
 
 `quick` takes minutes: GPT-2 small's true size where steps are measured, a small base and a thousand sentences
-where whole commands are. `full` takes hours on two cores: GPT-2 small's size on the whole corpus. `smoke` shows
-that everything runs, and measures nothing. The corpus is by default real CoLA where it lies beside the
+where whole commands are. `full` takes hours on two cores: GPT-2 small's size on the whole corpus. `smoke`
+shows that everything runs, and measures nothing. The corpus is by default real CoLA where it lies beside the
 checkout, else the built-in one. On a machine with a GPU, everything runs there.
 """
 

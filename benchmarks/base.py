@@ -14,7 +14,14 @@ ROWS = {
     "LoRA on the base": Row("finetune"),
     "all weights of the base": Row("finetune", {"finetune.method": "full", "finetune.lr": 2e-4}),
     "all weights, drawn anew": Row(
-        "finetune", {"finetune.method": "full", "finetune.lr": 5e-4, "finetune.from_scratch": True}
+        "finetune",
+        {
+            "finetune.method": "full",
+            "finetune.from_scratch": True,
+            "finetune.lr": 5e-4,
+            "finetune.epochs": 10,
+            "finetune.patience": 4,
+        },
     ),
     CONTROL: Row("train-scratch"),
 }

@@ -89,25 +89,40 @@ class Experiments:
         Args:
             control: the row that the others are compared with; None leaves that column empty.
         """
-        models = [str(folder) for folders in groups.values() for folder in folders]
-        answer = json.loads(called("evaluate", "--config", str(self.config), "--json", *models))
+        folders = [folder for group in groups.values() for folder in group]
+        told = called("evaluate", "--config", str(self.config), "--json", *map(str, folders))
+        answer = Answer(json.loads(told), folders)
         against = groups[control] if control is not None else None
-        found = {row: self._figures(answer, folders, against) for row, folders in groups.items()}
+        found = {row: _figures(answer, group, against) for row, group in groups.items()}
         text = "\n".join([*HEADER, *(_line(row, figures) for row, figures in found.items())]) + "\n"
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / f"{name}.md").write_text(text, encoding="utf-8")
         (self.out / f"{name}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
         print(text)
 
-    def _figures(
-        self, answer: Mapping[str, Any], folders: Sequence[Path], control: Sequence[Path] | None
-    ) -> dict[str, Any]:
-        mcc = {split: of_models(answer, split, folders) for split in SPLITS}
-        return {
-            "holdout": [holdout_mcc(folder) for folder in folders],
-            **mcc,
-            "minus_control": minus_control(answer, folders, control),
-        }
+
+@dataclass(frozen=True)
+class Answer:
+    """What `evaluate --json` says of runs, in the order in which they were named."""
+
+    said: Mapping[str, Any]
+    folders: Sequence[Path]
+
+    def rows(self, split: str) -> dict[Path, Mapping[str, Any]]:
+        """Return what is said of each run on a split."""
+        return dict(zip(self.folders, self.said["splits"][split]["models"], strict=True))
+
+
+def _figures(answer: Answer, folders: Sequence[Path], control: Sequence[Path] | None) -> dict[str, Any]:
+    mcc = {}
+    for split in SPLITS:
+        rows = answer.rows(split)
+        mcc[split] = [rows[folder]["metrics"]["mcc"] for folder in folders]
+    return {
+        "holdout": [holdout_mcc(folder) for folder in folders],
+        **mcc,
+        "minus_control": minus_control(answer, folders, control),
+    }
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str:
@@ -137,35 +152,22 @@ def holdout_mcc(run: Path) -> float:
     return float(summary["splits"]["holdout"]["mcc"])
 
 
-def of_models(answer: Mapping[str, Any], split: str, folders: Sequence[Path]) -> list[float]:
-    """Return the MCC of each run on a split."""
-    found = {_tail(row["model"]): row["metrics"]["mcc"] for row in answer["splits"][split]["models"]}
-    return [found[_tail(folder)] for folder in folders]
-
-
-def minus_control(
-    answer: Mapping[str, Any], ours: Sequence[Path], control: Sequence[Path] | None
-) -> str | None:
+def minus_control(answer: Answer, ours: Sequence[Path], control: Sequence[Path] | None) -> str | None:
     """Return the difference of MCC on both dev sets with its 95 % paired interval, as `evaluate` found it.
 
     None where there is no control, or the runs are not seeds of one experiment.
     """
-    comparison = answer["splits"]["dev"]
-    group_of = {_tail(row["model"]): row["group"] for row in comparison["models"]}
-    groups = {group_of[_tail(folder)] for folder in ours}
+    rows = answer.rows("dev")
+    groups = {rows[folder]["group"] for folder in ours}
     if control is None or len(groups) > 1:
         return None
-    first, second = groups.pop(), group_of[_tail(control[0])]
-    for row in comparison["pairs"]:
+    first, second = groups.pop(), rows[control[0]]["group"]
+    for row in answer.said["splits"]["dev"]["pairs"]:
         sign = {(first, second): 1, (second, first): -1}.get((row["first"], row["second"]))
         if sign:
             low, high = sorted((sign * row["mcc"]["low"], sign * row["mcc"]["high"]))
             return f"{sign * row['mcc']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
     return None
-
-
-def _tail(folder: Path | str) -> tuple[str, ...]:
-    return Path(folder).parts[-2:]
 
 
 def spread(values: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ so that they survive a grey print.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def draw_curves(run: RunData) -> Figure:
         scale = 100 if key == "accuracy" else 1
         for position, part in enumerate(("train", "holdout")):
             label = {"train": "train (dropout on)", "holdout": "held out of train"}[part]
-            values = [scale * record[part][key] for record in run.evaluations]
+            # training on sentences without labels alone has a loss, and nothing else that could be drawn
+            values = [scale * record[part].get(key, math.nan) for record in run.evaluations]
             _line(axis, epochs, values, position, label)
         for position, split in enumerate(reported, start=2):
             if split in tracked:

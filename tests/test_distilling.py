@@ -141,6 +141,26 @@ def test_samples_are_the_teachers_own_bases(
     assert "has no base that could write samples" in " ".join(err.split())
 
 
+def test_steps_without_a_label_have_no_training_accuracy(
+    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
+) -> None:
+    """With five sentences to one of train's, some steps see no label, and say nothing of accuracy."""
+    run = tmp_path / "run"
+    code, _, err = colakit(
+        *("distill", "--data", toy / "corpus", "--teacher", folds[0], "--batch-size", 2, "--out", run),
+        *("--set", "transfer.size=5", "--set", "student_training.max_steps=3"),
+        *("--set", "student_training.evaluate_every_steps=1"),
+    )
+    assert code == 0, err
+    evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = [set(line["train"]) for line in evaluations if line["event"] == "evaluation"]
+    assert len(seen) == 3
+    assert {"loss"} in seen
+    assert all(figures in ({"loss"}, {"loss", "accuracy", "mcc"}) for figures in seen)
+    code, _, err = colakit("plot", run, "--out", tmp_path / "plots")
+    assert code == 0, err
+
+
 def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:

@@ -106,10 +106,11 @@ def test_a_table_tunes_the_teachers_that_its_rows_name_and_compares_with_the_con
 
 
 def test_runs_that_are_no_seeds_of_one_experiment_have_no_difference() -> None:
-    answer = {"splits": {"dev": _comparison(("a/0", "b/0", "control/0"))}}
-    assert experiments.minus_control(answer, [Path("a/0"), Path("b/0")], [Path("control/0")]) is None
-    assert experiments.minus_control(answer, [Path("a/0")], [Path("control/0")]) == "-0.100 [-0.200, +0.050]"
-    assert experiments.minus_control(answer, [Path("a/0")], None) is None
+    folders = [Path(name) for name in ("a/0", "b/0", "control/0")]
+    answer = experiments.Answer({"splits": {"dev": _comparison(tuple(map(str, folders)))}}, folders)
+    assert experiments.minus_control(answer, folders[:2], folders[2:]) is None
+    assert experiments.minus_control(answer, folders[:1], folders[2:]) == "-0.100 [-0.200, +0.050]"
+    assert experiments.minus_control(answer, folders[:1], None) is None
 
 
 def test_a_run_that_fails_ends_those_that_have_not_begun(

@@ -123,10 +123,10 @@ class ClassifierFit(Fit):
         """Training figures since the last evaluation, and the best evaluation so far."""
         progress = self.progress
         counts = self.confusion.numpy()
-        line = (
-            f"epoch {epoch + 1}: loss {progress.loss_sum / progress.count:.3f}, "
-            f"accuracy {100 * accuracy_of_confusion(counts):.1f} %, MCC {mcc_of_confusion(counts):.3f}"
-        )
+        line = f"epoch {epoch + 1}: loss {progress.loss_sum / progress.count:.3f}"
+        if counts.any():  # a transfer set has no labels
+            line += f", accuracy {100 * accuracy_of_confusion(counts):.1f} %"
+            line += f", MCC {mcc_of_confusion(counts):.3f}"
         if progress.best is None:
             return line
         best = progress.best
@@ -153,11 +153,10 @@ class ClassifierFit(Fit):
         held_out, dev = self.group.share(self._measure_all() if self.group.is_main else ({}, {}))
         counts = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
         epoch = self.step / self.steps_per_epoch
-        train = {
-            "loss": progress.loss_sum / progress.count,
-            "accuracy": float(accuracy_of_confusion(counts)),
-            "mcc": float(mcc_of_confusion(counts)),
-        }
+        train = {"loss": progress.loss_sum / progress.count}
+        if counts.any():
+            train["accuracy"] = float(accuracy_of_confusion(counts))
+            train["mcc"] = float(mcc_of_confusion(counts))
         self.log("evaluation", epoch=epoch, train=train, holdout=held_out, **({"dev": dev} if dev else {}))
         progress.stale += 1
         if progress.best is None or self._key(held_out) > self._key(progress.best):

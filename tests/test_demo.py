@@ -12,7 +12,8 @@ from colakit.interop import gpt2
 from colakit.loading import ASSETS, resolve
 
 Run = Callable[..., tuple[int, str, str]]
-SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.epochs=1", "--seed", "3"]
+SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.max_steps=20", "--seed", "3"]
+SHORT += ["--set", "student_training.evaluate_every_steps=10", "--set", "transfer.size=0.5"]
 
 
 def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit: Run, tmp_path: Path) -> None:
@@ -25,6 +26,9 @@ def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit:
     assert (folder / "evaluation" / "evaluation.md").is_file()
     assert out.index("The children") < out.index("differences, paired") < out.index("comparison.png")
     assert (folder / "plots" / "comparison.png").is_file()
+    sizes = [json.loads((folder / run / "summary.json").read_text()) for run in ("distill", "train-scratch")]
+    assert sizes[0]["transfer"]["sentences"] > 0
+    assert sizes[1]["augmented"] == 0  # the control has the labels alone
     teacher = json.loads((folder / "distill" / "summary.json").read_text())["teachers"][0]
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
 

@@ -8,7 +8,6 @@ measuring a held-out tenth after every epoch and dev at the end, saving.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_of, report, run_process
-from worlds import SHAPES, World, make_world
+from worlds import World, command_parser, make_world
 
 OURS = "colakit finetune"
 SECONDS = Figure("seconds", "s")
@@ -26,16 +25,8 @@ AIMS = "as it comes 12 times, best flags 2.5 times, at GPT-2 small's size with b
 
 def main() -> None:
     """Measure, print the tables, and write them as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--shape", choices=SHAPES, default="small", help="of the base, whose weights are random"
-    )
-    parser.add_argument("--data", type=Path, help="corpus; default: the built-in one")
-    parser.add_argument("--sentences", type=int, help="of train; default: all")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser = command_parser((__doc__ or "").splitlines()[0], "commands", epochs=3)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/commands.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

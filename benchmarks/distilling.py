@@ -9,7 +9,6 @@ it computes everywhere else, and the same adapter through PEFT in fp32, on batch
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_of, report, run_process
-from worlds import SHAPES, World, make_world
+from worlds import World, command_parser, make_world
 
 SECONDS = Figure("seconds", "s")
 AIMS = "no slower than one epoch with the teacher in the loop"
@@ -25,15 +24,7 @@ AIMS = "no slower than one epoch with the teacher in the loop"
 
 def main() -> None:
     """Measure, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--shape", choices=SHAPES, default="small", help="of the base, whose weights are random"
-    )
-    parser.add_argument("--data", type=Path, help="corpus; default: the built-in one")
-    parser.add_argument("--sentences", type=int, help="of train; default: all")
-    parser.add_argument("--epochs", type=int, default=10, help="of distilling with cached logits")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/distilling.json"))
+    parser = command_parser((__doc__ or "").splitlines()[0], "distilling", epochs=10)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,22 @@ def write_base(folder: Path, config: GPTConfig, tokenizer: SentenceTokenizer) ->
     torch.manual_seed(0)
     save_gpt(GPT(config), folder, end_of_text_id=tokenizer.end_of_text_id)
     save_tokenizer(tokenizer, folder, max_tokens=config.num_positions)
+
+
+def command_parser(description: str, name: str, *, epochs: int) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark of whole commands.
+
+    Args:
+        name: of the benchmark, for the file of its results.
+        epochs: by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="small", help="of the base, whose weights are random"
+    )
+    parser.add_argument("--data", type=Path, help="corpus; default: the built-in one")
+    parser.add_argument("--sentences", type=int, help="of train; default: all")
+    parser.add_argument("--epochs", type=int, default=epochs, help="of colakit's command")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.json"))
+    return parser

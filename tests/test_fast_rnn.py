@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from students import VOCAB, student
 from torch import Tensor
 
 from colakit.data.bpe import train_tokenizer
@@ -17,21 +18,10 @@ from colakit.engine.inference import compute_logits, soonest
 from colakit.engine.predictor import Predictor
 from colakit.models.fast_rnn import FastRNN
 from colakit.models.gpt import GPT, GPTConfig
-from colakit.models.rnn import CELLS, POOLINGS, DistilRNN, RNNConfig
+from colakit.models.rnn import CELLS, POOLINGS
 
-VOCAB = 30
 LENGTHS = (1, 4, 60, 9, 30, 9)
 SENTENCES = ("The dog barks.", "", "Dogs that the cat sees bark.", "The cat sees the dog.", "Bark!")
-
-
-def student(**settings: object) -> DistilRNN:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "num_labels": 3, "embedding_size": 5, "hidden_size": 7}
-    model = DistilRNN(RNNConfig(**{**sizes, **settings}))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)  # the usual start leaves the states so small that a slip would drown
-    return model.eval()
 
 
 def ragged() -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from students import VOCAB, student
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -16,22 +17,10 @@ from colakit.engine.objectives import classification
 from colakit.engine.training import StepBatch, train
 from colakit.models.rnn import CELLS, POOLINGS, DistilRNN, RNNConfig
 
-VOCAB = 30
-
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_pooling = pytest.mark.parametrize("pooling", POOLINGS)
 both_directions = pytest.mark.parametrize("bidirectional", [True, False], ids=["both", "forward"])
 one_or_two_layers = pytest.mark.parametrize("num_layers", [1, 2])
-
-
-def student(**settings: object) -> DistilRNN:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "num_labels": 3, "embedding_size": 5, "hidden_size": 7}
-    model = DistilRNN(RNNConfig(**{**sizes, **settings}))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)  # the usual start leaves the states so small that a slip would drown
-    return model.eval()
 
 
 def ragged(padding: int = 0, fill: int = 0) -> tuple[Tensor, Tensor]:

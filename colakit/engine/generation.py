@@ -33,8 +33,9 @@ def generate_tokens(
 ) -> Iterator[Tensor]:
     """Yield the next token (B,) of every sample until all have stopped or `max_new_tokens` are out.
 
-    A sample that has stopped goes on with `stop_id`. Where the model's positions run out, the oldest half of
-    the text is forgotten and the rest read again.
+    A sample that has stopped goes on with `stop_id`, and costs nothing any more once a third of those computed
+    have stopped. Where the model's positions run out, the oldest half of the text is forgotten and the rest
+    read again.
 
     Args:
         prompt: (B, T) int64, T ≥ 1.
@@ -48,6 +49,7 @@ def generate_tokens(
     positions = model.config.num_positions
     text = prompt[:, -positions:].to(compute.device)
     room = min(positions, text.shape[1] + max_new_tokens)
+    going = torch.arange(len(text), device=compute.device)  # samples that `text` and `cache` still have
     stopped = torch.zeros(len(text), dtype=torch.bool, device=compute.device)
     cache = KVCache(model.config, len(text), room, compute.device, compute.dtype)
     unread = text
@@ -59,13 +61,20 @@ def generate_tokens(
             hidden = model.transformer(unread, cache)[:, -1]  # (B, D)
             logits = model.lm_logits(hidden).float()  # (B, V)
         unread = sample(logits, temperature, top_k, top_p, generator)[:, None]
-        if stop_id is not None:
-            unread[stopped] = stop_id
-            stopped |= unread[:, 0] == stop_id
         text = torch.cat([text, unread], dim=1)
-        yield unread[:, 0]
-        if bool(stopped.all()):
+        if stop_id is None:
+            yield unread[:, 0]
+            continue
+        tokens = torch.full_like(stopped, stop_id, dtype=torch.long)
+        tokens[going] = torch.where(stopped[going], stop_id, unread[:, 0])
+        yield tokens
+        stopped = tokens == stop_id
+        kept = (~stopped[going]).nonzero()[:, 0]
+        if not len(kept):
             return
+        if 3 * len(kept) <= 2 * len(going):
+            going, text, unread = going[kept], text[kept], unread[kept]
+            cache.keep(kept)
 
 
 def sample_sentences(
@@ -77,7 +86,7 @@ def sample_sentences(
     rng: random.Random,
     generator: torch.Generator,
     temperature: float = 1.0,
-    batch_size: int = 256,
+    batch_size: int = 512,
     max_new_tokens: int = 32,
 ) -> Iterator[str]:
     """Yield sampled sentences without end; one that is not complete after `max_new_tokens` is left out.
@@ -152,5 +161,7 @@ def sample(
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # the likeliest token always stays
         logits = torch.empty_like(logits).scatter(-1, order, ordered)
-    probs = logits.softmax(dim=-1).cpu()
-    return torch.multinomial(probs, 1, generator=generator)[:, 0].to(logits.device)
+    reached = logits.softmax(dim=-1).cumsum(dim=-1)  # one uniform number a row, not one for each token
+    drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device) * reached[:, -1:]
+    found = torch.searchsorted(reached, drawn, right=True)[:, 0]
+    return found.clamp(max=logits.shape[-1] - 1)

@@ -101,6 +101,12 @@ class KVCache:
         self.store[layer, 1, :, :, self.length : end] = values
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (K,) of the batch, in this order."""
+        kept = self.store.new_empty((*self.store.shape[:2], len(rows), *self.store.shape[3:]))
+        kept[..., : self.length, :] = self.store[:, :, rows, :, : self.length]
+        self.store = kept
+
 
 class Attention(nn.Module):
     """Causal multi-head self-attention."""

@@ -148,6 +148,20 @@ def test_a_sample_ends_at_the_stop_token_and_all_end_the_text(
         assert (row[end:] == stop_id).all()
 
 
+def test_samples_go_on_as_they_would_have_when_others_have_ended(model: GPT, fp32: Compute) -> None:
+    prompts = torch.randint(40, (24, 3), generator=torch.Generator().manual_seed(1))
+    free = text(model, prompts, fp32, num=40, temperature=0)
+    stop_id = int(free[:, :20].flatten().mode().values)
+    ends = [row.index(stop_id) if stop_id in row else 40 for row in free.tolist()]
+    assert (
+        len(set(ends)) > 2 and 3 + max(ends) > POSITIONS
+    )  # the batch shrinks, and some outgrow the positions
+    stopped = text(model, prompts, fp32, num=40, temperature=0, stop_id=stop_id)
+    for row, whole, end in zip(stopped, free, ends, strict=True):
+        assert (row[:end] == whole[:end]).all()
+        assert (row[end:] == stop_id).all()
+
+
 def test_fresh_adapters_do_not_change_the_text(model: GPT, prompt: Tensor, fp32: Compute) -> None:
     before = text(model, prompt, fp32, temperature=1.0)
     inject(model, LoRAConfig(dora=True, dropout=0.5))

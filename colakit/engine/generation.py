@@ -135,11 +135,10 @@ def _prompts(
 
 def _first_sentence(tokenizer: SentenceTokenizer, head: list[int], new: list[int]) -> str | None:
     """Return what was said before the end of text, or before a second sentence; None where neither came."""
-    if tokenizer.end_of_text_id in new:
-        text = tokenizer.decode([*head, *new[: new.index(tokenizer.end_of_text_id)]])
-        return sentences(text.strip())[0]
-    found = sentences(tokenizer.decode([*head, *new]).strip())
-    return found[0] if len(found) > 1 else None
+    ended = tokenizer.end_of_text_id in new
+    said = new[: new.index(tokenizer.end_of_text_id)] if ended else new
+    found = sentences(tokenizer.decode([*head, *said]).strip())
+    return " ".join(found[0].split()) if ended or len(found) > 1 else None
 
 
 def sample(

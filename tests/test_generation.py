@@ -153,9 +153,8 @@ def test_samples_go_on_as_they_would_have_when_others_have_ended(model: GPT, fp3
     free = text(model, prompts, fp32, num=40, temperature=0)
     stop_id = int(free[:, :20].flatten().mode().values)
     ends = [row.index(stop_id) if stop_id in row else 40 for row in free.tolist()]
-    assert (
-        len(set(ends)) > 2 and 3 + max(ends) > POSITIONS
-    )  # the batch shrinks, and some outgrow the positions
+    assert len(set(ends)) > 2, "the batch shrinks"
+    assert 3 + max(ends) > POSITIONS, "some outgrow the positions"
     stopped = text(model, prompts, fp32, num=40, temperature=0, stop_id=stop_id)
     for row, whole, end in zip(stopped, free, ends, strict=True):
         assert (row[:end] == whole[:end]).all()

@@ -20,7 +20,7 @@ from colakit.data.text import whole_sentences
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import WORDS, Collector, near_misses, normalised, shares
 from colakit.engine.device import Compute
-from colakit.engine.generation import sample_sentences
+from colakit.engine.writing import Writer
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt
 from colakit.loading import resolve
@@ -123,7 +123,7 @@ def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None
     assert set(planted) <= set(whole_sentences([prose], WORDS))
     context, task = made(
         **corpus,
-        sources="{edits: 1, samples: 1, sample_edits: 1, text: 1, text_edits: 1}",
+        sources="{edits: 1, resampled: 1, samples: 1, sample_edits: 1, text: 1, text_edits: 1}",
         text=prose,
         language_model=toy / "base",
     )
@@ -190,18 +190,45 @@ def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Com
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
 
-    def sampled() -> list[str]:
-        rng, generator = random.Random(3), torch.Generator().manual_seed(3)
-        beginnings = ["the old cat sleeps .", "the girls see the dog ."]
-        found = sample_sentences(
-            model, tokenizer, beginnings, compute=fp32, rng=rng, generator=generator, batch_size=4
-        )
-        return list(islice(found, 40))
+    def writer() -> Writer:
+        draws = {"rng": random.Random(3), "generator": torch.Generator().manual_seed(3)}
+        return Writer(model, tokenizer, fp32, temperature=1.0, batch_size=4, **draws)
 
-    found = sampled()
-    assert found == sampled()
+    beginnings = ["the old cat sleeps .", "the girls see the dog ."]
+    found = list(islice(writer().continuations(beginnings), 40))
+    assert found == list(islice(writer().continuations(beginnings), 40))
     assert len(set(found)) > 10
     assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in found)
+
+
+def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Compute) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    model = load_gpt(toy / "base").requires_grad_(False).eval()
+    draws = {"rng": random.Random(0), "generator": torch.Generator().manual_seed(0)}
+    writer = Writer(model, tokenizer, fp32, temperature=1.0, batch_size=8, **draws)
+    assert list(writer.resampled(["Go!", "Stop"])) == []  # the first word is never written anew
+    original = "The old cat sees the dog."
+    words = original.removesuffix(".").split()
+    for sentence in islice(writer.resampled([original]), 50):
+        found = sentence.removesuffix(".").split()
+        assert len(found) == len(words)
+        assert sum(one != other for one, other in zip(found, words, strict=True)) == 1
+        assert found[0] == "The"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [(" dogs and", "dogs"), (" dog.", "dog"), ("s and", None), (" dog", None), (" 12 dogs", None)],
+)
+def test_only_whole_words_are_taken(toy: Path, fp32: Compute, said: str, word: str | None) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    model = load_gpt(toy / "base")
+    draws = {"rng": random.Random(0), "generator": torch.Generator()}
+    writer = Writer(model, tokenizer, fp32, temperature=1.0, **draws)
+    tokens = tokenizer.encode([said]).sentence(0).tolist()
+    assert writer._first_word(tokens) == word
+    if said == " dog":  # the end of the text ends the word
+        assert writer._first_word([*tokens, tokenizer.end_of_text_id]) == "dog"
 
 
 def test_augmented_train_has_the_same_share_of_labels() -> None:

@@ -119,7 +119,9 @@ def hidden_states(context: Context, teacher: Teacher, split: Split) -> NDArray[n
     def ask() -> dict[str, NDArray[Any]]:
         compute.place(model.requires_grad_(False))
         tokens = encode(context, teacher.classifier, split, "teacher, ")
-        return {"hidden": compute_hidden(model, tokens, compute).astype(np.float16)}
+        with context.reporter.progress(f"hidden states, {split.name}", len(split)) as bar:
+            hidden = compute_hidden(model, tokens, compute, done=bar.advance)
+        return {"hidden": hidden.astype(np.float16)}
 
     return context.arrays.get("teacher-hidden", _key(context, teacher, split), ask)["hidden"]
 
@@ -130,7 +132,9 @@ def _logits(context: Context, teacher: Teacher, split: Split) -> NDArray[np.floa
     def ask() -> dict[str, NDArray[Any]]:
         context.reporter.say(f"asking {teacher.path} about {len(split):,} sentences ({split.name})")
         compute.place(classifier.model.requires_grad_(False))
-        return {"logits": classifier.logits(encode(context, classifier, split, "teacher, "), compute)}
+        tokens = encode(context, classifier, split, "teacher, ")
+        with context.reporter.progress(f"logits, {split.name}", len(split)) as bar:
+            return {"logits": classifier.logits(tokens, compute, done=bar.advance)}
 
     return context.arrays.get("teacher-logits", _key(context, teacher, split), ask)["logits"]
 

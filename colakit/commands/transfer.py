@@ -17,7 +17,7 @@ from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.text import text_files, whole_sentences
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import FORMAT, WORDS, Collector, near_misses, shares
-from colakit.engine.generation import sample_sentences
+from colakit.engine.writing import Writer
 from colakit.errors import ColakitError
 from colakit.files import sha256_of
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
@@ -38,8 +38,8 @@ def transfer_set(context: Context, task: Task, base: Callable[[], str]) -> Split
     wanted = round(settings.size * len(task.train))
     if not wanted:
         return Split("transfer", ())
-    asks_a_model = any(name in settings.sources for name in ("samples", "sample_edits"))
-    writer = (settings.language_model or base()) if asks_a_model else None
+    writes = {"resampled", "samples", "sample_edits"} & set(settings.sources)
+    writer = (settings.language_model or base()) if writes else None
     measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
@@ -56,8 +56,9 @@ def transfer_set(context: Context, task: Task, base: Callable[[], str]) -> Split
         forbidden = [sentence for split in measuring for sentence in split.sentences]
         collector = Collector(forbidden, known=task.train.sentences)
         sources = Sources(context, task.train.sentences, writer)
-        for name, share in shares(wanted, settings.sources).items():
-            collector.fill(sources.draw(name, share), share, name)
+        with context.reporter.progress("sentences", wanted) as bar:
+            for name, share in shares(wanted, settings.sources).items():
+                collector.fill(sources.draw(name, share), share, name, bar.advance)
         return collector.taken
 
     return Split(
@@ -101,20 +102,22 @@ class Sources:
 
     Args:
         train: sentences of train.
-        writer: base to sample from; None where nothing asks for it.
+        language_model: base to sample from; None where nothing asks for it.
     """
 
-    def __init__(self, context: Context, train: Sequence[str], writer: str | None) -> None:
-        self.context, self.train, self.writer = context, train, writer
+    def __init__(self, context: Context, train: Sequence[str], language_model: str | None) -> None:
+        self.context, self.train, self.language_model = context, train, language_model
         self.rng = random.Random(context.settings.transfer.seed)
         self.sampled: list[str] = []  # so far, those that were not taken among them
-        self.samples = self._samples()
+        self.samples = self._remembered()
 
     def draw(self, name: str, wanted: int) -> Iterator[str]:
         """Yield sentences of one source, at least `wanted` of them where it has so many."""
         match name:
             case "edits":
                 return near_misses(self.train, self.train, self.rng)
+            case "resampled":
+                return self._writer().resampled(self.train)
             case "samples":
                 return self.samples
             case "sample_edits":
@@ -125,24 +128,26 @@ class Sources:
         self.rng.shuffle(found)
         return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
 
-    def _samples(self) -> Iterator[str]:
-        """Continue the beginnings of train sentences, up to half of their words; remember what is written."""
+    def _remembered(self) -> Iterator[str]:
+        """Continue the beginnings of train sentences, and remember what is written."""
+        for sentence in self._writer().continuations(self.train):
+            self.sampled.append(sentence)
+            yield sentence
+
+    def _writer(self) -> Writer:
         settings, compute = self.context.settings.transfer, self.context.compute
-        assert self.writer is not None
-        folder = resolve_base(self.writer)
+        assert self.language_model is not None
+        folder = resolve_base(self.language_model)
         model = load_gpt(folder).requires_grad_(False).eval()
         compute.place(model)
-        for sentence in sample_sentences(
+        return Writer(
             model,
             SentenceTokenizer.from_folder(folder),
-            self.train,
-            compute=compute,
+            compute,
             temperature=settings.temperature,
             rng=self.rng,
             generator=torch.Generator().manual_seed(settings.seed),
-        ):
-            self.sampled.append(sentence)
-            yield sentence
+        )
 
 
 def _text(context: Context) -> list[Path]:

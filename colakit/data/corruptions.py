@@ -50,7 +50,7 @@ class Corruptor:
     """
 
     def __init__(self, sentences: Iterable[str]) -> None:
-        self.words = [word for text in sentences for word in _split(text)[0] if word.islower()]
+        self.words = [word for text in sentences for word in split_words(text)[0] if word.islower()]
         known = set(self.words)
         self.forms = {word: found for word in known if (found := _forms(word, known))}
         for row in FUNCTION_WORDS:
@@ -69,14 +69,14 @@ class Corruptor:
 
     def corrupt(self, sentence: str, rng: random.Random) -> str | None:
         """Return `sentence` with one corruption, or None where it is too short to have one."""
-        words, end = _split(sentence)
+        words, end = split_words(sentence)
         if len(words) < 2:
             return None
         names, weights = zip(*self.weights.items(), strict=True)
         for kind in rng.choices(names, weights, k=TRIES):
             changed = self.kinds[kind](list(words), rng)
             if changed != words:
-                return _join(words, changed, end)
+                return join_words(words, changed, end)
         return None
 
     def _insert(self, words: Words, rng: random.Random) -> Words:
@@ -107,14 +107,14 @@ def _forms(word: str, known: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _split(sentence: str) -> tuple[Words, str]:
+def split_words(sentence: str) -> tuple[Words, str]:
     """Return the words, and the mark that ends the sentence."""
     text = sentence.rstrip()
     end = text[-1] if text and text[-1] in ".?!" else ""
     return text.removesuffix(end).split(), end
 
 
-def _join(before: Sequence[str], after: Sequence[str], end: str) -> str:
+def join_words(before: Sequence[str], after: Sequence[str], end: str) -> str:
     """Write the words as a sentence: the first word's capital goes to what is first now."""
     first = before[0]
     lowered = first if first == "I" or not first[1:].islower() else first.lower()

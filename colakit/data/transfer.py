@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
@@ -49,8 +49,14 @@ class Collector:
         self.taken.append(" ".join(words))
         return True
 
-    def fill(self, source: Iterable[str], wanted: int, name: str) -> None:
+    def fill(
+        self, source: Iterable[str], wanted: int, name: str, taken: Callable[[], object] = lambda: None
+    ) -> None:
         """Take `wanted` sentences more from `source`.
+
+        Args:
+            name: of the source, for the error.
+            taken: called after each.
 
         Raises:
             ColakitError: if it has too few.
@@ -59,6 +65,7 @@ class Collector:
         for sentence in source if wanted else ():
             if self.take(sentence):
                 missing, refused = missing - 1, 0
+                taken()
                 if not missing:
                     return
             elif (refused := refused + 1) > PATIENCE * wanted:

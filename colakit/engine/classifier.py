@@ -21,7 +21,7 @@ from colakit.data.cache import ArrayCache
 from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
 from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.device import Compute
-from colakit.engine.inference import compute_logits, decide
+from colakit.engine.inference import Done, compute_logits, decide
 from colakit.errors import ColakitError, first_line
 from colakit.files import read_json, read_tensors, write_tensors
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
@@ -73,9 +73,11 @@ class SentenceClassifier:
         """Return the sentences' tokens, as this model was trained on them."""
         return encode_cached(self.tokenizer, sentences, self.max_tokens, cache)
 
-    def logits(self, tokens: Tokens, compute: Compute, batch_size: int = 128) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
+    ) -> NDArray[np.float32]:
         """Return (N, C) logits of N encoded sentences; the model must have been placed on `compute`."""
-        return compute_logits(self.model, tokens, compute, batch_size)
+        return compute_logits(self.model, tokens, compute, batch_size, done)
 
     def require_labels(self, label_names: tuple[str, ...], where: str) -> None:
         """Raise `ColakitError` unless this model and the data called `label_names` are of one task.

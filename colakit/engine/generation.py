@@ -5,15 +5,11 @@ Shapes: B samples, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from colakit.data.text import sentences
-from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.device import Compute
 from colakit.models.gpt import GPT, KVCache
 
@@ -33,9 +29,9 @@ def generate_tokens(
 ) -> Iterator[Tensor]:
     """Yield the next token (B,) of every sample until all have stopped or `max_new_tokens` are out.
 
-    A sample that has stopped goes on with `stop_id`, and costs nothing any more once a third of those computed
-    have stopped. Where the model's positions run out, the oldest half of the text is forgotten and the rest
-    read again.
+    A sample that has stopped goes on with `stop_id`, and costs nothing any more once a third of those
+    computed have stopped. Where the model's positions run out, the oldest half of the text is forgotten and
+    the rest read again.
 
     Args:
         prompt: (B, T) int64, T ≥ 1.
@@ -75,70 +71,6 @@ def generate_tokens(
         if 3 * len(kept) <= 2 * len(going):
             going, text, unread = going[kept], text[kept], unread[kept]
             cache.keep(kept)
-
-
-def sample_sentences(
-    model: GPT,
-    tokenizer: SentenceTokenizer,
-    beginnings: Sequence[str],
-    *,
-    compute: Compute,
-    rng: random.Random,
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    batch_size: int = 512,
-    max_new_tokens: int = 32,
-) -> Iterator[str]:
-    """Yield sampled sentences without end; one that is not complete after `max_new_tokens` is left out.
-
-    Each begins after the end-of-text token, with up to half of the words of one of `beginnings`. It is
-    complete where the model ends the text, or begins another sentence.
-
-    Args:
-        rng: draws the beginnings.
-        generator: draws the tokens.
-    """
-    stop = tokenizer.end_of_text_id
-    while True:
-        heads = [_beginning(rng.choice(beginnings), rng) for _ in range(8 * batch_size)]
-        for prompts in _prompts(tokenizer, heads, batch_size):
-            tokens = generate_tokens(
-                model,
-                torch.tensor(prompts),
-                max_new_tokens=max_new_tokens,
-                compute=compute,
-                temperature=temperature,
-                stop_id=stop,
-                generator=generator,
-            )
-            added = torch.stack(list(tokens), dim=1).tolist()
-            for prompt, new in zip(prompts, added, strict=True):
-                if (text := _first_sentence(tokenizer, prompt[1:], new)) is not None:
-                    yield text
-
-
-def _beginning(sentence: str, rng: random.Random) -> str:
-    words = sentence.split()
-    return " ".join(words[: rng.randint(0, len(words) // 2)])
-
-
-def _prompts(
-    tokenizer: SentenceTokenizer, heads: Sequence[str], batch_size: int
-) -> Iterator[list[list[int]]]:
-    """Yield the heads' tokens after the end-of-text token, in batches of one length."""
-    encoded = tokenizer.encode(heads)
-    rows = [encoded.sentence(i).tolist() if head else [] for i, head in enumerate(heads)]
-    for _, alike in itertools.groupby(sorted(rows, key=len), key=len):
-        found = [[tokenizer.end_of_text_id, *row] for row in alike]
-        yield from (found[start : start + batch_size] for start in range(0, len(found), batch_size))
-
-
-def _first_sentence(tokenizer: SentenceTokenizer, head: list[int], new: list[int]) -> str | None:
-    """Return what was said before the end of text, or before a second sentence; None where neither came."""
-    ended = tokenizer.end_of_text_id in new
-    said = new[: new.index(tokenizer.end_of_text_id)] if ended else new
-    found = sentences(tokenizer.decode([*head, *said]).strip())
-    return " ".join(found[0].split()) if ended or len(found) > 1 else None
 
 
 def sample(

@@ -19,6 +19,9 @@ from colakit.models.fast_rnn import FastRNN
 from colakit.models.gpt import GPT, GPTClassifier
 from colakit.models.rnn import DistilRNN
 
+Done = Callable[[int], object]
+"""Is told how many sentences more are done."""
+
 Rows = Callable[[Tensor, Tensor], Tensor]
 """Maps (input_ids, attention_mask), both (B, T), to a row for each sentence."""
 
@@ -36,7 +39,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def compute_logits(
-    model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128
+    model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
 ) -> NDArray[np.float32]:
     """Return (N, C) fp32 logits of N sentences, in their order.
 
@@ -45,7 +48,7 @@ def compute_logits(
         batch_size: sentences computed at a time; sentences of like length go together.
     """
     with evaluating(model):
-        return logits_by(soonest(model, compute), model, tokens, compute, batch_size)
+        return logits_by(soonest(model, compute), model, tokens, compute, batch_size, done)
 
 
 def soonest(model: nn.Module, compute: Compute) -> Rows:
@@ -59,25 +62,30 @@ def soonest(model: nn.Module, compute: Compute) -> Rows:
 
 
 def logits_by(
-    function: Rows, model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128
+    function: Rows,
+    model: nn.Module,
+    tokens: Tokens,
+    compute: Compute,
+    batch_size: int = 128,
+    done: Done | None = None,
 ) -> NDArray[np.float32]:
     """Return what `compute_logits` returns, where the model is evaluating already.
 
     Args:
         function: `soonest(model, compute)`, kept from call to call.
     """
-    found = _each_batch(function, tokens, compute, batch_size)
+    found = _each_batch(function, tokens, compute, batch_size, done)
     if found is None:
         return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
     return found
 
 
 def compute_hidden(
-    model: GPTClassifier, tokens: Tokens, compute: Compute, batch_size: int = 128
+    model: GPTClassifier, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
 ) -> NDArray[np.float32]:
     """Return the (N, D) fp32 states that the head reads, of N sentences, in their order."""
     with evaluating(model):
-        found = _each_batch(model.pooled, tokens, compute, batch_size)
+        found = _each_batch(model.pooled, tokens, compute, batch_size, done)
     return np.zeros((0, model.config.width), dtype=np.float32) if found is None else found
 
 
@@ -97,7 +105,7 @@ def bits_per_byte(model: GPT, batches: Iterable[tuple[Batch, int]], compute: Com
 
 
 def _each_batch(
-    function: Rows, tokens: Tokens, compute: Compute, batch_size: int
+    function: Rows, tokens: Tokens, compute: Compute, batch_size: int, done: Done | None
 ) -> NDArray[np.float32] | None:
     """Return the rows that `function` makes of N sentences, in their order; None of no sentence."""
     plan = plan_inference(tokens.lengths, batch_size)
@@ -106,6 +114,8 @@ def _each_batch(
         input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
         with compute.autocast():
             found.append(function(input_ids, attention_mask).float().cpu().numpy())
+        if done is not None:
+            done(len(index))
     if not found:
         return None
     rows = np.empty((len(tokens), found[0].shape[1]), dtype=np.float32)

@@ -80,13 +80,14 @@ class TransferSettings(Section):
 
     size: float = Field(0.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
     sources: dict[
-        Literal["edits", "samples", "sample_edits", "text", "text_edits"],
+        Literal["edits", "resampled", "samples", "sample_edits", "text", "text_edits"],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],
     ] = Field(
         {"edits": 1.0},
         min_length=1,
-        description="source -> share: near misses of train sentences, sentences sampled from "
-        "`language_model`, near misses of those, whole sentences of `text`, near misses of those",
+        description="source -> share: near misses of train sentences, train sentences with a word that "
+        "`language_model` samples, sentences that it samples, near misses of those, whole sentences of "
+        "`text`, near misses of those",
     )
     text: str | None = Field(
         None, description="text file or folder (plain, .gz, .xz), a sentence a line or prose"

@@ -1,0 +1,170 @@
+"""Sentences that a language model writes: whole ones, and single words in sentences of others."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from colakit.data.corruptions import join_words, split_words
+from colakit.data.text import sentences
+from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.device import Compute
+from colakit.engine.generation import generate_tokens
+from colakit.models.gpt import GPT
+
+SENTENCE_TOKENS = 32  # sampled for a sentence at most; one that has not ended by then is left out
+WORD_TOKENS = 5  # sampled for a word at most
+BATCH_SIZE = 512  # samples computed at a time
+WHOLE_WORD = re.compile(r" ([^\W\d_]+)(?=[\s.,;:?!])")  # the space before it is the first token's
+AHEAD = 16  # batches' worth of prompts that are sorted by length together
+
+
+class Gap(NamedTuple):
+    """A sentence's words, the place of the one to be written anew, and the mark that ends it."""
+
+    words: list[str]
+    place: int
+    end: str
+
+    def filled(self, word: str) -> str:
+        """Return the sentence with `word` in the gap."""
+        return join_words(
+            self.words, [*self.words[: self.place], word, *self.words[self.place + 1 :]], self.end
+        )
+
+
+class Writer:
+    """A language model that samples sentences, and words inside sentences.
+
+    Args:
+        model: in place, on the device of `compute`.
+        temperature: divides the logits.
+        rng: draws what is to be continued.
+        generator: draws the tokens.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: SentenceTokenizer,
+        compute: Compute,
+        *,
+        temperature: float,
+        rng: random.Random,
+        generator: torch.Generator,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.model, self.tokenizer, self.compute = model, tokenizer, compute
+        self.temperature, self.rng, self.generator = temperature, rng, generator
+        self.batch_size = batch_size
+
+    def continuations(self, beginnings: Sequence[str]) -> Iterator[str]:
+        """Yield sampled sentences without end.
+
+        Each begins after the end-of-text token, with up to half of the words of one of `beginnings`. It is
+        complete where the model ends the text, or begins another sentence; one that is not is left out.
+        """
+        return _rounds(lambda: self._continuations(beginnings))
+
+    def resampled(self, originals: Sequence[str]) -> Iterator[str]:
+        """Yield without end sentences of `originals` in which one word is another, sampled in its place.
+
+        The model has read what stands left of the word, not what stands right: much of what fits there does
+        not fit the rest.
+        """
+        return _rounds(lambda: self._resampled(originals))
+
+    def _continuations(self, beginnings: Sequence[str]) -> Iterator[str]:
+        heads = [self._beginning(beginnings) for _ in range(AHEAD * self.batch_size)]
+        for _, prompts, added in self._continued(heads, SENTENCE_TOKENS, self.tokenizer.end_of_text_id):
+            for prompt, new in zip(prompts, added, strict=True):
+                if (text := self._first_sentence(prompt[1:], new)) is not None:
+                    yield text
+
+    def _resampled(self, originals: Sequence[str]) -> Iterator[str]:
+        drawn = (self._gap(self.rng.choice(originals)) for _ in range(AHEAD * self.batch_size))
+        gaps = [gap for gap in drawn if gap is not None]
+        heads = [" ".join(gap.words[: gap.place]) for gap in gaps]
+        for rows, _, added in self._continued(heads, WORD_TOKENS):
+            for row, new in zip(rows, added, strict=True):
+                gap, word = gaps[row], self._first_word(new)
+                if word is not None and word != gap.words[gap.place]:
+                    yield gap.filled(word)
+
+    def _continued(
+        self, heads: Sequence[str], num_tokens: int, stop: int | None = None
+    ) -> Iterator[tuple[list[int], list[list[int]], list[list[int]]]]:
+        """Yield batches of heads of one length: their numbers, their tokens, and those sampled.
+
+        Args:
+            stop: token that ends a sample.
+        """
+        encoded = self.tokenizer.encode(heads)
+        begin = self.tokenizer.end_of_text_id
+        prompts = [[begin, *(encoded.sentence(i).tolist() if head else [])] for i, head in enumerate(heads)]
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        alike = (list(rows) for _, rows in itertools.groupby(by_length, key=lambda i: len(prompts[i])))
+        batches = [batch for rows in alike for batch in _chunks(rows, self.batch_size)]
+        self.rng.shuffle(batches)  # else who takes a few would get the short ones
+        for rows in batches:
+            asked = [prompts[i] for i in rows]
+            yield rows, asked, self._sampled(torch.tensor(asked), num_tokens, stop)
+
+    def _sampled(self, prompts: Tensor, num_tokens: int, stop: int | None) -> list[list[int]]:
+        tokens = generate_tokens(
+            self.model,
+            prompts,
+            max_new_tokens=num_tokens,
+            compute=self.compute,
+            temperature=self.temperature,
+            stop_id=stop,
+            generator=self.generator,
+        )
+        return torch.stack(list(tokens), dim=1).tolist()
+
+    def _gap(self, sentence: str) -> Gap | None:
+        """Return the sentence with a gap for one of its words after the first; None where it has no other."""
+        words, end = split_words(sentence)
+        places = [place for place in range(1, len(words)) if words[place].isalpha()]
+        return Gap(words, self.rng.choice(places), end) if places else None
+
+    def _beginning(self, beginnings: Sequence[str]) -> str:
+        words = self.rng.choice(beginnings).split()
+        return " ".join(words[: self.rng.randint(0, len(words) // 2)])
+
+    def _first_sentence(self, head: list[int], new: list[int]) -> str | None:
+        """Return what was said before the end of text, or a second sentence; None where neither came."""
+        said, ended = self._before_stop(new)
+        found = sentences(self.tokenizer.decode([*head, *said]).strip())
+        return " ".join(found[0].split()) if ended or len(found) > 1 else None
+
+    def _first_word(self, new: list[int]) -> str | None:
+        """Return the word that was said, if it is one, and whole."""
+        said, ended = self._before_stop(new)
+        found = WHOLE_WORD.match(self.tokenizer.decode(said) + ("." if ended else ""))
+        return found and found.group(1)
+
+    def _before_stop(self, new: list[int]) -> tuple[list[int], bool]:
+        """Return what stands before the end-of-text token, and whether it came."""
+        stop = self.tokenizer.end_of_text_id
+        return (new[: new.index(stop)], True) if stop in new else (new, False)
+
+
+def _rounds(draw: Callable[[], Iterator[str]]) -> Iterator[str]:
+    """Yield what round after round draws, until one draws nothing."""
+    drew = True
+    while drew:
+        drew = False
+        for text in draw():
+            drew = True
+            yield text
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    yield from (items[start : start + size] for start in range(0, len(items), size))

@@ -102,7 +102,9 @@ def test_a_student_and_its_control_take_the_same_help(
     code, out, err = colakit("distill", *common, *taught, "--out", tmp_path / "distill")
     assert code == 0, err
     student = json.loads(out)
-    code, out, err = colakit("train-scratch", *common, "--out", tmp_path / "scratch")
+    code, out, err = colakit(
+        *("train-scratch", *common, "--set", "train_scratch.augmented=true", "--out", tmp_path / "scratch")
+    )
     assert code == 0, err
     control = json.loads(out)
     assert student["steps"] == control["steps"] == 40

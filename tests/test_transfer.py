@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from colakit.commands.task import Task, load_task
 from colakit.commands.transfer import Sources, augmented, transfer_set
+from colakit.commands.writer import TunedWriter
 from colakit.console import Reporter
 from colakit.context import Context
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
@@ -102,6 +104,10 @@ def no_base() -> str:
     raise AssertionError("nothing asks for a base")
 
 
+def draw(context: Context, task: Task, base: Callable[[], str] = no_base) -> Split:
+    return transfer_set(context, task, context.settings.transfer, base)
+
+
 def forms(split: Split) -> set[str]:
     return set(map(normalised, split.sentences))
 
@@ -127,38 +133,39 @@ def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None
         text=prose,
         language_model=toy / "base",
     )
-    drawn = transfer_set(context, task, no_base)
+    drawn = draw(context, task)
     assert len(drawn) == len(forms(drawn)) == round(1.5 * len(task.train))
     assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.holdout) | forms(task.train))
 
 
 def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"size": 0.5, "sources": "{text: 1, edits: 1}", "text": prose}
-    first = transfer_set(*made(toy / "corpus", **sizes), no_base)
+    first = draw(*made(toy / "corpus", **sizes))
     assert "gathering" in capsys.readouterr().err
-    again = transfer_set(*made(toy / "corpus", **sizes), no_base)
+    again = draw(*made(toy / "corpus", **sizes))
     assert "gathering" not in capsys.readouterr().err
     assert again.sentences == first.sentences
-    other = transfer_set(*made(toy / "corpus", **sizes, seed=1), no_base)
+    other = draw(*made(toy / "corpus", **sizes, seed=1))
     assert other.sentences != first.sentences
     prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
-    transfer_set(*made(toy / "corpus", **sizes), no_base)
+    draw(*made(toy / "corpus", **sizes))
     assert "gathering" in capsys.readouterr().err
 
 
 def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path, tmp_path: Path) -> None:
     sizes = {"size": 0.2, "sources": "{sample_edits: 1, samples: 1}"}
-    ours = transfer_set(*made(toy / "corpus", **sizes), lambda: str(toy / "base"))
-    named = transfer_set(*made(toy / "corpus", **sizes, language_model=toy / "base"), no_base)
+    ours = draw(*made(toy / "corpus", **sizes), lambda: str(toy / "base"))
+    named = draw(*made(toy / "corpus", **sizes, language_model=toy / "base"))
     assert ours.sentences == named.sentences
     with pytest.raises(ColakitError, match="no-such-base"):
-        transfer_set(*made(toy / "corpus", **sizes), lambda: "./no-such-base")
+        draw(*made(toy / "corpus", **sizes), lambda: "./no-such-base")
 
 
 def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
     """What `sample_edits` needs beyond `samples` are further sentences, not the same ones again."""
-    context, task = made(toy / "corpus")
-    sources = Sources(context, task.train.sentences, str(toy / "base"))
+    context, task = made(toy / "corpus", writer_epochs=0)
+    settings, writer = context.settings.transfer, TunedWriter(context, task, str(toy / "base"))
+    sources = Sources(settings, task.train.sentences, writer)
     first = list(islice(sources.draw("samples", 50), 50))
     next(sources.draw("sample_edits", 80))
     assert sources.sampled[:50] == first
@@ -168,7 +175,7 @@ def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
 
 def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
     context, task = made(toy / "corpus", size=0.2, sources="{sample_edits: 1}")
-    drawn = transfer_set(context, task, lambda: str(toy / "base"))
+    drawn = draw(context, task, lambda: str(toy / "base"))
     assert len(drawn) == round(0.2 * len(task.train))
 
 
@@ -177,9 +184,10 @@ def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
         shared / "cola" / "cola_public.zip",
         size=1,
         sources="{edits: 4, samples: 1}",
+        writer_epochs=0,
         language_model=shared / "models" / "mini-v0",
     )
-    drawn = transfer_set(context, task, no_base)
+    drawn = draw(context, task)
     assert len(drawn) == len(task.train)
     dev = task.corpus.split("dev")
     assert len(dev) == 1043
@@ -245,10 +253,31 @@ def test_augmented_train_has_the_same_share_of_labels() -> None:
     assert not {s for s, label in added if label == 0} & set(train.sentences)
 
 
-def test_a_rule_labels_near_misses_alone(toy: Path, prose: Path) -> None:
-    context, task = made(toy / "corpus", size=1, sources="{text: 1}", text=prose)
+def test_a_rule_labels_near_misses_of_cola_alone() -> None:
+    train = Split("train", ("They left.",), np.array([1], dtype=np.int64))
+    task = Task(Corpus("made", ("no", "yes"), {"train": train}), train, train, {})
+    resolved = resolve(flags={}, assignments=[], config=None)
+    context = Context("train-scratch", resolved, Reporter(quiet=True), None, False, False)
     with pytest.raises(ColakitError, match="only near misses"):
         augmented(context, task)
+
+
+def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def writer(**settings: object) -> TunedWriter:
+        context, task = made(toy / "corpus", **settings)
+        return TunedWriter(context, task, str(toy / "base"))
+
+    untuned = writer(writer_epochs=0)
+    assert untuned.folder() == toy / "base"
+    tuned = writer(writer_epochs=1)
+    weights = (tuned.folder() / "model.safetensors").read_bytes()
+    assert "tuning" in capsys.readouterr().err
+    assert weights != (toy / "base" / "model.safetensors").read_bytes()
+    assert writer(writer_epochs=1).folder() == tuned.folder()
+    assert "tuning" not in capsys.readouterr().err
+    assert writer(writer_epochs=2).folder() != tuned.folder()
+    assert writer(writer_epochs=1, seed=1).folder() != tuned.folder()
+    assert untuned.identity() != tuned.identity()
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,7 @@ def run(context: Context) -> dict[str, Any]:
     step("finetune", lambda c: finetune.run(c, resume=Resume.NEVER), "finetune")
     taught = context.settings.distill.model_copy(update={"teacher": (str(runs[0]),)})
     step("distill", lambda c: distill.run(c, resume=Resume.NEVER), "distill", distill=taught)
-    labels_alone = context.settings.transfer.model_copy(update={"size": 0.0})
-    step(
-        "train-scratch",
-        lambda c: train_scratch.run(c, resume=Resume.NEVER),
-        "train-scratch",
-        transfer=labels_alone,
-    )
+    step("train-scratch", lambda c: train_scratch.run(c, resume=Resume.NEVER), "train-scratch")
     compared = step("evaluate", lambda c: evaluate.run(c, models=[str(run) for run in runs]), "evaluation")
     figures = step("plot", lambda c: plot.run(c, runs=runs), "plots")
     seconds = time.monotonic() - began

@@ -43,7 +43,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
     teachers = load_teachers(context, task)
     first = teachers[0].classifier
-    transfer = transfer_set(context, task, lambda: untuned_base(context, teachers[0]))
+    transfer = transfer_set(context, task, settings.transfer, lambda: untuned_base(context, teachers[0]))
     taught, num_out_of_fold = train_logits(context, teachers, task.train)
     metrics = _held_out(context, teachers, task)
     parts, logits = [task.train], [taught]

@@ -36,7 +36,7 @@ def run(context: Context, *, resume: Resume) -> dict[str, Any]:
             model = _trainable(GPT(plan_config(context.settings.base)), context.settings, head=False)
         return show_plan(context, load_task(context), model)
 
-    return run_training(context, lambda: _language_model(context), plan, resume=resume)
+    return run_training(context, lambda: language_model(context, load_task(context)), plan, resume=resume)
 
 
 def _plan(context: Context, task: Task) -> GPTClassifier:
@@ -78,10 +78,9 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     return job, [f"base: {start}{settings.base} ({shape}), {settings.finetune.method}"]
 
 
-def _language_model(context: Context) -> Training:
+def language_model(context: Context, task: Task) -> Training:
     """Make the tuning of the base as a language model of train's sentences, whatever their labels."""
     settings = context.settings
-    task = load_task(context)
     seed_everything(settings.seed)
     base, tokenizer, fingerprint = _load(settings)
     between = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=True, suffix=True)

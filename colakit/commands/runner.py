@@ -103,7 +103,7 @@ def run_training(
         for line in (*training.lines, f"compute: {context.compute}", f"run folder: {run.path}"):
             context.reporter.say(line)
         with _honest_ending(context, run):
-            summary = _train(context, training, run, group, resuming=resuming)
+            summary = train_run(context, training, run, group, resuming=resuming)
     return {**summary, "run": str(run.path)}
 
 
@@ -114,9 +114,10 @@ def _alone(context: Context, held: ExitStack, resume: Resume) -> bool:
     return context.is_resuming(resume)
 
 
-def _train(
+def train_run(
     context: Context, training: Training, run: RunFolder, group: Processes, *, resuming: bool
 ) -> dict[str, Any]:
+    """Train in a locked run folder, from its last checkpoint or from the start; return the summary."""
     fit = training.fit(run, group)
     if resuming:
         checkpoint = _shared_checkpoint(context, run, group)

@@ -29,7 +29,7 @@ def _plan(context: Context, task: Task) -> DistilRNN:
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     folder = resolve_base(context.settings.base)
     training = context.settings.student_training
-    train = augmented(context, task)
+    train = augmented(context, task) if context.settings.train_scratch.augmented else task.train
     seed_everything(
         context.settings.seed
     )  # making sentences may draw; the student must start as a taught one

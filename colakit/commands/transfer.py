@@ -4,58 +4,59 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from colakit.commands.task import Task
+from colakit.commands.writer import TunedWriter
 from colakit.context import Context
 from colakit.data.cache import pack_lines, unpack_lines
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.text import text_files, whole_sentences
-from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import FORMAT, WORDS, Collector, near_misses, shares
 from colakit.engine.writing import Writer
 from colakit.errors import ColakitError
 from colakit.files import sha256_of
-from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.settings import TransferSettings
 
 LEXICON = 50_000  # sentences of text that corruptions take their words from
 
 
-def transfer_set(context: Context, task: Task, base: Callable[[], str]) -> Split:
-    """Return `transfer.size` times as many unlabelled sentences as train has.
+def transfer_set(context: Context, task: Task, settings: TransferSettings, base: Callable[[], str]) -> Split:
+    """Return `settings.size` times as many unlabelled sentences as train has.
 
     None stands in train, in the held-out slice, or in any other split of the corpus, whatever its case,
     spaces and punctuation.
 
     Args:
-        base: returns the one to sample from, where samples are wanted and `transfer.language_model` is none.
+        base: returns the one to sample from, where samples are wanted and `settings.language_model` is none.
     """
-    settings = context.settings.transfer
     wanted = round(settings.size * len(task.train))
     if not wanted:
         return Split("transfer", ())
     writes = {"resampled", "samples", "sample_edits"} & set(settings.sources)
-    writer = (settings.language_model or base()) if writes else None
+    writer = TunedWriter(context, task, settings.language_model or base()) if writes else None
     measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"text", "language_model"}),
+        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "writer_epochs"}),
         "wanted": wanted,
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],
-        "text": [sha256_of(file) for file in _text(context)],
-        "language_model": base_fingerprint(load_gpt(resolve_base(writer))) if writer else None,
+        "text": [sha256_of(file) for file in text_files(Path(settings.text).expanduser())]
+        if settings.text
+        else [],
+        "writer": writer and writer.identity(),
     }
 
     def gather() -> list[str]:
         context.reporter.say(f"gathering a transfer set of {wanted:,} sentences")
         forbidden = [sentence for split in measuring for sentence in split.sentences]
         collector = Collector(forbidden, known=task.train.sentences)
-        sources = Sources(context, task.train.sentences, writer)
+        sources = Sources(settings, task.train.sentences, writer)
         with context.reporter.progress("sentences", wanted) as bar:
             for name, share in shares(wanted, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
@@ -69,21 +70,20 @@ def transfer_set(context: Context, task: Task, base: Callable[[], str]) -> Split
 def augmented(context: Context, task: Task) -> Split:
     """Return train and `transfer.size` times as much again, labelled by rule, with train's share of labels.
 
-    Corrupted sentences are called unacceptable; acceptable ones of train are repeated. It is what a student
-    without a teacher can be given of the same size.
+    Near misses of train's sentences are called unacceptable; acceptable ones of train are repeated. It is
+    what a student without a teacher can be given of the same size.
 
     Raises:
-        ColakitError: if the labels are not CoLA's, or a source is not `edits`.
+        ColakitError: if the labels are not CoLA's.
     """
-    settings, train = context.settings.transfer, task.train
-    if not settings.size:
-        return train
-    if task.corpus.label_names != COLA_LABELS or set(settings.sources) != {"edits"}:
+    train = task.train
+    if task.corpus.label_names != COLA_LABELS:
         raise ColakitError(
             "without a teacher, only near misses of sentences of CoLA's two labels can be labelled",
-            hint="Set transfer.sources={edits: 1}, or transfer.size=0.",
+            hint="Set train_scratch.augmented=false.",
         )
-    made = transfer_set(context, task, lambda: context.settings.base)
+    settings = context.settings.transfer.model_copy(update={"sources": {"edits": 1.0}, "text": None})
+    made = transfer_set(context, task, settings, lambda: context.settings.base)
     labels = train.require_labels()
     num_good = round(len(made) * float(labels.mean()))
     rng = np.random.default_rng(settings.seed)
@@ -102,12 +102,12 @@ class Sources:
 
     Args:
         train: sentences of train.
-        language_model: base to sample from; None where nothing asks for it.
+        writer: what samples; None where nothing asks for it.
     """
 
-    def __init__(self, context: Context, train: Sequence[str], language_model: str | None) -> None:
-        self.context, self.train, self.language_model = context, train, language_model
-        self.rng = random.Random(context.settings.transfer.seed)
+    def __init__(self, settings: TransferSettings, train: Sequence[str], writer: TunedWriter | None) -> None:
+        self.settings, self.train, self.tuned = settings, train, writer
+        self.rng = random.Random(settings.seed)
         self.sampled: list[str] = []  # so far, those that were not taken among them
         self.samples = self._remembered()
 
@@ -117,39 +117,26 @@ class Sources:
             case "edits":
                 return near_misses(self.train, self.train, self.rng)
             case "resampled":
-                return self._writer().resampled(self.train)
+                return self.writer.resampled(self.train)
             case "samples":
                 return self.samples
             case "sample_edits":
                 for _ in islice(self.samples, max(0, wanted - len(self.sampled))):
                     pass
                 return near_misses(self.sampled, [*self.train, *self.sampled[:LEXICON]], self.rng)
-        found = list(whole_sentences(_text(self.context), WORDS))
+        assert self.settings.text is not None
+        found = list(whole_sentences(text_files(Path(self.settings.text).expanduser()), WORDS))
         self.rng.shuffle(found)
         return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
 
     def _remembered(self) -> Iterator[str]:
         """Continue the beginnings of train sentences, and remember what is written."""
-        for sentence in self._writer().continuations(self.train):
+        for sentence in self.writer.continuations(self.train):
             self.sampled.append(sentence)
             yield sentence
 
-    def _writer(self) -> Writer:
-        settings, compute = self.context.settings.transfer, self.context.compute
-        assert self.language_model is not None
-        folder = resolve_base(self.language_model)
-        model = load_gpt(folder).requires_grad_(False).eval()
-        compute.place(model)
-        return Writer(
-            model,
-            SentenceTokenizer.from_folder(folder),
-            compute,
-            temperature=settings.temperature,
-            rng=self.rng,
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
-
-
-def _text(context: Context) -> list[Path]:
-    path = context.settings.transfer.text
-    return [] if path is None else text_files(Path(path).expanduser())
+    @cached_property
+    def writer(self) -> Writer:
+        """The model that samples."""
+        assert self.tuned is not None
+        return self.tuned.load(self.rng)

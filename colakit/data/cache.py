@@ -8,14 +8,17 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.locks import Lock
+
 FORMAT = 1  # raise it when the meaning of cached arrays changes
+WAIT_SECONDS = 6 * 3600.0  # for another process that computes the same
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,8 +39,7 @@ class ArrayCache:
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Return the file of `key`, which must be plain JSON data."""
-        text = json.dumps({"format": FORMAT, "kind": kind, **key}, sort_keys=True)
-        return self.folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.arrays"
+        return self.folder / kind / f"{key_digest({'format': FORMAT, 'kind': kind, **key})}.arrays"
 
     def get(
         self,
@@ -48,26 +50,55 @@ class ArrayCache:
     ) -> Arrays:
         """Return the arrays of `key`, computing and keeping them the first time.
 
-        A file that cannot be read is computed anew; a cache that cannot be written is done without.
+        A file that cannot be read is computed anew; a cache that cannot be written is done without. Where
+        another process is computing the same, this one waits for it.
 
         Args:
             check: raises an exception where what was read is not what `compute` would return.
+
+        Raises:
+            ColakitError: if the other process takes more than `WAIT_SECONDS`.
         """
         path = self.path(kind, key)
-        with contextlib.suppress(Exception):  # whatever a damaged file makes numpy stumble over
-            arrays = _unpack(path.read_bytes())
-            check(arrays)
+
+        def kept() -> Arrays | None:
+            with contextlib.suppress(Exception):  # whatever a damaged file makes numpy stumble over
+                arrays = _unpack(path.read_bytes())
+                check(arrays)
+                return arrays
+            return None
+
+        if (arrays := kept()) is not None:
             return arrays
+        with _alone(path.with_suffix(".lock")):
+            return kept() or self._made(path, compute)
+
+    @staticmethod
+    def _made(path: Path, compute: Callable[[], Arrays]) -> Arrays:
         arrays = compute()
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(_pack(arrays))
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         return arrays
+
+
+def key_digest(key: Mapping[str, Any]) -> str:
+    """Return 32 hexadecimal digits of the SHA-256 of plain JSON data."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock while the block runs; do without where none can be made."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(Lock(path).held(WAIT_SECONDS))
+        yield
 
 
 def _pack(arrays: Arrays) -> bytes:

@@ -21,6 +21,7 @@ from colakit.settings.students import (
     DistillSettings,
     StudentSettings,
     StudentTrainingSettings,
+    TrainScratchSettings,
     TransferSettings,
 )
 from colakit.settings.training import LoopSettings, TrainingSettings
@@ -65,6 +66,7 @@ class Settings(Section):
     student_training: StudentTrainingSettings = StudentTrainingSettings()
     distill: DistillSettings = DistillSettings()
     transfer: TransferSettings = TransferSettings()
+    train_scratch: TrainScratchSettings = TrainScratchSettings()
     generate: GenerateSettings = GenerateSettings()
     predict: PredictSettings = PredictSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -75,15 +75,25 @@ class DistillSettings(Section):
     )
 
 
-class TransferSettings(Section):
-    """Sentences beyond train: a teacher labels them for `distill`, a rule for `train-scratch`."""
+class TrainScratchSettings(Section):
+    """What the control is given."""
 
-    size: float = Field(0.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
+    augmented: bool = Field(
+        False,
+        description="add as many sentences as a transfer set has: near misses of train, called unacceptable, "
+        "and acceptable ones again",
+    )
+
+
+class TransferSettings(Section):
+    """Sentences beyond train, which the teachers of `distill` label."""
+
+    size: float = Field(3.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
     sources: dict[
         Literal["edits", "resampled", "samples", "sample_edits", "text", "text_edits"],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],
     ] = Field(
-        {"edits": 1.0},
+        {"samples": 3.0, "edits": 1.0, "sample_edits": 1.0},
         min_length=1,
         description="source -> share: near misses of train sentences, train sentences with a word that "
         "`language_model` samples, sentences that it samples, near misses of those, whole sentences of "
@@ -94,6 +104,9 @@ class TransferSettings(Section):
     )
     language_model: str | None = Field(
         None, description="base to sample from; null is the teacher's, as it was before it was tuned"
+    )
+    writer_epochs: int = Field(
+        3, ge=0, description="passes over train that tune it first, to write as train does; 0 does not"
     )
     temperature: float = Field(1.0, gt=0, description="of sampling")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")

@@ -2,10 +2,9 @@
 
     python benchmarks/ablation.py --config FILE --out DIR [--text FILE] [--seeds 0 1 2 3 4] [--rows NAME…]
 
-It tunes a teacher on all of train and five more, each without a fifth of it, and a language model to sample
-from, as far as the rows ask for them; trains the students of every row; and prints the table, also written to
-DIR/ablation.md and DIR/ablation.json. With `--text`, the transfer set of most rows comes from that text, and
-else from samples of the base.
+It tunes a teacher on all of train and five more, each without a fifth of it, as far as the rows ask for them;
+trains the students of every row; and prints the table, also written to DIR/ablation.md and DIR/ablation.json.
+The row `distill` is the configuration itself; with `--text`, further rows draw sentences from that text.
 """
 
 from __future__ import annotations
@@ -17,8 +16,12 @@ from typing import Any
 from experiments import Experiments, Row, arguments, chosen
 
 CONTROL = "train-scratch"
-TEACHER, WRITER = "teachers/0", "language-model"
+TEACHER = "teachers/0"
 FOLDS = {f"teachers/{fold}of5": f"{fold}/5" for fold in range(1, 6)}
+LOOKS = {  # a student of labels alone is at its best within a few epochs: it is looked at after each
+    "student_training.evaluate_every_steps": 120,
+    "student_training.patience": 40,
+}
 
 
 def students(out: Path, text: str | None) -> dict[str, Row]:
@@ -26,44 +29,48 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
 
     Args:
         out: the table's folder, where the teachers will lie.
-        text: plain text to draw sentences from, in place of samples of the base.
+        text: plain text to draw sentences from, for further rows.
     """
     one, folds = (out / TEACHER,), tuple(out / name for name in FOLDS)
-    edits = {"transfer.size": 20, "transfer.sources": "{edits: 1}"}
-    samples = {"transfer.size": 20, "transfer.sources": "{edits: 1, samples: 1, sample_edits: 1}"}
-    from_text = {
-        "transfer.size": 20,
-        "transfer.text": text,
-        "transfer.sources": "{edits: 1, text: 1, text_edits: 1}",
+    sources = {
+        "near misses of train alone": "{edits: 1}",
+        "samples alone": "{samples: 1}",
+        "no near misses of samples": "{samples: 3, resampled: 1, edits: 1}",
+        "no resampled words": "{samples: 3, edits: 1, sample_edits: 1}",
     }
-    full, name = (from_text, "edits and text") if text else (samples, "edits and samples")
-    writer = {"transfer.language_model": str(out / WRITER / "base")}
     changes: dict[str, dict[str, Any]] = {
-        "a quarter of the sentences": {"transfer.size": 5},
+        "no transfer set": {"transfer.size": 0},
+        "a quarter of the sentences": {"transfer.size": 3},
+        **{name: {"transfer.sources": shares} for name, shares in sources.items()},
+        "a writer that was not tuned": {"transfer.writer_epochs": 0},
+        "train once an epoch": {"distill.train_repeats": 1},
         "kd_weight 1": {"distill.kd_weight": 1},
         "temperature 1": {"distill.temperature": 1},
         "logit MSE": {"distill.soft_loss": "mse"},
-        "train five times an epoch": {"distill.train_repeats": 5},
         "hidden states": {"distill.hidden_weight": 1},
-        "base's embeddings": {"student.embeddings": "base"},
+        "random embeddings": {"student.embeddings": "random"},
         "4,000 tokens": {"student.vocabulary": 4000},
         "neighbours": {"student_training.lm_weight": 0.1, "student_training.lm_weight_end": 0},
+        "two layers": {
+            "student.num_layers": 2,
+            "student.embedding_size": 80,
+            "student.hidden_size": 128,
+        },
         "GRU": {"student.cell": "gru"},
         "plain RNN": {"student.cell": "rnn"},
         "mean pooling": {"student.pooling": "mean"},
     }
+    if text is not None:
+        shares = "{edits: 1, text: 1, text_edits: 1}"
+        changes["text in place of samples"] = {"transfer.text": text, "transfer.sources": shares}
     return {
-        CONTROL: Row("train-scratch"),
-        "train-scratch, augmented": Row("train-scratch", edits),
-        "train-scratch, base's embeddings": Row("train-scratch", {"student.embeddings": "base"}),
-        "train alone": taught(one),
-        "train alone, five teachers, out of fold": taught(folds),
-        "edits": taught(one, edits),
-        "edits and samples": taught(one, samples),
-        "edits and samples of a writer tuned on train": taught(one, samples | writer),
-        name: taught(one, full),
-        f"{name}, five teachers": taught(folds, full),
-        **{f"{name}, {what}": taught(one, full | change) for what, change in changes.items()},
+        CONTROL: Row("train-scratch", LOOKS),
+        "train-scratch, augmented": Row("train-scratch", {"train_scratch.augmented": True}),
+        "train-scratch, random embeddings": Row("train-scratch", LOOKS | {"student.embeddings": "random"}),
+        "distill": taught(one),
+        "five teachers": taught(folds),
+        "no transfer set, five teachers": taught(folds, {"transfer.size": 0}),
+        **{what: taught(one, change) for what, change in changes.items()},
     }
 
 
@@ -73,22 +80,19 @@ def taught(teachers: tuple[Path, ...], settings: Mapping[str, Any] | None = None
 
 
 def lessons(out: Path, table: Mapping[str, Row]) -> dict[Path, Row]:
-    """Return what has to be tuned before the students: teachers, and the model that writes samples."""
+    """Return the teachers that have to be tuned before the students."""
     every: dict[str, dict[str, Any]] = {
         TEACHER: {},
         **{name: {"finetune.leave_out": fold} for name, fold in FOLDS.items()},
-        WRITER: {"finetune.objective": "language_modelling", "finetune.epochs": 3},
     }
     asked = {folder for row in table.values() for folder in row.teachers}
-    writers = (row.settings.get("transfer.language_model") for row in table.values())
-    asked |= {Path(writer).parent for writer in writers if writer is not None}
     return {out / name: Row("finetune", told) for name, told in every.items() if out / name in asked}
 
 
 def main() -> None:
     """Read the arguments, train what is missing, and print the table."""
     parser = arguments((__doc__ or "").splitlines()[0], "configs/builtin-cola.yaml", "runs/ablation")
-    parser.add_argument("--text", help="plain text to draw sentences from, in place of samples")
+    parser.add_argument("--text", help="plain text that further rows draw sentences from")
     told = parser.parse_args()
     experiments = Experiments(told.config, told.out, told.seeds, told.assign, told.jobs)
     rows = chosen(students(told.out, told.text), told.rows)

@@ -134,7 +134,8 @@ class _AtWork:
         found = read_error(self.said)
         if found is not None:
             message, hint = found
-            return ColakitError(f"{self.child.name}: {message}", hint=hint, exit_code=code)
+            exit_code = code if code > 0 else EXIT_FAILED
+            return ColakitError(f"{self.child.name}: {message}", hint=hint, exit_code=exit_code)
         last = "\n".join(self.said)[-SHOWN_CHARACTERS:]
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return ColakitError(f"{self.child.name}: {how}\n{last}".rstrip(), exit_code=EXIT_FAILED)

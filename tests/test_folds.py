@@ -1,4 +1,4 @@
-"""`colakit finetune --folds K`: its runs and their out-of-fold figures, how it ends and goes on, its users."""
+"""`colakit finetune --folds K`: its runs, out-of-fold figures, failures and resuming, and who takes them."""
 
 from __future__ import annotations
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from colakit.commands.children import Child, run_side_by_side
+from colakit.errors import ColakitError
 
 SPLITS = ("id_dev", "ood_dev", "dev")
 HEADER = [
@@ -66,22 +67,17 @@ class Experiments:
         return {name: [self.folder(name, seed) for seed in self.seeds] for name in rows}
 
     def run_all(self, runs: Iterable[tuple[Row, Path, int]]) -> None:
-        """Run rows with a seed each, some side by side."""
-        pool = ThreadPoolExecutor(self.jobs)
-        try:
-            for done in [pool.submit(self.run, *one) for one in runs]:
-                done.result()
-        finally:  # a run that failed ends the others that have not begun
-            pool.shutdown(cancel_futures=True)
+        """Run rows with a seed each, some side by side; those that have been run end at once."""
+        called([self.words(*one) for one in runs], self.jobs)
 
-    def run(self, row: Row, out: Path, seed: int) -> None:
-        """Run one row with one seed, unless it has been run."""
+    def words(self, row: Row, out: Path, seed: int) -> tuple[str, ...]:
+        """Return the command of one row with one seed."""
         settings = dict(row.settings)
         if row.teachers:
             settings["distill.teacher"] = ",".join(map(str, row.teachers))
         assigned = [*self.assign, *(f"{key}={value}" for key, value in settings.items())]
         words = [row.command, "--config", str(self.config), "--seed", str(seed), "--out", str(out)]
-        called(*words, *(word for text in assigned for word in ("--set", text)), "--resume", "auto")
+        return (*words, *(word for text in assigned for word in ("--set", text)), "--resume", "auto")
 
     def report(self, groups: Mapping[str, Sequence[Path]], control: str | None, name: str) -> None:
         """Compare the run folders of each row; print the table, and write NAME.md and NAME.json.
@@ -90,7 +86,8 @@ class Experiments:
             control: the row that the others are compared with; None leaves that column empty.
         """
         folders = [folder for group in groups.values() for folder in group]
-        told = called("evaluate", "--config", str(self.config), "--json", *map(str, folders))
+        words = ("evaluate", "--config", str(self.config), "--json", *map(str, folders))
+        (told,) = called([words])
         answer = Answer(json.loads(told), folders)
         against = groups[control] if control is not None else None
         found = {row: _figures(answer, group, against) for row, group in groups.items()}
@@ -131,19 +128,14 @@ def _line(name: str, figures: Mapping[str, Any]) -> str:
     return f"| {name} | {count} | {' | '.join(cells)} | {figures['minus_control'] or '-'} |"
 
 
-def called(*words: str) -> str:
-    """Run colakit in a process of its own with one thread; return what it prints to stdout."""
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(
-        [sys.executable, "-m", "colakit", *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"colakit {' '.join(words)}: {done.stderr[-2000:]}")
-    return done.stdout
+def called(commands: Sequence[tuple[str, ...]], jobs: int = 1) -> list[str]:
+    """Run commands of colakit, each in a process with one thread; return what they print to stdout."""
+    children = [Child(f"colakit {' '.join(words)}", words) for words in commands]
+    workers = [{"OMP_NUM_THREADS": "1", **os.environ}] * jobs
+    try:
+        return run_side_by_side(children, workers, tell=lambda name, line: None)
+    except ColakitError as error:
+        sys.exit(str(error))
 
 
 def holdout_mcc(run: Path) -> float:

@@ -143,9 +143,27 @@ def discriminate(context: Context, *, resume: ResumeOption = Resume.NEVER) -> No
         "--batch-size": "finetune.batch_size",
     },
 )
-def finetune(context: Context, *, resume: ResumeOption = Resume.NEVER) -> None:
-    """Tune the base with LoRA: to label sentences, or to write some like those of train."""
-    _run(context, "finetune", resume=resume)
+def finetune(
+    context: Context,
+    *,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=1000,
+            metavar="K",
+            help="Tune K models, each without one fold of train, side by side; --out/fold-1 to fold-K.",
+        ),
+    ] = None,
+    resume: ResumeOption = Resume.NEVER,
+) -> None:
+    """Tune the base with LoRA: to label sentences, or to write some like those of train.
+
+    With --folds, K runs are trained in processes of their own: as many side by side as there are cores
+    (OMP_NUM_THREADS is the threads of each), on a GPU one after the other. Then every sentence of train is
+    judged by the model that has not seen it.
+    """
+    _run(context, "finetune", resume=resume, num_folds=folds)
 
 
 @command(

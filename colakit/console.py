@@ -178,3 +178,13 @@ def print_error(message: str, hint: str | None) -> None:
     console.print(f"[bold red]error:[/] {escape(message)}")
     if hint:
         console.print(f"[bold]hint:[/] {escape(hint)}")
+
+
+def read_error(lines: Sequence[str]) -> tuple[str, str | None] | None:
+    """Return the message and the hint that `print_error` wrote as the last of `lines`, if it did."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if not starts:
+        return None
+    text = "\n".join(lines[starts[-1] :]).removeprefix("error: ")
+    message, _, hint = text.partition("\nhint: ")
+    return message, hint or None

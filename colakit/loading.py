@@ -154,6 +154,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what sets settings."""
+    return {
+        name: text
+        for name, text in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_SETTINGS
+    }
+
+
 def _environment_layer(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     layer: dict[str, tuple[str, Any]] = {}
     for name, text in sorted(environment.items()):

@@ -72,7 +72,7 @@ def test_predicting_with_a_student_imports_neither_transformers_nor_a_compiler(
         "generate": "--base --adapter --prompt --max-new-tokens --temperature --top-k --top-p --num-samples "
         "--rank",
         "finetune": "--base --data --rank --alpha --lora-dropout --target-modules --epochs --lr --batch-size "
-        "--resume",
+        "--folds --resume",
         "distill": "--teacher --temperature --kd-weight --cell --hidden-size --epochs --lr --batch-size "
         "--resume",
         "train-scratch": "--cell --hidden-size --epochs --lr --batch-size --resume",

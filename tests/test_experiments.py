@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ablation  # noqa: E402
 import base  # noqa: E402
 import experiments  # noqa: E402
 
+from colakit.commands.children import Child, Tell  # noqa: E402
 from colakit.loading import resolve  # noqa: E402
 
 
@@ -26,17 +28,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """The commands that would be run; a run leaves a summary, `evaluate` an answer about all runs."""
     found: list[tuple[str, ...]] = []
 
-    def called(*words: str) -> str:
-        found.append(words)
-        if words[0] == "evaluate":
-            return json.dumps({"splits": {split: _comparison(words[4:]) for split in experiments.SPLITS}})
-        run = Path(words[words.index("--out") + 1])
-        run.mkdir(parents=True)
-        (run / "summary.json").write_text(json.dumps({"splits": {"holdout": {"mcc": 0.5}}}))
-        return ""
+    def run_side_by_side(children: Sequence[Child], workers: Sequence[object], tell: Tell) -> list[str]:
+        found.extend(child.words for child in children)
+        return [_leave(child.words) for child in children]
 
-    monkeypatch.setattr(experiments, "called", called)
+    monkeypatch.setattr(experiments, "run_side_by_side", run_side_by_side)
     return found
+
+
+def _leave(words: tuple[str, ...]) -> str:
+    if words[0] == "evaluate":
+        return json.dumps({"splits": {split: _comparison(words[4:]) for split in experiments.SPLITS}})
+    run = Path(words[words.index("--out") + 1])
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"splits": {"holdout": {"mcc": 0.5}}}))
+    return ""
 
 
 def _comparison(models: tuple[str, ...]) -> dict[str, Any]:
@@ -113,20 +119,12 @@ def test_runs_that_are_no_seeds_of_one_experiment_have_no_difference() -> None:
     assert experiments.minus_control(answer, folders[:1], None) is None
 
 
-def test_a_run_that_fails_ends_those_that_have_not_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = []
-
-    def called(*words: str) -> str:
-        begun.append(words)
-        sys.exit("colakit finetune: no such base")
-
-    monkeypatch.setattr(experiments, "called", called)
+def test_a_run_that_fails_ends_the_table_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("base: nowhere/at/all\ndata: {path: builtin}\n")
     runs = experiments.Experiments(tmp_path / "c.yaml", tmp_path, range(50), (), jobs=1)
-    with pytest.raises(SystemExit, match="no such base"):
+    with pytest.raises(SystemExit, match=r"colakit finetune --config .*nowhere/at/all"):
         runs.train({"LoRA": experiments.Row("finetune")})
-    assert len(begun) < 50
+    assert not (tmp_path / "LoRA").exists()
 
 
 def test_an_unknown_row_is_named() -> None:

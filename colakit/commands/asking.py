@@ -18,6 +18,7 @@ from colakit.engine.comparison import (
     Entrant,
     distinct_names,
     experiment_key,
+    fold_of,
     group_names,
     teachers_of,
 )
@@ -63,7 +64,7 @@ def ask_all(context: Context, models: Sequence[str], corpus: Corpus, splits: Seq
     groups = group_names(entrants)
     answers = {
         split: [
-            Answers(entrant.model, group, entrant.seed, *found[split])
+            Answers(entrant.model, group, entrant.seed, *found[split], fold=entrant.fold)
             for entrant, group, found in zip(entrants, groups, said, strict=True)
         ]
         for split in splits
@@ -74,7 +75,8 @@ def ask_all(context: Context, models: Sequence[str], corpus: Corpus, splits: Seq
 def _entrant(classifier: SentenceClassifier, path: str, name: str) -> Entrant:
     known = classifier.origin.get("settings") is not None
     key = experiment_key(classifier.origin) if known else str(Path(path).resolve())
-    return Entrant(name, classifier.name, key, classifier.origin.get("seed"))
+    origin = classifier.origin
+    return Entrant(name, classifier.name, key, origin.get("seed"), fold_of(origin))
 
 
 def _profile(classifier: SentenceClassifier) -> Profile:

@@ -78,7 +78,7 @@ class ClassifierFit(Fit):
             training=training,
             max_steps=job.max_steps or training.epochs * self.steps_per_epoch,
             identity={
-                **settings_identity(context, job.sections, FREE_TO_CHANGE),
+                **settings_identity(context.settings, job.sections, FREE_TO_CHANGE),
                 "max_tokens": job.classifier.max_tokens,
                 **job.identity,
             },

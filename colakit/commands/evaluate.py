@@ -16,7 +16,8 @@ from colakit.commands.tables import Table, interval, keep, show, spread
 from colakit.commands.task import percent
 from colakit.context import Context
 from colakit.data.corpora import Corpus
-from colakit.engine.comparison import SplitComparison, compare
+from colakit.engine.comparison import GroupRow, SplitComparison, compare
+from colakit.engine.folds import expand_folds
 from colakit.engine.metrics import Spread
 from colakit.engine.teaching import TeachingRow, compare_with_teachers
 from colakit.errors import ColakitError
@@ -42,6 +43,7 @@ class SplitReport:
 def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     """Print the comparison; with `--out`, also write evaluation.json, evaluation.md and heat maps there."""
     context.check_out()
+    models = expand_folds(models)
     corpus = load_corpus_of(context, models)
     names = context.settings.evaluate.splits or _default_splits(corpus)
     for name in names:
@@ -125,14 +127,23 @@ def _group_table(where: str, comparison: SplitComparison) -> Table:
     rows = [
         [
             row.group,
-            str(row.num_seeds),
+            _counted(row),
             spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2),
             percent(row.majority_rate),
             spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3),
         ]
         for row in comparison.groups
     ]
-    return f"{where}: mean ± sd over seeds", ["experiment", "seeds", "accuracy %", "majority %", "MCC"], rows
+    over = "seeds and folds" if any(row.num_folds for row in comparison.groups) else "seeds"
+    return f"{where}: mean ± sd over {over}", ["experiment", "seeds", "accuracy %", "majority %", "MCC"], rows
+
+
+def _counted(row: GroupRow) -> str:
+    """Write how many seeds there are, or folds."""
+    if not row.num_folds:
+        return str(row.num_seeds)
+    runs = "" if row.num_seeds == row.num_folds else f"{row.num_seeds} runs of "
+    return f"{runs}{row.num_folds} folds"
 
 
 def _pair_table(where: str, comparison: SplitComparison) -> Table:

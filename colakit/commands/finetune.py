@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from colakit.commands import sentence_model
+from colakit.commands import folds, sentence_model
 from colakit.commands.job import Job
 from colakit.commands.runner import Training, run_job, run_training
 from colakit.commands.task import Task, examples, load_task, show_plan
@@ -17,6 +17,7 @@ from colakit.data.corpora import Split
 from colakit.data.holdout import left_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.folds import find_folds
 from colakit.engine.objectives import classification
 from colakit.engine.randomness import seed_everything
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
@@ -26,8 +27,17 @@ from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.settings import LoRASettings, Settings
 
 
-def run(context: Context, *, resume: Resume) -> dict[str, Any]:
-    """Tune the base and report it."""
+def run(context: Context, *, resume: Resume, num_folds: int | None = None) -> dict[str, Any]:
+    """Tune the base and report it.
+
+    Args:
+        num_folds: tune so many instead, each without one fold of train; a resumed command knows its own.
+    """
+    if num_folds is None and resume is not Resume.NEVER and context.out is not None:
+        begun = find_folds(context.out)
+        num_folds = None if begun is None else begun.count
+    if num_folds is not None:
+        return folds.run(context, num_folds, _plan, resume=resume)
     if context.settings.finetune.objective == "classification":
         return run_job(context, _build, _plan, resume=resume)
 
@@ -47,6 +57,7 @@ def _plan(context: Context, task: Task) -> GPTClassifier:
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     settings = context.settings
+    fold = settings.finetune.leave_out
     base, tokenizer, fingerprint = _load(settings)
     longest = base.config.num_positions
     lora = _adapter(settings)
@@ -64,14 +75,14 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         task=task,
         training=settings.finetune,
         classifier=classifier,
-        train=examples(context, classifier, _without_fold(task.train, settings.finetune.leave_out)),
+        train=examples(context, classifier, _without_fold(task.train, fold)),
         holdout=examples(context, classifier, task.holdout),
         dev={name: examples(context, classifier, split) for name, split in task.reports.items()},
         objective=classification,
         sections=("lora", "finetune") if lora else ("finetune",),
         identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
         lr_ratio=settings.lora.lr_ratio if lora else 1.0,
-        facts={"base": settings.base},
+        facts={"base": settings.base, **({"leave_out": fold} if fold else {})},
     )
     start = "random weights in the shape of " if settings.finetune.from_scratch else ""
     shape = f"{base.config.num_layers} layers of width {base.config.width}"

@@ -23,7 +23,7 @@ from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
-from colakit.settings import LoopSettings
+from colakit.settings import LoopSettings, Settings
 
 
 @dataclass
@@ -240,12 +240,9 @@ class Fit(ABC):
 
     def require_identity(self, saved: Mapping[str, Any]) -> None:
         """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was."""
-        now = self._identity()
-        differing = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
-        if differing:
-            shown = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
+        if differing := differences(saved, self._identity()):
             raise ColakitError(
-                f"{self.run.path}: the run was started differently: {shown}",
+                f"{self.run.path}: the run was started differently: {differing}",
                 hint=f"Resume with its own settings: --config {self.run.settings}",
             )
 
@@ -281,15 +278,21 @@ class Fit(ABC):
         )
 
 
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two mappings, for people; empty where nothing does."""
+    differing = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
+
+
 def how_to_continue(command: str, run: RunFolder) -> str:
     """Return the hint that a run ends with which has not reached its end."""
     resume = "--resume" if run.checkpoints.found() else "--resume auto"
     return f"Continue: colakit {command} {resume} --out {shlex.quote(str(run.path))}"
 
 
-def settings_identity(context: Context, sections: tuple[str, ...], free: set[str]) -> dict[str, Any]:
+def settings_identity(settings: Settings, sections: tuple[str, ...], free: set[str]) -> dict[str, Any]:
     """Return the settings that a run's weights depend on: those of `sections` except the keys in `free`."""
-    dumped = context.settings.model_dump(mode="json")
+    dumped = settings.model_dump(mode="json")
     return {
         f"{section}.{key}": value
         for section in sections

@@ -9,6 +9,7 @@ from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import CHECKPOINT_NAME, check_base, load_classifier
 from colakit.engine.comparison import distinct_names
+from colakit.engine.folds import expand_folds
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
@@ -55,8 +56,9 @@ def named_language_models(context: Context, models: Sequence[str]) -> dict[str, 
     """Return name -> adapter, run or checkpoint; None is the base, which is asked where it is named.
 
     Raises:
-        ColakitError: if one is not there.
+        ColakitError: if one is not there, or not finished.
     """
+    models = expand_folds(models)
     missing = [model for model in models if not Path(model).expanduser().exists()]
     if missing:
         raise ColakitError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from colakit.context import Context
 from colakit.engine.comparison import Entrant, distinct_names, group_names
+from colakit.engine.folds import expand_folds
 from colakit.engine.metrics import bootstrap, point
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
@@ -21,6 +22,7 @@ COMPARISONS = Path("plots")  # where figures of several runs go, unless `--out` 
 def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
     """Draw each run's curves into the run's own `plots/`, and what compares several into `--out`."""
     context.check_out()
+    runs = [Path(run) for run in expand_folds([str(run) for run in runs])]
     found = _read_all(runs)
     form, dpi = context.settings.plot.format, context.settings.plot.dpi
     figures = {
@@ -46,7 +48,7 @@ def _read_all(paths: Sequence[Path]) -> list[RunData]:
     summaries = [RunFolder(path).read_summary() for path in paths]
     names = distinct_names([path.resolve() for path in paths])
     entrants = [
-        Entrant(name, summary["model"], summary["experiment"], summary["seed"])
+        Entrant(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))
         for name, summary in zip(names, summaries, strict=True)
     ]
     found = []

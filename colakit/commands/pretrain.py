@@ -108,7 +108,7 @@ def _prepare(context: Context) -> Training:
         training=settings,
         max_steps=_max_steps(settings),
         identity={
-            **settings_identity(context, ("pretrain",), FREE_TO_CHANGE),
+            **settings_identity(context.settings, ("pretrain",), FREE_TO_CHANGE),
             "tokenizer": tokenizer.fingerprint(),
             "text": {name: stream.fingerprint() for name, stream in texts.train.items()},
         },

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from colakit.commands.classifying import ClassifierFit
 from colakit.commands.job import Job
 from colakit.commands.task import metrics_row
-from colakit.data.batches import Examples
 from colakit.engine.bases import write_base
 from colakit.engine.comparison import experiment_key
 from colakit.engine.inference import decide
@@ -32,7 +31,7 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = Fa
     logits = {name: fit.logits(data) for name, data in parts.items()}
     job.classifier.threshold = fit.best_threshold(logits["holdout"])
     predictions = {name: (found, decide(found, job.classifier.threshold)) for name, found in logits.items()}
-    measured = {name: _measure(data, *predictions[name]) for name, data in parts.items()}
+    measured = {name: measure_with_intervals(data.labels, *predictions[name]) for name, data in parts.items()}
     summary = {
         "command": job.context.command,
         "model": job.classifier.name,
@@ -60,15 +59,21 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = Fa
     return summary
 
 
-def _measure(
-    data: Examples, logits: NDArray[np.float32], predictions: Labels
+def measure_with_intervals(
+    labels: Labels, logits: NDArray[np.float32], predictions: Labels
 ) -> tuple[Metrics, dict[str, list[float]]]:
-    """Return the figures of a split, and the ends of their 95 % intervals."""
+    """Return the figures of N sentences, and the ends of their 95 % intervals, named `…_interval`.
+
+    Args:
+        labels: (N,).
+        logits: (N, C).
+        predictions: (N,).
+    """
     intervals = {}
     for name in ("accuracy", "mcc"):
-        interval = bootstrap(name, data.labels, [predictions], logits.shape[1])
+        interval = bootstrap(name, labels, [predictions], logits.shape[1])
         intervals[f"{name}_interval"] = [interval.low, interval.high]
-    return measure(logits, data.labels, predictions), intervals
+    return measure(logits, labels, predictions), intervals
 
 
 def _write(job: Job, run: RunFolder, summary: dict[str, Any]) -> None:

@@ -174,7 +174,7 @@ def prepare(
         max_steps=settings.finetune.epochs
         * steps_an_epoch(parts[train.name].examples, settings.finetune.batch_size),
         identity={
-            **settings_identity(context, ("lora", "finetune"), FREE_TO_CHANGE),
+            **settings_identity(context.settings, ("lora", "finetune"), FREE_TO_CHANGE),
             "base": fingerprint,
             "tokenizer": tokenizer.fingerprint(),
             "max_tokens": longest,

@@ -13,7 +13,8 @@ from colakit.context import Context
 from colakit.data.corpora import Split
 from colakit.data.holdout import left_out
 from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.comparison import experiment_key
+from colakit.engine.comparison import experiment_key, fold_of
+from colakit.engine.folds import expand_folds
 from colakit.engine.inference import compute_hidden
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
@@ -40,22 +41,18 @@ class Teacher:
 
 
 def load_teachers(context: Context, task: Task) -> list[Teacher]:
-    """Load every teacher that `distill.teacher` names.
+    """Load every teacher that `distill.teacher` names, folds one by one.
 
     Raises:
-        ColakitError: if it names none, or they read or label differently from each other or the data.
+        ColakitError: if it names none, or they read or label differently from each other or the data, or a
+            fold is not finished.
     """
     paths = context.settings.distill.teacher
     if not paths:
         raise ColakitError(
             "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
         )
-    base = context.settings.base if context.resolved.was_typed("base") else None
-    found = []
-    for path in paths:
-        classifier = load_classifier(path, base=base)
-        classifier.require_labels(task.corpus.label_names, f"--teacher {path}")
-        found.append(Teacher(path, classifier, classifier.fingerprint()))
+    found = [load_teacher(context, task, path) for path in expand_folds(paths)]
     first = found[0]
     for other in found[1:]:
         if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
@@ -64,6 +61,18 @@ def load_teachers(context: Context, task: Task) -> list[Teacher]:
                 hint="Teachers of one student share a base.",
             )
     return found
+
+
+def load_teacher(context: Context, task: Task, path: str) -> Teacher:
+    """Load one teacher.
+
+    Raises:
+        ColakitError: if there is none, or it labels differently from the data.
+    """
+    base = context.settings.base if context.resolved.was_typed("base") else None
+    classifier = load_classifier(path, base=base)
+    classifier.require_labels(task.corpus.label_names, f"--teacher {path}")
+    return Teacher(path, classifier, classifier.fingerprint())
 
 
 def untuned_base(context: Context, teacher: Teacher) -> str:
@@ -89,7 +98,7 @@ def untuned_base(context: Context, teacher: Teacher) -> str:
 
 def mean_logits(context: Context, teachers: list[Teacher], split: Split) -> NDArray[np.float32]:
     """Return the mean of the teachers' (N, C) logits for a split."""
-    return np.mean([_logits(context, teacher, split) for teacher in teachers], axis=0)
+    return np.mean([logits_of(context, teacher, split) for teacher in teachers], axis=0)
 
 
 def train_logits(context: Context, teachers: list[Teacher], train: Split) -> tuple[NDArray[np.float32], int]:
@@ -98,8 +107,8 @@ def train_logits(context: Context, teachers: list[Teacher], train: Split) -> tup
     Where some teachers have not trained on a sentence (`finetune.leave_out`), theirs are averaged; a teacher
     that has learnt a sentence by heart says little more than its label. Otherwise all teachers' are.
     """
-    logits = np.stack([_logits(context, teacher, train) for teacher in teachers])  # (teachers, N, C)
-    unseen = np.stack([_unseen(teacher, train) for teacher in teachers])  # (teachers, N)
+    logits = np.stack([logits_of(context, teacher, train) for teacher in teachers])  # (teachers, N, C)
+    unseen = np.stack([unseen_by(teacher, train) for teacher in teachers])  # (teachers, N)
     out_of_fold = unseen.any(axis=0)
     weights = np.where(out_of_fold, unseen, True).astype(np.float32)[:, :, None]
     mean = (logits * weights).sum(axis=0) / weights.sum(axis=0)
@@ -126,7 +135,8 @@ def hidden_states(context: Context, teacher: Teacher, split: Split) -> NDArray[n
     return context.arrays.get("teacher-hidden", _key(context, teacher, split), ask)["hidden"]
 
 
-def _logits(context: Context, teacher: Teacher, split: Split) -> NDArray[np.float32]:
+def logits_of(context: Context, teacher: Teacher, split: Split) -> NDArray[np.float32]:
+    """Return a teacher's (N, C) logits for a split, from the cache where it has been asked before."""
     classifier, compute = teacher.classifier, context.compute
 
     def ask() -> dict[str, NDArray[Any]]:
@@ -144,8 +154,7 @@ def _key(context: Context, teacher: Teacher, split: Split) -> dict[str, Any]:
     return {"teacher": teacher.fingerprint, "data": split.fingerprint(), "dtype": dtype}
 
 
-def _unseen(teacher: Teacher, train: Split) -> NDArray[np.bool_]:
+def unseen_by(teacher: Teacher, train: Split) -> NDArray[np.bool_]:
     """Return which sentences of train the teacher was not trained on, by its own record, (N,)."""
-    settings = teacher.classifier.origin.get("settings") or {}
-    fold = (settings.get("finetune") or {}).get("leave_out")
+    fold = fold_of(teacher.classifier.origin)
     return np.zeros(len(train), dtype=bool) if fold is None else left_out(train.sentences, fold)

@@ -21,6 +21,7 @@ from colakit.data.cache import ArrayCache
 from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
 from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.device import Compute
+from colakit.engine.folds import find_folds
 from colakit.engine.inference import Done, compute_logits, decide
 from colakit.errors import ColakitError, first_line
 from colakit.files import read_json, read_tensors, write_tensors
@@ -181,16 +182,20 @@ def _locate(where: str | Path) -> Path:
             return path / CHECKPOINT_NAME
         if (path / "adapter_config.json").is_file():
             return path
-        unfinished = Checkpoints(path / "checkpoints").found()
         raise ColakitError(
-            f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json",
-            hint=f"This run is not finished: continue it with --resume --out {path}"
-            if unfinished
-            else "Give a run folder, a ckpt.pt or an adapter folder.",
+            f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json", hint=_what_to_give(path)
         )
     if not path.exists():
         raise ColakitError(f"{path}: not there", hint="Give a run folder, a ckpt.pt or an adapter folder.")
     return path
+
+
+def _what_to_give(folder: Path) -> str:
+    if Checkpoints(folder / "checkpoints").found():
+        return f"This run is not finished: continue it with --resume --out {folder}"
+    if find_folds(folder) is not None:
+        return f"It holds folds; one model is wanted here, such as {folder / 'fold-1'}"
+    return "Give a run folder, a ckpt.pt or an adapter folder."
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

@@ -31,9 +31,21 @@ def teachers_of(origin: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(origin.get("teachers") or ([one] if one else []))
 
 
+def fold_of(origin: Mapping[str, Any]) -> str | None:
+    """Return the fold of train, written i/k, that a tuned model was not trained on by its own record."""
+    if origin.get("command") != "finetune":  # a student may have been given the settings of its teacher
+        return None
+    return ((origin.get("settings") or {}).get("finetune") or {}).get("leave_out")
+
+
 def experiment_key(origin: Mapping[str, Any]) -> str:
-    """Return a key that runs share when they differ in nothing but the seed (and their teachers' seeds)."""
+    """Return a key that runs share when they differ in nothing but seed and fold (and their teachers').
+
+    Runs that leave out one of five folds are one experiment, but not that of runs on all of train.
+    """
     settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in NOT_THE_EXPERIMENT}
+    if (fold := fold_of(origin)) is not None:
+        settings["finetune"] = {**settings["finetune"], "leave_out": f"one of {fold.partition('/')[2]}"}
     if "distill" in settings:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
     taught_by = sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin))
@@ -51,25 +63,28 @@ class Entrant:
         kind: what sort of model it is, such as `distill (lstm)`.
         key: of its experiment.
         seed: None where it is unknown.
+        fold: of train that it left out, if it did.
     """
 
     model: str
     kind: str
     key: str
     seed: int | None
+    fold: str | None = None
 
 
 def group_names(entrants: Sequence[Entrant]) -> list[str]:
-    """Return for each model the name of the experiment that it is a seed of.
+    """Return for each model the name of the experiment that it is a seed, or a fold, of.
 
-    A second model with a key and seed that were there before is no second seed, but an experiment of its own.
-    Experiments of one kind are told apart by their first model's name.
+    A second model with a key, seed and fold that were there before is no second seed, but an experiment of
+    its own. Experiments of one kind are told apart by their first model's name.
     """
-    seen: set[tuple[str, int | None]] = set()
+    seen: set[tuple[str, int | None, str | None]] = set()
     keys: list[str] = []
     for entrant in entrants:
-        repeated = entrant.seed is None or (entrant.key, entrant.seed) in seen
-        seen.add((entrant.key, entrant.seed))
+        which = (entrant.key, entrant.seed, entrant.fold)
+        repeated = entrant.seed is None or which in seen
+        seen.add(which)
         keys.append(f"{entrant.key} {entrant.model}" if repeated else entrant.key)
     first = dict(reversed(list(zip(keys, entrants, strict=True))))
     kinds = [entrant.kind for entrant in first.values()]
@@ -100,6 +115,7 @@ class Answers:
         seed: None where it is unknown.
         logits: (N, C).
         predictions: (N,).
+        fold: of train that the model left out, if it did.
     """
 
     model: str
@@ -107,6 +123,7 @@ class Answers:
     seed: int | None
     logits: NDArray[np.float32]
     predictions: Labels
+    fold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +136,17 @@ class ModelRow:
     metrics: Metrics
     accuracy: Interval
     mcc: Interval
+    fold: str | None = None
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Mean and standard deviation (n-1; None for a single seed) over the seeds of one experiment."""
+    """Mean and standard deviation (n-1; None for a single one) over the seeds and folds of one experiment.
+
+    Attributes:
+        num_seeds: its models; those that differ in the fold are counted, too.
+        num_folds: that they left out, one each; 0 where they left out none.
+    """
 
     group: str
     num_seeds: int
@@ -133,6 +156,7 @@ class GroupRow:
     mcc_sd: float | None
     majority_rate: float
     num_collapsed: int
+    num_folds: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +166,8 @@ class PairRow:
     Attributes:
         accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals over sentences;
             the seeds are held fixed, so the intervals do not speak of seeds that were not run.
-        mcnemar_p: exact p, uncorrected, of each pair of models with equal seeds, or of the only two models.
+        mcnemar_p: exact p, uncorrected, of each pair of models with equal seeds and folds, or of the only
+            two.
     """
 
     first: str
@@ -185,11 +210,12 @@ def members(answers: Sequence[Answers]) -> dict[str, list[int]]:
 def _model_row(labels: Labels, answer: Answers, sample: Bootstrap, place: int) -> ModelRow:
     metrics = measure(answer.logits, labels, answer.predictions)
     accuracy, mcc = sample.mean("accuracy", [place]), sample.mean("mcc", [place])
-    return ModelRow(answer.model, answer.group, answer.seed, metrics, accuracy, mcc)
+    return ModelRow(answer.model, answer.group, answer.seed, metrics, accuracy, mcc, answer.fold)
 
 
 def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
     members = [row.metrics for row in models if row.group == name]
+    folds = {row.fold for row in models if row.group == name and row.fold is not None}
     accuracies, mccs = [m.accuracy for m in members], [m.mcc for m in members]
     return GroupRow(
         group=name,
@@ -200,6 +226,7 @@ def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
         mcc_sd=stdev(mccs) if len(members) > 1 else None,
         majority_rate=members[0].majority_rate,
         num_collapsed=sum(m.collapsed for m in members),
+        num_folds=len(folds),
     )
 
 
@@ -213,7 +240,9 @@ def _pair_row(
     places, other_places = first[1], second[1]
     accuracy, mcc = (sample.difference(name, places, other_places) for name in ("accuracy", "mcc"))
     ours, theirs = [answers[i] for i in places], [answers[i] for i in other_places]
-    matched = [(a, b) for a in ours for b in theirs if a.seed is not None and a.seed == b.seed]
+    matched = [
+        (a, b) for a in ours for b in theirs if a.seed is not None and (a.seed, a.fold) == (b.seed, b.fold)
+    ]
     if not matched and len(ours) == len(theirs) == 1:
         matched = [(ours[0], theirs[0])]
     p_values = tuple(mcnemar(labels, a.predictions, b.predictions) for a, b in matched)

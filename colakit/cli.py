@@ -171,6 +171,8 @@ def finetune(
     "distill",
     {
         "--teacher": "distill.teacher",
+        "--transfer-size": "transfer.size",
+        "--transfer-text": "transfer.text",
         "--temperature": "distill.temperature",
         "--kd-weight": "distill.kd_weight",
         **STUDENT_FLAGS,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +298,35 @@ def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_same_tokens(tokens, counting.encode(SENTENCES))
     assert not [path for path in cache.folder.rglob("*") if path.is_file()]
+
+
+def test_two_that_want_the_same_at_once_compute_it_once(tmp_path: Path) -> None:
+    begun, both_ask = [], threading.Barrier(2)
+
+    def compute() -> dict[str, np.ndarray]:
+        begun.append(threading.current_thread())
+        time.sleep(0.2)  # the other asks meanwhile
+        return {"values": np.arange(3)}
+
+    def ask() -> None:
+        both_ask.wait()
+        assert ArrayCache(tmp_path).get("kind", {"a": 1}, compute)["values"].tolist() == [0, 1, 2]
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(ask), pool.submit(ask)]:
+            done.result()
+    assert len(begun) == 1
+    assert [path.suffix for path in (tmp_path / "kind").iterdir()] == [".arrays"]  # no lock stays
+
+
+def test_another_s_failure_leaves_the_arrays_to_the_next(tmp_path: Path) -> None:
+    def fail() -> dict[str, np.ndarray]:
+        raise ValueError("no")
+
+    cache = ArrayCache(tmp_path)
+    with pytest.raises(ValueError, match="no"):
+        cache.get("kind", {}, fail)
+    assert cache.get("kind", {}, lambda: {"one": np.ones(1)})["one"].tolist() == [1]
 
 
 def test_the_default_cache_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

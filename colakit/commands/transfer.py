@@ -46,9 +46,7 @@ def transfer_set(context: Context, task: Task, settings: TransferSettings, base:
         "wanted": wanted,
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],
-        "text": [sha256_of(file) for file in text_files(Path(settings.text).expanduser())]
-        if settings.text
-        else [],
+        "text": [sha256_of(file) for file in _text(settings)],
         "writer": writer and writer.identity(),
     }
 
@@ -124,8 +122,7 @@ class Sources:
                 for _ in islice(self.samples, max(0, wanted - len(self.sampled))):
                     pass
                 return near_misses(self.sampled, [*self.train, *self.sampled[:LEXICON]], self.rng)
-        assert self.settings.text is not None
-        found = list(whole_sentences(text_files(Path(self.settings.text).expanduser()), WORDS))
+        found = list(whole_sentences(_text(self.settings), WORDS))
         self.rng.shuffle(found)
         return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
 
@@ -140,3 +137,7 @@ class Sources:
         """The model that samples."""
         assert self.tuned is not None
         return self.tuned.load(self.rng)
+
+
+def _text(settings: TransferSettings) -> list[Path]:
+    return [] if settings.text is None else text_files(Path(settings.text).expanduser())

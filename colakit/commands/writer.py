@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from colakit.commands import finetune
+from colakit.commands.fitting import settings_identity
 from colakit.commands.runner import train_run
+from colakit.commands.sentence_model import FREE_TO_CHANGE
 from colakit.commands.task import Task
 from colakit.console import Reporter
 from colakit.context import Context
@@ -53,7 +55,7 @@ class TunedWriter:
         if not self.epochs:
             return {"base": base}
         settings = self.context.settings
-        tuning = {name: getattr(settings, name).model_dump(mode="json") for name in ("lora", "finetune")}
+        tuning = settings_identity(settings, ("lora", "finetune"), FREE_TO_CHANGE)
         return {"base": base, **self.task.identity(), "seed": settings.seed, **tuning}
 
     def folder(self) -> Path:

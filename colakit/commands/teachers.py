@@ -82,7 +82,7 @@ def untuned_base(context: Context, teacher: Teacher) -> str:
         ColakitError: if the teacher has none, or what lies there is another one.
     """
     origin = teacher.classifier.origin
-    hint = "Name a model that writes sentences: --set transfer.language_model=BASE"
+    hint = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
     if not isinstance(teacher.classifier.model, GPTClassifier):
         raise ColakitError(f"--teacher {teacher.path}: has no base that could write samples", hint=hint)
     base = str(context.settings.base if context.resolved.was_typed("base") else origin.get("base", ""))

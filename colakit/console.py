@@ -68,12 +68,13 @@ class Reporter:
     Args:
         quiet: leave out progress and remarks; warnings, errors and results stay.
         results_on_stderr: keep stdout for JSON or data.
+        within: this is part of another command's work, whose results are no more than remarks.
     """
 
-    def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False, within: bool = False) -> None:
+        self.quiet, self.silent = quiet, quiet and within
         self._remarks = _console(stderr=True)
-        self._results = self._remarks if results_on_stderr else _console(stderr=False)
+        self._results = self._remarks if results_on_stderr or within else _console(stderr=False)
 
     def say(self, text: str) -> None:
         """Remark on what is going on."""
@@ -91,10 +92,13 @@ class Reporter:
 
     def result(self, text: str) -> None:
         """Print a line of the result."""
-        self._results.print(escape(text))
+        if not self.silent:
+            self._results.print(escape(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; columns after the first are aligned right."""
+        if self.silent:
+            return
         table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
         for position, column in enumerate(columns):
             table.add_column(escape(column), justify="right" if position else "left", overflow="fold")

@@ -165,7 +165,7 @@ def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
     """What `sample_edits` needs beyond `samples` are further sentences, not the same ones again."""
     context, task = made(toy / "corpus", writer_epochs=0)
     settings, writer = context.settings.transfer, TunedWriter(context, task, str(toy / "base"))
-    sources = Sources(settings, task.train.sentences, writer)
+    sources = Sources(settings, task.train.sentences, writer, lambda sentence: False)
     first = list(islice(sources.draw("samples", 50), 50))
     next(sources.draw("sample_edits", 80))
     assert sources.sampled[:50] == first
@@ -182,13 +182,13 @@ def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
 def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
     context, task = made(
         shared / "cola" / "cola_public.zip",
-        size=1,
-        sources="{edits: 4, samples: 1}",
+        size=0.5,
+        sources="{edits: 1, resampled: 1, samples: 1, sample_edits: 1}",
         writer_epochs=0,
         language_model=shared / "models" / "mini-v0",
     )
     drawn = draw(context, task)
-    assert len(drawn) == len(task.train)
+    assert len(drawn) == round(0.5 * len(task.train))
     dev = task.corpus.split("dev")
     assert len(dev) == 1043
     assert not forms(drawn) & forms(dev)
@@ -262,6 +262,49 @@ def test_a_rule_labels_near_misses_of_cola_alone() -> None:
         augmented(context, task)
 
 
+def test_what_a_writer_reads_and_computes_in_tells_writers_apart(toy: Path) -> None:
+    def identity(*assignments: str) -> dict[str, object]:
+        told = [f"data.path={toy / 'corpus'}", *assignments]
+        context = Context(
+            "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
+        )
+        return TunedWriter(context, load_task(context), str(toy / "base")).identity
+
+    usual = identity("precision=fp32")
+    for told in ("precision=bf16", "data.max_tokens=8", "finetune.lr=0.1", "lora.rank=2", "transfer.seed=1"):
+        assert identity("precision=fp32", told) != usual, told
+    for told in ("seed=1", "finetune.add_bos=true", "finetune.patience=1", "student.hidden_size=7"):
+        assert identity("precision=fp32", told) == usual, told
+
+
+def test_sentences_that_measure_are_not_corrupted_either(toy: Path, prose: Path) -> None:
+    context, task = made(toy / "corpus", sources="{text: 1, text_edits: 1}", text=prose)
+    sources = Sources(context.settings.transfer, task.train.sentences, None, lambda s: "counted 7" in s)
+    assert not [s for s in sources.draw("text", 10) if "counted 7" in s]
+
+
+@pytest.mark.parametrize(("words", "enough"), [(1, False), (2, True), (60, True)])
+def test_short_and_long_sentences_have_near_misses(words: int, enough: bool) -> None:
+    train = [" ".join(f"w{i}x{j}" for j in range(words)) + "." for i in range(30)]
+    labels = np.array([1] * 20 + [0] * 10, dtype=np.int64)
+    split, none = Split("train", tuple(train), labels), Split("holdout", (), labels[:0])
+    task = Task(Corpus("made", COLA_LABELS, {"train": split}), split, none, {})
+    told = ["transfer.size=1", "transfer.sources={edits: 1}"]
+    context = Context(
+        "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
+    )
+    if enough:
+        assert len(draw(context, task)) == 30
+    else:
+        with pytest.raises(ColakitError, match="only 0 of 30"):
+            draw(context, task)
+
+
+def test_no_transfer_set_cannot_be_augmented(toy: Path) -> None:
+    with pytest.raises(ColakitError, match=r"transfer\.size is 0"):
+        augmented(*made(toy / "corpus", size=0))
+
+
 def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def writer(**settings: object) -> TunedWriter:
         context, task = made(toy / "corpus", **settings)
@@ -277,7 +320,7 @@ def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixt
     assert "tuning" not in capsys.readouterr().err
     assert writer(writer_epochs=2).folder() != tuned.folder()
     assert writer(writer_epochs=1, seed=1).folder() != tuned.folder()
-    assert untuned.identity() != tuned.identity()
+    assert untuned.identity != tuned.identity
 
 
 @pytest.mark.parametrize(
@@ -285,6 +328,7 @@ def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixt
     [
         ("transfer.sources={text_edits: 1}", "need transfer.text"),
         ("transfer.sources={}", "transfer.sources"),
+        ("transfer.text=prose.txt", "read by the sources text and text_edits alone"),
         ("transfer.sources={edits: 0}", "greater than 0"),
         ("finetune.leave_out=0/5", "a fold is written"),
         ("finetune.leave_out=6/5", "a fold is written"),

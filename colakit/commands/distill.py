@@ -12,6 +12,7 @@ from colakit.commands.students import Lore, empty_student, student_job
 from colakit.commands.task import Task, percent
 from colakit.commands.teachers import (
     Teacher,
+    base_name,
     hidden_states,
     load_teachers,
     mean_logits,
@@ -36,7 +37,10 @@ def run(context: Context, *, resume: Resume) -> dict[str, Any]:
 
 
 def _plan(context: Context, task: Task) -> DistilRNN:
-    return empty_student(context, task, load_teachers(context, task)[0].classifier.tokenizer.vocab_size)
+    first = load_teachers(context, task)[0]
+    if context.settings.transfer.writes and context.settings.transfer.language_model is None:
+        base_name(context, first)
+    return empty_student(context, task, first.classifier.tokenizer.vocab_size)
 
 
 def _build(context: Context, task: Task) -> tuple[Job, list[str]]:

@@ -75,24 +75,35 @@ def load_teacher(context: Context, task: Task, path: str) -> Teacher:
     return Teacher(path, classifier, classifier.fingerprint())
 
 
+NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
+
+
+def base_name(context: Context, teacher: Teacher) -> str:
+    """Return what the base of a teacher is called: as it was typed, or as the teacher says.
+
+    Raises:
+        ColakitError: if the teacher has none.
+    """
+    if not isinstance(teacher.classifier.model, GPTClassifier):
+        raise ColakitError(f"--teacher {teacher.path}: has no base that could write samples", hint=NO_SAMPLES)
+    typed = context.resolved.was_typed("base")
+    return str(context.settings.base if typed else teacher.classifier.origin.get("base", ""))
+
+
 def untuned_base(context: Context, teacher: Teacher) -> str:
     """Return the base that a teacher was tuned from: the typed one, or where the teacher says it lies.
 
     Raises:
         ColakitError: if the teacher has none, or what lies there is another one.
     """
-    origin = teacher.classifier.origin
-    hint = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
-    if not isinstance(teacher.classifier.model, GPTClassifier):
-        raise ColakitError(f"--teacher {teacher.path}: has no base that could write samples", hint=hint)
-    base = str(context.settings.base if context.resolved.was_typed("base") else origin.get("base", ""))
-    wanted = origin.get("base_fingerprint")
+    base = base_name(context, teacher)
+    wanted = teacher.classifier.origin.get("base_fingerprint")
     try:
         found = base_fingerprint(load_gpt(resolve_base(base)))
     except ColakitError as error:
-        raise ColakitError(f"samples are the teacher's base's: {error.message}", hint=hint) from error
+        raise ColakitError(f"samples are the teacher's base's: {error.message}", hint=NO_SAMPLES) from error
     if wanted is not None and found != wanted:
-        raise ColakitError(f"{base}: is not the base that {teacher.path} was tuned from", hint=hint)
+        raise ColakitError(f"{base}: is not the base that {teacher.path} was tuned from", hint=NO_SAMPLES)
     return base
 
 

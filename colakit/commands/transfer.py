@@ -1,4 +1,4 @@
-"""The transfer set of a run: made once, kept in the cache, shared by every seed and by the control."""
+"""The transfer set of a run: made once, kept in the cache, shared by every seed; and the control's own."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def transfer_set(context: Context, task: Task, settings: TransferSettings, base:
     wanted = round(settings.size * len(task.train))
     if not wanted:
         return Split("transfer", ())
-    writes = {"resampled", "samples", "sample_edits"} & set(settings.sources)
-    writer = TunedWriter(context, task, settings.language_model or base()) if writes else None
+    writer = TunedWriter(context, task, settings.language_model or base()) if settings.writes else None
     measuring = [task.holdout, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
@@ -47,14 +46,14 @@ def transfer_set(context: Context, task: Task, settings: TransferSettings, base:
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],
         "text": [sha256_of(file) for file in _text(settings)],
-        "writer": writer and writer.identity(),
+        "writer": writer and writer.identity,
     }
 
     def gather() -> list[str]:
         context.reporter.say(f"gathering a transfer set of {wanted:,} sentences")
         forbidden = [sentence for split in measuring for sentence in split.sentences]
-        collector = Collector(forbidden, known=task.train.sentences)
-        sources = Sources(settings, task.train.sentences, writer)
+        collector = Collector(forbidden, known=task.train.sentences, lengths=_lengths(task.train))
+        sources = Sources(settings, task.train.sentences, writer, collector.is_forbidden)
         with context.reporter.progress("sentences", wanted) as bar:
             for name, share in shares(wanted, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
@@ -72,9 +71,11 @@ def augmented(context: Context, task: Task) -> Split:
     what a student without a teacher can be given of the same size.
 
     Raises:
-        ColakitError: if the labels are not CoLA's.
+        ColakitError: if the labels are not CoLA's, or there is to be no transfer set.
     """
     train = task.train
+    if not context.settings.transfer.size:
+        raise ColakitError("train_scratch.augmented: transfer.size is 0", hint="Set transfer.size.")
     if task.corpus.label_names != COLA_LABELS:
         raise ColakitError(
             "without a teacher, only near misses of sentences of CoLA's two labels can be labelled",
@@ -101,10 +102,18 @@ class Sources:
     Args:
         train: sentences of train.
         writer: what samples; None where nothing asks for it.
+        is_forbidden: tells the sentences that measure, which are not corrupted either.
     """
 
-    def __init__(self, settings: TransferSettings, train: Sequence[str], writer: TunedWriter | None) -> None:
+    def __init__(
+        self,
+        settings: TransferSettings,
+        train: Sequence[str],
+        writer: TunedWriter | None,
+        is_forbidden: Callable[[str], bool],
+    ) -> None:
         self.settings, self.train, self.tuned = settings, train, writer
+        self.is_forbidden = is_forbidden
         self.rng = random.Random(settings.seed)
         self.sampled: list[str] = []  # so far, those that were not taken among them
         self.samples = self._remembered()
@@ -122,21 +131,28 @@ class Sources:
                 for _ in islice(self.samples, max(0, wanted - len(self.sampled))):
                     pass
                 return near_misses(self.sampled, [*self.train, *self.sampled[:LEXICON]], self.rng)
-        found = list(whole_sentences(_text(self.settings), WORDS))
+        whole = whole_sentences(_text(self.settings), WORDS)
+        found = [sentence for sentence in whole if not self.is_forbidden(sentence)]
         self.rng.shuffle(found)
         return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
 
     def _remembered(self) -> Iterator[str]:
         """Continue the beginnings of train sentences, and remember what is written."""
         for sentence in self.writer.continuations(self.train):
-            self.sampled.append(sentence)
-            yield sentence
+            if not self.is_forbidden(sentence):
+                self.sampled.append(sentence)
+                yield sentence
 
     @cached_property
     def writer(self) -> Writer:
         """The model that samples."""
         assert self.tuned is not None
         return self.tuned.load(self.rng)
+
+
+def _lengths(train: Split) -> range:
+    longest = max((len(sentence.split()) for sentence in train.sentences), default=0)
+    return range(WORDS.start, max(WORDS.stop, longest + 1))
 
 
 def _text(settings: TransferSettings) -> list[Path]:

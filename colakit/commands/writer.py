@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,15 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.distributed import Processes
 from colakit.engine.runs import RunFolder
 from colakit.engine.writing import Writer
+from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.settings import FinetuneSettings
 
+FORMAT = 1  # raise it when writers are made differently
+TUNING = (  # settings of `finetune` that a writer shares; the others are of classifiers
+    *("method", "lr", "batch_size", "micro_batch_size", "weight_decay", "schedule", "warmup", "decay"),
+    *("clip_norm", "base_dropout", "log_every", "save_every_steps"),
+)
 WAIT_SECONDS = 6 * 3600.0  # for another process that tunes the same one
 
 
@@ -39,38 +48,73 @@ class TunedWriter:
         self.task, self.base = task, base
         self.epochs = context.settings.transfer.writer_epochs
         settings = context.settings
-        changes = {"objective": "language_modelling", "leave_out": None, "from_scratch": False}
-        tuning = settings.finetune.model_copy(update={**changes, "epochs": max(1, self.epochs)})
+        tuning = FinetuneSettings(
+            objective="language_modelling",
+            epochs=max(1, self.epochs),
+            **{name: getattr(settings.finetune, name) for name in TUNING},
+        )
         told = settings.model_copy(update={"base": base, "seed": settings.transfer.seed, "finetune": tuning})
         self.context = replace(
             context,
-            command="finetune",
+            command="writer",
             resolved=replace(context.resolved, settings=told),
-            reporter=Reporter(quiet=context.reporter.quiet, results_on_stderr=True),
+            reporter=Reporter(quiet=context.reporter.quiet, within=True),
         )
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Return plain data that determines its weights."""
-        base = base_fingerprint(load_gpt(resolve_base(self.base)))
+        """Plain data that determines what it writes."""
+        folder, settings = resolve_base(self.base), self.context.settings
+        found = {
+            "base": base_fingerprint(load_gpt(folder)),
+            "tokenizer": SentenceTokenizer.from_folder(folder).vocabulary(),
+        }
         if not self.epochs:
-            return {"base": base}
-        settings = self.context.settings
-        tuning = settings_identity(settings, ("lora", "finetune"), FREE_TO_CHANGE)
-        return {"base": base, **self.task.identity(), "seed": settings.seed, **tuning}
+            return found
+        return {
+            **found,
+            **self.task.identity(),
+            **settings_identity(settings, ("lora", "finetune"), FREE_TO_CHANGE),
+            "format": FORMAT,
+            "seed": settings.seed,
+            "max_tokens": settings.data.max_tokens,
+            "compute": f"{self.context.compute.device.type}, {self.context.compute.dtype}",
+        }
 
     def folder(self) -> Path:
-        """Return the folder of its weights, which are made now where they were not before."""
+        """Return the folder of its weights, which are made now where they were not before.
+
+        Raises:
+            ColakitError: if the cache cannot be written, or the tuning ends early.
+        """
         if not self.epochs:
             return resolve_base(self.base)
-        run = RunFolder(self.context.cache_folder / "writers" / key_digest(self.identity()))
-        run.path.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(self.context.cache_folder / "writers" / key_digest(self.identity))
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ColakitError(
+                f"{error.filename or run.path}: {error.strerror}",
+                hint="Name another cache: --set cache=FOLDER",
+            ) from error
         with run.lock.held(WAIT_SECONDS):
             if not run.summary.is_file():
-                self.context.reporter.say(f"tuning {self.base} to write sentences like those of train")
-                training = finetune.language_model(self.context, self.task)
-                resuming = bool(run.checkpoints.found())
-                train_run(self.context, training, run, Processes(), resuming=resuming)
+                self._tune(run)
         return run.base
+
+    def _tune(self, run: RunFolder) -> None:
+        self.context.reporter.say(f"tuning {self.base} to write sentences like those of train")
+        try:
+            training = finetune.language_model(self.context, self.task)
+            resuming = bool(run.checkpoints.found())
+            train_run(self.context, training, run, Processes(), resuming=resuming)
+        except ColakitError as error:
+            raise ColakitError(
+                f"tuning the writer: {error.message}",
+                hint="The same command again goes on from there.",
+                exit_code=error.exit_code,
+            ) from error
+        shutil.rmtree(run.checkpoints.folder)  # nobody goes on from a writer that is done
 
     def load(self, rng: random.Random) -> Writer:
         """Return what writes, in place.

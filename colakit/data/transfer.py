@@ -18,7 +18,7 @@ from colakit.errors import ColakitError
 SourceName = TypeVar("SourceName", bound=str)
 FORMAT = 3  # raise it when sentences are made differently, so that cached sets are made anew
 PATIENCE = 20  # sentences in a row that are not new, for each one wanted, until a source is called exhausted
-WORDS = range(2, 41)  # of a sentence that is used
+WORDS = range(2, 41)  # of a sentence that is used, or up to the longest of train
 
 
 def normalised(sentence: str) -> str:
@@ -33,17 +33,24 @@ class Collector:
     Args:
         forbidden: sentences that must never be taken: those that measure.
         known: sentences that need not be taken again: those of train.
+        lengths: in words, of those taken.
     """
 
-    def __init__(self, forbidden: Iterable[str], known: Iterable[str] = ()) -> None:
-        self.refused = {"", *map(normalised, forbidden), *map(normalised, known)}
+    def __init__(self, forbidden: Iterable[str], known: Iterable[str] = (), lengths: range = WORDS) -> None:
+        self.forbidden = frozenset(map(normalised, forbidden))
+        self.refused = {"", *self.forbidden, *map(normalised, known)}
+        self.lengths = lengths
         self.taken: list[str] = []
+
+    def is_forbidden(self, sentence: str) -> bool:
+        """Whether the sentence is one of those that measure, and not to be corrupted either."""
+        return normalised(sentence) in self.forbidden
 
     def take(self, sentence: str) -> bool:
         """Take the sentence, if it may be taken; tell whether."""
         words = sentence.split()
         form = normalised(sentence)
-        if form in self.refused or len(words) not in WORDS:
+        if form in self.refused or len(words) not in self.lengths:
             return False
         self.refused.add(form)
         self.taken.append(" ".join(words))
@@ -73,23 +80,34 @@ class Collector:
         if missing:
             raise ColakitError(
                 f"transfer.{name}: only {wanted - missing:,} of {wanted:,} sentences are new",
-                hint="Lower transfer.size, or give another source a larger share.",
+                hint="Lower transfer.size (0 draws none), or give another source a larger share.",
             )
 
 
 def near_misses(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
-    """Yield without end the sentences in ever new orders, each with one corruption.
+    """Yield the sentences in ever new orders, each with one corruption; without end, if any has two words.
 
     Args:
         words_of: sentences whose words and forms the corruptions take.
     """
     corruptor = Corruptor(words_of)
     order = list(sentences)
-    while order:
+
+    def one_round() -> Iterator[str]:
         rng.shuffle(order)
-        for sentence in order:
-            if (corrupted := corruptor.corrupt(sentence, rng)) is not None:
-                yield corrupted
+        corrupted = (corruptor.corrupt(sentence, rng) for sentence in order)
+        return (sentence for sentence in corrupted if sentence is not None)
+
+    return rounds(one_round)
+
+
+def rounds(draw: Callable[[], Iterable[str]], least: int = 1) -> Iterator[str]:
+    """Yield what round after round draws, until one draws fewer than `least`."""
+    drawn = least
+    while drawn >= least:
+        drawn = 0
+        for drawn, sentence in enumerate(draw(), start=1):  # noqa: B007 (counted for the loop around it)
+            yield sentence
 
 
 def shares(wanted: int, weights: Mapping[SourceName, float]) -> dict[SourceName, int]:

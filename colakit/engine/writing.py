@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from colakit.data.corruptions import join_words, split_words
 from colakit.data.text import sentences
 from colakit.data.tokens import SentenceTokenizer
+from colakit.data.transfer import rounds
 from colakit.engine.device import Compute
 from colakit.engine.generation import generate_tokens
 from colakit.models.gpt import GPT
 
-SENTENCE_TOKENS = 32  # sampled for a sentence at most; one that has not ended by then is left out
+SENTENCE_TOKENS = 32  # sampled for a sentence at most, where most of train are no longer
+LENGTHS = 2000  # sentences of train that are looked at for that
 WORD_TOKENS = 5  # sampled for a word at most
 BATCH_SIZE = 512  # samples computed at a time
 WHOLE_WORD = re.compile(r" ([^\W\d_]+)(?=[\s.,;:?!])")  # the space before it is the first token's
@@ -63,26 +66,29 @@ class Writer:
         self.model, self.tokenizer, self.compute = model, tokenizer, compute
         self.temperature, self.rng, self.generator = temperature, rng, generator
         self.batch_size = batch_size
+        self.least = max(1, AHEAD * batch_size // 100)  # of a round's samples, or it was the last
 
     def continuations(self, beginnings: Sequence[str]) -> Iterator[str]:
-        """Yield sampled sentences without end.
+        """Yield sampled sentences, without end unless hardly any is complete.
 
         Each begins after the end-of-text token, with up to half of the words of one of `beginnings`. It is
         complete where the model ends the text, or begins another sentence; one that is not is left out.
         """
-        return _rounds(lambda: self._continuations(beginnings))
+        return rounds(lambda: self._continuations(beginnings), self.least)
 
     def resampled(self, originals: Sequence[str]) -> Iterator[str]:
-        """Yield without end sentences of `originals` in which one word is another, sampled in its place.
+        """Yield sentences of `originals` in which one word is another, sampled in its place, without end.
 
         The model has read what stands left of the word, not what stands right: much of what fits there does
         not fit the rest.
         """
-        return _rounds(lambda: self._resampled(originals))
+        return rounds(lambda: self._resampled(originals), self.least)
 
     def _continuations(self, beginnings: Sequence[str]) -> Iterator[str]:
         heads = [self._beginning(beginnings) for _ in range(AHEAD * self.batch_size)]
-        for _, prompts, added in self._continued(heads, SENTENCE_TOKENS, self.tokenizer.end_of_text_id):
+        lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
+        room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
+        for _, prompts, added in self._continued(heads, room, self.tokenizer.end_of_text_id):
             for prompt, new in zip(prompts, added, strict=True):
                 if (text := self._first_sentence(prompt[1:], new)) is not None:
                     yield text
@@ -154,16 +160,6 @@ class Writer:
         """Return what stands before the end-of-text token, and whether it came."""
         stop = self.tokenizer.end_of_text_id
         return (new[: new.index(stop)], True) if stop in new else (new, False)
-
-
-def _rounds(draw: Callable[[], Iterator[str]]) -> Iterator[str]:
-    """Yield what round after round draws, until one draws nothing."""
-    drew = True
-    while drew:
-        drew = False
-        for text in draw():
-            drew = True
-            yield text
 
 
 def _chunks(items: list[int], size: int) -> Iterator[list[int]]:

@@ -111,8 +111,18 @@ class TransferSettings(Section):
     temperature: float = Field(1.0, gt=0, description="of sampling")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")
 
+    @property
+    def writes(self) -> bool:
+        """Whether a language model has to write some of it."""
+        return bool(self.size and {"resampled", "samples", "sample_edits"} & set(self.sources))
+
     @model_validator(mode="after")
     def _sources_have_what_they_need(self) -> Self:
         if {"text", "text_edits"} & set(self.sources) and self.text is None:
             raise ValueError("sources text and text_edits need transfer.text")
+        if self.text is not None and not {"text", "text_edits"} & set(self.sources):
+            raise ValueError(
+                "transfer.text is read by the sources text and text_edits alone; "
+                "name one of them, such as transfer.sources={edits: 1, text: 1, text_edits: 1}"
+            )
         return self

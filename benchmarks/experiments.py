@@ -135,7 +135,7 @@ def called(commands: Sequence[tuple[str, ...]], jobs: int = 1) -> list[str]:
     try:
         return run_side_by_side(children, workers, tell=lambda name, line: None)
     except ColakitError as error:
-        sys.exit(str(error))
+        sys.exit(f"{error.message}\n{error.hint or ''}".rstrip())
 
 
 def holdout_mcc(run: Path) -> float:

@@ -20,6 +20,7 @@ from colakit.console import read_error
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.errors import EXIT_FAILED, ColakitError
 
+TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # would put control codes into errors
 LOOK_SECONDS = 0.1  # between two looks at whether a signal has come
 GRACE_SECONDS = 10.0  # for a child that is to leave at once
 SHOWN_CHARACTERS = 2000  # of what a child said that ended without an error of colakit's
@@ -98,7 +99,7 @@ class _AtWork:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            env=dict(worker),
+            env={name: text for name, text in worker.items() if name not in TERMINAL},
             start_new_session=True,
         )
         threading.Thread(target=self._hear, args=(heard,), daemon=True).start()

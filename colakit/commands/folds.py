@@ -25,12 +25,6 @@ from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.loading import resolve, to_yaml, without_settings
 from colakit.settings import Settings
 
-TERMINAL = (
-    "FORCE_COLOR",
-    "TTY_COMPATIBLE",
-    "TTY_INTERACTIVE",
-)  # would put control codes into what children say
-
 Plan = Callable[[Context, Task], nn.Module]
 
 
@@ -125,7 +119,6 @@ def _workers(context: Context, count: int) -> list[dict[str, str]]:
     The settings come from a file, so that what set them in this process must not set them again.
     """
     environment = without_settings(os.environ)
-    environment = {name: text for name, text in environment.items() if name not in TERMINAL}
     if context.compute.device.type != "cpu":
         return [environment]
     cores = physical_cores()

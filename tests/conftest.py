@@ -14,6 +14,7 @@ from colakit.engine.device import Compute
 from colakit.toy import write_base, write_corpus
 
 torch.set_num_threads(1)  # the models are tiny; two test processes share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, whose sums must be the same
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_SIZES = {"train": 240, "id_dev": 60, "ood_dev": 60}

@@ -156,17 +156,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without what sets settings."""
-    return {
-        name: text
-        for name, text in environment.items()
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_SETTINGS
-    }
+    return {name: text for name, text in environment.items() if not _is_setting(name)}
+
+
+def _is_setting(variable: str) -> bool:
+    return variable.startswith(ENVIRONMENT_PREFIX) and variable not in NOT_SETTINGS
 
 
 def _environment_layer(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     layer: dict[str, tuple[str, Any]] = {}
     for name, text in sorted(environment.items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS:
+        if _is_setting(name):
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
             layer[key] = (name, _parse_value(text, name))
     return layer

@@ -235,8 +235,8 @@ class Fit(ABC):
         self.context.reporter.say(f"resuming {self.run.path} after step {self.step} of {self.max_steps}")
 
     def _identity(self) -> dict[str, Any]:
-        compute = f"{self.compute.device.type}, {self.compute.dtype}"
-        return {"seed": self.context.settings.seed, **self.lesson.identity, "compute": compute}
+        seed = self.context.settings.seed
+        return {"seed": seed, **self.lesson.identity, "compute": self.compute.arithmetic}
 
     def require_identity(self, saved: Mapping[str, Any]) -> None:
         """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was."""

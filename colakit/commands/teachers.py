@@ -21,6 +21,8 @@ from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
+NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -73,9 +75,6 @@ def load_teacher(context: Context, task: Task, path: str) -> Teacher:
     classifier = load_classifier(path, base=base)
     classifier.require_labels(task.corpus.label_names, f"--teacher {path}")
     return Teacher(path, classifier, classifier.fingerprint())
-
-
-NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
 
 
 def base_name(context: Context, teacher: Teacher) -> str:

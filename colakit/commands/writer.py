@@ -78,7 +78,7 @@ class TunedWriter:
             "format": FORMAT,
             "seed": settings.seed,
             "max_tokens": settings.data.max_tokens,
-            "compute": f"{self.context.compute.device.type}, {self.context.compute.dtype}",
+            "compute": self.context.compute.arithmetic,
         }
 
     def folder(self) -> Path:

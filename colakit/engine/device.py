@@ -30,6 +30,11 @@ class Compute:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def arithmetic(self) -> str:
+        """What sums depend on, as plain data: two runs that agree in it can give the same bytes."""
+        return f"{self.device.type}, {self.dtype}"
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which forward passes run."""
         if self.dtype == torch.float32:

@@ -74,7 +74,9 @@ class Writer:
         Each begins after the end-of-text token, with up to half of the words of one of `beginnings`. It is
         complete where the model ends the text, or begins another sentence; one that is not is left out.
         """
-        return rounds(lambda: self._continuations(beginnings), self.least)
+        lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
+        room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
+        return rounds(lambda: self._continuations(beginnings, room), self.least)
 
     def resampled(self, originals: Sequence[str]) -> Iterator[str]:
         """Yield sentences of `originals` in which one word is another, sampled in its place, without end.
@@ -84,11 +86,9 @@ class Writer:
         """
         return rounds(lambda: self._resampled(originals), self.least)
 
-    def _continuations(self, beginnings: Sequence[str]) -> Iterator[str]:
+    def _continuations(self, beginnings: Sequence[str], num_tokens: int) -> Iterator[str]:
         heads = [self._beginning(beginnings) for _ in range(AHEAD * self.batch_size)]
-        lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
-        room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
-        for _, prompts, added in self._continued(heads, room, self.tokenizer.end_of_text_id):
+        for _, prompts, added in self._continued(heads, num_tokens, self.tokenizer.end_of_text_id):
             for prompt, new in zip(prompts, added, strict=True):
                 if (text := self._first_sentence(prompt[1:], new)) is not None:
                     yield text

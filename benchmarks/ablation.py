@@ -35,27 +35,21 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
     sources = {
         "near misses of train alone": "{edits: 1}",
         "samples alone": "{samples: 1}",
-        "no near misses of samples": "{samples: 3, resampled: 1, edits: 1}",
         "no resampled words": "{samples: 3, edits: 1, sample_edits: 1}",
     }
     changes: dict[str, dict[str, Any]] = {
         "no transfer set": {"transfer.size": 0},
-        "a quarter of the sentences": {"transfer.size": 3},
         **{name: {"transfer.sources": shares} for name, shares in sources.items()},
         "a writer that was not tuned": {"transfer.writer_epochs": 0},
         "train once an epoch": {"distill.train_repeats": 1},
         "kd_weight 1": {"distill.kd_weight": 1},
         "temperature 1": {"distill.temperature": 1},
+        "temperature 4 to 1": {"distill.temperature": 4, "distill.temperature_end": 1},
         "logit MSE": {"distill.soft_loss": "mse"},
         "hidden states": {"distill.hidden_weight": 1},
         "random embeddings": {"student.embeddings": "random"},
         "4,000 tokens": {"student.vocabulary": 4000},
         "neighbours": {"student_training.lm_weight": 0.1, "student_training.lm_weight_end": 0},
-        "two layers": {
-            "student.num_layers": 2,
-            "student.embedding_size": 80,
-            "student.hidden_size": 128,
-        },
         "GRU": {"student.cell": "gru"},
         "plain RNN": {"student.cell": "rnn"},
         "mean pooling": {"student.pooling": "mean"},
@@ -66,7 +60,6 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
     return {
         CONTROL: Row("train-scratch", LOOKS),
         "train-scratch, augmented": Row("train-scratch", {"train_scratch.augmented": True}),
-        "train-scratch, random embeddings": Row("train-scratch", LOOKS | {"student.embeddings": "random"}),
         "distill": taught(one),
         "five teachers": taught(folds),
         "no transfer set, five teachers": taught(folds, {"transfer.size": 0}),

@@ -58,9 +58,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         base = arguments.base or random_gpt2(Path(scratch) / "base")
-        bench = Finetuning(
-            base, read_examples(arguments.data, base), arguments.steps, arguments.batch_size, Path(scratch)
-        )
+        examples = read_examples(arguments.data, load_gpt(base).config.vocab_size)
+        bench = Finetuning(base, examples, arguments.steps, arguments.batch_size, Path(scratch))
         tables = bench.tables(arguments.repeats)
     report(tables, vars(arguments), arguments.out)
 
@@ -72,17 +71,16 @@ def random_gpt2(folder: Path, config: GPTConfig | None = None) -> Path:
     return folder
 
 
-def read_examples(data: Path | None, base: Path) -> Examples:
+def read_examples(data: Path | None, vocab_size: int) -> Examples:
     """Return random tokens and labels with about the lengths of real sentences: speed does not read."""
     if data is not None:
         sentences = load_corpus(data).split("train").sentences
     else:
         grammar = ToyGrammar(0)
         sentences = tuple(grammar.acceptable() for _ in range(4000))
-    vocabulary = load_gpt(base).config.vocab_size
     lengths = np.array([max(1, round(1.15 * len(s.split())) + 1) for s in sentences])  # tokens, near enough
     generator = np.random.default_rng(0)
-    ids = generator.integers(0, vocabulary, size=lengths.sum()).astype(np.int32)
+    ids = generator.integers(0, vocab_size, size=lengths.sum()).astype(np.int32)
     tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]))
     return Examples(tokens, generator.integers(0, 2, size=len(lengths)))
 

@@ -1,4 +1,4 @@
-"""All benchmarks in one run: fine-tuning, whole commands, memory, distilling, inference, start-up.
+"""All benchmarks in one run: fine-tuning, whole commands, memory, students, distilling, inference, start-up.
 
     python benchmarks/suite.py [--scale quick|full|smoke] [--parts NAME…] [--data CORPUS] [--out FILE]
 
@@ -22,7 +22,10 @@ from finetuning import Finetuning, random_gpt2, read_examples
 from inference import Inference, Load
 from measuring import Table, report
 from startup import Startup
+from students import Students
 from worlds import SHAPES, make_world, real_cola
+
+from colakit.models.rnn import RNNConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Scale:
     num_sentences: int | None = 1000
     command_repeats: int = 3
     epochs: int = 3
+    student_steps: int = 50
     student_epochs: int = 10
     load: Load = field(default_factory=Load)
 
@@ -69,6 +73,7 @@ SCALES = {
         num_sentences=60,
         command_repeats=1,
         epochs=1,
+        student_steps=1,
         student_epochs=1,
         load=Load(singles=3, teacher=8, student=16, lines=50),
     ),
@@ -97,7 +102,7 @@ def main() -> None:
 def finetuning(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     """Steps of fine-tuning."""
     base = random_gpt2(scratch / "base", SHAPES[scale.shape])
-    examples = read_examples(data, base)
+    examples = read_examples(data, SHAPES[scale.shape].vocab_size)
     benches = [Finetuning(base, examples, scale.steps, size, scratch) for size in scale.batch_sizes]
     return [table for bench in benches for table in bench.tables(scale.repeats)]
 
@@ -106,6 +111,13 @@ def commands(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     """Whole commands that tune, with their memory."""
     world = make_world(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
     return Commands(world, scale.epochs, scale.batch_sizes[0], scratch).tables(scale.command_repeats)
+
+
+def students(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Steps of a student's training."""
+    config = RNNConfig(SHAPES[scale.shape].vocab_size)
+    examples = read_examples(data, config.vocab_size)
+    return [Students(config, examples, scale.student_steps, 64).table(scale.repeats)]
 
 
 def distilling(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
@@ -129,6 +141,7 @@ def startup(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
 PARTS: dict[str, Callable[[Scale, Path | None, Path], list[Table]]] = {
     "finetuning": finetuning,
     "commands": commands,
+    "students": students,
     "distilling": distilling,
     "inference": inference,
     "startup": startup,

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 PARTS = {  # titles of the tables, and the rows whose ratio is missing because they are what is compared
     "finetuning": (1, "colakit, as it comes"),
     "commands": (2, "colakit finetune"),
+    "students": (1, "colakit, as it comes"),
     "distilling": (1, "colakit distill, 1 epochs"),
     "inference": (4, "student"),
     "startup": (1, "colakit --help"),
@@ -49,7 +50,8 @@ def check(content: dict[str, Any], *parts: str) -> None:
 
 
 def test_the_suite_writes_machine_versions_settings_and_tables(tmp_path: Path) -> None:
-    check(run_suite("finetuning", "inference", out=tmp_path / "suite.json"), "finetuning", "inference")
+    parts = ("finetuning", "students", "inference")
+    check(run_suite(*parts, out=tmp_path / "suite.json"), *parts)
 
 
 @pytest.mark.slow

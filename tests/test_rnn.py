@@ -127,6 +127,40 @@ def test_dropout_acts_in_training_mode_alone() -> None:
     assert not torch.equal(model(*ragged()), model(*ragged()))
 
 
+def low_precision() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@every_cell
+def test_answers_are_fp32_in_whatever_precision_they_are_asked_for(cell: str) -> None:
+    model = student(cell=cell, num_layers=2)
+    with low_precision():
+        asked = model(*ragged())
+    assert torch.equal(asked, model(*ragged()))
+
+
+@every_cell
+@both_directions
+def test_training_in_bf16_follows_the_gradients_of_fp32(cell: str, bidirectional: bool) -> None:
+    model = student(cell=cell, pooling="mean", bidirectional=bidirectional, num_layers=2, dropout=0).train()
+    labels = torch.tensor([0, 1, 2, 1])
+
+    def learnt() -> dict[str, Tensor]:
+        model.zero_grad()
+        logits = model(*ragged())
+        assert logits.dtype == torch.float32
+        nn.functional.cross_entropy(logits, labels).backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters()}  # type: ignore[union-attr]
+
+    exact = learnt()
+    with low_precision():
+        rough = learnt()
+    for name, gradient in exact.items():
+        error = (rough[name] - gradient).norm() / gradient.norm()
+        assert error < 0.05, name  # bf16 has 8 bits, and errors add up over 9 tokens
+        assert not torch.equal(rough[name], gradient), f"{name}: nothing was rounded"
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Work in one thread: on a busy machine, several mostly wait for each other."""

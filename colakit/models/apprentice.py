@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from colakit.models.fused import IGNORED, linear_cross_entropy
-from colakit.models.rnn import DistilRNN
+from colakit.models.rnn import DistilRNN, in_fp32
 
 
 class Answer(NamedTuple):
@@ -56,9 +55,9 @@ class Apprentice(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:
         """Return the student's answer for (B, T) tokens, as `DistilRNN.forward` takes them."""
-        with torch.autocast(input_ids.device.type, enabled=False):
-            reading = self.student.read(input_ids, attention_mask)
-            logits = self.student.answer(reading.pooled)
+        reading = self.student.read(input_ids, attention_mask)
+        logits = self.student.answer(reading.pooled)
+        with in_fp32(input_ids.device.type):
             hidden = self.to_hidden(reading.pooled) if self.to_hidden is not None else None
         nats = self._nats(reading.first, reading.rows, attention_mask) if self.to_tokens else None
         return Answer(logits, hidden, nats)

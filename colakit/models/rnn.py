@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, E embedding width, H hidden width, C classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,20 +118,28 @@ class DistilRNN(nn.Module):
             input_ids: (B, T) int64, padded on the right with any token.
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
         """
-        with torch.autocast(input_ids.device.type, enabled=False):  # it is small: fp32 costs nothing
-            return self.answer(self.read(input_ids, attention_mask).pooled)
+        return self.answer(self.read(input_ids, attention_mask).pooled)
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Reading:
-        """Return the states of (B, T) tokens, and the sentences they make up."""
+        """Return the states of (B, T) tokens, and the sentences they make up, all fp32."""
         lengths = attention_mask.sum(dim=1)  # (B,)
         reverse = self.reversal(lengths, input_ids.shape[1])  # (B, T)
         rows = self.rows(input_ids)
-        x = self.embedding(rows)  # (B, T, E)
-        states = []
+        states, x = [], self.embedding(rows)  # (B, T, E)
         for layer in self.layers:
-            x = self._run_layer(layer, self.dropout(x), reverse)
+            with self._recurrent_precision(x.device.type):
+                x = self._run_layer(layer, self.dropout(x), reverse).float()
             states.append(x)
-        return Reading(rows, states[0], self.pool(x, attention_mask, lengths))
+        with in_fp32(x.device.type):
+            return Reading(rows, states[0], self.pool(x, attention_mask, lengths))
+
+    def _recurrent_precision(self, device: str) -> contextlib.AbstractContextManager[object]:
+        """Return the context of the recurrent layers: the caller's in training on a CPU, else fp32.
+
+        They are most of a training step there, and a CPU that multiplies bf16 is sooner done with them
+        (docs/performance.md). A student's answers are always computed in fp32.
+        """
+        return contextlib.nullcontext() if self.training and device == "cpu" else in_fp32(device)
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """Return the embedding's row of each token, in the shape of `input_ids`, int64."""
@@ -138,7 +147,8 @@ class DistilRNN(nn.Module):
 
     def answer(self, pooled: Tensor) -> Tensor:
         """Return class logits (B, C) of (B, W) sentences."""
-        return self.score(self.dropout(pooled))
+        with in_fp32(pooled.device.type):
+            return self.score(self.dropout(pooled))
 
     def check_rows(self) -> None:
         """Raise `ValueError` where a token's row is none of the embedding's."""
@@ -188,6 +198,11 @@ class DistilRNN(nn.Module):
         hidden = self.config.hidden_size  # `last`: each direction's state once it has read everything
         forward = states[torch.arange(len(lengths), device=lengths.device), lengths - 1, :hidden]
         return torch.cat([forward, states[:, 0, hidden:]], dim=-1)
+
+
+def in_fp32(device: str) -> torch.autocast:
+    """Return the context in which a caller's lower precision does not count."""
+    return torch.autocast(device, enabled=False)
 
 
 def _take_tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""A student's training steps: colakit beside torch's own bidirectional LSTM over packed sequences.
+
+    python benchmarks/students.py [--data CORPUS] [--steps N] [--repeats N] [--batch-size N] [--out FILE]
+
+The student has the shape that `colakit distill` gives it, GPT-2's vocabulary and logits to match; it does not
+matter which. Beside it, embedding, LSTM, attention pooling and loss as one writes them with torch: on batches
+of shuffled sentences, and on colakit's, which hold sentences of like length.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from finetuning import RATE, Clock, read_examples
+from measuring import Table, Way, compare, in_turn, precision_of, report
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.engine.device import keep_freed_memory, resolve_compute
+from colakit.engine.objectives import constant, distillation
+from colakit.engine.training import StepBatch, train
+from colakit.models.rnn import DistilRNN, RNNConfig
+
+OURS, OURS_FP32 = "colakit, as it comes", "colakit, fp32"
+RIVAL = "torch's LSTM, packed"
+OBJECTIVE = distillation(kd_weight=constant(0.5), temperature=constant(2.0))
+
+Plan = Sequence[NDArray[np.int64]]
+
+
+def main() -> None:
+    """Measure, print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="corpus; default: sentences of the toy grammar")
+    parser.add_argument("--steps", type=int, default=50, help="measured steps a repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/students.json"))
+    arguments = parser.parse_args()
+    config = RNNConfig(vocab_size=50257)
+    examples = read_examples(arguments.data, config.vocab_size)
+    bench = Students(config, examples, arguments.steps, arguments.batch_size)
+    report([bench.table(arguments.repeats)], vars(arguments), arguments.out)
+
+
+@dataclass(frozen=True)
+class Students:
+    """Steps of one size of one student.
+
+    Attributes:
+        steps: measured, after one that is not.
+    """
+
+    config: RNNConfig
+    examples: Examples
+    steps: int
+    batch_size: int
+
+    def table(self, repeats: int) -> Table:
+        """Measure all ways in turn; return sentences a second."""
+        keep_freed_memory()
+        ways = self.ways()
+        title = f"Distilling, a student's steps of {self.batch_size} sentences"
+        return compare(title, ways, in_turn(ways, repeats), RATE, ours=OURS)
+
+    def ways(self) -> list[Way]:
+        """Return what is measured here."""
+        grouped = plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0)[: self.steps + 1]
+        order = np.concatenate(grouped)  # the same sentences, in batches of all lengths
+        np.random.default_rng(0).shuffle(order)
+        shuffled = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        found = [
+            Way(f"{RIVAL}, shuffled", "fp32", lambda: self.packed(shuffled), OURS),
+            Way(f"{RIVAL}, grouped by length", "fp32", lambda: self.packed(grouped), OURS),
+        ]
+        if precision_of() == "bf16":
+            found.append(Way(OURS_FP32, "fp32", lambda: self.colakit(grouped, "fp32"), OURS))
+        return [*found, Way(OURS, precision_of(), lambda: self.colakit(grouped, "auto"))]
+
+    def colakit(self, plan: Plan, precision: str) -> dict[str, float]:
+        """Train with colakit's loop."""
+        compute = resolve_compute("auto", precision)
+        examples = self.taught()
+        model = DistilRNN(self.config).to(compute.device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        batches = (
+            StepBatch(micro_batches(examples, index, self.batch_size), len(index), 0, f"{position}")
+            for position, index in enumerate(plan)
+        )
+        clock = Clock()
+        for step in train(model, batches, OBJECTIVE, optimizer, lr_at=lambda step: 1.0, compute=compute):
+            clock.step(step.count)
+        return clock.figures()
+
+    def packed(self, plan: Plan) -> dict[str, float]:
+        """Train torch's network in a loop of few lines."""
+        device = resolve_compute("auto", "fp32").device
+        examples = self.taught()
+        model = Packed(self.config).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        clock = Clock()
+        for index in plan:
+            batch = examples.batch(index).to(device)
+            loss = OBJECTIVE(model, batch).total / len(index)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            clock.step(len(index))
+        return clock.figures()
+
+    def taught(self) -> Examples:
+        """Return the sentences with logits of nobody's."""
+        shape = (len(self.examples), self.config.num_labels)
+        logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        return replace(self.examples, teacher_logits=logits)
+
+
+class Packed(nn.Module):
+    """The same student as one writes it: packed sequences through `nn.LSTM`, attention over its states."""
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.lstm = nn.LSTM(
+            config.embedding_size,
+            config.hidden_size,
+            num_layers=config.num_layers,
+            batch_first=True,
+            bidirectional=True,
+        )
+        self.attention = nn.Linear(2 * config.hidden_size, 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.score = nn.Linear(2 * config.hidden_size, config.num_labels)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Return class logits (B, C) of (B, T) tokens."""
+        x = self.dropout(self.embedding(input_ids))
+        lengths = attention_mask.sum(dim=1).cpu()
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]  # (B, T, 2H)
+        padding = attention_mask[:, :, None] == 0
+        weights = self.attention(states).masked_fill(padding, -torch.inf).softmax(dim=1)
+        return self.score(self.dropout((weights * states).sum(dim=1)))
+
+
+if __name__ == "__main__":
+    main()

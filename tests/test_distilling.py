@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from colakit.commands.task import load_task
-from colakit.commands.teachers import load_teachers, mean_logits, train_logits
+from colakit.commands.teachers import load_teachers, logits_of, mean_logits, train_logits
 from colakit.console import Reporter
 from colakit.context import Context
 from colakit.data.holdout import left_out
-from colakit.engine.classifier import load_classifier
+from colakit.engine.classifier import SentenceClassifier, load_classifier
 from colakit.interop.gpt2 import load_gpt
 from colakit.loading import resolve
 from colakit.models.apprentice import Apprentice
@@ -44,12 +44,18 @@ def folds(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, folds: list[Path]) -> None:
-    teachers = ",".join(map(str, folds))
+def distilling(toy: Path, teachers: list[Path]) -> Context:
+    named = ",".join(map(str, teachers))
     resolved = resolve(
-        flags={}, assignments=[f"data.path={toy / 'corpus'}", f"distill.teacher={teachers}"], config=None
+        flags={},
+        assignments=[f"data.path={toy / 'corpus'}", f"distill.teacher={named}", "precision=fp32"],
+        config=None,
     )
-    context = Context("distill", resolved, Reporter(quiet=True), None, False, False)
+    return Context("distill", resolved, Reporter(), None, False, False)
+
+
+def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, folds: list[Path]) -> None:
+    context = distilling(toy, folds)
     task = load_task(context)
     first, second = load_teachers(context, task)
     found, num_out_of_fold = train_logits(context, [first, second], task.train)
@@ -64,6 +70,38 @@ def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, 
     both = mean_logits(context, [first, second], task.holdout)
     each = [mean_logits(context, [teacher], task.holdout) for teacher in (first, second)]
     np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-6)
+
+
+def test_a_teacher_goes_on_where_it_was_stopped(
+    toy: Path, folds: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = distilling(toy, folds[:1])
+    task = load_task(context)
+    (teacher,) = load_teachers(context, task)
+    whole = logits_of(context, teacher, task.train)
+    monkeypatch.setattr("colakit.commands.teachers.KEPT_TOGETHER", 50)
+    monkeypatch.setattr(SentenceClassifier, "logits", stops_after(2, original := SentenceClassifier.logits))
+    with pytest.raises(KeyboardInterrupt):
+        logits_of(context, teacher, task.train)
+    monkeypatch.setattr(SentenceClassifier, "logits", original)
+    capsys.readouterr()
+    found = logits_of(context, teacher, task.train)
+    assert f"asking {teacher.path} about {len(task.train) - 100} sentences" in capsys.readouterr().err
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    logits_of(context, teacher, task.train)
+    assert "asking" not in capsys.readouterr().err
+
+
+def stops_after(times: int, method: Callable[..., object]) -> Callable[..., object]:
+    """Return the method, which is interrupted when it has been called so often."""
+    calls = iter(range(times))
+
+    def watched(*arguments: object, **named: object) -> object:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return method(*arguments, **named)
+
+    return watched
 
 
 def test_teachers_that_read_differently_are_refused(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from colakit.commands.task import Task, load_task
 from colakit.commands.transfer import Sources, augmented, transfer_set
@@ -198,13 +197,11 @@ def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Com
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
 
-    def writer() -> Writer:
-        draws = {"rng": random.Random(3), "generator": torch.Generator().manual_seed(3)}
-        return Writer(model, tokenizer, fp32, temperature=1.0, batch_size=4, **draws)
-
+    writer = Writer(model, tokenizer, fp32, temperature=1.0, batch_size=4)
     beginnings = ["the old cat sleeps .", "the girls see the dog ."]
-    found = list(islice(writer().continuations(beginnings), 40))
-    assert found == list(islice(writer().continuations(beginnings), 40))
+    found = list(writer.continuations(beginnings, "a seed"))
+    assert found == list(writer.continuations(beginnings, "a seed"))
+    assert found != list(writer.continuations(beginnings, "another"))
     assert len(set(found)) > 10
     assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in found)
 
@@ -212,12 +209,13 @@ def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Com
 def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Compute) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
-    draws = {"rng": random.Random(0), "generator": torch.Generator().manual_seed(0)}
-    writer = Writer(model, tokenizer, fp32, temperature=1.0, batch_size=8, **draws)
-    assert list(writer.resampled(["Go!", "Stop"])) == []  # the first word is never written anew
+    writer = Writer(model, tokenizer, fp32, temperature=1.0, batch_size=8)
+    assert list(writer.resampled(["Go!", "Stop"], "a seed")) == []  # the first word is never written anew
     original = "The old cat sees the dog."
     words = original.removesuffix(".").split()
-    for sentence in islice(writer.resampled([original]), 50):
+    written = list(writer.resampled([original], "a seed"))
+    assert len(written) > 20
+    for sentence in written:
         found = sentence.removesuffix(".").split()
         assert len(found) == len(words)
         assert sum(one != other for one, other in zip(found, words, strict=True)) == 1
@@ -231,8 +229,7 @@ def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Co
 def test_only_whole_words_are_taken(toy: Path, fp32: Compute, said: str, word: str | None) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base")
-    draws = {"rng": random.Random(0), "generator": torch.Generator()}
-    writer = Writer(model, tokenizer, fp32, temperature=1.0, **draws)
+    writer = Writer(model, tokenizer, fp32, temperature=1.0)
     tokens = tokenizer.encode([said]).sentence(0).tolist()
     assert writer._first_word(tokens) == word
     if said == " dog":  # the end of the text ends the word
@@ -321,6 +318,36 @@ def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixt
     assert writer(writer_epochs=2).folder() != tuned.folder()
     assert writer(writer_epochs=1, seed=1).folder() != tuned.folder()
     assert untuned.identity != tuned.identity
+
+
+def test_rounds_that_were_written_whole_are_read_again(
+    toy: Path, fp32: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that was stopped goes on from there, and a larger set begins with them."""
+    monkeypatch.setattr("colakit.commands.writer.FEWEST", 1)
+    asked: list[str] = []
+
+    class Watched(Writer):
+        def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
+            asked.append(seed)
+            return super().continuations(beginnings, seed)
+
+    def writer(**settings: object) -> TunedWriter:
+        context, task = made(toy / "corpus", writer_epochs=0, **settings)
+        found = TunedWriter(context, task, str(toy / "base"))
+        model = load_gpt(toy / "base").requires_grad_(False).eval()
+        tokenizer = SentenceTokenizer.from_folder(toy / "base")
+        found.writer = Watched(model, tokenizer, fp32, temperature=1.0, batch_size=4)
+        return found
+
+    first = list(islice(writer().samples(), 140))  # of 64 a round
+    assert len(asked) == len(set(asked)) >= 3
+    stopped, asked[:] = list(asked), []
+    assert list(islice(writer().samples(), 200))[:140] == first
+    assert asked[0] == stopped[-1]  # the one that was not whole
+    asked.clear()
+    assert list(islice(writer(seed=1).samples(), 60)) != first[:60]
+    assert asked
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
+KEPT_TOGETHER = 2**14  # sentences whose logits are one file of the cache
 NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
 
 
@@ -146,17 +148,30 @@ def hidden_states(context: Context, teacher: Teacher, split: Split) -> NDArray[n
 
 
 def logits_of(context: Context, teacher: Teacher, split: Split) -> NDArray[np.float32]:
-    """Return a teacher's (N, C) logits for a split, from the cache where it has been asked before."""
-    classifier, compute = teacher.classifier, context.compute
+    """Return a teacher's (N, C) logits for a split, from the cache where it has been asked before.
 
-    def ask() -> dict[str, NDArray[Any]]:
-        context.reporter.say(f"asking {teacher.path} about {len(split):,} sentences ({split.name})")
+    They are kept part by part, so that a command that was stopped goes on where it was.
+    """
+    classifier, compute, arrays = teacher.classifier, context.compute, context.arrays
+    starts = range(0, max(1, len(split)), KEPT_TOGETHER)
+    parts = [split.take(np.arange(len(split))[start : start + KEPT_TOGETHER], split.name) for start in starts]
+    keys = [_key(context, teacher, part) for part in parts]
+    said = [arrays.find("teacher-logits", key) for key in keys]
+    known = sum(len(part) for part, found in zip(parts, said, strict=True) if found is not None)
+    if known < len(split):
+        context.reporter.say(f"asking {teacher.path} about {len(split) - known:,} sentences ({split.name})")
         compute.place(classifier.model.requires_grad_(False))
-        tokens = encode(context, classifier, split, "teacher, ")
-        with context.reporter.progress(f"logits, {split.name}", len(split)) as bar:
+    with context.reporter.progress(f"logits, {split.name}", len(split), known) as bar:
+
+        def ask(part: Split) -> dict[str, NDArray[Any]]:
+            tokens = encode(context, classifier, part, "teacher, ")
             return {"logits": classifier.logits(tokens, compute, done=bar.advance)}
 
-    return context.arrays.get("teacher-logits", _key(context, teacher, split), ask)["logits"]
+        answers = [
+            found or arrays.get("teacher-logits", key, partial(ask, part))
+            for part, key, found in zip(parts, keys, said, strict=True)
+        ]
+    return np.concatenate([answer["logits"] for answer in answers])
 
 
 def _key(context: Context, teacher: Teacher, split: Split) -> dict[str, Any]:

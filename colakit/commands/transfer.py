@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from colakit.data.cache import pack_lines, unpack_lines
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.text import text_files, whole_sentences
 from colakit.data.transfer import FORMAT, WORDS, Collector, near_misses, shares
-from colakit.engine.writing import Writer
 from colakit.errors import ColakitError
 from colakit.files import sha256_of
 from colakit.settings import TransferSettings
@@ -112,7 +110,7 @@ class Sources:
         writer: TunedWriter | None,
         is_forbidden: Callable[[str], bool],
     ) -> None:
-        self.settings, self.train, self.tuned = settings, train, writer
+        self.settings, self.train, self.writer = settings, train, writer
         self.is_forbidden = is_forbidden
         self.rng = random.Random(settings.seed)
         self.sampled: list[str] = []  # so far, those that were not taken among them
@@ -124,7 +122,8 @@ class Sources:
             case "edits":
                 return near_misses(self.train, self.train, self.rng)
             case "resampled":
-                return self.writer.resampled(self.train)
+                assert self.writer is not None
+                return self.writer.resampled()
             case "samples":
                 return self.samples
             case "sample_edits":
@@ -137,17 +136,12 @@ class Sources:
         return iter(found) if name == "text" else near_misses(found, found[:LEXICON], self.rng)
 
     def _remembered(self) -> Iterator[str]:
-        """Continue the beginnings of train sentences, and remember what is written."""
-        for sentence in self.writer.continuations(self.train):
+        """Yield what is sampled, and remember it."""
+        assert self.writer is not None
+        for sentence in self.writer.samples():
             if not self.is_forbidden(sentence):
                 self.sampled.append(sentence)
                 yield sentence
-
-    @cached_property
-    def writer(self) -> Writer:
-        """The model that samples."""
-        assert self.tuned is not None
-        return self.tuned.load(self.rng)
 
 
 def _lengths(train: Split) -> range:

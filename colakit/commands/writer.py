@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from colakit.commands import finetune
 from colakit.commands.fitting import settings_identity
@@ -18,11 +17,12 @@ from colakit.commands.sentence_model import FREE_TO_CHANGE
 from colakit.commands.task import Task
 from colakit.console import Reporter
 from colakit.context import Context
-from colakit.data.cache import key_digest
+from colakit.data.cache import key_digest, pack_lines, unpack_lines
 from colakit.data.tokens import SentenceTokenizer
+from colakit.data.transfer import rounds
 from colakit.engine.distributed import Processes
 from colakit.engine.runs import RunFolder
-from colakit.engine.writing import Writer
+from colakit.engine.writing import AHEAD, BATCH_SIZE, Writer
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.settings import FinetuneSettings
@@ -33,6 +33,7 @@ TUNING = (  # settings of `finetune` that a writer shares; the others are of cla
     *("clip_norm", "base_dropout", "log_every", "save_every_steps"),
 )
 WAIT_SECONDS = 6 * 3600.0  # for another process that tunes the same one
+FEWEST = AHEAD * BATCH_SIZE // 100  # sentences of a round, or it was the last
 
 
 class TunedWriter:
@@ -116,20 +117,45 @@ class TunedWriter:
             ) from error
         shutil.rmtree(run.checkpoints.folder)  # nobody goes on from a writer that is done
 
-    def load(self, rng: random.Random) -> Writer:
-        """Return what writes, in place.
+    def samples(self) -> Iterator[str]:
+        """Yield sampled sentences that begin as those of train, without end unless hardly any is complete."""
+        return self._rounds("samples")
 
-        Args:
-            rng: draws what is to be continued.
-        """
-        settings, compute, folder = self.context.settings.transfer, self.context.compute, self.folder()
+    def resampled(self) -> Iterator[str]:
+        """Yield sentences of train in which one word is another, without end."""
+        return self._rounds("resampled")
+
+    def _rounds(self, kind: Literal["samples", "resampled"]) -> Iterator[str]:
+        numbers = itertools.count()
+        return rounds(lambda: self._round(kind, next(numbers)), FEWEST)
+
+    def _round(self, kind: Literal["samples", "resampled"], number: int) -> Iterator[str]:
+        """Yield what a round gives; a whole one is kept in the cache, for what goes on or draws more."""
+        settings, arrays = self.context.settings.transfer, self.context.arrays
+        seed = f"{settings.seed}, {kind}, round {number}"
+        train = self.task.train
+        key = {
+            "format": FORMAT,
+            "writer": self.identity,
+            "train": train.fingerprint(),
+            "temperature": settings.temperature,
+            "seed": seed,
+        }
+        if (found := arrays.find("written", key)) is not None:
+            yield from unpack_lines(found)
+            return
+        written = []
+        draw = self.writer.continuations if kind == "samples" else self.writer.resampled
+        for sentence in draw(train.sentences, seed):
+            written.append(sentence)
+            yield sentence
+        arrays.keep("written", key, pack_lines(written))
+
+    @cached_property
+    def writer(self) -> Writer:
+        """The model that writes, in place."""
+        compute, folder = self.context.compute, self.folder()
         model = load_gpt(folder).requires_grad_(False).eval()
         compute.place(model)
-        return Writer(
-            model,
-            SentenceTokenizer.from_folder(folder),
-            compute,
-            temperature=settings.temperature,
-            rng=rng,
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
+        tokenizer = SentenceTokenizer.from_folder(folder)
+        return Writer(model, tokenizer, compute, temperature=self.context.settings.transfer.temperature)

@@ -59,31 +59,34 @@ class ArrayCache:
         Raises:
             ColakitError: if the other process takes more than `WAIT_SECONDS`.
         """
-        path = self.path(kind, key)
-
-        def kept() -> Arrays | None:
-            with contextlib.suppress(Exception):  # whatever a damaged file makes numpy stumble over
-                arrays = _unpack(path.read_bytes())
-                check(arrays)
-                return arrays
-            return None
-
-        if (arrays := kept()) is not None:
+        if (arrays := self.find(kind, key, check)) is not None:
             return arrays
-        with _alone(path.with_suffix(".lock")):
-            return kept() or self._made(path, compute)
+        with _alone(self.path(kind, key).with_suffix(".lock")):
+            if (arrays := self.find(kind, key, check)) is None:
+                self.keep(kind, key, arrays := compute())
+            return arrays
 
-    @staticmethod
-    def _made(path: Path, compute: Callable[[], Arrays]) -> Arrays:
-        arrays = compute()
+    def find(
+        self, kind: str, key: Mapping[str, Any], check: Callable[[Arrays], None] = lambda arrays: None
+    ) -> Arrays | None:
+        """Return the arrays of `key`, or None where they are not kept, or cannot be read."""
+        with contextlib.suppress(Exception):  # whatever a damaged file makes numpy stumble over
+            arrays = _unpack(self.path(kind, key).read_bytes())
+            check(arrays)
+            return arrays
+        return None
+
+    def keep(self, kind: str, key: Mapping[str, Any], arrays: Arrays) -> None:
+        """Keep the arrays of `key`, if the cache can be written."""
+        path = self.path(kind, key)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(_pack(arrays))
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        return arrays
 
 
 def key_digest(key: Mapping[str, Any]) -> str:

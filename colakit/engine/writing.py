@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from colakit.data.corruptions import join_words, split_words
 from colakit.data.text import sentences
 from colakit.data.tokens import SentenceTokenizer
-from colakit.data.transfer import rounds
 from colakit.engine.device import Compute
 from colakit.engine.generation import generate_tokens
 from colakit.models.gpt import GPT
@@ -25,7 +25,7 @@ LENGTHS = 2000  # sentences of train that are looked at for that
 WORD_TOKENS = 5  # sampled for a word at most
 BATCH_SIZE = 512  # samples computed at a time
 WHOLE_WORD = re.compile(r" ([^\W\d_]+)(?=[\s.,;:?!])")  # the space before it is the first token's
-AHEAD = 16  # batches' worth of prompts that are sorted by length together
+AHEAD = 16  # batches' worth of prompts in a round, which are sorted by length together
 
 
 class Gap(NamedTuple):
@@ -42,14 +42,26 @@ class Gap(NamedTuple):
         )
 
 
+class Dice(NamedTuple):
+    """What a round draws with: `rng` what is to be continued, `generator` the tokens."""
+
+    rng: random.Random
+    generator: torch.Generator
+
+    @classmethod
+    def seeded(cls, seed: str) -> Self:
+        """Return the dice of a seed."""
+        rng = random.Random(seed)
+        return cls(rng, torch.Generator().manual_seed(rng.getrandbits(63)))
+
+
 class Writer:
-    """A language model that samples sentences, and words inside sentences.
+    """A language model that samples sentences, and words inside sentences, in rounds.
 
     Args:
         model: in place, on the device of `compute`.
         temperature: divides the logits.
-        rng: draws what is to be continued.
-        generator: draws the tokens.
+        batch_size: samples computed at a time; a round has `AHEAD` times as many.
     """
 
     def __init__(
@@ -59,52 +71,44 @@ class Writer:
         compute: Compute,
         *,
         temperature: float,
-        rng: random.Random,
-        generator: torch.Generator,
         batch_size: int = BATCH_SIZE,
     ) -> None:
         self.model, self.tokenizer, self.compute = model, tokenizer, compute
-        self.temperature, self.rng, self.generator = temperature, rng, generator
-        self.batch_size = batch_size
-        self.least = max(1, AHEAD * batch_size // 100)  # of a round's samples, or it was the last
+        self.temperature, self.batch_size = temperature, batch_size
 
-    def continuations(self, beginnings: Sequence[str]) -> Iterator[str]:
-        """Yield sampled sentences, without end unless hardly any is complete.
+    def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
+        """Yield a round of sampled sentences.
 
         Each begins after the end-of-text token, with up to half of the words of one of `beginnings`. It is
         complete where the model ends the text, or begins another sentence; one that is not is left out.
         """
+        dice = Dice.seeded(seed)
         lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
         room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
-        return rounds(lambda: self._continuations(beginnings, room), self.least)
-
-    def resampled(self, originals: Sequence[str]) -> Iterator[str]:
-        """Yield sentences of `originals` in which one word is another, sampled in its place, without end.
-
-        The model has read what stands left of the word, not what stands right: much of what fits there does
-        not fit the rest.
-        """
-        return rounds(lambda: self._resampled(originals), self.least)
-
-    def _continuations(self, beginnings: Sequence[str], num_tokens: int) -> Iterator[str]:
-        heads = [self._beginning(beginnings) for _ in range(AHEAD * self.batch_size)]
-        for _, prompts, added in self._continued(heads, num_tokens, self.tokenizer.end_of_text_id):
+        heads = [_beginning(dice.rng.choice(beginnings), dice.rng) for _ in range(AHEAD * self.batch_size)]
+        for _, prompts, added in self._continued(heads, room, dice, self.tokenizer.end_of_text_id):
             for prompt, new in zip(prompts, added, strict=True):
                 if (text := self._first_sentence(prompt[1:], new)) is not None:
                     yield text
 
-    def _resampled(self, originals: Sequence[str]) -> Iterator[str]:
-        drawn = (self._gap(self.rng.choice(originals)) for _ in range(AHEAD * self.batch_size))
+    def resampled(self, originals: Sequence[str], seed: str) -> Iterator[str]:
+        """Yield a round of sentences of `originals` in which one word is another, sampled in its place.
+
+        The model has read what stands left of the word, not what stands right: much of what fits there does
+        not fit the rest.
+        """
+        dice = Dice.seeded(seed)
+        drawn = (_gap(dice.rng.choice(originals), dice.rng) for _ in range(AHEAD * self.batch_size))
         gaps = [gap for gap in drawn if gap is not None]
         heads = [" ".join(gap.words[: gap.place]) for gap in gaps]
-        for rows, _, added in self._continued(heads, WORD_TOKENS):
+        for rows, _, added in self._continued(heads, WORD_TOKENS, dice):
             for row, new in zip(rows, added, strict=True):
                 gap, word = gaps[row], self._first_word(new)
                 if word is not None and word != gap.words[gap.place]:
                     yield gap.filled(word)
 
     def _continued(
-        self, heads: Sequence[str], num_tokens: int, stop: int | None = None
+        self, heads: Sequence[str], num_tokens: int, dice: Dice, stop: int | None = None
     ) -> Iterator[tuple[list[int], list[list[int]], list[list[int]]]]:
         """Yield batches of heads of one length: their numbers, their tokens, and those sampled.
 
@@ -117,12 +121,14 @@ class Writer:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         alike = (list(rows) for _, rows in itertools.groupby(by_length, key=lambda i: len(prompts[i])))
         batches = [batch for rows in alike for batch in _chunks(rows, self.batch_size)]
-        self.rng.shuffle(batches)  # else who takes a few would get the short ones
+        dice.rng.shuffle(batches)  # else who takes a few would get the short ones
         for rows in batches:
             asked = [prompts[i] for i in rows]
-            yield rows, asked, self._sampled(torch.tensor(asked), num_tokens, stop)
+            yield rows, asked, self._sampled(torch.tensor(asked), num_tokens, stop, dice.generator)
 
-    def _sampled(self, prompts: Tensor, num_tokens: int, stop: int | None) -> list[list[int]]:
+    def _sampled(
+        self, prompts: Tensor, num_tokens: int, stop: int | None, generator: torch.Generator
+    ) -> list[list[int]]:
         tokens = generate_tokens(
             self.model,
             prompts,
@@ -130,19 +136,9 @@ class Writer:
             compute=self.compute,
             temperature=self.temperature,
             stop_id=stop,
-            generator=self.generator,
+            generator=generator,
         )
         return torch.stack(list(tokens), dim=1).tolist()
-
-    def _gap(self, sentence: str) -> Gap | None:
-        """Return the sentence with a gap for one of its words after the first; None where it has no other."""
-        words, end = split_words(sentence)
-        places = [place for place in range(1, len(words)) if words[place].isalpha()]
-        return Gap(words, self.rng.choice(places), end) if places else None
-
-    def _beginning(self, beginnings: Sequence[str]) -> str:
-        words = self.rng.choice(beginnings).split()
-        return " ".join(words[: self.rng.randint(0, len(words) // 2)])
 
     def _first_sentence(self, head: list[int], new: list[int]) -> str | None:
         """Return what was said before the end of text, or a second sentence; None where neither came."""
@@ -160,6 +156,19 @@ class Writer:
         """Return what stands before the end-of-text token, and whether it came."""
         stop = self.tokenizer.end_of_text_id
         return (new[: new.index(stop)], True) if stop in new else (new, False)
+
+
+def _gap(sentence: str, rng: random.Random) -> Gap | None:
+    """Return the sentence with a gap for one of its words after the first; None where it has no other."""
+    words, end = split_words(sentence)
+    places = [place for place in range(1, len(words)) if words[place].isalpha()]
+    return Gap(words, rng.choice(places), end) if places else None
+
+
+def _beginning(sentence: str, rng: random.Random) -> str:
+    """Return up to half of the sentence's words."""
+    words = sentence.split()
+    return " ".join(words[: rng.randint(0, len(words) // 2)])
 
 
 def _chunks(items: list[int], size: int) -> Iterator[list[int]]:

@@ -76,7 +76,7 @@ class Context:
         """The cache of computed arrays."""
         from colakit.data.cache import ArrayCache
 
-        return ArrayCache(self.cache_folder)
+        return ArrayCache(self.cache_folder, self.reporter.say)
 
     @cached_property
     def compute(self) -> Compute:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from colakit.errors import ColakitError
@@ -27,11 +27,12 @@ class Lock:
         self.path = path
 
     @contextlib.contextmanager
-    def held(self, wait_seconds: float = 0.0) -> Iterator[None]:
+    def held(self, wait_seconds: float = 0.0, say: Callable[[str], object] | None = None) -> Iterator[None]:
         """Hold the lock while the block runs, then remove its file.
 
         Args:
             wait_seconds: how long to wait for another process that holds it.
+            say: is told, once, that it waits.
 
         Raises:
             ColakitError: if another process holds it still, with that one's number.
@@ -39,7 +40,7 @@ class Lock:
         if fcntl is None:
             yield
             return
-        descriptor = self._acquire(time.monotonic() + wait_seconds)
+        descriptor = self._acquire(time.monotonic() + wait_seconds, say)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -50,7 +51,7 @@ class Lock:
             )  # before it is let go, so that nobody locks a file without a name
             os.close(descriptor)
 
-    def _acquire(self, deadline: float) -> int:
+    def _acquire(self, deadline: float, say: Callable[[str], object] | None) -> int:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -61,6 +62,9 @@ class Lock:
                     raise
                 if time.monotonic() >= deadline:
                     raise self._taken() from None
+                if say is not None:
+                    say(f"waiting for process {self._holder()}, which is at work on the same")
+                    say = None
                 time.sleep(WAIT_SECONDS)
                 continue
             if _is_at(descriptor, self.path):
@@ -68,14 +72,15 @@ class Lock:
             os.close(descriptor)  # its holder removed it in between
 
     def _taken(self) -> ColakitError:
-        try:
-            holder = self.path.read_text(encoding="ascii").strip()
-        except OSError:
-            holder = ""
         return ColakitError(
-            f"{self.path.parent}: process {holder or 'unknown'} is at work in this folder",
+            f"{self.path.parent}: process {self._holder()} is at work in this folder",
             hint="Wait for it, stop it, or choose another folder with --out.",
         )
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError):
+            return self.path.read_text(encoding="ascii").strip() or "unknown"
+        return "unknown"
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -301,7 +301,7 @@ def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting)
 
 
 def test_two_that_want_the_same_at_once_compute_it_once(tmp_path: Path) -> None:
-    begun, both_ask = [], threading.Barrier(2)
+    begun, said, both_ask = [], [], threading.Barrier(2)
 
     def compute() -> dict[str, np.ndarray]:
         begun.append(threading.current_thread())
@@ -310,12 +310,15 @@ def test_two_that_want_the_same_at_once_compute_it_once(tmp_path: Path) -> None:
 
     def ask() -> None:
         both_ask.wait()
-        assert ArrayCache(tmp_path).get("kind", {"a": 1}, compute)["values"].tolist() == [0, 1, 2]
+        cache = ArrayCache(tmp_path, said.append)
+        assert cache.get("kind", {"a": 1}, compute)["values"].tolist() == [0, 1, 2]
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(ask), pool.submit(ask)]:
             done.result()
     assert len(begun) == 1
+    assert len(said) == 1
+    assert said[0].startswith("waiting for process ")
     assert [path.suffix for path in (tmp_path / "kind").iterdir()] == [".arrays"]  # no lock stays
 
 

@@ -98,7 +98,7 @@ class TunedWriter:
                 f"{error.filename or run.path}: {error.strerror}",
                 hint="Name another cache: --set cache=FOLDER",
             ) from error
-        with run.lock.held(WAIT_SECONDS):
+        with run.lock.held(WAIT_SECONDS, self.context.reporter.say):
             if not run.summary.is_file():
                 self._tune(run)
         return run.base

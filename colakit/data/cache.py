@@ -32,10 +32,13 @@ class ArrayCache:
     """A folder of files named by the SHA-256 of what determines their contents.
 
     Each is the SHA-256 of an npz archive (32 bytes), then the archive.
+
+    Args:
+        say: is told where another process is waited for.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, say: Callable[[str], object] | None = None) -> None:
+        self.folder, self.say = folder, say
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Return the file of `key`, which must be plain JSON data."""
@@ -61,10 +64,19 @@ class ArrayCache:
         """
         if (arrays := self.find(kind, key, check)) is not None:
             return arrays
-        with _alone(self.path(kind, key).with_suffix(".lock")):
+        with self._alone(self.path(kind, key).with_suffix(".lock")):
             if (arrays := self.find(kind, key, check)) is None:
                 self.keep(kind, key, arrays := compute())
             return arrays
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Hold the lock while the block runs; do without where none can be made."""
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(Lock(path).held(WAIT_SECONDS, self.say))
+            yield
 
     def find(
         self, kind: str, key: Mapping[str, Any], check: Callable[[Arrays], None] = lambda arrays: None
@@ -92,16 +104,6 @@ class ArrayCache:
 def key_digest(key: Mapping[str, Any]) -> str:
     """Return 32 hexadecimal digits of the SHA-256 of plain JSON data."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock while the block runs; do without where none can be made."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(Lock(path).held(WAIT_SECONDS))
-        yield
 
 
 def _pack(arrays: Arrays) -> bytes:

@@ -306,18 +306,24 @@ def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_r
     assert (copy / "predictions.json").read_bytes() == (trained / "predictions.json").read_bytes()
 
 
-@pytest.mark.usefixtures("heeds_interrupts")
-def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tmp_path: Path) -> None:
-    out = tmp_path / "stopped"
+def struck(toy: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Train folds that would take long, and send a signal once one has saved; return exit code and stderr."""
     slow = ["--epochs", 400, "--set", "finetune.save_every_steps=2", "--out", out]
     words = [sys.executable, "-m", "colakit", *finetune(toy, "--folds", K, *slow)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None and not list(out.glob("fold-*/checkpoints/step-*")):
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate()
-    assert process.returncode == 130, err
+    return process.returncode, err
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    code, err = struck(toy, out, signal.SIGINT)
+    assert code == 130, err
     said = " ".join(err.split())
     assert "error: stopped; 0 of 2 folds are finished" in said
     assert f"Continue: colakit finetune --folds 2 --resume --out {out}" in said
@@ -325,6 +331,17 @@ def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tm
     assert not list(out.glob("fold-*/summary.json"))
     for fold in {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}:
         assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
+
+
+def test_folds_whose_parent_is_killed_save_and_leave(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    code, err = struck(toy, out, signal.SIGKILL)
+    assert code == -signal.SIGKILL, err
+    deadline = time.monotonic() + 60
+    while list(out.glob("fold-*/run.lock")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(out.glob("fold-*/run.lock"))
+    assert not list(out.glob("fold-*/summary.json"))
 
 
 # -- who takes the folder

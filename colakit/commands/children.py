@@ -1,7 +1,7 @@
 """Commands of colakit in processes of their own, some side by side.
 
 Each child has a session of its own, so that a Ctrl-C in the terminal reaches the parent alone, which passes
-it on once: every child then finishes its step and saves.
+it on once: every child then finishes its step and saves. So it does where its parent is killed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from colakit.console import read_error
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.orphans import PARENT
 
 TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # would put control codes into errors
 LOOK_SECONDS = 0.1  # between two looks at whether a signal has come
@@ -99,7 +100,8 @@ class _AtWork:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            env={name: text for name, text in worker.items() if name not in TERMINAL},
+            env={name: text for name, text in worker.items() if name not in TERMINAL}
+            | {PARENT: str(os.getpid())},
             start_new_session=True,
         )
         threading.Thread(target=self._hear, args=(heard,), daemon=True).start()

@@ -22,7 +22,7 @@ from finetuning import Finetuning, random_gpt2, read_examples
 from inference import Inference, Load
 from measuring import Table, report
 from startup import Startup
-from students import Students
+from student_steps import StudentSteps
 from worlds import SHAPES, make_world, real_cola
 
 from colakit.models.rnn import RNNConfig
@@ -117,7 +117,7 @@ def students(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     """Steps of a student's training."""
     config = RNNConfig(SHAPES[scale.shape].vocab_size)
     examples = read_examples(data, config.vocab_size)
-    return [Students(config, examples, scale.student_steps, 64).table(scale.repeats)]
+    return [StudentSteps(config, examples, scale.student_steps, 64).table(scale.repeats)]
 
 
 def distilling(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:

@@ -18,6 +18,7 @@ except ImportError:  # Windows, whose locks would keep others from reading the n
 
 
 WAIT_SECONDS = 0.05  # between two looks at a lock that another process holds
+SILENT_SECONDS = 1.0  # waited without a word
 
 
 class Lock:
@@ -27,12 +28,14 @@ class Lock:
         self.path = path
 
     @contextlib.contextmanager
-    def held(self, wait_seconds: float = 0.0, say: Callable[[str], object] | None = None) -> Iterator[None]:
+    def held(
+        self, wait_seconds: float = 0.0, waiting: Callable[[str], object] = lambda holder: None
+    ) -> Iterator[None]:
         """Hold the lock while the block runs, then remove its file.
 
         Args:
             wait_seconds: how long to wait for another process that holds it.
-            say: is told, once, that it waits.
+            waiting: is told that one's number, once, if that takes longer than `SILENT_SECONDS`.
 
         Raises:
             ColakitError: if another process holds it still, with that one's number.
@@ -40,7 +43,7 @@ class Lock:
         if fcntl is None:
             yield
             return
-        descriptor = self._acquire(time.monotonic() + wait_seconds, say)
+        descriptor = self._acquire(wait_seconds, waiting)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -51,7 +54,8 @@ class Lock:
             )  # before it is let go, so that nobody locks a file without a name
             os.close(descriptor)
 
-    def _acquire(self, deadline: float, say: Callable[[str], object] | None) -> int:
+    def _acquire(self, wait_seconds: float, waiting: Callable[[str], object]) -> int:
+        began, told = time.monotonic(), False
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -60,11 +64,12 @@ class Lock:
                 os.close(descriptor)
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
-                if time.monotonic() >= deadline:
+                waited = time.monotonic() - began
+                if waited >= wait_seconds:
                     raise self._taken() from None
-                if say is not None:
-                    say(f"waiting for process {self._holder()}, which is at work on the same")
-                    say = None
+                if waited >= SILENT_SECONDS and not told:
+                    told = True
+                    waiting(self._holder())
                 time.sleep(WAIT_SECONDS)
                 continue
             if _is_at(descriptor, self.path):

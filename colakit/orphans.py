@@ -5,24 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 
-PARENT = "PARENT_OF_COLAKIT"  # in the environment: the number of the process to stop with
-LOOK_SECONDS = 1.0
+WATCHED = "STDIN_OF_COLAKIT_IS_ITS_PARENT"  # in the environment, as what begins with COLAKIT_ is a setting
 
 
 def stop_with_parent() -> None:
-    """Where a parent is named, watch it, and send this process SIGTERM once it is gone: it saves and leaves.
+    """Where stdin is a pipe that a parent holds, send this process SIGTERM once its other end is gone.
 
-    Windows gives orphans no other parent; there nothing is watched.
+    A run that trains then saves and leaves; anything else just leaves. On Windows, where the signal ends a
+    process at once, nothing is watched.
     """
-    parent = os.environ.pop(PARENT, None)
-    if parent is None or os.name != "posix":
-        return
+    if os.environ.pop(WATCHED, None) is not None and os.name == "posix":
+        threading.Thread(target=_watch, daemon=True).start()
 
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(LOOK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _watch() -> None:
+    while os.read(0, 1):  # nothing is ever written, so it returns at the end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -17,6 +17,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "errors": set(),
     "files": {"errors"},
     "locks": {"errors"},
+    "orphans": set(),
     "models": {"errors", "models"},
     "data": {"errors", "files", "locks", "data"},
     "interop": {"errors", "files", "models", "interop"},
@@ -30,7 +31,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "context": {"errors", "console", "loading", "settings", "data", "engine"},
     "flags": {"errors", "console", "context", "loading", "settings"},
     "commands": {"errors", "files", "console", "context", "loading", "settings", "models", "data", "engine",
-                 "interop", "plotting", "heatmaps", "commands", ""},
+                 "interop", "plotting", "heatmaps", "orphans", "commands", ""},
     "cli": {"errors", "console", "context", "flags", "commands", ""},
 }  # fmt: skip
 

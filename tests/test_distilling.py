@@ -79,7 +79,7 @@ def test_a_teacher_goes_on_where_it_was_stopped(
     task = load_task(context)
     (teacher,) = load_teachers(context, task)
     whole = logits_of(context, teacher, task.train)
-    monkeypatch.setattr("colakit.commands.teachers.KEPT_TOGETHER", 50)
+    monkeypatch.setattr("colakit.commands.teachers.PART", 50)
     monkeypatch.setattr(SentenceClassifier, "logits", stops_after(2, original := SentenceClassifier.logits))
     with pytest.raises(KeyboardInterrupt):
         logits_of(context, teacher, task.train)

@@ -272,6 +272,8 @@ def test_what_a_writer_reads_and_computes_in_tells_writers_apart(toy: Path) -> N
         assert identity("precision=fp32", told) != usual, told
     for told in ("seed=1", "finetune.add_bos=true", "finetune.patience=1", "student.hidden_size=7"):
         assert identity("precision=fp32", told) == usual, told
+    untuned = "transfer.writer_epochs=0"
+    assert identity("precision=fp32", untuned) != identity("precision=bf16", untuned)
 
 
 def test_sentences_that_measure_are_not_corrupted_either(toy: Path, prose: Path) -> None:
@@ -320,11 +322,8 @@ def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixt
     assert untuned.identity != tuned.identity
 
 
-def test_rounds_that_were_written_whole_are_read_again(
-    toy: Path, fp32: Compute, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute) -> None:
     """A command that was stopped goes on from there, and a larger set begins with them."""
-    monkeypatch.setattr("colakit.commands.writer.FEWEST", 1)
     asked: list[str] = []
 
     class Watched(Writer):

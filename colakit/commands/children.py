@@ -1,7 +1,8 @@
 """Commands of colakit in processes of their own, some side by side.
 
 Each child has a session of its own, so that a Ctrl-C in the terminal reaches the parent alone, which passes
-it on once: every child then finishes its step and saves. So it does where its parent is killed.
+it on once: every child then finishes its step and saves. One whose parent is killed does so too
+(`colakit/orphans.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from colakit.console import read_error
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.errors import EXIT_FAILED, ColakitError
-from colakit.orphans import PARENT
+from colakit.orphans import WATCHED
 
 TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # would put control codes into errors
 LOOK_SECONDS = 0.1  # between two looks at whether a signal has come
@@ -95,18 +96,18 @@ class _AtWork:
         self.asked: set[int] = set()  # signals that it was sent
         self.process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "colakit", *child.words],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: it ends when this process does
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            env={name: text for name, text in worker.items() if name not in TERMINAL}
-            | {PARENT: str(os.getpid())},
+            env={name: text for name, text in worker.items() if name not in TERMINAL} | {WATCHED: "yes"},
             start_new_session=True,
         )
         threading.Thread(target=self._hear, args=(heard,), daemon=True).start()
 
     def _hear(self, heard: queue.Queue[_Heard]) -> None:
+        assert self.process.stdin is not None
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         output = threading.Thread(target=lambda: self.printed.extend(self.process.stdout or ()), daemon=True)
@@ -116,7 +117,7 @@ class _AtWork:
             heard.put((self, self.said[-1]))
         output.join()
         self.process.wait()
-        for stream in (self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             stream.close()
         heard.put((self, None))
 

@@ -22,7 +22,7 @@ from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
-KEPT_TOGETHER = 2**14  # sentences whose logits are one file of the cache
+PART = 2**14  # sentences whose logits are one file of the cache
 NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
 
 
@@ -152,26 +152,28 @@ def logits_of(context: Context, teacher: Teacher, split: Split) -> NDArray[np.fl
 
     They are kept part by part, so that a command that was stopped goes on where it was.
     """
-    classifier, compute, arrays = teacher.classifier, context.compute, context.arrays
-    starts = range(0, max(1, len(split)), KEPT_TOGETHER)
-    parts = [split.take(np.arange(len(split))[start : start + KEPT_TOGETHER], split.name) for start in starts]
-    keys = [_key(context, teacher, part) for part in parts]
-    said = [arrays.find("teacher-logits", key) for key in keys]
-    known = sum(len(part) for part, found in zip(parts, said, strict=True) if found is not None)
-    if known < len(split):
-        context.reporter.say(f"asking {teacher.path} about {len(split) - known:,} sentences ({split.name})")
+    starts = range(0, max(1, len(split)), PART)
+    parts = [np.arange(len(split))[start : start + PART] for start in starts]
+    keys = [_key(context, teacher, split.take(part, split.name)) for part in parts]
+    kept = [context.arrays.find("teacher-logits", key) for key in keys]
+    missing = [part for part, found in zip(parts, kept, strict=True) if found is None]
+    if missing:
+        count = sum(map(len, missing))
+        context.reporter.say(f"asking {teacher.path} about {count:,} sentences ({split.name})")
+        classifier, compute = teacher.classifier, context.compute
+        tokens = encode(context, classifier, split, "teacher, ")
         compute.place(classifier.model.requires_grad_(False))
-    with context.reporter.progress(f"logits, {split.name}", len(split), known) as bar:
+        with context.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
 
-        def ask(part: Split) -> dict[str, NDArray[Any]]:
-            tokens = encode(context, classifier, part, "teacher, ")
-            return {"logits": classifier.logits(tokens, compute, done=bar.advance)}
+            def ask(start: int) -> dict[str, NDArray[Any]]:
+                part = tokens.part(start, min(start + PART, len(split)))
+                return {"logits": classifier.logits(part, compute, done=bar.advance)}
 
-        answers = [
-            found or arrays.get("teacher-logits", key, partial(ask, part))
-            for part, key, found in zip(parts, keys, said, strict=True)
-        ]
-    return np.concatenate([answer["logits"] for answer in answers])
+            kept = [
+                found or context.arrays.get("teacher-logits", key, partial(ask, start))
+                for start, key, found in zip(starts, keys, kept, strict=True)
+            ]
+    return np.concatenate([found["logits"] for found in kept if found is not None])
 
 
 def _key(context: Context, teacher: Teacher, split: Split) -> dict[str, Any]:

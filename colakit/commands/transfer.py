@@ -16,6 +16,7 @@ from colakit.data.cache import pack_lines, unpack_lines
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.text import text_files, whole_sentences
 from colakit.data.transfer import FORMAT, WORDS, Collector, near_misses, shares
+from colakit.engine import writing
 from colakit.errors import ColakitError
 from colakit.files import sha256_of
 from colakit.settings import TransferSettings
@@ -44,7 +45,7 @@ def transfer_set(context: Context, task: Task, settings: TransferSettings, base:
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in measuring],
         "text": [sha256_of(file) for file in _text(settings)],
-        "writer": writer and writer.identity,
+        "writer": writer and {**writer.identity, "sampling": writing.FORMAT},
     }
 
     def gather() -> list[str]:

@@ -20,9 +20,10 @@ from colakit.context import Context
 from colakit.data.cache import key_digest, pack_lines, unpack_lines
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import rounds
+from colakit.engine import writing
 from colakit.engine.distributed import Processes
 from colakit.engine.runs import RunFolder
-from colakit.engine.writing import AHEAD, BATCH_SIZE, Writer
+from colakit.engine.writing import Writer
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.settings import FinetuneSettings
@@ -33,7 +34,6 @@ TUNING = (  # settings of `finetune` that a writer shares; the others are of cla
     *("clip_norm", "base_dropout", "log_every", "save_every_steps"),
 )
 WAIT_SECONDS = 6 * 3600.0  # for another process that tunes the same one
-FEWEST = AHEAD * BATCH_SIZE // 100  # sentences of a round, or it was the last
 
 
 class TunedWriter:
@@ -69,6 +69,7 @@ class TunedWriter:
         found = {
             "base": base_fingerprint(load_gpt(folder)),
             "tokenizer": SentenceTokenizer.from_folder(folder).vocabulary(),
+            "compute": self.context.compute.arithmetic,
         }
         if not self.epochs:
             return found
@@ -79,7 +80,6 @@ class TunedWriter:
             "format": FORMAT,
             "seed": settings.seed,
             "max_tokens": settings.data.max_tokens,
-            "compute": self.context.compute.arithmetic,
         }
 
     def folder(self) -> Path:
@@ -98,10 +98,13 @@ class TunedWriter:
                 f"{error.filename or run.path}: {error.strerror}",
                 hint="Name another cache: --set cache=FOLDER",
             ) from error
-        with run.lock.held(WAIT_SECONDS, self.context.reporter.say):
+        with run.lock.held(WAIT_SECONDS, self._waiting):
             if not run.summary.is_file():
                 self._tune(run)
         return run.base
+
+    def _waiting(self, holder: str) -> None:
+        self.context.reporter.say(f"process {holder} is tuning {self.base} to write; waiting for it")
 
     def _tune(self, run: RunFolder) -> None:
         self.context.reporter.say(f"tuning {self.base} to write sentences like those of train")
@@ -127,7 +130,7 @@ class TunedWriter:
 
     def _rounds(self, kind: Literal["samples", "resampled"]) -> Iterator[str]:
         numbers = itertools.count()
-        return rounds(lambda: self._round(kind, next(numbers)), FEWEST)
+        return rounds(lambda: self._round(kind, next(numbers)), self.writer.least)
 
     def _round(self, kind: Literal["samples", "resampled"], number: int) -> Iterator[str]:
         """Yield what a round gives; a whole one is kept in the cache, for what goes on or draws more."""
@@ -135,9 +138,10 @@ class TunedWriter:
         seed = f"{settings.seed}, {kind}, round {number}"
         train = self.task.train
         key = {
-            "format": FORMAT,
             "writer": self.identity,
             "train": train.fingerprint(),
+            "sampling": writing.FORMAT,
+            "round_size": self.writer.round_size,
             "temperature": settings.temperature,
             "seed": seed,
         }

@@ -34,11 +34,12 @@ class ArrayCache:
     Each is the SHA-256 of an npz archive (32 bytes), then the archive.
 
     Args:
-        say: is told where another process is waited for.
+        say: is told where another process is waited for, once for each kind of array.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], object] | None = None) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], object] = lambda text: None) -> None:
         self.folder, self.say = folder, say
+        self.waited_for: set[str] = set()
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Return the file of `key`, which must be plain JSON data."""
@@ -64,18 +65,24 @@ class ArrayCache:
         """
         if (arrays := self.find(kind, key, check)) is not None:
             return arrays
-        with self._alone(self.path(kind, key).with_suffix(".lock")):
+        with self._alone(self.path(kind, key).with_suffix(".lock"), kind):
             if (arrays := self.find(kind, key, check)) is None:
                 self.keep(kind, key, arrays := compute())
             return arrays
 
     @contextlib.contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
+    def _alone(self, path: Path, kind: str) -> Iterator[None]:
         """Hold the lock while the block runs; do without where none can be made."""
+
+        def waiting(holder: str) -> None:
+            if kind not in self.waited_for:
+                self.waited_for.add(kind)
+                self.say(f"{kind}: process {holder} is computing the same; waiting for it")
+
         with contextlib.ExitStack() as held:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(Lock(path).held(WAIT_SECONDS, self.say))
+                held.enter_context(Lock(path).held(WAIT_SECONDS, waiting))
             yield
 
     def find(

@@ -53,6 +53,11 @@ class Tokens:
         """Tokens of each sentence, (N,)."""
         return np.diff(self.offsets)
 
+    def part(self, start: int, stop: int) -> Tokens:
+        """Return sentences `start` to `stop`, the latter left out."""
+        offsets = self.offsets[start : stop + 1]
+        return Tokens(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     def sentence(self, i: int) -> NDArray[np.int32]:
         """Return the tokens of sentence `i`."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]

@@ -20,6 +20,7 @@ from colakit.engine.device import Compute
 from colakit.engine.generation import generate_tokens
 from colakit.models.gpt import GPT
 
+FORMAT = 1  # raise it when a seed gives other sentences, so that rounds are written anew
 SENTENCE_TOKENS = 32  # sampled for a sentence at most, where most of train are no longer
 LENGTHS = 2000  # sentences of train that are looked at for that
 WORD_TOKENS = 5  # sampled for a word at most
@@ -61,7 +62,7 @@ class Writer:
     Args:
         model: in place, on the device of `compute`.
         temperature: divides the logits.
-        batch_size: samples computed at a time; a round has `AHEAD` times as many.
+        batch_size: samples computed at a time; a round has `AHEAD` times as many, `round_size`.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Writer:
     ) -> None:
         self.model, self.tokenizer, self.compute = model, tokenizer, compute
         self.temperature, self.batch_size = temperature, batch_size
+        self.round_size = AHEAD * batch_size
+        self.least = max(1, self.round_size // 100)  # sentences of a round, or it was the last
 
     def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
         """Yield a round of sampled sentences.
@@ -85,10 +88,10 @@ class Writer:
         dice = Dice.seeded(seed)
         lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
         room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
-        heads = [_beginning(dice.rng.choice(beginnings), dice.rng) for _ in range(AHEAD * self.batch_size)]
+        heads = [_beginning(dice.rng.choice(beginnings), dice.rng) for _ in range(self.round_size)]
         for _, prompts, added in self._continued(heads, room, dice, self.tokenizer.end_of_text_id):
             for prompt, new in zip(prompts, added, strict=True):
-                if (text := self._first_sentence(prompt[1:], new)) is not None:
+                if text := self._first_sentence(prompt[1:], new):
                     yield text
 
     def resampled(self, originals: Sequence[str], seed: str) -> Iterator[str]:
@@ -98,7 +101,7 @@ class Writer:
         not fit the rest.
         """
         dice = Dice.seeded(seed)
-        drawn = (_gap(dice.rng.choice(originals), dice.rng) for _ in range(AHEAD * self.batch_size))
+        drawn = (_gap(dice.rng.choice(originals), dice.rng) for _ in range(self.round_size))
         gaps = [gap for gap in drawn if gap is not None]
         heads = [" ".join(gap.words[: gap.place]) for gap in gaps]
         for rows, _, added in self._continued(heads, WORD_TOKENS, dice):

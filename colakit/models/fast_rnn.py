@@ -13,7 +13,7 @@ gates (4H for an LSTM, 3H for a GRU, H for a plain network), W = D·H, C classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,9 +57,10 @@ class FastRNN:
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             lengths = attention_mask.sum(dim=1)  # (B,)
             order = self._order(lengths, input_ids.shape[1])
-            states = self._run(self.layers[0], *self._embedded(input_ids), order)  # (T, B, W)
-            for layer in self.layers[1:]:
-                states = self._run(layer, states.flatten(0, 1), _numbers(states), order)
+            x, index = self._embedded(input_ids)
+            for layer in self.layers:
+                states = self._run(layer, x, index, order)  # (T, B, W)
+                x, index = states.flatten(0, 1), _numbers(states)
             return self.model.answer(self.model.pool(states.transpose(0, 1), attention_mask, lengths))
 
     def _order(self, lengths: Tensor, tokens: int) -> Tensor | None:
@@ -125,23 +126,26 @@ def _lstm(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
         gates: (D·U, G).
         read: (T, D, B), which of them every step reads.
     """
-    states = _room(layer, read)
-    twice_cell, before = torch.zeros_like(states[0]), None
-    for state, (gate, i, f, candidate, o) in zip(states, _steps(gates, read, 4), strict=True):
-        if before is not None:
-            gate.baddbmm_(before, layer.step)
+    states, gate = _rooms(layer, read)
+    twice_cell = torch.zeros_like(states[0])
+    flat, (i, f, candidate, o) = gate.flatten(0, 1), gate.chunk(4, dim=-1)
+    for t, rows in enumerate(read.flatten(1)):
+        torch.index_select(gates, 0, rows, out=flat)
+        if t:
+            gate.baddbmm_(states[t - 1], layer.step)
         gate.sigmoid_()
         twice_cell.mul_(f).addcmul_(i, candidate, value=4).sub_(i, alpha=2)  # f·c + i·tanh, doubled
-        before = torch.addcmul(-o, o, twice_cell.sigmoid(), value=2, out=state)  # o·tanh
+        torch.addcmul(-o, o, twice_cell.sigmoid(), value=2, out=states[t])  # o·tanh
     return states
 
 
 def _gru(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
     """Return the states (T, D, B, H) of a GRU; arguments as of `_lstm`."""
-    states = _room(layer, read)
+    states, gate = _rooms(layer, read)
     before = torch.zeros_like(states[0])
     both = 2 * layer.step.shape[1]
-    for state, (gate, *_) in zip(states, _steps(gates, read), strict=True):
+    for state, rows in zip(states, read.flatten(1), strict=True):
+        torch.index_select(gates, 0, rows, out=gate.flatten(0, 1))
         own = torch.baddbmm(layer.late, before, layer.step)  # (D, B, G)
         r, z = (gate[..., :both] + own[..., :both]).sigmoid_().chunk(2, dim=-1)
         n = torch.addcmul(gate[..., both:], r, own[..., both:]).sigmoid_().mul_(2).sub_(1)
@@ -151,35 +155,19 @@ def _gru(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
 
 def _rnn(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
     """Return the states (T, D, B, H) of a plain network; arguments as of `_lstm`."""
-    states, before = _room(layer, read), None
-    for state, (gate, *_) in zip(states, _steps(gates, read), strict=True):
-        if before is not None:
-            gate.baddbmm_(before, layer.step)
-        before = torch.sub(gate.sigmoid_().mul_(2), 1, out=state)
+    states, gate = _rooms(layer, read)
+    for t, rows in enumerate(read.flatten(1)):
+        torch.index_select(gates, 0, rows, out=gate.flatten(0, 1))
+        if t:
+            gate.baddbmm_(states[t - 1], layer.step)
+        torch.sub(gate.sigmoid_().mul_(2), 1, out=states[t])
     return states
 
 
-def _room(layer: _Layer, read: Tensor) -> Tensor:
-    """Return room for the states (T, D, B, H)."""
-    return layer.step.new_empty(*read.shape, layer.step.shape[1])
-
-
-def _steps(gates: Tensor, read: Tensor, parts: int = 1) -> Iterator[tuple[Tensor, ...]]:
-    """Yield each step's gates (D, B, G), to be written over, and views of their `parts` equal parts.
-
-    For one sentence all are gathered in one call; for many, one step's at a time, into memory that the step
-    before has left in the processor's cache.
-    """
-    width = gates.shape[1]
-    if read.shape[2] == 1:
-        whole = gates.index_select(0, read.flatten()).view(*read.shape, width)  # (T, D, 1, G)
-        yield from zip(whole, *(part.unbind() for part in whole.split(width // parts, dim=-1)), strict=True)
-        return
-    gate = gates.new_empty(*read.shape[1:], width)
-    views, flat = gate.split(width // parts, dim=-1), gate.flatten(0, 1)
-    for rows in read.flatten(1):
-        torch.index_select(gates, 0, rows, out=flat)
-        yield gate, *views
+def _rooms(layer: _Layer, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Return room for the states (T, D, B, H) and for the gates of one step (D, B, G)."""
+    _, hidden, width = layer.step.shape
+    return layer.step.new_empty(*read.shape, hidden), layer.step.new_empty(*read.shape[1:], width)
 
 
 _STEPS: dict[str, Callable[[_Layer, Tensor, Tensor], Tensor]] = {"rnn": _rnn, "gru": _gru, "lstm": _lstm}

@@ -14,7 +14,6 @@ from colakit.loading import ASSETS, resolve
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.max_steps=20", "--seed", "3"]
 SHORT += ["--set", "student_training.evaluate_every_steps=10", "--set", "transfer.size=0.5"]
-SHORT += ["--set", "student.embedding_size=16"]  # no wider than the toy base
 
 
 def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from colakit.commands.distill import _word_vectors
 from colakit.commands.task import load_task
 from colakit.commands.teachers import load_teachers, logits_of, mean_logits, train_logits
 from colakit.console import Reporter
@@ -119,7 +120,6 @@ def test_teachers_that_read_differently_are_refused(
 
 ALL_AT_ONCE = {
     "student.vocabulary": 60,
-    "student.embeddings": "base",
     "student.embedding_size": 16,
     "student.hidden_size": 24,
     "student_training.lm_weight": 0.05,
@@ -220,12 +220,12 @@ def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
     assert [run["steps"] for run in found] == [-(-(num_train * n + sentences) // 8) for n in (1, 3)]
 
 
-def test_embeddings_begin_as_the_base_s_in_fewer_dimensions(
-    toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("more", [0, 3])
+def test_embeddings_begin_as_the_base_s(toy: Path, more: int, colakit: Run, tmp_path: Path) -> None:
     """One step at a rate of almost nothing leaves the start; its angles are those of the base's embedding."""
     base = load_gpt(toy / "base").transformer.wte.weight.detach()
-    shape = ["--set", "student.embeddings=base", "--set", f"student.embedding_size={base.shape[1]}"]
+    width = base.shape[1]
+    shape = ["--set", f"student.embedding_size={width + more}"]
     still = ["--set", "student_training.max_steps=1", "--set", "student_training.lr=1e-12"]
     code, _, err = colakit(
         *("train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--quiet"),
@@ -234,23 +234,27 @@ def test_embeddings_begin_as_the_base_s_in_fewer_dimensions(
     assert code == 0, err
     model = load_classifier(tmp_path / "run").model
     assert isinstance(model, DistilRNN)
-    begun = model.embedding.weight.detach()
+    begun, drawn = model.embedding.weight.detach().split([width, more], dim=1)
     assert begun.std().item() == pytest.approx(0.1, rel=1e-3)
+    if more:
+        assert drawn.std(dim=0).min().item() == pytest.approx(0.1, rel=0.2)
     centred = base - base.mean(dim=0)
     expected = F.cosine_similarity(centred[:50, None], centred[None, :50], dim=-1)
     assert_close(F.cosine_similarity(begun[:50, None], begun[None, :50], dim=-1), expected, atol=1e-3, rtol=0)
-    code, _, err = colakit(
-        *("train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--out", tmp_path / "wide"),
-        *("--set", "student.embeddings=base", "--set", f"student.embedding_size={base.shape[1] + 1}"),
-    )
-    assert code == 2
-    assert f"the base's embedding {base.shape[1]} wide" in err
 
 
 @pytest.fixture
 def student() -> DistilRNN:
     torch.manual_seed(0)
     return DistilRNN(RNNConfig(11, hidden_size=5, embedding_size=4, num_embeddings=7, dropout=0.0))
+
+
+def test_a_student_that_teaches_has_a_vector_for_every_token(student: DistilRNN) -> None:
+    student.embed_only([3, 9, 4, 0, 1, 2])
+    vectors = _word_vectors(student)
+    assert vectors.shape == (11, 4)
+    weight = student.embedding.weight.detach().numpy()
+    np.testing.assert_array_equal(vectors[[3, 9, 5, 10]], weight[[1, 2, 0, 0]])
 
 
 def test_rare_tokens_are_one(student: DistilRNN) -> None:

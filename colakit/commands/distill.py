@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from colakit.commands.job import Job
 from colakit.commands.runner import run_job
@@ -125,5 +126,9 @@ def _unlabelled(split: Split) -> Split:
 
 
 def _word_vectors(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dtype[np.float32]]:
-    embedding = model.transformer.wte if isinstance(model, GPTClassifier) else model.embedding
-    return embedding.weight.detach().float().cpu().numpy()
+    """Return the (V, D) embedding of a teacher; one that was a student may have one row for many tokens."""
+    if isinstance(model, GPTClassifier):
+        weight = model.transformer.wte.weight
+    else:
+        weight = model.embedding.weight[model.rows(torch.arange(model.config.vocab_size))]
+    return weight.detach().float().cpu().numpy()

@@ -17,7 +17,6 @@ from colakit.data.corpora import Split
 from colakit.data.tokens import SentenceTokenizer, Tokens
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import Objective
-from colakit.errors import ColakitError
 from colakit.models.apprentice import Apprentice
 from colakit.models.empty import without_weights
 from colakit.models.rnn import DistilRNN, RNNConfig
@@ -144,24 +143,18 @@ def _choose_tokens(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
 
 
 def _begin_as_base(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
-    """Set the embeddings of the tokens `kept` to the base's (V, D) own, in their E principal directions.
+    """Set the embeddings of the tokens `kept` to the base's (V, D) own, in their principal directions.
 
-    Raises:
-        ColakitError: if the student's embedding is wider than the base's.
+    A student with fewer than D dimensions takes the first of them; one with more draws the others.
     """
-    width = model.config.embedding_size
-    if width > vectors.shape[1]:
-        raise ColakitError(
-            f"student.embedding_size is {width}, the base's embedding {vectors.shape[1]} wide",
-            hint="Lower it, or set student.embeddings=random.",
-        )
+    width = min(model.config.embedding_size, vectors.shape[1])
     chosen = vectors[kept].astype(np.float64)
     chosen -= chosen.mean(axis=0)
-    left, sizes, _ = np.linalg.svd(chosen, full_matrices=False)
-    reduced = left[:, :width] * sizes[:width]
+    _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), the least important first
+    reduced = chosen @ directions[:, ::-1][:, :width]
     rows = torch.from_numpy((reduced * (EMBEDDING_STD / reduced.std())).astype(np.float32))
     with torch.no_grad():
-        model.embedding.weight[-len(rows) :] = rows
+        model.embedding.weight[-len(rows) :, :width] = rows
 
 
 def _describe(model: DistilRNN) -> str:

@@ -18,7 +18,7 @@ from colakit.models.rnn import DistilRNN
 
 
 def run(context: Context, *, resume: Resume) -> dict[str, Any]:
-    """Train the control and report it; of the base it takes the tokenizer, and embeddings where asked."""
+    """Train the control and report it; of the base it takes the tokenizer, and as a rule the embedding."""
     return run_job(context, _build, _plan, resume=resume)
 
 

@@ -27,8 +27,8 @@ class StudentSettings(Section):
     vocabulary: int | None = Field(
         None, ge=1, description="embed only so many tokens, the most frequent in training; the rest are one"
     )
-    embeddings: Literal["random", "base"] = Field(
-        "random", description="start of the embedding: drawn, or the base's own in fewer dimensions (PCA)"
+    embeddings: Literal["base", "random"] = Field(
+        "base", description="start of the embedding: the base's own, in its principal directions; or drawn"
     )
 
 

@@ -223,7 +223,7 @@ def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
 @pytest.mark.parametrize("more", [0, 3])
 def test_embeddings_begin_as_the_base_s(toy: Path, more: int, colakit: Run, tmp_path: Path) -> None:
     """One step at a rate of almost nothing leaves the start; its angles are those of the base's embedding."""
-    base = load_gpt(toy / "base").transformer.wte.weight.detach()
+    base = load_gpt(toy / "base").transformer.wte.weight.detach().bfloat16().float()
     width = base.shape[1]
     shape = ["--set", f"student.embedding_size={width + more}"]
     still = ["--set", "student_training.max_steps=1", "--set", "student_training.lr=1e-12"]

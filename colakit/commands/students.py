@@ -145,10 +145,11 @@ def _choose_tokens(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
 def _begin_as_base(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
     """Set the embeddings of the tokens `kept` to the base's (V, D) own, in their principal directions.
 
-    A student with fewer than D dimensions takes the first of them; one with more draws the others.
+    A student with fewer than D dimensions takes the first of them; one with more draws the others. The
+    vectors are rounded to bf16, which a teacher's checkpoint may hold: its student starts as the control does.
     """
     width = min(model.config.embedding_size, vectors.shape[1])
-    chosen = vectors[kept].astype(np.float64)
+    chosen = torch.from_numpy(vectors[kept]).bfloat16().double().numpy()
     chosen -= chosen.mean(axis=0)
     _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), the least important first
     reduced = chosen @ directions[:, ::-1][:, :width]

@@ -146,7 +146,7 @@ def _begin_as_base(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray
     """Set the embeddings of the tokens `kept` to the base's (V, D) own, in their principal directions.
 
     A student with fewer than D dimensions takes the first of them; one with more draws the others. The
-    vectors are rounded to bf16, which a teacher's checkpoint may hold: its student starts as the control does.
+    vectors are rounded to bf16, as a teacher's checkpoint may hold them: its student starts as its control.
     """
     width = min(model.config.embedding_size, vectors.shape[1])
     chosen = torch.from_numpy(vectors[kept]).bfloat16().double().numpy()

@@ -98,7 +98,8 @@ reproduce: install ## all three, then compared and plotted
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
 
 ablation: install ## what each part of distilling adds, over five seeds; hours on two cores
-	$(BIN)/python benchmarks/ablation.py --config $(CONFIG) --out runs/ablation
+	$(BIN)/python benchmarks/ablation.py --config $(CONFIG) --out runs/ablation \
+		--set student_training.max_steps=4000 $(if $(TEXT),--text $(TEXT))
 
 base-table: install ## what the base is worth: adapters, all weights, no pre-training, a recurrent network
 	$(BIN)/python benchmarks/base.py --config $(CONFIG) --out runs/base

@@ -35,15 +35,11 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
     sources = {
         "near misses of train alone": "{edits: 1}",
         "samples alone": "{samples: 1}",
-        "no resampled words": "{samples: 3, edits: 1, sample_edits: 1}",
     }
     changes: dict[str, dict[str, Any]] = {
         "no transfer set": {"transfer.size": 0},
         **{name: {"transfer.sources": shares} for name, shares in sources.items()},
         "a writer that was not tuned": {"transfer.writer_epochs": 0},
-        "train once an epoch": {"distill.train_repeats": 1},
-        "kd_weight 1": {"distill.kd_weight": 1},
-        "temperature 1": {"distill.temperature": 1},
         "temperature 4 to 1": {"distill.temperature": 4, "distill.temperature_end": 1},
         "logit MSE": {"distill.soft_loss": "mse"},
         "hidden states": {"distill.hidden_weight": 1},

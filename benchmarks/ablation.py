@@ -18,6 +18,7 @@ from experiments import Experiments, Row, arguments, chosen
 CONTROL = "train-scratch"
 TEACHER = "teachers/0"
 FOLDS = {f"teachers/{fold}of5": f"{fold}/5" for fold in range(1, 6)}
+TEACHERS = {"teacher": [TEACHER], "teachers without a fifth": list(FOLDS)}  # rows of the table, first of all
 LOOKS = {  # a student of labels alone is at its best within a few epochs: it is looked at after each
     "student_training.evaluate_every_steps": 120,
     "student_training.patience": 40,
@@ -32,13 +33,10 @@ def students(out: Path, text: str | None) -> dict[str, Row]:
         text: plain text to draw sentences from, for further rows.
     """
     one, folds = (out / TEACHER,), tuple(out / name for name in FOLDS)
-    sources = {
-        "near misses of train alone": "{edits: 1}",
-        "samples alone": "{samples: 1}",
-    }
     changes: dict[str, dict[str, Any]] = {
         "no transfer set": {"transfer.size": 0},
-        **{name: {"transfer.sources": shares} for name, shares in sources.items()},
+        "near misses of train alone": {"transfer.sources": "{edits: 1}"},
+        "samples alone": {"transfer.sources": "{samples: 1}"},
         "a writer that was not tuned": {"transfer.writer_epochs": 0},
         "temperature 4 to 1": {"distill.temperature": 4, "distill.temperature_end": 1},
         "logit MSE": {"distill.soft_loss": "mse"},
@@ -87,11 +85,8 @@ def main() -> None:
     rows = chosen(students(told.out, told.text), told.rows)
     first = lessons(told.out, rows)
     experiments.run_all((row, folder, 0) for folder, row in first.items())
-    teachers = {
-        "teacher": [told.out / TEACHER],
-        "five teachers": [told.out / name for name in FOLDS],
-    }
-    known = {name: folders for name, folders in teachers.items() if set(folders) <= set(first)}
+    known = {name: [told.out / folder for folder in folders] for name, folders in TEACHERS.items()}
+    known = {name: folders for name, folders in known.items() if set(folders) <= set(first)}
     trained = experiments.train(rows)
     experiments.report(known | trained, CONTROL if CONTROL in rows else None, "ablation")
 

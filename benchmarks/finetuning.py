@@ -48,13 +48,8 @@ AIMS = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
 
 def main() -> None:
     """Measure all rows, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = step_parser((__doc__ or "").splitlines()[0], "finetuning", steps=6, batch_size=32)
     parser.add_argument("--base", type=Path, help="folder of a GPT-2; default: GPT-2 small, random weights")
-    parser.add_argument("--data", type=Path, help="corpus; default: sentences of the toy grammar")
-    parser.add_argument("--steps", type=int, default=6, help="measured steps a repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/finetuning.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         base = arguments.base or random_gpt2(Path(scratch) / "base")
@@ -62,6 +57,22 @@ def main() -> None:
         bench = Finetuning(base, examples, arguments.steps, arguments.batch_size, Path(scratch))
         tables = bench.tables(arguments.repeats)
     report(tables, vars(arguments), arguments.out)
+
+
+def step_parser(description: str, name: str, *, steps: int, batch_size: int) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark of training steps.
+
+    Args:
+        name: of the benchmark, for the file of its results.
+        steps, batch_size: by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, help="corpus; default: sentences of the toy grammar")
+    parser.add_argument("--steps", type=int, default=steps, help="measured steps a repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.json"))
+    return parser
 
 
 def random_gpt2(folder: Path, config: GPTConfig | None = None) -> Path:

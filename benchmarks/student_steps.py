@@ -10,15 +10,13 @@ where colakit's recurrent layers train in it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from finetuning import RATE, Clock, read_examples
+from finetuning import RATE, Clock, read_examples, step_parser
 from measuring import Table, Way, compare, in_turn, precision_of, report
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -39,13 +37,8 @@ Plan = Sequence[NDArray[np.int64]]
 
 def main() -> None:
     """Measure, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="corpus; default: sentences of the toy grammar")
-    parser.add_argument("--steps", type=int, default=50, help="measured steps a repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/student-steps.json"))
-    arguments = parser.parse_args()
+    description = (__doc__ or "").splitlines()[0]
+    arguments = step_parser(description, "student-steps", steps=50, batch_size=64).parse_args()
     config = RNNConfig(vocab_size=50257)
     examples = read_examples(arguments.data, config.vocab_size)
     bench = StudentSteps(config, examples, arguments.steps, arguments.batch_size)

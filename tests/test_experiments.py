@@ -83,6 +83,10 @@ def test_text_adds_a_row(tmp_path: Path) -> None:
     assert set(with_text) - set(without) == {"text in place of samples"}
 
 
+def test_no_row_takes_the_place_of_the_teachers_own(tmp_path: Path) -> None:
+    assert not set(ablation.TEACHERS) & set(ablation.students(tmp_path, "prose.txt"))
+
+
 def test_default_settings_of_the_tables_are_there() -> None:
     for script in ("ablation.py", "base.py"):
         text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")

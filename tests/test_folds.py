@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -286,8 +285,11 @@ def test_cores_are_shared_among_the_processes(
 
 
 def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_resumable(
-    copy: Path, trained: Path, colakit: Run
+    copy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        command, "physical_cores", lambda: 2
+    )  # else the first is finished when the other fails
     (copy / "summary.json").unlink()
     for number in (1, 2):
         shutil.rmtree(copy / f"fold-{number}")
@@ -296,8 +298,7 @@ def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_r
     code, _, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
     said = " ".join(err.split())
     assert code == 2
-    assert f"error: fold-2: --out {copy}/fold-2: is not empty;" in said
-    assert re.search(r"; [01] of 2 folds are finished", said)  # on one core the other goes first, and ends
+    assert f"error: fold-2: --out {copy}/fold-2: is not empty; 0 of 2 folds are finished" in said
     assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in said
     assert not list(copy.rglob("run.lock"))
     (copy / "fold-2" / "diary.txt").unlink()

@@ -17,7 +17,7 @@ from colakit.commands.sentence_model import FREE_TO_CHANGE
 from colakit.commands.task import Task
 from colakit.console import Reporter
 from colakit.context import Context
-from colakit.data.cache import key_digest, pack_lines, unpack_lines
+from colakit.data.cache import WAIT_SECONDS, key_digest, pack_lines, unpack_lines
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import rounds
 from colakit.engine import writing
@@ -33,7 +33,6 @@ TUNING = (  # settings of `finetune` that a writer shares; the others are of cla
     *("method", "lr", "batch_size", "micro_batch_size", "weight_decay", "schedule", "warmup", "decay"),
     *("clip_norm", "base_dropout", "log_every", "save_every_steps"),
 )
-WAIT_SECONDS = 6 * 3600.0  # for another process that tunes the same one
 
 
 class TunedWriter:

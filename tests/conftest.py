@@ -53,10 +53,12 @@ def shared() -> Path:
 
 @pytest.fixture
 def heeds_interrupts() -> Iterator[None]:
-    """Undo an inherited SIG_IGN, which a shell gives to background jobs."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Undo an inherited SIG_IGN, which a shell gives to background jobs, and nohup to all."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

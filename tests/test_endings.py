@@ -232,6 +232,7 @@ def at_step_5(
     return install
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_one_signal_finishes_the_step_saves_and_says_how_to_go_on(
     number: str,

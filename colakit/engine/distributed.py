@@ -5,6 +5,7 @@ Collectives run on the CPU through gloo, on GPUs through NCCL. Without torchrun 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,9 @@ def processes(compute: Compute) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes()
         return
+    # It keeps the group that is there when it is imported, and DDP and the optimizers import it: imported
+    # once one is there, it would let the group's threads outlive the interpreter, which they then may abort.
+    importlib.import_module("torch.distributed.nn")
     on_gpu = compute.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(compute.device)

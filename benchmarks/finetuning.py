@@ -27,6 +27,7 @@ from measuring import Figure, Table, Way, compare, in_turn, precision_of, report
 from rivals import ALPHA, RANK, TARGETS, collate, quiet, training_arguments, tuned_model
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.data.cache import default_cache
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
 from colakit.engine.device import keep_freed_memory, resolve_compute
@@ -143,7 +144,7 @@ class Finetuning:
 
     def colakit(self, precision: str) -> dict[str, float]:
         """Train with colakit's loop."""
-        compute = resolve_compute("auto", precision)
+        compute = resolve_compute("auto", precision).with_kernels("auto", default_cache() / "native")
         model = load_gpt(self.base).classifier(2)
         inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
         train_also(model, layernorm=False, head=True)

@@ -86,6 +86,11 @@ class Context:
 
         return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
 
+    @cached_property
+    def training_compute(self) -> Compute:
+        """The same for training: kernels are compiled for it, where they are wanted and were not before."""
+        return self.compute.with_kernels(self.settings.kernels, self.cache_folder / "native")
+
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
         """Return the corpus that `data`, by default that of the settings, names.
 

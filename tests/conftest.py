@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from colakit.engine.device import Compute
+from colakit.native import Kernels
 from colakit.toy import write_base, write_corpus
 
 torch.set_num_threads(1)  # the models are tiny; two test processes share the cores
@@ -20,12 +22,30 @@ ROOT = Path(__file__).resolve().parents[1]
 TOY_SIZES = {"train": 240, "id_dev": 60, "ood_dev": 60}
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where kernels are compiled, once for all tests."""
+    return tmp_path_factory.mktemp("native")
+
+
 @pytest.fixture(autouse=True)
-def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path) -> None:
     """Keep every test in its own folder, off the network, and out of the user's caches."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
+    build = Kernels._build
+
+    def copied(kernels: Kernels) -> None:
+        if kernels.folder == compiled:
+            return build(kernels)
+        once = Kernels(kernels.dtype, kernels.compiler, compiled)
+        if not once.path.exists():
+            build(once)
+        kernels.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(once.path, kernels.path)
+
+    monkeypatch.setattr(Kernels, "_build", copied)
     for name in [name for name in os.environ if name.startswith("COLAKIT_") and name not in KEPT]:
         monkeypatch.delenv(name)
 

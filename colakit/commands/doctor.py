@@ -15,6 +15,7 @@ from colakit.context import Context
 from colakit.data.fetch import COLA_URL, is_fetched
 from colakit.engine.device import physical_cores
 from colakit.engine.runs import PACKAGES, package_version
+from colakit.native import find_compiler
 
 ANSWER_SECONDS = 3.0
 
@@ -30,6 +31,7 @@ def run(context: Context) -> dict[str, Any]:
         "device": str(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
         "why": compute.reason,
+        "C compiler": str(find_compiler() or "not found: training on a CPU is slower"),
         "threads": f"{torch.get_num_threads()} of {physical_cores()} cores",
         "cache": str(context.cache_folder),
         "CoLA": "fetched" if is_fetched(context.cache_folder) else "not fetched",

@@ -61,7 +61,7 @@ class Fit(ABC):
 
     def __init__(self, context: Context, lesson: Lesson, run: RunFolder, group: Processes) -> None:
         self.context, self.lesson, self.run, self.group = context, lesson, run, group
-        self.training, self.compute = lesson.training, context.compute
+        self.training, self.compute = lesson.training, context.training_compute
         self.model, self.optimizer = lesson.model, lesson.optimizer
         self.max_steps = lesson.max_steps
         self.step = 0

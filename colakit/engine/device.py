@@ -7,13 +7,15 @@ import ctypes
 import os
 import platform
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, first_line
+from colakit.native import ACTIVE, BuildError, Kernels, find_compiler
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,58 @@ class Compute:
         device: where tensors live.
         dtype: what frozen weights are stored in and matrices multiplied in; trainable parameters are fp32.
         reason: why, for people.
+        kernels: C code for training on a CPU, compiled when first used; None computes everything with torch.
     """
 
     device: torch.device
     dtype: torch.dtype
     reason: str
+    kernels: Kernels | None = None
 
     @property
     def arithmetic(self) -> str:
         """What sums depend on, as plain data: two runs that agree in it can give the same bytes."""
-        return f"{self.device.type}, {self.dtype}"
+        return f"{self.device.type}, {self.dtype}{', kernels' if self.kernels else ''}"
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which forward passes run."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Enter the context in which forward passes run."""
+        token = ACTIVE.set(self.kernels)
+        try:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                yield
+        finally:
+            ACTIVE.reset(token)
+
+    def with_kernels(self, wanted: str, folder: Path) -> Compute:
+        """Return this compute for training: with kernels, compiled, where they are wanted and can be had.
+
+        Args:
+            wanted: `always`, `never`, or `auto`, which is on a CPU with a C compiler.
+            folder: where compiled ones are kept.
+
+        Raises:
+            ColakitError: if they are always wanted and cannot be had.
+        """
+        if wanted == "never" or (self.device.type != "cpu" and wanted == "auto"):
+            return self
+        compiler = find_compiler() if self.device.type == "cpu" else None
+        if compiler is None:
+            why = (
+                "no C compiler found"
+                if self.device.type == "cpu"
+                else f"{self.device.type} has no use for them"
+            )
+        else:
+            kernels = Kernels(self.dtype, compiler, folder)
+            try:
+                kernels.library  # noqa: B018 - compiles it
+                return replace(self, reason=f"{self.reason}; kernels by {compiler.name}", kernels=kernels)
+            except BuildError as error:
+                why = first_line(error)
+        if wanted == "always":
+            raise ColakitError(f"kernels: always, but: {why}", hint="Install a C compiler, or say auto.")
+        return replace(self, reason=f"{self.reason}; without kernels: {why}")
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move `model` to the device; a GPT's frozen matrices are stored in `dtype`, everything else in fp32.

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from colakit.native import MOST_ELEMENTS, Kernels, Mask, active
+
 IGNORED = -100
 """Target of a row that does not count, as in `torch.nn.functional.cross_entropy`."""
 ROWS_AT_A_TIME = 1024
@@ -98,21 +100,39 @@ def _with_slope(weigh: Weigh, nats: Tensor, wants_slope: bool) -> tuple[Tensor, 
         return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
-def short_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: bool) -> Tensor:
-    """Return softmax(q·kᵀ/√d + mask)·v as two batched matrix products, (B, H, T, d) like its inputs.
+def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
+    """Return causal self-attention softmax(q·kᵀ/√d)·v, (B, T, H, d), of queries, keys and values together.
 
-    For a few hundred tokens it trains faster on a CPU than the flash kernel, whose backward is slow there.
+    For a few dozen tokens it is one kernel, where there are kernels; else two batched matrix products, which
+    up to a few hundred tokens train faster on a CPU than the flash kernel, whose backward is slow there.
+
+    Args:
+        qkv: (B, T, 3, H, d).
+        dropout: probability at which a weight of the softmax is dropped.
     """
-    scores = q @ k.transpose(-2, -1)  # (B, H, T, T)
-    bias = None
-    if causal:
-        tokens = q.shape[-2]
-        bias = torch.full((tokens, tokens), -math.inf, device=q.device).triu(1)
-    scores = scores.float() * q.shape[-1] ** -0.5
-    probs = (scores if bias is None else scores + bias).softmax(dim=-1).to(q.dtype)
-    if dropout:
-        probs = drop(probs, dropout)
-    return probs @ v
+    if (kernels := _kernels(qkv)) is not None and kernels.attends(qkv):
+        return _NativeAttention.apply(qkv, dropout, kernels)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+    tokens, width = q.shape[-2:]
+    future = torch.full((tokens, tokens), -math.inf, device=q.device).triu(1)
+    scores = (q @ k.transpose(-2, -1)).float() * width**-0.5  # (B, H, T, T)
+    probs = (scores + future).softmax(dim=-1).to(q.dtype)
+    return ((drop(probs, dropout) if dropout else probs) @ v).transpose(1, 2)
+
+
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, dropout: float, kernels: Kernels) -> Tensor:
+        ctx.kernels, ctx.mask = kernels, Mask.drawn(dropout)
+        qkv = qkv.contiguous()
+        ctx.save_for_backward(qkv)
+        return kernels.attention(qkv, ctx.mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (qkv,) = ctx.saved_tensors
+        return ctx.kernels.attention_backward(qkv, grad.contiguous(), ctx.mask), None, None
 
 
 def lora_linear(
@@ -164,7 +184,9 @@ class _LoRALinear(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)  # (N, D_out)
         grad_inner = grad @ up  # (N, R)
         grad_a = (grad_inner.t() @ rows).float()
-        grad_b = (grad.t() @ inner).float() * ctx.scaling
+        grad_b = (
+            inner.t() @ grad
+        ).t().float() * ctx.scaling  # gradᵀ·inner took several times as long in fp32
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)
@@ -180,6 +202,26 @@ class Dropout(torch.nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return `input` with elements dropped, in training mode."""
         return drop(input, self.p) if self.training and self.p else input
+
+    def add_to(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return x + `branch`, whose elements are dropped in training mode; fp32 like `x`, of one shape."""
+        if not (self.training and self.p):
+            return x + branch
+        if (kernels := _kernels(branch)) is not None and branch.numel() < MOST_ELEMENTS:
+            return _NativeAddDropped.apply(x, branch, self.p, kernels)
+        return x + drop(branch, self.p)
+
+
+class _NativeAddDropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, probability: float, kernels: Kernels) -> Tensor:
+        ctx.kernels, ctx.mask = kernels, Mask.drawn(probability)
+        return kernels.add_dropped(x.contiguous(), branch.contiguous(), ctx.mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, ctx.kernels.add_dropped_backward(grad.contiguous(), ctx.mask), None, None
 
 
 def drop(x: Tensor, probability: float) -> Tensor:
@@ -204,7 +246,23 @@ def gelu_tanh(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # one kernel, whose slope the compiler finds
         y = x.float()
         return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
+    if (kernels := _kernels(x)) is not None:
+        return _NativeGelu.apply(x, kernels)
     return _Gelu.apply(x)
+
+
+class _NativeGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: Kernels) -> Tensor:
+        y, slope = kernels.gelu(x.contiguous())
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None
 
 
 class _Gelu(torch.autograd.Function):
@@ -234,3 +292,10 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         return grad * slope.view(ctx.shape)
+
+
+def _kernels(x: Tensor) -> Kernels | None:
+    """Return the kernels to compute with: in training alone, so that answers are the same without them."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None
+    return active(x.dtype)

@@ -118,7 +118,6 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.c_attn = nn.Linear(config.width, 3 * config.width)
         self.c_proj = nn.Linear(config.width, config.width)
-        self.resid_dropout = Dropout(config.residual_dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
         """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it.
@@ -127,29 +126,27 @@ class Attention(nn.Module):
         """
         batch, tokens, width = x.shape
         qkv = self.c_attn(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        dropout = self.dropout if self.training else 0.0
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         if last is not None:
-            return self.resid_dropout(self.c_proj(self._attend_from(last, q, k, v)))
-        causal = tokens > 1
-        if cache is not None:
-            assert not (cache.length and causal), "a filled cache takes one token at a time"
-            k, v = cache.extend(self.layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        k, v = k.to(q.dtype), v.to(q.dtype)
-        if torch.is_grad_enabled() and x.device.type == "cpu" and tokens <= SHORT:
-            y = short_attention(q, k, v, dropout=dropout, causal=causal)
+            y = self._attend_from(last, q, k, v)
+        elif cache is None and torch.is_grad_enabled() and x.device.type == "cpu" and tokens <= SHORT:
+            y = short_attention(qkv, dropout)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, tokens, width)))
+            if cache is not None:
+                assert not (cache.length and tokens > 1), "a filled cache takes one token at a time"
+                k, v = (seen.to(q.dtype) for seen in cache.extend(self.layer, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=tokens > 1)
+            y = y.transpose(1, 2)
+        return self.c_proj(y.reshape(batch, -1, width))
 
     def _attend_from(self, last: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return (B, 1, D): the heads' answers to the query at `last`, from the keys up to it."""
+        """Return (B, H, 1, D/H): the heads' answers to the query at `last`, from the keys up to it."""
         batch, _, tokens, _ = q.shape
         q = q[torch.arange(batch, device=q.device), :, last].unsqueeze(2)  # (B, H, 1, D/H)
         seen = torch.arange(tokens, device=q.device) <= last[:, None]  # (B, T)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout)
-        return y.reshape(batch, 1, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout)
 
 
 class MLP(nn.Module):
@@ -161,11 +158,10 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.c_fc = nn.Linear(config.width, inner)
         self.c_proj = nn.Linear(inner, config.width)
-        self.dropout = Dropout(config.residual_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, D) for (B, T, D)."""
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+        return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -177,14 +173,15 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
+        self.dropout = Dropout(config.residual_dropout)  # of both branches
 
     def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
         """Return (B, T, D) for (B, T, D); with `last` (B,), (B, 1, D) for that position of each row."""
         attended = self.attn(self.ln_1(x), cache, last)
         if last is not None:
             x = x[torch.arange(len(last), device=x.device), last].unsqueeze(1)
-        x = x + attended
-        return x + self.mlp(self.ln_2(x))
+        x = self.dropout.add_to(x, attended)
+        return self.dropout.add_to(x, self.mlp(self.ln_2(x)))
 
 
 class Transformer(nn.Module):

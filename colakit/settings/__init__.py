@@ -54,6 +54,10 @@ class Settings(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products and of frozen weights"
     )
+    kernels: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="train on a CPU with C code compiled here, in about a second; auto is where it can be",
+    )
     cache: str | None = Field(
         None, description="folder of downloads and computed arrays; null is the user's cache"
     )

@@ -1,0 +1,213 @@
+"""What a training step on the CPU does besides its large matrix products, in C.
+
+`kernels.c` is compiled by the machine's own compiler when a run first wants it, in about a second, and kept
+in the cache. Each kernel has a plain counterpart in `colakit.models.fused`, for machines without a compiler.
+
+Shapes: B batch, T tokens, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from colakit.files import replacing
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = [  # none that takes NaN for a number, or lets denormals of the whole process be zero
+    *("-std=c11", "-O3", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
+]
+MOST_TOKENS, MOST_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
+HEAD_WIDTHS = 64  # of which a head's must be a multiple
+MOST_ELEMENTS = 2**32  # that dropout can number
+BUILD_SECONDS = 120.0
+POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+DROPOUT = (ctypes.c_uint64, ctypes.c_uint32, FLOAT)
+SIGNATURES = {
+    "gelu": (POINTER, POINTER, POINTER, INT64, INT),
+    "add_dropped": (POINTER, POINTER, POINTER, INT64, *DROPOUT, INT),
+    "add_dropped_backward": (POINTER, POINTER, INT64, *DROPOUT, INT),
+    "attention": (POINTER, POINTER, *[INT64] * 4, FLOAT, *DROPOUT, INT),
+    "attention_backward": (POINTER, POINTER, POINTER, *[INT64] * 4, FLOAT, *DROPOUT, INT),
+}
+
+
+class BuildError(Exception):
+    """The compiler did not make a library of the kernels, or it cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which elements dropout drops: a function of a seed and an element's number, so nothing is kept.
+
+    Attributes:
+        probability: in [0, 1), rounded to a multiple of 2⁻³².
+        seed: 64 bits.
+    """
+
+    probability: float
+    seed: int
+
+    @classmethod
+    def drawn(cls, probability: float) -> Mask:
+        """Return one with a seed from torch's generator."""
+        seed = torch.empty((), dtype=torch.int64).random_().item() if probability else 0
+        return cls(probability, int(seed))
+
+    @property
+    def arguments(self) -> tuple[int, int, float]:
+        """What the kernels take: seed, probability·2³², and what survivors are multiplied by."""
+        level = round(self.probability * 2**32)
+        return self.seed, level, 2**32 / (2**32 - level)
+
+
+class Kernels:
+    """The kernels for tensors of one type; they are compiled, or found in `folder`, when first used.
+
+    Args:
+        dtype: fp32 or bf16.
+        compiler: of C, GCC or clang.
+        folder: where the library is kept.
+    """
+
+    def __init__(self, dtype: torch.dtype, compiler: Path, folder: Path) -> None:
+        self.dtype, self.compiler, self.folder = dtype, compiler, folder
+
+    # -- what they compute; every tensor is contiguous, and of `dtype` where nothing else is said
+
+    def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return GPT-2's GELU of `x`, and its slope there."""
+        y, slope = torch.empty_like(x), torch.empty_like(x)
+        self.library.gelu(*pointers(x, y, slope), x.numel(), torch.get_num_threads())
+        return y, slope
+
+    def add_dropped(self, x: Tensor, branch: Tensor, mask: Mask) -> Tensor:
+        """Return x + dropped(branch), fp32 as `x`."""
+        y = torch.empty_like(x)
+        counts = (x.numel(), *mask.arguments, torch.get_num_threads())
+        self.library.add_dropped(*pointers(x, branch, y), *counts)
+        return y
+
+    def add_dropped_backward(self, grad: Tensor, mask: Mask) -> Tensor:
+        """Return the gradient by `branch` of `add_dropped`, given the one by its result, fp32."""
+        grad_branch = torch.empty_like(grad, dtype=self.dtype)
+        counts = (grad.numel(), *mask.arguments, torch.get_num_threads())
+        self.library.add_dropped_backward(*pointers(grad, grad_branch), *counts)
+        return grad_branch
+
+    def attends(self, qkv: Tensor) -> bool:
+        """Tell whether `attention` takes `qkv` (B, T, 3, H, D)."""
+        batch, tokens, _, heads, width = qkv.shape
+        padded = -(-tokens // 16) * 16
+        fits = tokens <= MOST_TOKENS and width <= MOST_HEAD_WIDTH and width % HEAD_WIDTHS == 0
+        return fits and batch * heads * tokens * padded < MOST_ELEMENTS
+
+    def attention(self, qkv: Tensor, mask: Mask) -> Tensor:
+        """Return dropped(softmax(q·kᵀ/√D, causal))·v, (B, T, H, D), of `qkv` (B, T, 3, H, D)."""
+        batch, tokens, _, heads, width = qkv.shape
+        y = qkv.new_empty(batch, tokens, heads, width)
+        self.library.attention(*pointers(qkv, y), *self._shape(qkv), *mask.arguments, torch.get_num_threads())
+        return y
+
+    def attention_backward(self, qkv: Tensor, grad: Tensor, mask: Mask) -> Tensor:
+        """Return the gradient by `qkv` of `attention`, given the one (B, T, H, D) by its result."""
+        grad_qkv = torch.empty_like(qkv)
+        rest = (*self._shape(qkv), *mask.arguments, torch.get_num_threads())
+        self.library.attention_backward(*pointers(qkv, grad, grad_qkv), *rest)
+        return grad_qkv
+
+    @staticmethod
+    def _shape(qkv: Tensor) -> tuple[int, int, int, int, float]:
+        batch, tokens, _, heads, width = qkv.shape
+        return batch, tokens, heads, width, width**-0.5
+
+    # -- how they come to be
+
+    @cached_property
+    def library(self) -> ctypes.CDLL:
+        """The loaded library.
+
+        Raises:
+            BuildError: if it cannot be compiled, kept or loaded.
+        """
+        try:
+            if not self.path.exists():
+                self._build()
+            if os.name == "posix" and self.path.stat().st_uid not in (0, os.geteuid()):
+                raise BuildError(f"{self.path} is another user's")
+            library = ctypes.CDLL(str(self.path))
+            for name, arguments in SIGNATURES.items():
+                function = getattr(library, name)
+                function.argtypes, function.restype = arguments, None
+        except (OSError, AttributeError) as error:
+            raise BuildError(str(error)) from error
+        return library
+
+    @property
+    def path(self) -> Path:
+        """File of the library; its name tells source, flags, compiler and processor."""
+        compiler = self.compiler.stat()
+        made_of = [
+            *(SOURCE.read_text(encoding="utf-8"), *self._flags()),
+            *(str(self.compiler), str(compiler.st_size), str(compiler.st_mtime_ns)),
+            *(platform.machine(), platform.processor(), str(torch.cpu.get_capabilities())),
+        ]
+        digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
+        return self.folder / f"kernels-{digest[:32]}.so"
+
+    def _flags(self) -> list[str]:
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        tuned = ["-march=native", "-mprefer-vector-width=512"] if x86 else ["-mcpu=native"]
+        threads = ["-fopenmp"] if platform.system() == "Linux" else []  # torch's own runtime is found by name
+        return [*FLAGS, *tuned, *threads, *(["-DBF16"] if self.dtype == torch.bfloat16 else [])]
+
+    def _build(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as temporary:
+            line = [str(self.compiler), *self._flags(), str(SOURCE), "-o", str(temporary), "-lm"]
+            try:
+                made = subprocess.run(  # noqa: S603 - the user's own compiler, on our own source
+                    line, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS, check=False
+                )
+            except subprocess.TimeoutExpired:
+                raise BuildError(f"{self.compiler} took more than {BUILD_SECONDS:.0f} s") from None
+            if made.returncode or not temporary.exists():
+                said = made.stderr.strip().splitlines() or ["it said nothing"]
+                raise BuildError(f"{self.compiler} failed: {said[0]}")
+
+
+ACTIVE: ContextVar[Kernels | None] = ContextVar("ACTIVE", default=None)
+"""The kernels that operations may use now; `colakit.engine.device.Compute.autocast` sets them."""
+
+
+def active(dtype: torch.dtype) -> Kernels | None:
+    """Return the kernels to use for CPU tensors of `dtype`, None where there are none to be used."""
+    kernels = ACTIVE.get()
+    return kernels if kernels is not None and kernels.dtype == dtype else None
+
+
+def find_compiler() -> Path | None:
+    """Return the compiler of C that `CC` names, or the first known one that is there."""
+    names = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
+    found = next(filter(None, map(shutil.which, names)), None)
+    return Path(found) if found else None
+
+
+def pointers(*tensors: Tensor) -> list[int]:
+    """Return where the elements of contiguous CPU tensors lie."""
+    for tensor in tensors:
+        assert tensor.is_contiguous()
+        assert tensor.device.type == "cpu"
+    return [tensor.data_ptr() for tensor in tensors]

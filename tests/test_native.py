@@ -1,0 +1,322 @@
+"""The kernels in C equal what torch computes, and are done without where they cannot be had."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from colakit.engine.device import Compute, resolve_compute
+from colakit.engine.training import StepBatch, train
+from colakit.errors import ColakitError
+from colakit.models.fused import Dropout, gelu_tanh, short_attention
+from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.lora import LoRAConfig, inject
+from colakit.native import MOST_TOKENS, Kernels, Mask, active, find_compiler
+
+TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
+ROUNDED = {"rtol": 2**-7, "atol": 2**-7}  # bf16 keeps eight bits
+DTYPES = [torch.float32, torch.bfloat16]
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def compute(folder: Path, fp32: Compute) -> Compute:
+    """The CPU in full precision, with kernels."""
+    return fp32.with_kernels("always", folder)
+
+
+def made(dtype: torch.dtype, folder: Path) -> Kernels:
+    compiler = find_compiler()
+    assert compiler is not None
+    return Kernels(dtype, compiler, folder)
+
+
+def plain_attention(qkv: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Causal attention of (B, T, 3, H, D) in fp32; `factors` (B, H, T, T) are dropout's."""
+    q, k, v = qkv.float().permute(2, 0, 3, 1, 4)
+    future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    probs = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf).softmax(dim=-1)
+    return ((probs if factors is None else probs * factors) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_and_its_slope(dtype: torch.dtype, folder: Path) -> None:
+    x = torch.cat([torch.linspace(-9, 9, 4001), torch.tensor([-1e4, -60.0, 60.0, 1e4])]).to(dtype)
+    y, slope = made(dtype, folder).gelu(x)
+    leaf = x.double().requires_grad_()
+    expected = F.gelu(leaf, approximate="tanh")
+    tolerance = TIGHT if dtype == torch.float32 else ROUNDED
+    assert_close(y.double(), expected, **tolerance)
+    assert_close(slope.double(), torch.autograd.grad(expected.sum(), leaf)[0], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 64), (16, 64), (17, 128), (MOST_TOKENS, 64)])
+def test_attention_and_its_gradient(dtype: torch.dtype, tokens: int, width: int, folder: Path) -> None:
+    torch.manual_seed(tokens)
+    qkv, grad = torch.randn(2, tokens, 3, 3, width).to(dtype), torch.randn(2, tokens, 3, width).to(dtype)
+    kernels, nothing = made(dtype, folder), Mask(0.0, 0)
+    leaf = qkv.float().requires_grad_()
+    expected = plain_attention(leaf)
+    tolerance = TIGHT if dtype == torch.float32 else ROUNDED
+    assert_close(kernels.attention(qkv, nothing).float(), expected, **tolerance)
+    (wanted,) = torch.autograd.grad(expected, leaf, grad.float())
+    assert_close(kernels.attention_backward(qkv, grad, nothing).float(), wanted, **tolerance)
+
+
+def test_attentions_gradient_knows_what_was_dropped(folder: Path) -> None:
+    torch.manual_seed(0)
+    batch, tokens, heads, width = 3, 20, 2, 64
+    kernels, mask = made(torch.float32, folder), Mask(0.3, 1234567890123456789)
+    qkv = torch.zeros(batch, tokens, 3, heads, width)
+    qkv[:, :, 2] = torch.eye(tokens, width)[:, None]  # what comes out are the weights themselves
+    weights = kernels.attention(qkv, mask)[..., :tokens].transpose(1, 2)  # (B, H, T, T)
+    factors = weights * torch.arange(1, tokens + 1)[:, None]  # over 1/(number of tokens seen)
+    assert_close(factors.round(decimals=4).unique(), torch.tensor([0.0, 1 / 0.7]), rtol=0.0, atol=1e-4)
+    seen = factors[torch.ones(batch, heads, tokens, tokens).tril() > 0]
+    assert (seen == 0).double().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / len(seen)) ** 0.5)
+
+    qkv, grad = torch.randn_like(qkv), torch.randn(batch, tokens, heads, width)
+    leaf = qkv.clone().requires_grad_()
+    expected = plain_attention(leaf, factors)
+    assert_close(kernels.attention(qkv, mask), expected, **TIGHT)
+    (wanted,) = torch.autograd.grad(expected, leaf, grad)
+    assert_close(kernels.attention_backward(qkv, grad, mask), wanted, **TIGHT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_a_branch_is_dropped_and_so_is_its_gradient(
+    dtype: torch.dtype, probability: float, folder: Path
+) -> None:
+    count = 100_003  # no multiple of what is computed at a time
+    kernels, mask = made(dtype, folder), Mask(probability, 42)
+    x, ones = torch.randn(count), torch.ones(count, dtype=dtype)
+    added = kernels.add_dropped(x, ones, mask) - x
+    dropped = (added.abs() < 0.5).double().mean().item()
+    assert dropped == pytest.approx(probability, abs=5 * (probability * (1 - probability) / count) ** 0.5)
+    assert_close(added[added > 0.5].max(), torch.tensor(1 / (1 - probability)), rtol=1e-4, atol=1e-4)
+    grad = kernels.add_dropped_backward(torch.ones(count), mask)
+    assert torch.equal(grad > 0, added > 0.5)
+    assert_close(grad.max().float(), torch.tensor(1 / (1 - probability)), rtol=2**-8, atol=0.0)
+
+
+def test_draws_of_neighbours_and_of_other_seeds_are_independent(folder: Path) -> None:
+    count, kernels = 100_000, made(torch.float32, folder)
+    nothing, ones = torch.zeros(count), torch.ones(count)
+    first, *others = [
+        kernels.add_dropped(nothing, ones, Mask(0.5, seed)) != 0 for seed in (7, 8, -7, 7 + 2**32, 8 + 2**32)
+    ]
+    neighbours = [(first[lag:], first[:-lag]) for lag in (1, 2, 16, 64)]
+    for one, other in neighbours + [(first, other) for other in others]:
+        agreeing = (one == other).double().mean().item()
+        assert agreeing == pytest.approx(0.5, abs=5 * 0.5 / count**0.5)
+
+
+def test_a_mask_is_drawn_from_torchs_generator() -> None:
+    torch.manual_seed(3)
+    first, second = Mask.drawn(0.1), Mask.drawn(0.1)
+    torch.manual_seed(3)
+    assert Mask.drawn(0.1) == first != second
+    state = torch.get_rng_state()
+    assert Mask.drawn(0.0).arguments == (0, 0, 1.0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_so(dtype: torch.dtype, value: float, folder: Path) -> None:
+    kernels = made(dtype, folder)
+    assert not kernels.gelu(torch.full((40,), value, dtype=dtype))[0].isfinite().any()
+    qkv = torch.zeros(1, 3, 3, 1, 64, dtype=dtype)
+    qkv[0, 1, 2, 0, 5] = value  # of one value: the tokens from there on see it
+    assert not kernels.attention(qkv, Mask(0.0, 0))[0, 1:, 0, 5].isfinite().any()
+    ones = torch.ones(40, dtype=dtype)
+    assert not kernels.add_dropped(torch.full((40,), value), ones, Mask(0.1, 1)).isfinite().any()
+
+
+def test_the_number_of_threads_changes_no_bit(folder: Path) -> None:
+    kernels, mask, found = made(torch.float32, folder), Mask(0.1, 5), []
+    torch.manual_seed(0)
+    qkv, grad = torch.randn(5, 9, 3, 3, 64), torch.randn(5, 9, 3, 64)
+    threads = torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        found.append([
+            *kernels.gelu(qkv),
+            kernels.attention(qkv, mask),
+            kernels.attention_backward(qkv, grad, mask),
+            kernels.add_dropped(grad, grad, mask),
+            kernels.add_dropped_backward(grad, mask),
+        ])  # fmt: skip
+    torch.set_num_threads(threads)
+    for one, three in zip(*found, strict=True):
+        assert torch.equal(one, three)
+
+
+# -- in a model
+
+
+def small(dropout: float) -> torch.nn.Module:
+    torch.manual_seed(0)
+    rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), dropout)
+    model = GPT(GPTConfig(31, 80, 128, 3, 2, **rates)).classifier(2)
+    inject(model, LoRAConfig(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora_b" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def gradients(model: torch.nn.Module, compute: Compute, tokens: int) -> list[Tensor]:
+    torch.manual_seed(1)
+    ids, lengths = torch.randint(31, (6, tokens)), torch.randint(1, tokens + 1, (6, 1))
+    with compute.autocast():
+        loss = model(ids, (torch.arange(tokens) < lengths).long()).square().sum()
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("tokens", [9, MOST_TOKENS + 1])
+def test_gradients_of_a_tuned_model_are_the_plain_ones(tokens: int, compute: Compute, fp32: Compute) -> None:
+    model = small(dropout=0.0)
+    expected = gradients(copy.deepcopy(model), fp32, tokens)
+    found = gradients(model, compute, tokens)
+    assert len(found) > 20
+    for one, two in zip(found, expected, strict=True):
+        assert_close(one, two, **TIGHT)
+
+
+def test_with_dropout_the_mean_of_many_gradients_is_the_plain_one(compute: Compute) -> None:
+    torch.manual_seed(0)
+    layer, x = Dropout(0.25), torch.zeros(64, 64)
+    branch = torch.randn(64, 64, requires_grad=True)
+    with compute.autocast():
+        for _ in range(400):
+            layer.add_to(x, branch).sum().backward()
+    assert branch.grad is not None
+    assert_close(branch.grad / 400, torch.ones(64, 64), rtol=0.0, atol=5 * (0.25 / 0.75 / 400) ** 0.5)
+
+
+def test_they_are_used_in_training_alone(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def noted(name: str) -> Callable[..., object]:
+        real = getattr(Kernels, name)
+        return lambda *arguments: (used.append(name), real(*arguments))[1]
+
+    for name in ("gelu", "attention", "attention_backward", "add_dropped", "add_dropped_backward"):
+        monkeypatch.setattr(Kernels, name, noted(name))
+    model = small(dropout=0.1)
+    gradients(model, compute, tokens=9)
+    assert set(used) == {"gelu", "attention", "attention_backward", "add_dropped", "add_dropped_backward"}
+    used.clear()
+    with torch.no_grad(), compute.autocast():
+        model(torch.randint(31, (2, 9)), torch.ones(2, 9, dtype=torch.long))
+    gelu_tanh(torch.ones(3, requires_grad=True))  # outside of the context
+    assert used == []
+    assert active(torch.float32) is None
+
+
+def test_what_they_do_not_take_is_computed_by_torch(compute: Compute) -> None:
+    qkv = torch.randn(2, 5, 3, 4, 24, requires_grad=True)  # heads of 24
+    with compute.autocast():
+        assert_close(short_attention(qkv), plain_attention(qkv), **TIGHT)
+        x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+        assert_close(gelu_tanh(x), F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
+
+
+# -- how they come to be
+
+
+def test_a_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
+    assert "kernels by" in str(compute)
+    assert compute.arithmetic == "cpu, torch.float32, kernels"
+    (made_file,) = tmp_path.iterdir()
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("compiled again"))
+    assert resolve_compute("cpu", "fp32").with_kernels("auto", tmp_path).kernels is not None
+    assert list(tmp_path.iterdir()) == [made_file]
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="ascii")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("echo no headers here >&2; exit 1", "failed: no headers here"),
+        ("exit 0", "failed: it said nothing"),
+        ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "file too short|invalid ELF header"),
+    ],
+)
+def test_a_compiler_that_fails_is_done_without_and_said(
+    text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", script(tmp_path / "compiler", text))
+    plain = resolve_compute("cpu", "fp32")
+    found = plain.with_kernels("auto", tmp_path / "kept")
+    assert found.kernels is None
+    assert "without kernels" in str(found)
+    assert found.arithmetic == plain.arithmetic
+    with pytest.raises(ColakitError, match=f"kernels: always, but: .*({why})"):
+        plain.with_kernels("always", tmp_path / "kept")
+
+
+def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plain = resolve_compute("cpu", "fp32")
+    assert "no C compiler found" in str(plain.with_kernels("auto", tmp_path))
+    with pytest.raises(ColakitError, match="no C compiler found"):
+        plain.with_kernels("always", tmp_path)
+    assert plain.with_kernels("never", tmp_path) is plain
+
+
+def test_a_library_that_another_user_left_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    (library,) = tmp_path.iterdir()
+    if library.stat().st_uid == 0:
+        import os
+
+        os.chown(library, 1234, -1)
+    with pytest.raises(ColakitError, match="is another user's"):
+        resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
+
+
+def test_the_loop_trains_alike_with_and_without(compute: Compute, fp32: Compute) -> None:
+    from colakit.data.batches import Batch
+    from colakit.engine.objectives import classification
+
+    torch.manual_seed(2)
+    batch = Batch(torch.randint(31, (4, 7)), torch.ones(4, 7, dtype=torch.long), torch.tensor([0, 1, 1, 0]))
+    losses = []
+    for place in (compute, fp32):
+        model = small(dropout=0.0)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        steps = train(
+            model.train(), [StepBatch([batch], 4, 0, "all")] * 5, classification, optimizer,
+            lr_at=lambda step: 1.0, compute=place,
+        )  # fmt: skip
+        losses.append([step.loss for step in steps])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # each step starts from the last one's sums
+    assert losses[0][-1] != losses[0][0]

@@ -141,7 +141,8 @@ def lora_linear(
     """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
 
     The update is added into the product in place, the scaling is applied to B, and x is cast once: nothing
-    besides the two products touches a tensor of the output's size.
+    besides the two products touches a tensor of the output's size. Thin products have the adapter's part on
+    their left: the other way round, some take several times as long in fp32.
 
     Args:
         x: (…, D_in).
@@ -165,14 +166,14 @@ class _LoRALinear(torch.autograd.Function):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, D_in)
-        weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).to(dtype)
+        weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).t().to(dtype).contiguous()
         with torch.autocast(device, enabled=False):
-            inner = rows @ down.t()  # (N, R)
+            inner = (down @ rows.t()).t()  # (N, R)
             y = rows @ weight.t()
             if bias is None:
-                y.addmm_(inner, up.t())
+                y.addmm_(inner, up)
             else:  # the bias is one more direction, whose inner value is always one
-                y.addmm_(F.pad(inner, (0, 1), value=1.0), torch.cat([up.t(), bias.to(dtype)[None]]))
+                y.addmm_(F.pad(inner, (0, 1), value=1.0), torch.cat([up, bias.to(dtype)[None]]))
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
         return y.view(*x.shape[:-1], -1)
@@ -182,11 +183,9 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)  # (N, D_out)
-        grad_inner = grad @ up  # (N, R)
+        grad_inner = (up @ grad.t()).t()  # (N, R)
         grad_a = (grad_inner.t() @ rows).float()
-        grad_b = (
-            inner.t() @ grad
-        ).t().float() * ctx.scaling  # gradᵀ·inner took several times as long in fp32
+        grad_b = (inner.t() @ grad).t().float() * ctx.scaling
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)

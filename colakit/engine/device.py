@@ -43,8 +43,9 @@ class Compute:
     def autocast(self) -> Iterator[None]:
         """Enter the context in which forward passes run."""
         token = ACTIVE.set(self.kernels)
+        full = self.dtype == torch.float32
         try:
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            with contextlib.nullcontext() if full else torch.autocast(self.device.type, dtype=self.dtype):
                 yield
         finally:
             ACTIVE.reset(token)

@@ -26,7 +26,7 @@ from colakit.files import replacing
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = [  # none that takes NaN for a number, or lets denormals of the whole process be zero
-    *("-std=c11", "-O3", "-shared", "-fPIC"),
+    *("-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 ]
 MOST_TOKENS, MOST_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
@@ -162,7 +162,7 @@ class Kernels:
         made_of = [
             *(SOURCE.read_text(encoding="utf-8"), *self._flags()),
             *(str(self.compiler), str(compiler.st_size), str(compiler.st_mtime_ns)),
-            *(platform.machine(), platform.processor(), str(torch.cpu.get_capabilities())),
+            *(platform.machine(), _processor()),
         ]
         digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
         return self.folder / f"kernels-{digest[:32]}.so"
@@ -203,6 +203,14 @@ def find_compiler() -> Path | None:
     names = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
     found = next(filter(None, map(shutil.which, names)), None)
     return Path(found) if found else None
+
+
+def _processor() -> str:
+    """Return what tells processors apart that know other instructions: several may share a cache."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    flags = [line for line in lines if line.startswith(("flags", "Features"))]
+    return flags[0] if flags else f"{platform.processor()} {torch.cpu.get_capabilities()}"
 
 
 def pointers(*tensors: Tensor) -> list[int]:

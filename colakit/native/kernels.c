@@ -4,7 +4,7 @@
  * type that tensors are stored in: `real` is float, or bf16 with -DBF16. All sums are taken in fp32, and no result
  * depends on the number of threads.
  *
- * Letters: B batch, T tokens, H heads, D width of a head, N rows, W width of a row, R rank of an adapter.
+ * Letters: B batch, T tokens, H heads, D width of a head.
  */
 #include <math.h>
 #include <stdint.h>
@@ -42,7 +42,8 @@ static inline real store(float value) { return value; }
 
 /* -- functions of one number -------------------------------------------------------------------------------- */
 
-/* e^x to 2e-7 for |x| ≤ 87, beyond which it stays as it is there: 2^n·e^r with |r| ≤ ln(2)/2, e^r by its Taylor series. */
+/* e^x to 2e-7 for |x| ≤ 87, beyond which it stays as it is there: 2^n·e^r with |r| ≤ ln(2)/2, and e^r by its
+ * Taylor series. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x; /* a NaN stays one */
     float n = rintf(x * 1.44269504f);
@@ -54,8 +55,9 @@ static inline float exponential(float x) {
     return power * series;
 }
 
-/* 32 random bits for an element, a function of the 64 of the seed alone: two rounds of a mixing function
- * ("lowbias32", C. Wellons, 2018), so that neighbours and neighbouring seeds have nothing in common. */
+/* 32 random bits for an element, a function of the seed's 64 and the element's number: two rounds of a mixing
+ * function ("lowbias32", C. Wellons, 2018), so that neighbours have nothing in common. Seeds are random themselves:
+ * two that differed by a little in their low half alone would draw the same, moved by as many elements. */
 static inline uint32_t mixed(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from colakit.engine.device import Compute
+from colakit.files import replacing
 from colakit.native import Kernels
 from colakit.toy import write_base, write_corpus
 
@@ -43,7 +44,8 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path) ->
         if not once.path.exists():
             build(once)
         kernels.folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(once.path, kernels.path)
+        with replacing(kernels.path) as temporary:
+            shutil.copyfile(once.path, temporary)
 
     monkeypatch.setattr(Kernels, "_build", copied)
     for name in [name for name in os.environ if name.startswith("COLAKIT_") and name not in KEPT]:

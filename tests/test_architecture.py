@@ -31,7 +31,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "toy": {"errors", "models", "data", "interop", "engine"},
     "context": {"errors", "console", "loading", "settings", "data", "engine"},
     "flags": {"errors", "console", "context", "loading", "settings"},
-    "commands": {"errors", "files", "native", "console", "context", "loading", "settings", "models", "data",
+    "commands": {"errors", "files", "console", "context", "loading", "settings", "models", "data",
                  "engine", "interop", "plotting", "heatmaps", "orphans", "commands", ""},
     "cli": {"errors", "console", "context", "flags", "commands", ""},
 }  # fmt: skip

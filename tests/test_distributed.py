@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,10 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     # one that frees a finished operation while the interpreter ends aborts the process, now and then
     (tmp_path / "job.py").write_text(JOB, encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = subprocess.run([*launcher, "job.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    plain = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a GPU has threads of its own
+    job = subprocess.run(
+        [*launcher, "job.py"], cwd=tmp_path, env=plain, capture_output=True, text=True, timeout=120
+    )
     assert job.returncode == 0, job.stderr
     for rank in range(2):
         inside, after, gradient = (tmp_path / f"rank-{rank}").read_text(encoding="ascii").split(maxsplit=2)

@@ -232,6 +232,10 @@ def test_they_are_used_in_training_alone(compute: Compute, monkeypatch: pytest.M
 
 
 def test_what_they_do_not_take_is_computed_by_torch(compute: Compute) -> None:
+    with compute.autocast():
+        row, rows = torch.ones(1, 4, requires_grad=True), torch.ones(3, 4)
+        assert Dropout(0.5).add_to(row, rows).shape == (3, 4)
+        assert Dropout(0.5).add_to(row.bfloat16(), row).dtype == torch.float32
     qkv = torch.randn(2, 5, 3, 4, 24, requires_grad=True)  # heads of 24
     with compute.autocast():
         assert_close(short_attention(qkv), plain_attention(qkv), **TIGHT)
@@ -247,9 +251,19 @@ def test_a_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "kernels by" in str(compute)
     assert compute.arithmetic == "cpu, torch.float32, kernels"
     (made_file,) = tmp_path.iterdir()
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("compiled again"))
+    monkeypatch.setattr(Kernels, "_build", lambda self: pytest.fail("compiled again"))
     assert resolve_compute("cpu", "fp32").with_kernels("auto", tmp_path).kernels is not None
     assert list(tmp_path.iterdir()) == [made_file]
+
+
+def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
+    resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
+    (library,) = tmp_path.iterdir()
+    library.unlink()  # what is mapped stays
+    library.write_bytes(b"no library")
+    compute = resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
+    assert compute.kernels is not None
+    assert compute.kernels.gelu(torch.zeros(1))[0].item() == 0.0
 
 
 def script(path: Path, text: str) -> str:
@@ -320,3 +334,27 @@ def test_the_loop_trains_alike_with_and_without(compute: Compute, fp32: Compute)
         losses.append([step.loss for step in steps])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # each step starts from the last one's sums
     assert losses[0][-1] != losses[0][0]
+
+
+def test_a_run_goes_on_with_the_kernels_it_began_with(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colakit: Callable[..., tuple[int, str, str]]
+) -> None:
+    def tune(*words: object) -> tuple[int, str]:
+        tuned = ("finetune", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--rank", 2)
+        code, _, err = colakit(*tuned, *words)
+        return code, " ".join(err.split())
+
+    plain, quick = tmp_path / "plain", tmp_path / "quick"
+    code, said = tune("--set", "kernels=never", "--out", plain)
+    assert code == 0
+    assert "kernels" not in said
+    code, said = tune("--out", quick)
+    assert code == 0
+    assert "kernels by" in said
+    code, said = tune("--out", plain, "--resume")
+    assert code == 0
+    assert "nothing to resume" in said
+    monkeypatch.setenv("CC", script(tmp_path / "compiler", "exit 1"))
+    code, said = tune("--out", quick, "--resume")
+    assert code == 2
+    assert "It began with kernels, for which a C compiler" in said

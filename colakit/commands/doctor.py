@@ -15,7 +15,6 @@ from colakit.context import Context
 from colakit.data.fetch import COLA_URL, is_fetched
 from colakit.engine.device import physical_cores
 from colakit.engine.runs import PACKAGES, package_version
-from colakit.native import find_compiler
 
 ANSWER_SECONDS = 3.0
 
@@ -30,8 +29,7 @@ def run(context: Context) -> dict[str, Any]:
         **{name: package_version(name) or "not installed" for name in PACKAGES},
         "device": str(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
-        "why": compute.reason,
-        "C compiler": str(find_compiler() or "not found: training on a CPU is slower"),
+        "why": context.training_compute.reason,
         "threads": f"{torch.get_num_threads()} of {physical_cores()} cores",
         "cache": str(context.cache_folder),
         "CoLA": "fetched" if is_fetched(context.cache_folder) else "not fetched",

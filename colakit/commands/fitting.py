@@ -23,6 +23,7 @@ from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
+from colakit.models.gpt import Transformer
 from colakit.settings import LoopSettings, Settings
 
 
@@ -61,7 +62,9 @@ class Fit(ABC):
 
     def __init__(self, context: Context, lesson: Lesson, run: RunFolder, group: Processes) -> None:
         self.context, self.lesson, self.run, self.group = context, lesson, run, group
-        self.training, self.compute = lesson.training, context.training_compute
+        self.training = lesson.training
+        is_gpt = any(isinstance(module, Transformer) for module in lesson.model.modules())
+        self.compute = context.training_compute if is_gpt else context.compute  # kernels are GPT's
         self.model, self.optimizer = lesson.model, lesson.optimizer
         self.max_steps = lesson.max_steps
         self.step = 0
@@ -239,11 +242,20 @@ class Fit(ABC):
         return {"seed": seed, **self.lesson.identity, "compute": self.compute.arithmetic}
 
     def require_identity(self, saved: Mapping[str, Any]) -> None:
-        """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was."""
+        """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was.
+
+        A run that was begun without kernels goes on without, unless they are asked for.
+        """
+        plain = self.context.compute
+        if self.context.settings.kernels == "auto" and saved.get("compute") == plain.arithmetic:
+            self.compute = plain
         if differing := differences(saved, self._identity()):
+            needs_compiler = self.compute.kernels is None and "kernels" in str(saved.get("compute"))
             raise ColakitError(
                 f"{self.run.path}: the run was started differently: {differing}",
-                hint=f"Resume with its own settings: --config {self.run.settings}",
+                hint="It began with kernels, for which a C compiler and --set kernels=auto are needed."
+                if needs_compiler
+                else f"Resume with its own settings: --config {self.run.settings}",
             )
 
     def trainable(self) -> dict[str, Tensor]:

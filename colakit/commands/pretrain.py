@@ -193,7 +193,7 @@ def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any
         "parameters": sum(p.numel() for p in fit.model.parameters()),
         "seconds": round(fit.seconds, 2),
         "tokens_per_second": round(fit.counted_per_second, 1),
-        "compute": str(context.training_compute),
+        "compute": str(fit.compute),
     }
     run.write_summary(summary)
     rows = [[name, f"{value:.4f}"] for name, value in measured.items()]

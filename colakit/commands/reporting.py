@@ -47,7 +47,7 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = Fa
         "steps": fit.step,
         "seconds": round(fit.seconds, 2),
         "examples_per_second": round(fit.counted_per_second, 1),
-        "compute": str(job.context.training_compute),
+        "compute": str(fit.compute),
         **job.facts,
     }
     run.write_predictions({name: (parts[name].labels, found) for name, (_, found) in predictions.items()})

@@ -100,7 +100,7 @@ def run_training(
             resuming = _alone(context, held, resume)
         folder, resuming = group.share((str(context.out), resuming))
         run = RunFolder(Path(folder))
-        for line in (*training.lines, f"compute: {context.training_compute}", f"run folder: {run.path}"):
+        for line in (*training.lines, f"run folder: {run.path}"):
             context.reporter.say(line)
         with _honest_ending(context, run):
             summary = train_run(context, training, run, group, resuming=resuming)
@@ -134,7 +134,8 @@ def train_run(
                 checkpoint.path
             )  # its process may have died before it had removed the oldest
     elif group.is_main:
-        run.create(to_yaml(context.settings), context.training_compute)
+        run.create(to_yaml(context.settings), fit.compute)
+    context.reporter.say(f"compute: {fit.compute}")
     group.barrier()
     fit.train()
     with stop_requests(at_once=True):

@@ -211,7 +211,7 @@ def _finish(
         "steps": fit.step,
         "seconds": round(fit.seconds, 2),
         "tokens_per_second": round(fit.counted_per_second, 1),
-        "compute": str(context.training_compute),
+        "compute": str(fit.compute),
     }
     run.write_summary(summary)
     perplexity = math.exp(best["nats"])

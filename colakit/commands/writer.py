@@ -68,7 +68,7 @@ class TunedWriter:
         found = {
             "base": base_fingerprint(load_gpt(folder)),
             "tokenizer": SentenceTokenizer.from_folder(folder).vocabulary(),
-            "compute": self.context.training_compute.arithmetic,
+            "compute": (self.context.training_compute if self.epochs else self.context.compute).arithmetic,
         }
         if not self.epochs:
             return found

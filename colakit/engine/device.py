@@ -54,13 +54,15 @@ class Compute:
         """Return this compute for training: with kernels, compiled, where they are wanted and can be had.
 
         Args:
-            wanted: `always`, `never`, or `auto`, which is on a CPU with a C compiler.
+            wanted: `always`, `never`, or `auto`, which is on a CPU with a C compiler under Linux: elsewhere
+                they have one thread.
             folder: where compiled ones are kept.
 
         Raises:
             ColakitError: if they are always wanted and cannot be had.
         """
-        if wanted == "never" or (self.device.type != "cpu" and wanted == "auto"):
+        usual = self.device.type == "cpu" and platform.system() == "Linux"
+        if wanted == "never" or (wanted == "auto" and not usual):
             return self
         compiler = find_compiler() if self.device.type == "cpu" else None
         if compiler is None:

@@ -206,7 +206,8 @@ class Dropout(torch.nn.Dropout):
         """Return x + `branch`, whose elements are dropped in training mode; fp32 like `x`, of one shape."""
         if not (self.training and self.p):
             return x + branch
-        if (kernels := _kernels(branch)) is not None and branch.numel() < MOST_ELEMENTS:
+        plain = x.dtype != torch.float32 or x.shape != branch.shape or branch.numel() >= MOST_ELEMENTS
+        if not plain and (kernels := _kernels(branch)) is not None:
             return _NativeAddDropped.apply(x, branch, self.p, kernels)
         return x + drop(branch, self.p)
 

@@ -63,13 +63,13 @@ class Mask:
     @classmethod
     def drawn(cls, probability: float) -> Mask:
         """Return one with a seed from torch's generator."""
-        seed = torch.empty((), dtype=torch.int64).random_().item() if probability else 0
+        seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None).item() if probability else 0
         return cls(probability, int(seed))
 
     @property
     def arguments(self) -> tuple[int, int, float]:
         """What the kernels take: seed, probability·2³², and what survivors are multiplied by."""
-        level = round(self.probability * 2**32)
+        level = min(round(self.probability * 2**32), 2**32 - 1)
         return self.seed, level, 2**32 / (2**32 - level)
 
 
@@ -143,17 +143,26 @@ class Kernels:
             BuildError: if it cannot be compiled, kept or loaded.
         """
         try:
-            if not self.path.exists():
+            library = self._kept()
+            if library is None:
                 self._build()
-            if os.name == "posix" and self.path.stat().st_uid not in (0, os.geteuid()):
-                raise BuildError(f"{self.path} is another user's")
-            library = ctypes.CDLL(str(self.path))
+                library = ctypes.CDLL(str(self.path))
             for name, arguments in SIGNATURES.items():
                 function = getattr(library, name)
                 function.argtypes, function.restype = arguments, None
         except (OSError, AttributeError) as error:
             raise BuildError(str(error)) from error
         return library
+
+    def _kept(self) -> ctypes.CDLL | None:
+        if not self.path.exists():
+            return None
+        if os.name == "posix" and self.path.stat().st_uid not in (0, os.geteuid()):
+            raise BuildError(f"{self.path} is another user's")
+        try:
+            return ctypes.CDLL(str(self.path))
+        except OSError:  # damaged, or made on another system
+            return None
 
     @property
     def path(self) -> Path:

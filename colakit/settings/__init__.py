@@ -56,7 +56,7 @@ class Settings(Section):
     )
     kernels: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="train on a CPU with C code compiled here, in about a second; auto is where it can be",
+        description="train on a CPU with C code compiled here; auto is under Linux, with a compiler",
     )
     cache: str | None = Field(
         None, description="folder of downloads and computed arrays; null is the user's cache"

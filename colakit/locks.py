@@ -19,6 +19,7 @@ except ImportError:  # Windows, whose locks would keep others from reading the n
 
 WAIT_SECONDS = 0.05  # between two looks at a lock that another process holds
 SILENT_SECONDS = 1.0  # waited without a word
+LOOKS = 10  # for the number of a holder
 
 
 class Lock:
@@ -83,8 +84,11 @@ class Lock:
         )
 
     def _holder(self) -> str:
-        with contextlib.suppress(OSError):
-            return self.path.read_text(encoding="ascii").strip() or "unknown"
+        for _ in range(LOOKS):  # who holds it writes its number a moment later
+            with contextlib.suppress(OSError):
+                if number := self.path.read_text(encoding="ascii").strip():
+                    return number
+            time.sleep(WAIT_SECONDS)
         return "unknown"
 
 

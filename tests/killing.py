@@ -129,12 +129,24 @@ def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
     return calls
 
 
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 class TwoProcesses:
     """A run under torchrun, in two processes."""
 
     def __init__(self, arguments: list[str], out: Path) -> None:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        self.line = [*launcher, "-m", "colakit", *arguments, "--quiet", "--resume", "auto", "--out", str(out)]
+        self.line = [
+            *TWO_PROCESSES,
+            "-m",
+            "colakit",
+            *arguments,
+            "--quiet",
+            "--resume",
+            "auto",
+            "--out",
+            str(out),
+        ]
         self.saved = Checkpoints(out / "checkpoints")
 
     def kill(self, rank: int, after_seconds: float) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from killing import TWO_PROCESSES
 
 JOB = """
 import os
@@ -33,10 +33,9 @@ Path(f"rank-{group.rank}").write_text(f"{inside} {after} {layer.weight.grad.toli
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     # one that frees a finished operation while the interpreter ends aborts the process, now and then
     (tmp_path / "job.py").write_text(JOB, encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     plain = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a GPU has threads of its own
     job = subprocess.run(
-        [*launcher, "job.py"], cwd=tmp_path, env=plain, capture_output=True, text=True, timeout=120
+        [*TWO_PROCESSES, "job.py"], cwd=tmp_path, env=plain, capture_output=True, text=True, timeout=120
     )
     assert job.returncode == 0, job.stderr
     for rank in range(2):

@@ -129,7 +129,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         if last is not None:
-            y = self._attend_from(last, q, k, v)
+            y = _attend_from(last, q, k, v, dropout)
         elif cache is None and torch.is_grad_enabled() and x.device.type == "cpu" and tokens <= SHORT:
             y = short_attention(qkv, dropout)
         else:
@@ -140,13 +140,13 @@ class Attention(nn.Module):
             y = y.transpose(1, 2)
         return self.c_proj(y.reshape(batch, -1, width))
 
-    def _attend_from(self, last: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return (B, H, 1, D/H): the heads' answers to the query at `last`, from the keys up to it."""
-        batch, _, tokens, _ = q.shape
-        q = q[torch.arange(batch, device=q.device), :, last].unsqueeze(2)  # (B, H, 1, D/H)
-        seen = torch.arange(tokens, device=q.device) <= last[:, None]  # (B, T)
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout)
+
+def _attend_from(last: Tensor, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Return (B, H, 1, D/H): the heads' answers to the query at `last`, from the keys up to it."""
+    batch, _, tokens, _ = q.shape
+    q = q[torch.arange(batch, device=q.device), :, last].unsqueeze(2)  # (B, H, 1, D/H)
+    seen = torch.arange(tokens, device=q.device) <= last[:, None]  # (B, T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout)
 
 
 class MLP(nn.Module):

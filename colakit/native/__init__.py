@@ -30,7 +30,7 @@ FLAGS = [  # none that takes NaN for a number, or lets denormals of the whole pr
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 ]
 MOST_TOKENS, MOST_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
-HEAD_WIDTHS = 64  # of which a head's must be a multiple
+LANES = 16  # of which T is padded to a multiple, and a head's width must be one of four of them
 MOST_ELEMENTS = 2**32  # that dropout can number
 BUILD_SECONDS = 120.0
 POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -110,8 +110,8 @@ class Kernels:
     def attends(self, qkv: Tensor) -> bool:
         """Tell whether `attention` takes `qkv` (B, T, 3, H, D)."""
         batch, tokens, _, heads, width = qkv.shape
-        padded = -(-tokens // 16) * 16
-        fits = tokens <= MOST_TOKENS and width <= MOST_HEAD_WIDTH and width % HEAD_WIDTHS == 0
+        padded = -(-tokens // LANES) * LANES
+        fits = tokens <= MOST_TOKENS and width <= MOST_HEAD_WIDTH and width % (4 * LANES) == 0
         return fits and batch * heads * tokens * padded < MOST_ELEMENTS
 
     def attention(self, qkv: Tensor, mask: Mask) -> Tensor:
@@ -164,7 +164,7 @@ class Kernels:
         except OSError:  # damaged, or made on another system
             return None
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """File of the library; its name tells source, flags, compiler and processor."""
         compiler = self.compiler.stat()

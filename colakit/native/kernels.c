@@ -111,10 +111,10 @@ void add_dropped_backward(const float *grad, real *grad_branch, int64_t count, u
 typedef float lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* GCC and clang */
 
 typedef struct {
-    int64_t tokens, width; /* T ≤ MOST_TOKENS, D ≤ MOST_HEAD_WIDTH, a multiple of LANES */
+    int64_t tokens, width; /* T ≤ MOST_TOKENS, D ≤ MOST_HEAD_WIDTH, a multiple of 4·LANES */
     int64_t padded;        /* T in whole lanes: how far apart the rows of a (T, T) stand */
-    float scale;                  /* of the scores: 1/√D */
-    uint64_t seed;                /* of dropout, as in `kept` */
+    float scale;           /* of the scores: 1/√D */
+    uint64_t seed;         /* of dropout, as in `kept` */
     uint32_t level;
     float kept_scale;
 } Attention;
@@ -181,7 +181,7 @@ static inline void weighted_sum(const float *weights, int64_t step, const float 
 /* y (B, T, H, D) = dropped(softmax(q·kᵀ·scale, causal))·v of qkv (B, T, 3, H, D). */
 void attention(const real *qkv, real *y, int64_t batch, int64_t tokens, int64_t heads, int64_t width, float scale,
                uint64_t seed, uint32_t level, float kept_scale, int threads) {
-    Attention a = {tokens, width, ROUND_UP(tokens, 16), scale, seed, level, kept_scale};
+    Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
     int64_t stride = heads * width, square = tokens * a.padded;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t pair = 0; pair < batch * heads; pair++) {
@@ -206,7 +206,7 @@ void attention(const real *qkv, real *y, int64_t batch, int64_t tokens, int64_t 
 void attention_backward(const real *qkv, const real *grad, real *grad_qkv, int64_t batch, int64_t tokens,
                         int64_t heads, int64_t width, float scale, uint64_t seed, uint32_t level, float kept_scale,
                         int threads) {
-    Attention a = {tokens, width, ROUND_UP(tokens, 16), scale, seed, level, kept_scale};
+    Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
     int64_t stride = heads * width, square = tokens * a.padded;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t pair = 0; pair < batch * heads; pair++) {

@@ -87,6 +87,7 @@ def generate(
     app,
     "pretrain",
     {
+        "--init-from": "pretrain.init_from",
         "--tokenizer": "pretrain.tokenizer",
         "--vocab-size": "pretrain.vocab_size",
         "--num-layers": "pretrain.num_layers",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from colakit.cli import main
+from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
 from colakit.models.gpt import GPT, GPTConfig
 from colakit.toy import ToyGrammar
@@ -193,3 +194,41 @@ def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(nam
         group["lr"] = 0.01
     optimizer.step()
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
+    small = [word for word in SMALL if word not in ("--tokens", "20480")]
+    for option in ("--vocab-size", "--num-layers", "--width", "--num-heads", "--num-positions"):
+        place = small.index(option)
+        del small[place : place + 2]
+    begin = ["pretrain", str(text), *small, "--tokens", "1024", "--set", f"cache={tmp_path / 'cache'}"]
+    base = ["--init-from", str(pretrained / "base")]
+    code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"))
+    assert code == 0, err
+    settled = json.loads((pretrained / "summary.json").read_text())["bits_per_byte"]["toy"]
+    summary = json.loads((tmp_path / "on" / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["bits_per_byte"]["toy"] < 1.1 * settled  # where it was, not where it would begin
+    first, second = (SentenceTokenizer.from_folder(run / "base") for run in (pretrained, tmp_path / "on"))
+    assert first.vocabulary() == second.vocabulary()
+
+    code, _, err = colakit(*begin, *base, "--width", "768", "--out", str(tmp_path / "other"))
+    assert code == 2
+    assert "pretrain.width is 768, but 32" in err
+    code, _, err = colakit(*begin, *base, "--tokenizer", str(pretrained), "--out", str(tmp_path / "other"))
+    assert code == 2
+    assert "a base keeps its own" in err
+
+
+def test_a_run_that_went_on_from_another_base_is_not_resumed(
+    pretrained: Path, text: Path, colakit: Run, tmp_path: Path
+) -> None:
+    place = SMALL.index("--tokens")
+    small = [*SMALL[:place], "--tokens", "1024", *SMALL[place + 2 :]]
+    run = [*("--set", f"cache={tmp_path / 'cache'}", "--out", str(tmp_path / "run"))]
+    assert colakit("pretrain", str(text), *small, *run, "--init-from", str(pretrained / "base"))[0] == 0
+    code, _, err = colakit(
+        *("pretrain", str(text), *small, *run, "--init-from", str(tmp_path / "run" / "base"), "--resume")
+    )
+    assert code == 2
+    assert "base" in err

@@ -26,13 +26,18 @@ from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
 from colakit.files import sha256_of, write_text
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig, set_dropout
 from colakit.settings import PretrainSettings
 
-FREE_TO_CHANGE = {"text", "tokenizer", "tokens", "log_every", "save_every_steps", "evaluate_every_steps"}
-"""Settings that may differ on resume: text and tokenizer have fingerprints, the rest leave the weights alone
+FREE_TO_CHANGE = {
+    *("text", "init_from", "tokenizer"),
+    *("tokens", "log_every", "save_every_steps", "evaluate_every_steps"),
+}
+"""Settings that may differ on resume: the first row's have fingerprints, the rest leave the weights alone
 or, as `tokens`, may grow as long as the rate has not begun to fall."""
+SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,39 @@ class Texts:
 
 def run(context: Context, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
     """Pre-train, and write the base to `base/` in the run folder."""
+    settings = context.settings
+    changed = settings.pretrain
     if texts:
         named = {path.name.partition(".")[0]: str(path) for path in texts}
         if len(named) < len(texts):
             raise ColakitError(
                 "two of the texts have one name", hint="Name them: --set pretrain.text.NAME=PATH"
             )
-        settings = context.settings
-        changed = settings.pretrain.model_copy(update={"text": named})
-        context.resolved.settings = settings.model_copy(update={"pretrain": changed})
-    if not context.settings.pretrain.text:
+        changed = changed.model_copy(update={"text": named})
+    if changed.init_from is not None:
+        changed = _with_shape_of(changed, changed.init_from)
+    context.resolved.settings = settings.model_copy(update={"pretrain": changed})
+    if not changed.text:
         raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
     return run_training(context, lambda: _prepare(context), lambda: _plan(context), resume=resume)
+
+
+def _with_shape_of(settings: PretrainSettings, base: str) -> PretrainSettings:
+    """Return the settings with the shape of the base that training goes on from."""
+    config = plan_config(base)
+    shape = {name: getattr(config, name) for name in SHAPE}
+    for name, theirs in shape.items():
+        ours, usual = getattr(settings, name), PretrainSettings.model_fields[name].default
+        if ours not in (theirs, usual):
+            raise ColakitError(
+                f"pretrain.{name} is {ours}, but {theirs} in {base}",
+                hint="A base keeps its shape: leave this out, or leave out --init-from.",
+            )
+    if settings.tokenizer is not None:
+        raise ColakitError(
+            "pretrain.tokenizer: a base keeps its own", hint="Leave this out, or leave out --init-from."
+        )
+    return settings.model_copy(update=shape)
 
 
 def _plan(context: Context) -> dict[str, Any]:
@@ -79,7 +105,12 @@ def _prepare(context: Context) -> Training:
     texts = _read(context)
     seed_everything(seed)
     tokenizer = texts.tokenizer
-    model = GPT(_shape(settings, tokenizer.vocab_size))
+    identity: dict[str, Any] = {}
+    if settings.init_from is None:
+        model = GPT(_shape(settings, tokenizer.vocab_size))
+    else:
+        model = load_gpt(resolve_base(settings.init_from))
+        identity["base"] = base_fingerprint(model)
     set_dropout(model, settings.dropout)
     context.compute.place(model)
     compiled, how = compiles(context.compute.device, settings.compile)
@@ -109,6 +140,7 @@ def _prepare(context: Context) -> Training:
         max_steps=_max_steps(settings),
         identity={
             **settings_identity(context.settings, ("pretrain",), FREE_TO_CHANGE),
+            **identity,
             "tokenizer": tokenizer.fingerprint(),
             "text": {name: stream.fingerprint() for name, stream in texts.train.items()},
         },
@@ -117,7 +149,8 @@ def _prepare(context: Context) -> Training:
     lines = [
         f"tokens to learn from: {sizes}; {len(train) * settings.num_positions:,} an epoch",
         f"model: {settings.num_layers} layers of width {settings.width}, "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; {how}",
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{settings.init_from or 'random'} at first; {how}",
     ]
     return Training(
         lines,
@@ -144,7 +177,9 @@ def _read(context: Context) -> Texts:
     """Find the files, learn or load the tokenizer, and encode everything; all but the first is cached."""
     settings = context.settings.pretrain
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
-    if settings.tokenizer is not None:
+    if settings.init_from is not None:
+        tokenizer = SentenceTokenizer.from_folder(resolve_base(settings.init_from))
+    elif settings.tokenizer is not None:
         tokenizer = SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
     else:
         tokenizer = _trained_tokenizer(context, files)

@@ -12,11 +12,15 @@ from colakit.settings.training import LoopSettings, TrainingSettings
 
 
 class PretrainSettings(LoopSettings):
-    """Causal language modelling from scratch: what is read, the model's shape, and how it learns."""
+    """Causal language modelling: what is read, the model's shape, and how it learns."""
 
     text: dict[str, str] = Field({}, description="name -> text file or folder (plain, .gz, .xz)")
     repeats: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(
         {}, description="name -> times that an epoch reads it; 1 where not given"
+    )
+    init_from: str | None = Field(
+        None,
+        description="base to go on from, whose shape and tokenizer stay; null begins with random weights",
     )
     tokenizer: str | None = Field(
         None, description="folder with a tokenizer; null trains one of `vocab_size` tokens on the text"

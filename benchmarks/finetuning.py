@@ -176,7 +176,7 @@ class Finetuning:
         body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
         weights = [m.weight for m in body.h.modules() if isinstance(m, torch.nn.Linear)]
         plan = self.plan()
-        rows = [len(index) * int(self.examples.tokens.lengths[index].max()) for index in plan]  # padding too
+        rows = [int(self.examples.tokens.lengths[index].sum()) for index in plan]  # no padding
         inputs = {
             size: torch.randn(max(rows), size, device=compute.device).to(weights[0].dtype)
             for size in {side for weight in weights for side in weight.shape}

@@ -44,6 +44,11 @@ def made(dtype: torch.dtype, folder: Path) -> Kernels:
     return Kernels(dtype, compiler, folder)
 
 
+def starts_of(*lengths: int) -> Tensor:
+    """Return where sentences of these lengths start, one after another, and where the last one ends."""
+    return F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
+
+
 def plain_attention(qkv: Tensor, factors: Tensor | None = None) -> Tensor:
     """Causal attention of (B, T, 3, H, D) in fp32; `factors` (B, H, T, T) are dropout's."""
     q, k, v = qkv.float().permute(2, 0, 3, 1, 4)
@@ -65,16 +70,20 @@ def test_gelu_and_its_slope(dtype: torch.dtype, folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 64), (16, 64), (17, 128), (MOST_TOKENS, 64)])
-def test_attention_and_its_gradient(dtype: torch.dtype, tokens: int, width: int, folder: Path) -> None:
+def test_attention_and_its_gradient_sentence_by_sentence(
+    dtype: torch.dtype, tokens: int, width: int, folder: Path
+) -> None:
     torch.manual_seed(tokens)
-    qkv, grad = torch.randn(2, tokens, 3, 3, width).to(dtype), torch.randn(2, tokens, 3, width).to(dtype)
+    lengths = [tokens, max(1, tokens // 3), tokens]
+    starts = starts_of(*lengths)
+    qkv, grad = (torch.randn(sum(lengths), *shape, 3, width).to(dtype) for shape in ((3,), ()))
     kernels, nothing = made(dtype, folder), Mask(0.0, 0)
     leaf = qkv.float().requires_grad_()
-    expected = plain_attention(leaf)
+    expected = torch.cat([plain_attention(part[None])[0] for part in leaf.split(lengths)])
     tolerance = TIGHT if dtype == torch.float32 else ROUNDED
-    assert_close(kernels.attention(qkv, nothing).float(), expected, **tolerance)
+    assert_close(kernels.attention(qkv, starts, nothing).float(), expected, **tolerance)
     (wanted,) = torch.autograd.grad(expected, leaf, grad.float())
-    assert_close(kernels.attention_backward(qkv, grad, nothing).float(), wanted, **tolerance)
+    assert_close(kernels.attention_backward(qkv, starts, grad, nothing).float(), wanted, **tolerance)
 
 
 def test_attentions_gradient_knows_what_was_dropped(folder: Path) -> None:
@@ -83,7 +92,9 @@ def test_attentions_gradient_knows_what_was_dropped(folder: Path) -> None:
     kernels, mask = made(torch.float32, folder), Mask(0.3, 1234567890123456789)
     qkv = torch.zeros(batch, tokens, 3, heads, width)
     qkv[:, :, 2] = torch.eye(tokens, width)[:, None]  # what comes out are the weights themselves
-    weights = kernels.attention(qkv, mask)[..., :tokens].transpose(1, 2)  # (B, H, T, T)
+    starts = starts_of(*[tokens] * batch)
+    weights = kernels.attention(qkv.flatten(0, 1), starts, mask).view(batch, tokens, heads, width)
+    weights = weights[..., :tokens].transpose(1, 2)  # (B, H, T, T)
     factors = weights * torch.arange(1, tokens + 1)[:, None]  # over 1/(number of tokens seen)
     assert_close(factors.round(decimals=4).unique(), torch.tensor([0.0, 1 / 0.7]), rtol=0.0, atol=1e-4)
     seen = factors[torch.ones(batch, heads, tokens, tokens).tril() > 0]
@@ -92,9 +103,10 @@ def test_attentions_gradient_knows_what_was_dropped(folder: Path) -> None:
     qkv, grad = torch.randn_like(qkv), torch.randn(batch, tokens, heads, width)
     leaf = qkv.clone().requires_grad_()
     expected = plain_attention(leaf, factors)
-    assert_close(kernels.attention(qkv, mask), expected, **TIGHT)
     (wanted,) = torch.autograd.grad(expected, leaf, grad)
-    assert_close(kernels.attention_backward(qkv, grad, mask), wanted, **TIGHT)
+    qkv, grad = qkv.flatten(0, 1), grad.flatten(0, 1)
+    assert_close(kernels.attention(qkv, starts, mask), expected.flatten(0, 1), **TIGHT)
+    assert_close(kernels.attention_backward(qkv, starts, grad, mask), wanted.flatten(0, 1), **TIGHT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,9 +153,10 @@ def test_a_mask_is_drawn_from_torchs_generator() -> None:
 def test_what_is_not_finite_stays_so(dtype: torch.dtype, value: float, folder: Path) -> None:
     kernels = made(dtype, folder)
     assert not kernels.gelu(torch.full((40,), value, dtype=dtype))[0].isfinite().any()
-    qkv = torch.zeros(1, 3, 3, 1, 64, dtype=dtype)
-    qkv[0, 1, 2, 0, 5] = value  # of one value: the tokens from there on see it
-    assert not kernels.attention(qkv, Mask(0.0, 0))[0, 1:, 0, 5].isfinite().any()
+    qkv = torch.zeros(5, 3, 1, 64, dtype=dtype)
+    qkv[1, 2, 0, 5] = value  # of one value: the tokens of its sentence from there on see it
+    seen = kernels.attention(qkv, starts_of(3, 2), Mask(0.0, 0))[:, 0, 5].isfinite()
+    assert seen[1:].tolist() == [False, False, True, True]
     ones = torch.ones(40, dtype=dtype)
     assert not kernels.add_dropped(torch.full((40,), value), ones, Mask(0.1, 1)).isfinite().any()
 
@@ -151,14 +164,14 @@ def test_what_is_not_finite_stays_so(dtype: torch.dtype, value: float, folder: P
 def test_the_number_of_threads_changes_no_bit(folder: Path) -> None:
     kernels, mask, found = made(torch.float32, folder), Mask(0.1, 5), []
     torch.manual_seed(0)
-    qkv, grad = torch.randn(5, 9, 3, 3, 64), torch.randn(5, 9, 3, 64)
+    qkv, grad, starts = torch.randn(200, 3, 3, 64), torch.randn(200, 3, 64), starts_of(*[9, 1, 30] * 5)
     threads = torch.get_num_threads()
     for count in (1, 3):
         torch.set_num_threads(count)
         found.append([
             *kernels.gelu(qkv),
-            kernels.attention(qkv, mask),
-            kernels.attention_backward(qkv, grad, mask),
+            kernels.attention(qkv, starts, mask),
+            kernels.attention_backward(qkv, starts, grad, mask),
             kernels.add_dropped(grad, grad, mask),
             kernels.add_dropped_backward(grad, mask),
         ])  # fmt: skip
@@ -241,6 +254,23 @@ def test_what_they_do_not_take_is_computed_by_torch(compute: Compute) -> None:
         assert_close(short_attention(qkv), plain_attention(qkv), **TIGHT)
         x = torch.randn(5, dtype=torch.float64, requires_grad=True)
         assert_close(gelu_tanh(x), F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
+
+
+def test_a_classifier_trains_without_padding(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    attention = Kernels.attention
+    monkeypatch.setattr(
+        Kernels, "attention", lambda self, qkv, *rest: (rows.append(len(qkv)), attention(self, qkv, *rest))[1]
+    )
+    ids, lengths = torch.randint(31, (6, 9)), torch.tensor([9, 1, 4, 4, 2, 9])
+    with compute.autocast():
+        small(dropout=0.1)(ids, (torch.arange(9) < lengths[:, None]).long())
+    assert rows == [int(lengths.sum())] * 3
+
+
+def test_packed_or_padded_a_sentence_may_be_too_long(compute: Compute) -> None:
+    with compute.autocast(), pytest.raises(ValueError, match="81 tokens; the model holds 80"):
+        small(dropout=0.0)(torch.zeros(1, 81, dtype=torch.long), torch.ones(1, 81, dtype=torch.long))
 
 
 # -- how they come to be

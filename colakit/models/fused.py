@@ -2,7 +2,7 @@
 
 Each equals its plain counterpart (`tests/test_fused.py`); `docs/performance.md` says what each is worth.
 
-Shapes: B batch, H heads, T tokens, D width, V vocabulary, N rows: all tokens of a batch.
+Shapes: B batch, H heads, d width of a head, T tokens, D width, V vocabulary, N rows: all tokens of a batch.
 """
 
 from __future__ import annotations
@@ -110,29 +110,60 @@ def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
         qkv: (B, T, 3, H, d).
         dropout: probability at which a weight of the softmax is dropped.
     """
-    if (kernels := _kernels(qkv)) is not None and kernels.attends(qkv):
-        return _NativeAttention.apply(qkv, dropout, kernels)
+    batch, tokens, _, heads, width = qkv.shape
+    if (kernels := _kernels(qkv.device, qkv.dtype)) is not None and kernels.attends(
+        batch, tokens, heads, width
+    ):
+        starts = torch.arange(0, (batch + 1) * tokens, tokens)
+        return _NativeAttention.apply(qkv.flatten(0, 1), starts, dropout, kernels).unflatten(
+            0, (batch, tokens)
+        )
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
-    tokens, width = q.shape[-2:]
     future = torch.full((tokens, tokens), -math.inf, device=q.device).triu(1)
     scores = (q @ k.transpose(-2, -1)).float() * width**-0.5  # (B, H, T, T)
     probs = (scores + future).softmax(dim=-1).to(q.dtype)
     return ((drop(probs, dropout) if dropout else probs) @ v).transpose(1, 2)
 
 
+def packs(input_ids: Tensor, num_heads: int, weight: Tensor) -> bool:
+    """Tell whether `packed_attention` would take these sentences, padded (B, T), now.
+
+    Args:
+        weight: (…, D) of the model; what is multiplied has its type, or autocast's.
+    """
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    kernels = _kernels(weight.device, dtype)
+    batch, longest = input_ids.shape
+    return kernels is not None and kernels.attends(batch, longest, num_heads, weight.shape[-1] // num_heads)
+
+
+def packed_attention(qkv: Tensor, starts: Tensor, dropout: float = 0.0) -> Tensor:
+    """Return causal self-attention, (N, H, d), of sentences that stand one after another, where it `packs`.
+
+    Args:
+        qkv: (N, 3, H, d).
+        starts: (B + 1,) int64; sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
+        dropout: as in `short_attention`.
+    """
+    kernels = _kernels(qkv.device, qkv.dtype)
+    assert kernels is not None
+    return _NativeAttention.apply(qkv, starts, dropout, kernels)
+
+
 class _NativeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, dropout: float, kernels: Kernels) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, starts: Tensor, dropout: float, kernels: Kernels) -> Tensor:
         ctx.kernels, ctx.mask = kernels, Mask.drawn(dropout)
         qkv = qkv.contiguous()
-        ctx.save_for_backward(qkv)
-        return kernels.attention(qkv, ctx.mask)
+        ctx.save_for_backward(qkv, starts)
+        return kernels.attention(qkv, starts, ctx.mask)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (qkv,) = ctx.saved_tensors
-        return ctx.kernels.attention_backward(qkv, grad.contiguous(), ctx.mask), None, None
+        qkv, starts = ctx.saved_tensors
+        return ctx.kernels.attention_backward(qkv, starts, grad.contiguous(), ctx.mask), None, None, None
 
 
 def lora_linear(
@@ -207,7 +238,7 @@ class Dropout(torch.nn.Dropout):
         if not (self.training and self.p):
             return x + branch
         plain = x.dtype != torch.float32 or x.shape != branch.shape or branch.numel() >= MOST_ELEMENTS
-        if not plain and (kernels := _kernels(branch)) is not None:
+        if not plain and (kernels := _kernels(branch.device, branch.dtype)) is not None:
             return _NativeAddDropped.apply(x, branch, self.p, kernels)
         return x + drop(branch, self.p)
 
@@ -246,7 +277,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # one kernel, whose slope the compiler finds
         y = x.float()
         return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
-    if (kernels := _kernels(x)) is not None:
+    if (kernels := _kernels(x.device, x.dtype)) is not None:
         return _NativeGelu.apply(x, kernels)
     return _Gelu.apply(x)
 
@@ -294,8 +325,8 @@ class _Gelu(torch.autograd.Function):
         return grad * slope.view(ctx.shape)
 
 
-def _kernels(x: Tensor) -> Kernels | None:
+def _kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return the kernels to compute with: in training alone, so that answers are the same without them."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
-    return active(x.dtype)
+    return active(dtype)

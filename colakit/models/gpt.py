@@ -1,26 +1,36 @@
 """GPT-2 in plain linear layers (Radford et al. 2019), with a language-model head or a classification head.
 
-Shapes: B batch, T tokens, D width, H heads, V vocabulary, C classes.
+Shapes: B batch, T tokens, N real tokens of a batch, D width, H heads, V vocabulary, C classes.
 
 Parameter names are those of transformers (`transformer.h.0.attn.c_attn.weight`), so that adapters written
 here and in PEFT name the same modules. Weights stand as `nn.Linear` keeps them, (out, in); GPT-2's files
 keep (in, out), which `colakit.interop.gpt2` turns around.
 
 Padding goes on the right. Attention is causal, so what stands right of a token never changes its state and
-no attention mask is needed; the mask only tells where a sentence ends.
+no attention mask is needed; the mask only tells where a sentence ends. Where attention is a kernel of ours, a
+classifier trains without padding: its sentences stand one after another, "packed".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.models.empty import without_weights
-from colakit.models.fused import Dropout, Weigh, gelu_tanh, linear_cross_entropy, short_attention
+from colakit.models.fused import (
+    Dropout,
+    Weigh,
+    gelu_tanh,
+    linear_cross_entropy,
+    packed_attention,
+    packs,
+    short_attention,
+)
 from colakit.models.shapes import check_shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -140,6 +150,16 @@ class Attention(nn.Module):
             y = y.transpose(1, 2)
         return self.c_proj(y.reshape(batch, -1, width))
 
+    def packed(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return (N, D) for (N, D); sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
+
+        With `rows` (B,): return (B, D), what stands in these alone.
+        """
+        tokens, width = x.shape
+        qkv = self.c_attn(x).view(tokens, 3, self.num_heads, width // self.num_heads)
+        y = packed_attention(qkv, starts, self.dropout if self.training else 0.0).view(tokens, width)
+        return self.c_proj(y if rows is None else y[rows])
+
 
 def _attend_from(last: Tensor, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Return (B, H, 1, D/H): the heads' answers to the query at `last`, from the keys up to it."""
@@ -183,6 +203,12 @@ class Block(nn.Module):
         x = self.dropout.add_to(x, attended)
         return self.dropout.add_to(x, self.mlp(self.ln_2(x)))
 
+    def packed(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return (N, D) for (N, D), sentences one after another; with `rows` (B,), (B, D) for these alone."""
+        attended = self.attn.packed(self.ln_1(x), starts, rows)
+        x = self.dropout.add_to(x if rows is None else x[rows], attended)
+        return self.dropout.add_to(x, self.mlp(self.ln_2(x)))
+
 
 class Transformer(nn.Module):
     """The body that both heads share: embeddings, blocks, final norm."""
@@ -206,6 +232,8 @@ class Transformer(nn.Module):
         end = start + input_ids.shape[1]
         if end > self.config.num_positions:
             raise ValueError(f"sequence of {end} tokens; the model holds {self.config.num_positions}")
+        if last is not None and packs(input_ids, self.config.num_heads, self.wte.weight):
+            return self._packed(input_ids, last)
         positions = torch.arange(start, end, device=input_ids.device)
         # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits
         x = self.drop((self.wte(input_ids) + self.wpe(positions)).float())
@@ -215,6 +243,17 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.length = end
         return self.ln_f(x if last is None else x.squeeze(1))
+
+    def _packed(self, input_ids: Tensor, last: Tensor) -> Tensor:
+        """Return the state (B, D) at `last` (B,); what stands behind it in (B, T) is not computed at all."""
+        positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)  # (B, T)
+        real = positions <= last[:, None]
+        starts = F.pad((last + 1).cumsum(0), (1, 0))  # (B + 1,)
+        x = self.drop((self.wte(input_ids[real]) + self.wpe(positions[real])).float())  # (N, D)
+        *blocks, final = cast(list[Block], list(self.h))
+        for block in blocks:
+            x = block.packed(x, starts)
+        return self.ln_f(final.packed(x, starts, starts[1:] - 1))
 
     def language_model(self) -> GPT:
         """Return a language model on this very body (shared, not copied)."""

@@ -3,7 +3,7 @@
 `kernels.c` is compiled by the machine's own compiler when a run first wants it, in about a second, and kept
 in the cache. Each kernel has a plain counterpart in `colakit.models.fused`, for machines without a compiler.
 
-Shapes: B batch, T tokens, H heads, D width of a head.
+Shapes: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = [  # none that takes NaN for a number, or lets denormals of the whole pr
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 ]
 MOST_TOKENS, MOST_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
-LANES = 16  # of which T is padded to a multiple, and a head's width must be one of four of them
+LANES = 16  # a head's width must be a multiple of four of them
 MOST_ELEMENTS = 2**32  # that dropout can number
 BUILD_SECONDS = 120.0
 POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -39,8 +39,8 @@ SIGNATURES = {
     "gelu": (POINTER, POINTER, POINTER, INT64, INT),
     "add_dropped": (POINTER, POINTER, POINTER, INT64, *DROPOUT, INT),
     "add_dropped_backward": (POINTER, POINTER, INT64, *DROPOUT, INT),
-    "attention": (POINTER, POINTER, *[INT64] * 4, FLOAT, *DROPOUT, INT),
-    "attention_backward": (POINTER, POINTER, POINTER, *[INT64] * 4, FLOAT, *DROPOUT, INT),
+    "attention": (*[POINTER] * 3, *[INT64] * 3, FLOAT, *DROPOUT, INT),
+    "attention_backward": (*[POINTER] * 4, *[INT64] * 3, FLOAT, *DROPOUT, INT),
 }
 
 
@@ -107,31 +107,35 @@ class Kernels:
         self.library.add_dropped_backward(*pointers(grad, grad_branch), *counts)
         return grad_branch
 
-    def attends(self, qkv: Tensor) -> bool:
-        """Tell whether `attention` takes `qkv` (B, T, 3, H, D)."""
-        batch, tokens, _, heads, width = qkv.shape
-        padded = -(-tokens // LANES) * LANES
-        fits = tokens <= MOST_TOKENS and width <= MOST_HEAD_WIDTH and width % (4 * LANES) == 0
-        return fits and batch * heads * tokens * padded < MOST_ELEMENTS
+    @staticmethod
+    def attends(batch: int, longest: int, heads: int, width: int) -> bool:
+        """Tell whether `attention` takes B sentences of so many tokens at most, with H heads of width D."""
+        fits = longest <= MOST_TOKENS and width <= MOST_HEAD_WIDTH and width % (4 * LANES) == 0
+        return fits and batch * heads * MOST_TOKENS**2 < MOST_ELEMENTS
 
-    def attention(self, qkv: Tensor, mask: Mask) -> Tensor:
-        """Return dropped(softmax(q·kᵀ/√D, causal))·v, (B, T, H, D), of `qkv` (B, T, 3, H, D)."""
-        batch, tokens, _, heads, width = qkv.shape
-        y = qkv.new_empty(batch, tokens, heads, width)
-        self.library.attention(*pointers(qkv, y), *self._shape(qkv), *mask.arguments, torch.get_num_threads())
+    def attention(self, qkv: Tensor, starts: Tensor, mask: Mask) -> Tensor:
+        """Return dropped(softmax(q·kᵀ/√D, causal))·v, (N, H, D), of `qkv` (N, 3, H, D).
+
+        Args:
+            starts: (B + 1,) int64; sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
+        """
+        rows, _, heads, width = qkv.shape
+        y = qkv.new_empty(rows, heads, width)
+        rest = (*self._shape(qkv, starts), *mask.arguments, torch.get_num_threads())
+        self.library.attention(*pointers(qkv, starts, y), *rest)
         return y
 
-    def attention_backward(self, qkv: Tensor, grad: Tensor, mask: Mask) -> Tensor:
-        """Return the gradient by `qkv` of `attention`, given the one (B, T, H, D) by its result."""
+    def attention_backward(self, qkv: Tensor, starts: Tensor, grad: Tensor, mask: Mask) -> Tensor:
+        """Return the gradient by `qkv` of `attention`, given the one (N, H, D) by its result."""
         grad_qkv = torch.empty_like(qkv)
-        rest = (*self._shape(qkv), *mask.arguments, torch.get_num_threads())
-        self.library.attention_backward(*pointers(qkv, grad, grad_qkv), *rest)
+        rest = (*self._shape(qkv, starts), *mask.arguments, torch.get_num_threads())
+        self.library.attention_backward(*pointers(qkv, starts, grad, grad_qkv), *rest)
         return grad_qkv
 
     @staticmethod
-    def _shape(qkv: Tensor) -> tuple[int, int, int, int, float]:
-        batch, tokens, _, heads, width = qkv.shape
-        return batch, tokens, heads, width, width**-0.5
+    def _shape(qkv: Tensor, starts: Tensor) -> tuple[int, int, int, float]:
+        _, _, heads, width = qkv.shape
+        return len(starts) - 1, heads, width, width**-0.5
 
     # -- how they come to be
 

@@ -4,7 +4,7 @@
  * type that tensors are stored in: `real` is float, or bf16 with -DBF16. All sums are taken in fp32, and no result
  * depends on the number of threads.
  *
- * Letters: B batch, T tokens, H heads, D width of a head.
+ * Letters: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
  */
 #include <math.h>
 #include <stdint.h>
@@ -158,11 +158,11 @@ static void softmax(float *scores, const Attention *a) {
     }
 }
 
-/* factors[i, j]: what dropout multiplies the probability by. */
+/* factors[i, j]: what dropout multiplies the probability by. Each pair of a sentence and a head has its own draws. */
 static void read_dropout(const Attention *a, int64_t pair, float *factors) {
-    int64_t square = a->tokens * a->padded;
-    for (int64_t n = 0; n < square; n++)
-        factors[n] = kept(a->seed, (uint32_t)(pair * square + n), a->level, a->kept_scale);
+    uint32_t first = (uint32_t)(pair * MOST_TOKENS * MOST_TOKENS);
+    for (int64_t n = 0; n < a->tokens * a->padded; n++)
+        factors[n] = kept(a->seed, first + (uint32_t)n, a->level, a->kept_scale);
 }
 
 /* to = Σ weights[n · step]·rows[n] over T. Weights of zero are not spared: loops of one length are foreseen. */
@@ -178,15 +178,18 @@ static inline void weighted_sum(const float *weights, int64_t step, const float 
     for (int64_t d = 0; d < a->width; d++) to[d] = store(sums[d]);
 }
 
-/* y (B, T, H, D) = dropped(softmax(q·kᵀ·scale, causal))·v of qkv (B, T, 3, H, D). */
-void attention(const real *qkv, real *y, int64_t batch, int64_t tokens, int64_t heads, int64_t width, float scale,
-               uint64_t seed, uint32_t level, float kept_scale, int threads) {
-    Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
-    int64_t stride = heads * width, square = tokens * a.padded;
-#pragma omp parallel for num_threads(threads) schedule(static)
+/* y (N, H, D) = dropped(softmax(q·kᵀ·scale, causal))·v of qkv (N, 3, H, D), each sentence by itself; sentence b has
+ * the rows starts[b] to starts[b + 1], the latter left out. */
+void attention(const real *qkv, const int64_t *starts, real *y, int64_t batch, int64_t heads, int64_t width,
+               float scale, uint64_t seed, uint32_t level, float kept_scale, int threads) {
+    int64_t stride = heads * width;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
     for (int64_t pair = 0; pair < batch * heads; pair++) {
-        const real *q = qkv + pair / heads * tokens * 3 * stride + pair % heads * width;
-        real *out = y + pair / heads * tokens * stride + pair % heads * width;
+        int64_t start = starts[pair / heads], tokens = starts[pair / heads + 1] - start;
+        Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
+        int64_t square = tokens * a.padded;
+        const real *q = qkv + start * 3 * stride + pair % heads * width;
+        real *out = y + start * stride + pair % heads * width;
         float queries[3 * MOST_TOKENS * MOST_HEAD_WIDTH + 2 * MOST_TOKENS * MOST_TOKENS];
         float *keys = read_rows(q, 3 * stride, &a, queries);
         float *values = read_rows(q + stride, 3 * stride, &a, keys);
@@ -202,17 +205,19 @@ void attention(const real *qkv, real *y, int64_t batch, int64_t tokens, int64_t 
     }
 }
 
-/* grad_qkv (B, T, 3, H, D) from grad (B, T, H, D); the probabilities are computed again. */
-void attention_backward(const real *qkv, const real *grad, real *grad_qkv, int64_t batch, int64_t tokens,
+/* grad_qkv (N, 3, H, D) from grad (N, H, D); the probabilities are computed again. */
+void attention_backward(const real *qkv, const int64_t *starts, const real *grad, real *grad_qkv, int64_t batch,
                         int64_t heads, int64_t width, float scale, uint64_t seed, uint32_t level, float kept_scale,
                         int threads) {
-    Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
-    int64_t stride = heads * width, square = tokens * a.padded;
-#pragma omp parallel for num_threads(threads) schedule(static)
+    int64_t stride = heads * width;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
     for (int64_t pair = 0; pair < batch * heads; pair++) {
-        int64_t start = pair / heads * tokens * 3 * stride + pair % heads * width;
-        const real *q = qkv + start, *upper = grad + pair / heads * tokens * stride + pair % heads * width;
-        real *to = grad_qkv + start;
+        int64_t start = starts[pair / heads], tokens = starts[pair / heads + 1] - start;
+        Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
+        int64_t square = tokens * a.padded;
+        const real *q = qkv + start * 3 * stride + pair % heads * width;
+        const real *upper = grad + start * stride + pair % heads * width;
+        real *to = grad_qkv + start * 3 * stride + pair % heads * width;
         float queries[4 * MOST_TOKENS * MOST_HEAD_WIDTH + 3 * MOST_TOKENS * MOST_TOKENS];
         float *keys = read_rows(q, 3 * stride, &a, queries);
         float *values = read_rows(q + stride, 3 * stride, &a, keys);

@@ -32,6 +32,8 @@ from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn import DistilRNN, RNNConfig
 
 STUDENT, TEACHER, PLAIN = "student", "teacher, colakit", "teacher, transformers"
+STUDENT_BF16 = "student, bf16"
+STUDENTS = {STUDENT, STUDENT_BF16}
 TEACHER_FP32 = "teacher, colakit, fp32"
 MEDIAN = Figure("p50_ms", "ms, median")
 TAIL = Figure("p99_ms", "ms, 99th percentile")
@@ -84,6 +86,7 @@ class Inference:
             TEACHER: Predictor(teacher(world.base), compute, BATCH_SIZE),
         }
         if precision_of() == "bf16":
+            self.labellers[STUDENT_BF16] = Predictor(student(world.base), compute, BATCH_SIZE, torch.bfloat16)
             fp32 = resolve_compute("auto", "fp32")
             self.labellers[TEACHER_FP32] = Predictor(teacher(world.base), fp32, BATCH_SIZE)
         self.labellers[PLAIN] = Transformers(world.base)
@@ -114,13 +117,14 @@ class Inference:
         ]
 
     def ways(self, measure: Callable[[str], dict[str, float]]) -> list[Way]:
-        """Return the labellers, each measured so; a student computes in fp32 whatever the teacher does."""
+        """Return the labellers, each measured so; a teacher stands beside the student of its precision."""
+        in_bf16 = {TEACHER, STUDENT_BF16} if precision_of() == "bf16" else set()
         return [
             Way(
                 name,
-                precision_of() if name == TEACHER else "fp32",
+                "bf16" if name in in_bf16 else "fp32",
                 lambda name=name: measure(name),
-                None if name == STUDENT else STUDENT,
+                None if name in STUDENTS else STUDENT_BF16 if name in in_bf16 else STUDENT,
             )
             for name in self.labellers
         ]
@@ -137,7 +141,7 @@ class Inference:
 
     def together(self, name: str) -> dict[str, float]:
         """Label many sentences."""
-        sentences = self.sentences(self.load.student if name == STUDENT else self.load.teacher)
+        sentences = self.sentences(self.load.student if name in STUDENTS else self.load.teacher)
         self.labellers[name](sentences[:BATCH_SIZE])
         began = time.perf_counter()
         self.labellers[name](sentences)

@@ -250,6 +250,20 @@ def test_batch_size_never_changes_a_prediction(runs: dict[str, Path], colakit: R
         assert [float(p) for p in column] == pytest.approx([float(p) for p in columns[0]], abs=2e-6)
 
 
+def test_a_student_answers_in_bf16_only_where_that_is_asked(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "sentences.txt"
+    file.write_text("The cat sleeps.\nCat the sleeps.\nThe old cat sees the dogs.\n")
+    told, probs = ["predict", file, "--model", runs["distill"], "--device", "cpu"], {}
+    for precision in ("auto", "fp32", "bf16"):
+        code, out, err = colakit(*told, "--precision", precision)
+        assert code == 0, err
+        probs[precision] = [float(row.split("\t")[1]) for row in out.splitlines()[1:]]
+    assert probs["auto"] == probs["fp32"] != probs["bf16"]
+    assert probs["bf16"] == pytest.approx(probs["fp32"], abs=0.01)
+
+
 def test_generate_continues_a_prompt_and_fresh_adapters_change_nothing(toy: Path, colakit: Run) -> None:
     common = ["generate", "--base", toy / "base", "--prompt", "The old", "--max-new-tokens", 8, "--seed", 3]
     code, plain, err = colakit(*common)

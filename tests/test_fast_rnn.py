@@ -54,6 +54,16 @@ def test_the_fast_path_says_what_the_plain_one_says(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("cell", CELLS)
+def test_in_bf16_it_says_nearly_that(cell: str) -> None:
+    model = student(cell=cell, num_layers=2)
+    logits, found = model(*ragged()), FastRNN(model, torch.bfloat16)(*ragged())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, logits, atol=0.02, rtol=0)
+    assert not torch.equal(found, FastRNN(model)(*ragged()))
+
+
+@torch.no_grad()
 def test_tokens_that_share_a_row_share_it_on_the_fast_path() -> None:
     model = student(num_embeddings=12)
     model.embed_only(range(5, 16))
@@ -113,3 +123,16 @@ def test_a_predictor_labels_as_the_classifier_does(classifier: SentenceClassifie
 def test_a_predictor_of_no_sentences_says_nothing(classifier: SentenceClassifier, fp32: Compute) -> None:
     found = Predictor(classifier, fp32)([])
     assert (found.labels.shape, found.probs.shape, found.num_truncated) == ((0,), (0, 2), 0)
+
+
+def test_a_predictor_takes_products_in_bf16_where_it_is_told(
+    classifier: SentenceClassifier, fp32: Compute
+) -> None:
+    halved, told = replace(fp32, dtype=torch.bfloat16), {"student_dtype": torch.bfloat16}
+    expected, untold, found = (
+        Predictor(classifier, compute, **words)(SENTENCES).probs
+        for compute, words in ((fp32, {}), (halved, {}), (halved, told))
+    )
+    assert np.array_equal(untold, expected)  # whatever the machine is fast at
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.01)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from colakit.commands.task import show_parameters
 from colakit.context import Context
 from colakit.engine.classifier import load_classifier
@@ -32,7 +34,8 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
         context.reporter.result(f"would label sentences with {classifier.name} on {context.compute}")
         show_parameters(context, classifier.model)
         return {"model": classifier.name, "compute": str(context.compute)}
-    predictor = Predictor(classifier, context.compute, size)
+    asked = context.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
+    predictor = Predictor(classifier, context.compute, size, torch.bfloat16 if asked else torch.float32)
     counts = dict.fromkeys(classifier.label_names, 0)
     num_truncated = 0
     with _open_input(file) as lines, _open_output(context, jsonl) as out:

@@ -51,13 +51,16 @@ def compute_logits(
         return logits_by(soonest(model, compute), model, tokens, compute, batch_size, done)
 
 
-def soonest(model: nn.Module, compute: Compute) -> Rows:
+def soonest(model: nn.Module, compute: Compute, student_dtype: torch.dtype = torch.float32) -> Rows:
     """Return what computes the logits of `model` soonest, with the weights that it has now.
 
     On a CPU a student has a way of its own; everything else computes itself.
+
+    Args:
+        student_dtype: as `FastRNN` takes it; whatever `compute` multiplies in, a student is measured in fp32.
     """
     if isinstance(model, DistilRNN) and compute.device.type == "cpu":
-        return FastRNN(model)
+        return FastRNN(model, student_dtype)
     return model
 
 

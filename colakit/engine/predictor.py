@@ -41,13 +41,21 @@ class Predictor:
     Args:
         classifier: is placed on `compute` and trains no more; it must not change afterwards.
         batch_size: sentences computed at a time; sentences of like length go together.
+        student_dtype: what a student's products are taken in on a CPU; bf16 labels sooner, where there are
+            many sentences.
     """
 
-    def __init__(self, classifier: SentenceClassifier, compute: Compute, batch_size: int = 128) -> None:
+    def __init__(
+        self,
+        classifier: SentenceClassifier,
+        compute: Compute,
+        batch_size: int = 128,
+        student_dtype: torch.dtype = torch.float32,
+    ) -> None:
         keep_freed_memory()
         compute.place(classifier.model.requires_grad_(False)).eval()
         self.classifier, self.compute, self.batch_size = classifier, compute, batch_size
-        self._logits_of = soonest(classifier.model, compute)
+        self._logits_of = soonest(classifier.model, compute, student_dtype)
 
     def __call__(self, sentences: Sequence[str]) -> Predictions:
         """Return labels and probabilities in the order of the sentences."""

@@ -52,7 +52,9 @@ class Settings(Section):
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of matrix products and of frozen weights"
+        "auto",
+        description="of matrix products and of frozen weights; auto is bf16 where the hardware multiplies it, "
+        "but fp32 for what a student answers on a CPU and for minimal pairs",
     )
     kernels: Literal["auto", "always", "never"] = Field(
         "auto",

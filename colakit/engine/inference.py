@@ -132,9 +132,15 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def decide(logits: NDArray[np.float32], threshold: float | None) -> NDArray[np.int64]:
-    """Return (N,) labels: the likeliest class; of two, 1 where its probability is ≥ `threshold`."""
+def decide(
+    logits: NDArray[np.float32], threshold: float | None, probs: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """Return (N,) labels: the likeliest class; of two, 1 where its probability is ≥ `threshold`.
+
+    Args:
+        probs: `probabilities(logits)`, where they are known already.
+    """
     if threshold is None:
         return logits.argmax(axis=1).astype(np.int64)
     assert logits.shape[1] == 2, "a threshold decides between two classes"
-    return (probabilities(logits)[:, 1] >= threshold).astype(np.int64)
+    return ((probabilities(logits) if probs is None else probs)[:, 1] >= threshold).astype(np.int64)

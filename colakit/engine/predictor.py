@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.device import Compute, keep_freed_memory
-from colakit.engine.inference import logits_by, probabilities, soonest
+from colakit.engine.inference import decide, logits_by, probabilities, soonest
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,6 @@ class Predictor:
         tokens = self.classifier.encode(sentences)
         with torch.inference_mode():
             logits = logits_by(self._logits_of, self.classifier.model, tokens, self.compute, self.batch_size)
-        return Predictions(self.classifier.decide(logits), probabilities(logits), tokens.num_truncated)
+        probs = probabilities(logits)
+        labels = decide(logits, self.classifier.threshold, probs)
+        return Predictions(labels, probs, tokens.num_truncated)

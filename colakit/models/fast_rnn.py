@@ -73,6 +73,8 @@ class FastRNN:
         """Return the places (T, B) of tokens as the backward direction reads them; None if there is none."""
         if not self.model.config.bidirectional:
             return None
+        if len(lengths) == 1:  # without padding, it begins at the end
+            return torch.arange(tokens - 1, -1, -1)[:, None]
         return self.model.reversal(lengths, tokens).t() * len(lengths) + torch.arange(len(lengths))
 
     def _embedded(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,15 +151,15 @@ def _lstm(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:
         read: (T, D, B), which of them every step reads.
     """
     states, gate = _rooms(layer, read)
-    twice_cell = torch.zeros_like(states[0])
+    before, twice_cell = None, states.new_zeros(states.shape[1:])
     flat, (i, f, candidate, o) = gate.flatten(0, 1), gate.chunk(4, dim=-1)
-    for t, rows in enumerate(read.flatten(1)):
+    for state, rows in zip(states.unbind(), read.flatten(1).unbind(), strict=True):
         torch.index_select(gates, 0, rows, out=flat)
-        if t:
-            _add_product(gate, states[t - 1], layer.step)
+        if before is not None:
+            _add_product(gate, before, layer.step)
         gate.sigmoid_()
         twice_cell.mul_(f).addcmul_(i, candidate, value=4).sub_(i, alpha=2)  # f·c + i·tanh, doubled
-        torch.addcmul(-o, o, twice_cell.sigmoid(), value=2, out=states[t])  # o·tanh
+        before = torch.addcmul(-o, o, twice_cell.sigmoid(), value=2, out=state)  # o·tanh
     return states
 
 

@@ -13,19 +13,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+
+if TYPE_CHECKING:  # imported where they are used, so that `--help` does without
+    from rich.progress import Progress
 
 PIPE_WIDTH = 130  # characters; wide enough for every table
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
@@ -99,6 +93,8 @@ class Reporter:
         """Print a table; columns after the first are aligned right."""
         if self.silent:
             return
+        from rich.table import Table
+
         table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
         for position, column in enumerate(columns):
             table.add_column(escape(column), justify="right" if position else "left", overflow="fold")
@@ -114,18 +110,30 @@ class Reporter:
         elif not self._remarks.is_terminal:
             yield _Lines(self._remarks, what, total, done)
         else:
-            bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self._remarks,
-            )
-            with bar:
+            with _progress(self._remarks) as bar:
                 yield _Bar(bar, what, total, done)
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
 
 
 class _Silent:

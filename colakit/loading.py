@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from colakit.errors import ColakitError, did_you_mean
@@ -17,8 +16,6 @@ from colakit.settings import Settings, leaf_fields
 ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # where the tests find real data
 DEFAULT = "default"
-ASSETS = Path(__file__).parent / "assets"  # files that come with the package
-MAX_CONFIG_BYTES = 2**18
 MAX_FAULTS = 20  # that are listed
 MAX_VALUE_SHOWN = 80  # characters of a value in an error
 TYPED = "--"  # how the origin of what was set on the command line begins
@@ -62,6 +59,8 @@ def resolve(
     layers: dict[str, tuple[str, Any]] = {}
     faults: list[str] = []
     if config is not None:
+        from colakit.yaml_text import read_yaml  # here, so that `--help` does without
+
         layers |= {key: (str(config), value) for key, value in _flatten(read_yaml(config))}
     layers |= _environment_layer(os.environ if environment is None else environment)
     layers |= _assignment_layer(assignments)
@@ -84,74 +83,6 @@ def resolve(
     if faults:
         raise ColakitError("\n".join(faults), hint="`colakit config schema` lists every setting.")
     return Resolved(settings, {key: origin for key, (origin, _) in layers.items()})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of plain data, refusing a key that stands twice.
-
-    The name of a file that colakit brings along, such as `demo`, will do for its path.
-
-    Raises:
-        ColakitError: if the file is missing, broken, or not a mapping.
-    """
-    packaged = ASSETS / f"{path}.yaml"
-    if len(path.parts) == 1 and not path.is_file() and packaged.is_file():
-        path = packaged
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-        text = raw.decode("utf-8-sig")
-    except (OSError, ValueError) as error:  # not UTF-8, or a NUL in the path
-        raise ColakitError(
-            f"--config {path}: {getattr(error, 'strerror', None) or error}", hint="Check the path."
-        ) from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise ColakitError(
-            f"--config {path}: is longer than {MAX_CONFIG_BYTES >> 10} KiB",
-            hint="Is this a file of settings?",
-        )
-    try:
-        loaded = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ColakitError(f"{path}: {' '.join(str(error).split())}", hint="Mend the YAML.") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ColakitError(f"{path}: holds a {type(loaded).__name__}; sections with keys are wanted")
-    return loaded
-
-
-def _parse_yaml(text: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
-    except yaml.YAMLError:
-        raise
-    except Exception as error:  # PyYAML lets out what int, date and its own slips raise
-        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys, of which PyYAML silently keeps the last, and aliases.
-
-    With aliases a few lines can name a value of any size, which is as large when an error shows it.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -211,10 +142,12 @@ def _with_one_source_of_data(layers: dict[str, tuple[str, Any]]) -> dict[str, tu
 
 
 def _parse_value(text: str, where: str) -> Any:
+    from colakit.yaml_text import parse_yaml
+
     try:
-        return _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ColakitError(f"{where}: {text!r} cannot be read ({' '.join(str(error).split())})") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ColakitError(f"{where}: {text!r} cannot be read ({error})") from error
 
 
 def _flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -270,8 +203,3 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
 def _plain(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
     return message[0].lower() + message[1:]
-
-
-def to_yaml(settings: Settings) -> str:
-    """Return the settings as YAML that `--config` takes back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from colakit.interop import gpt2
-from colakit.loading import ASSETS, resolve
+from colakit.loading import resolve
+from colakit.yaml_text import ASSETS
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.max_steps=20", "--seed", "3"]

@@ -30,7 +30,8 @@ from colakit.engine.comparison import Entrant, experiment_key, group_names
 from colakit.engine.device import resolve_compute
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
-from colakit.loading import read_yaml, resolve
+from colakit.loading import resolve
+from colakit.yaml_text import read_yaml
 
 Run = Callable[..., tuple[int, str, str]]
 K = 2

@@ -18,7 +18,8 @@ import torch
 
 from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.classifier import load_classifier
-from colakit.loading import read_yaml, resolve
+from colakit.loading import resolve
+from colakit.yaml_text import read_yaml
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = [

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colakit.errors import ColakitError
-from colakit.loading import Resolved, read_yaml, resolve, to_yaml
+from colakit.loading import Resolved, resolve
 from colakit.settings import Settings, describe_type, leaf_fields
+from colakit.yaml_text import read_yaml, to_yaml
 
 LAWS = settings(max_examples=300, deadline=None)
 CONFIG = Path("cola.yaml")

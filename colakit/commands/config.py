@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 from colakit.context import Context
-from colakit.loading import DEFAULT, to_yaml
+from colakit.loading import DEFAULT
 from colakit.settings import Settings, leaf_fields
+from colakit.yaml_text import to_yaml
 
 
 def run(context: Context, *, action: str) -> dict[str, Any] | None:

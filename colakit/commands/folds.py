@@ -22,8 +22,9 @@ from colakit.data.holdout import left_out
 from colakit.engine.device import physical_cores
 from colakit.engine.folds import FoldsFolder, find_folds
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
-from colakit.loading import resolve, to_yaml, without_settings
+from colakit.loading import resolve, without_settings
 from colakit.settings import Settings
+from colakit.yaml_text import to_yaml
 
 Plan = Callable[[Context, Task], nn.Module]
 

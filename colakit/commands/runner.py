@@ -24,7 +24,7 @@ from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.engine.stopping import stop_requests
 from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
-from colakit.loading import to_yaml
+from colakit.yaml_text import to_yaml
 
 BuildJob = Callable[[Context, Task], tuple[Job, list[str]]]
 BuildEmptyModel = Callable[[Context, Task], nn.Module]

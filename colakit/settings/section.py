@@ -28,7 +28,13 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, numbers must be finite, and `no` is not a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        defer_build=True,  # of the validator, until it is used: `--help` has no use for one
+    )
 
     @field_validator("*", mode="before")
     @classmethod

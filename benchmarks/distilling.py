@@ -5,6 +5,7 @@
 `colakit distill` runs as a whole command, once with nothing in its cache and once more with the teacher's
 logits in it; beside it, in processes of their own, one epoch with the teacher in the loop: colakit's model as
 it computes everywhere else, and the same adapter through PEFT in fp32, on batches padded to their longest.
+All learn from the sentences of train alone: with more of them, who asks at every step asks more often.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Distilling:
     def distilled(self, cache: Path, epochs: int) -> dict[str, float]:
         """Run `colakit distill` with its cache in a folder."""
         words = ["--teacher", self.teacher, "--data", self.world.data, "--epochs", epochs, "--quiet"]
-        out = tempfile.mkdtemp(dir=self.scratch)
-        return run_process(colakit("distill", *words, "--out", out), cache=cache)
+        words += ["--set", "transfer.size=0", "--out", tempfile.mkdtemp(dir=self.scratch)]
+        return run_process(colakit("distill", *words), cache=cache)
 
     def loop(self, whose: str) -> Callable[[], dict[str, float]]:
         """Return what runs one epoch with the teacher in the loop."""

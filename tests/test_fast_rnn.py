@@ -51,6 +51,7 @@ def test_the_fast_path_says_what_the_plain_one_says(
     same(fast(input_ids, mask), logits)
     for i, length in enumerate(LENGTHS):  # alone, equal tokens are not looked for
         same(fast(input_ids[i : i + 1, :length], mask[i : i + 1, :length]), logits[i : i + 1])
+        same(fast(input_ids[i : i + 1], mask[i : i + 1]), logits[i : i + 1])  # with its padding
 
 
 @torch.no_grad()

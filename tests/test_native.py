@@ -268,6 +268,36 @@ def test_a_classifier_trains_without_padding(compute: Compute, monkeypatch: pyte
     assert rows == [int(lengths.sum())] * 3
 
 
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 9), torch.ones(2, 60, dtype=torch.long), torch.ones(2, 4000, dtype=torch.long)]
+)
+def test_a_mask_that_does_not_fit_is_refused_with_and_without(
+    mask: Tensor, compute: Compute, fp32: Compute
+) -> None:
+    ids = torch.zeros(2, 9, dtype=torch.long)
+    for place in (compute, fp32):
+        with place.autocast(), pytest.raises(IndexError):
+            small(dropout=0.0)(ids, mask)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        torch.tensor([0.0, 4.0, 80.0]),
+        torch.tensor([0, 4, 79]),
+        torch.tensor([1, 40, 80]),
+        torch.tensor([0, 50, 40, 80]),
+        torch.tensor([0, MOST_TOKENS + 1, 80]),
+    ],
+)
+def test_starts_that_do_not_part_the_rows_are_refused(starts: Tensor, folder: Path) -> None:
+    kernels, qkv, grad = made(torch.float32, folder), torch.zeros(80, 3, 1, 64), torch.zeros(80, 1, 64)
+    with pytest.raises(ValueError, match="must part 80 rows"):
+        kernels.attention(qkv, starts, Mask(0.0, 0))
+    with pytest.raises(ValueError, match="must part 80 rows"):
+        kernels.attention_backward(qkv, starts, grad, Mask(0.0, 0))
+
+
 def test_packed_or_padded_a_sentence_may_be_too_long(compute: Compute) -> None:
     with compute.autocast(), pytest.raises(ValueError, match="81 tokens; the model holds 80"):
         small(dropout=0.0)(torch.zeros(1, 81, dtype=torch.long), torch.ones(1, 81, dtype=torch.long))

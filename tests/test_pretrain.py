@@ -212,9 +212,17 @@ def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run
     first, second = (SentenceTokenizer.from_folder(run / "base") for run in (pretrained, tmp_path / "on"))
     assert first.vocabulary() == second.vocabulary()
 
-    code, _, err = colakit(*begin, *base, "--width", "768", "--out", str(tmp_path / "other"))
-    assert code == 2
-    assert "pretrain.width is 768, but 32" in err
+    code, out, err = colakit(*begin, *base, "--dry-run", "--out", str(tmp_path / "dry"))
+    assert code == 0, err
+    assert "36,096" in out  # parameters
+    assert not (tmp_path / "dry").exists()
+    code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"), "--resume")
+    assert code == 0, err  # what the run saved is what it takes back
+
+    for width in ("384", "768"):  # the first is what it would be without a word
+        code, _, err = colakit(*begin, *base, "--width", width, "--out", str(tmp_path / "other"))
+        assert code == 2
+        assert f"pretrain.width is {width}, but 32" in err
     code, _, err = colakit(*begin, *base, "--tokenizer", str(pretrained), "--out", str(tmp_path / "other"))
     assert code == 2
     assert "a base keeps its own" in err
@@ -231,4 +239,4 @@ def test_a_run_that_went_on_from_another_base_is_not_resumed(
         *("pretrain", str(text), *small, *run, "--init-from", str(tmp_path / "run" / "base"), "--resume")
     )
     assert code == 2
-    assert "base" in err
+    assert "base was" in err

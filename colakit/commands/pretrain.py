@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from colakit.commands.fitting import Lesson, settings_identity
 from colakit.commands.modelling import LanguageFit
 from colakit.commands.runner import Training, run_training
@@ -26,7 +28,7 @@ from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
 from colakit.files import sha256_of, write_text
-from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig, set_dropout
 from colakit.settings import PretrainSettings
@@ -37,6 +39,7 @@ FREE_TO_CHANGE = {
 }
 """Settings that may differ on resume: the first row's have fingerprints, the rest leave the weights alone
 or, as `tokens`, may grow as long as the rate has not begun to fall."""
+FLAG = "--init-from"
 SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
 
 
@@ -61,20 +64,20 @@ def run(context: Context, *, texts: list[Path], resume: Resume) -> dict[str, Any
             )
         changed = changed.model_copy(update={"text": named})
     if changed.init_from is not None:
-        changed = _with_shape_of(changed, changed.init_from)
+        changed = _with_shape_of(context, changed, changed.init_from)
     context.resolved.settings = settings.model_copy(update={"pretrain": changed})
     if not changed.text:
         raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
     return run_training(context, lambda: _prepare(context), lambda: _plan(context), resume=resume)
 
 
-def _with_shape_of(settings: PretrainSettings, base: str) -> PretrainSettings:
+def _with_shape_of(context: Context, settings: PretrainSettings, base: str) -> PretrainSettings:
     """Return the settings with the shape of the base that training goes on from."""
-    config = plan_config(base)
+    config = plan_config(base, FLAG) if context.dry_run else read_config(resolve_base(base, FLAG))
     shape = {name: getattr(config, name) for name in SHAPE}
     for name, theirs in shape.items():
-        ours, usual = getattr(settings, name), PretrainSettings.model_fields[name].default
-        if ours not in (theirs, usual):
+        ours = getattr(settings, name)
+        if ours != theirs and f"pretrain.{name}" in context.resolved.origins:
             raise ColakitError(
                 f"pretrain.{name} is {ours}, but {theirs} in {base}",
                 hint="A base keeps its shape: leave this out, or leave out --init-from.",
@@ -83,14 +86,23 @@ def _with_shape_of(settings: PretrainSettings, base: str) -> PretrainSettings:
         raise ColakitError(
             "pretrain.tokenizer: a base keeps its own", hint="Leave this out, or leave out --init-from."
         )
-    return settings.model_copy(update=shape)
+    try:
+        return PretrainSettings.model_validate(settings.model_dump() | shape)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ColakitError(
+            f"{FLAG} {base}: {fault['loc'][0]}: {fault['msg']} (it is {fault['input']})",
+            hint="Such a base cannot be trained on.",
+        ) from error
 
 
 def _plan(context: Context) -> dict[str, Any]:
     settings = context.settings.pretrain
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    begun = settings.init_from
+    shape = _shape(settings, settings.vocab_size) if begun is None else plan_config(begun, FLAG)
     with without_weights():
-        report = show_parameters(context, GPT(_shape(settings, settings.vocab_size)))
+        report = show_parameters(context, GPT(shape))
     for name, found in files.items():
         size = sum(file.stat().st_size for file in found)
         context.reporter.result(f"{name}: {len(found)} files, {size:,} bytes")
@@ -109,8 +121,14 @@ def _prepare(context: Context) -> Training:
     if settings.init_from is None:
         model = GPT(_shape(settings, tokenizer.vocab_size))
     else:
-        model = load_gpt(resolve_base(settings.init_from))
+        model = load_gpt(resolve_base(settings.init_from, FLAG))
         identity["base"] = base_fingerprint(model)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ColakitError(
+                f"{settings.init_from}: its tokenizer has {tokenizer.vocab_size:,} tokens, "
+                f"its model {model.config.vocab_size:,}",
+                hint="Fetch the base again.",
+            )
     set_dropout(model, settings.dropout)
     context.compute.place(model)
     compiled, how = compiles(context.compute.device, settings.compile)
@@ -178,7 +196,7 @@ def _read(context: Context) -> Texts:
     settings = context.settings.pretrain
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
     if settings.init_from is not None:
-        tokenizer = SentenceTokenizer.from_folder(resolve_base(settings.init_from))
+        tokenizer = SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
     elif settings.tokenizer is not None:
         tokenizer = SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
     else:

@@ -54,8 +54,11 @@ KNOWN_SHAPES = {
 }
 
 
-def resolve_base(name: str) -> Path:
+def resolve_base(name: str, flag: str = "--base") -> Path:
     """Return the folder of a base model: the embedded or a local one, else the hub's, from its cache or anew.
+
+    Args:
+        flag: which asked for it, for errors.
 
     Raises:
         ColakitError: if `name` is neither a folder nor to be had from the hub.
@@ -64,24 +67,27 @@ def resolve_base(name: str) -> Path:
     if path.is_dir():
         return path
     if name == "builtin":
-        raise ColakitError("--base builtin: this installation lacks it", hint="Install colakit again.")
+        raise ColakitError(f"{flag} builtin: this installation lacks it", hint="Install colakit again.")
     if path.exists() or name.startswith((".", "/", "~")):
         found = "a file" if path.exists() else "not there"
         raise ColakitError(
-            f"--base: {name!r} is {found}; a folder or a hub name is wanted",
+            f"{flag}: {name!r} is {found}; a folder or a hub name is wanted",
             hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
         )
     return fetch_from_hub(name)
 
 
-def plan_config(name: str) -> GPTConfig:
+def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     """Return the shape of a base without downloading anything.
+
+    Args:
+        flag: which asked for it, for errors.
 
     Raises:
         ColakitError: if it is neither a folder, nor in the hub's cache, nor one of OpenAI's five.
     """
     if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
-        return read_config(resolve_base(name))
+        return read_config(resolve_base(name, flag))
     from huggingface_hub import try_to_load_from_cache
 
     cached = (
@@ -92,7 +98,7 @@ def plan_config(name: str) -> GPTConfig:
     if name.rpartition("/")[2] in KNOWN_SHAPES:
         return KNOWN_SHAPES[name.rpartition("/")[2]]
     raise ColakitError(
-        f"--base: {name!r} is neither a folder nor in the hub's cache, and a dry run downloads nothing",
+        f"{flag}: {name!r} is neither a folder nor in the hub's cache, and a dry run downloads nothing",
         hint="Name a folder, or run once without --dry-run.",
     )
 

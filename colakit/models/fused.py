@@ -125,17 +125,20 @@ def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
     return ((drop(probs, dropout) if dropout else probs) @ v).transpose(1, 2)
 
 
-def packs(input_ids: Tensor, num_heads: int, weight: Tensor) -> bool:
+def packs(input_ids: Tensor, last: Tensor, num_heads: int, weight: Tensor) -> bool:
     """Tell whether `packed_attention` would take these sentences, padded (B, T), now.
 
     Args:
+        last: (B,), where each ends; one that ends nowhere in T is left to what complains of it.
         weight: (…, D) of the model; what is multiplied has its type, or autocast's.
     """
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     kernels = _kernels(weight.device, dtype)
     batch, longest = input_ids.shape
-    return kernels is not None and kernels.attends(batch, longest, num_heads, weight.shape[-1] // num_heads)
+    if kernels is None or not kernels.attends(batch, longest, num_heads, weight.shape[-1] // num_heads):
+        return False
+    return last.dtype == torch.int64 and bool(((last >= 0) & (last < longest)).all())
 
 
 def packed_attention(qkv: Tensor, starts: Tensor, dropout: float = 0.0) -> Tensor:

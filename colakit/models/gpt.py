@@ -232,7 +232,11 @@ class Transformer(nn.Module):
         end = start + input_ids.shape[1]
         if end > self.config.num_positions:
             raise ValueError(f"sequence of {end} tokens; the model holds {self.config.num_positions}")
-        if last is not None and packs(input_ids, self.config.num_heads, self.wte.weight):
+        if (
+            last is not None
+            and cache is None
+            and packs(input_ids, last, self.config.num_heads, self.wte.weight)
+        ):
             return self._packed(input_ids, last)
         positions = torch.arange(start, end, device=input_ids.device)
         # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits

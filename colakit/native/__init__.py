@@ -17,6 +17,7 @@ import subprocess
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -119,6 +120,7 @@ class Kernels:
         Args:
             starts: (B + 1,) int64; sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
         """
+        _check_starts(starts, len(qkv))
         rows, _, heads, width = qkv.shape
         y = qkv.new_empty(rows, heads, width)
         rest = (*self._shape(qkv, starts), *mask.arguments, torch.get_num_threads())
@@ -127,6 +129,7 @@ class Kernels:
 
     def attention_backward(self, qkv: Tensor, starts: Tensor, grad: Tensor, mask: Mask) -> Tensor:
         """Return the gradient by `qkv` of `attention`, given the one (N, H, D) by its result."""
+        _check_starts(starts, len(qkv))
         grad_qkv = torch.empty_like(qkv)
         rest = (*self._shape(qkv, starts), *mask.arguments, torch.get_num_threads())
         self.library.attention_backward(*pointers(qkv, starts, grad, grad_qkv), *rest)
@@ -224,6 +227,15 @@ def _processor() -> str:
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))]
     return flags[0] if flags else f"{platform.processor()} {torch.cpu.get_capabilities()}"
+
+
+def _check_starts(starts: Tensor, rows: int) -> None:
+    """Raise `ValueError` unless `starts` (B + 1,) parts the rows into sentences that C has room for."""
+    places = starts.tolist()
+    lengths = [end - start for start, end in pairwise(places)]
+    fits = all(0 <= length <= MOST_TOKENS for length in lengths)
+    if starts.dtype != torch.int64 or not fits or places[0] != 0 or places[-1] != rows:
+        raise ValueError(f"starts (={places}) must part {rows} rows into at most {MOST_TOKENS} each")
 
 
 def pointers(*tensors: Tensor) -> list[int]:

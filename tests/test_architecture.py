@@ -27,12 +27,13 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "heatmaps": {"plotting"},
     "console": {"errors"},
     "settings": {"errors", "settings"},
-    "loading": {"errors", "settings"},
+    "yaml_text": {"errors", "settings"},
+    "loading": {"errors", "settings", "yaml_text"},
     "toy": {"errors", "models", "data", "interop", "engine"},
     "context": {"errors", "console", "loading", "settings", "data", "engine"},
     "flags": {"errors", "console", "context", "loading", "settings"},
-    "commands": {"errors", "files", "console", "context", "loading", "settings", "models", "data",
-                 "engine", "interop", "plotting", "heatmaps", "orphans", "commands", ""},
+    "commands": {"errors", "files", "console", "context", "loading", "yaml_text", "settings", "models",
+                 "data", "engine", "interop", "plotting", "heatmaps", "orphans", "commands", ""},
     "cli": {"errors", "console", "context", "flags", "commands", ""},
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from colakit.cli import main
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
+from colakit.interop.gpt2 import save_gpt
 from colakit.models.gpt import GPT, GPTConfig
 from colakit.toy import ToyGrammar
 
@@ -240,3 +242,19 @@ def test_a_run_that_went_on_from_another_base_is_not_resumed(
     )
     assert code == 2
     assert "base was" in err
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "num_positions", "why"),
+    [(280, 32, "its tokenizer has 300 tokens, its model 280"), (300, 4, "num_positions: .*(it is 4)")],
+)
+def test_a_base_that_cannot_be_trained_on_is_refused(
+    vocab_size: int, num_positions: int, why: str, pretrained: Path, text: Path, colakit: Run, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(pretrained / "base", base)
+    save_gpt(GPT(GPTConfig(vocab_size, num_positions, 32, 1, 2)), base)
+    begin = ["--init-from", str(base), "--tokens", "1024", "--set", f"cache={tmp_path / 'cache'}"]
+    code, _, err = colakit("pretrain", str(text), *begin, "--out", str(tmp_path / "run"))
+    assert code == 2, err
+    assert re.search(why, err)

@@ -117,18 +117,7 @@ def _prepare(context: Context) -> Training:
     texts = _read(context)
     seed_everything(seed)
     tokenizer = texts.tokenizer
-    identity: dict[str, Any] = {}
-    if settings.init_from is None:
-        model = GPT(_shape(settings, tokenizer.vocab_size))
-    else:
-        model = load_gpt(resolve_base(settings.init_from, FLAG))
-        identity["base"] = base_fingerprint(model)
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ColakitError(
-                f"{settings.init_from}: its tokenizer has {tokenizer.vocab_size:,} tokens, "
-                f"its model {model.config.vocab_size:,}",
-                hint="Fetch the base again.",
-            )
+    model, begun_as = _first_model(settings, tokenizer)
     set_dropout(model, settings.dropout)
     context.compute.place(model)
     compiled, how = compiles(context.compute.device, settings.compile)
@@ -158,7 +147,7 @@ def _prepare(context: Context) -> Training:
         max_steps=_max_steps(settings),
         identity={
             **settings_identity(context.settings, ("pretrain",), FREE_TO_CHANGE),
-            **identity,
+            **begun_as,
             "tokenizer": tokenizer.fingerprint(),
             "text": {name: stream.fingerprint() for name, stream in texts.train.items()},
         },
@@ -175,6 +164,20 @@ def _prepare(context: Context) -> Training:
         fit=lambda run, group: LanguageFit(context, lesson, run, group, tokenizer, train, holdout),
         finish=lambda run, fit: _finish(context, run, fit),
     )
+
+
+def _first_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tuple[GPT, dict[str, str]]:
+    """Return the model as training begins with it, and what tells a base from another."""
+    if settings.init_from is None:
+        return GPT(_shape(settings, tokenizer.vocab_size)), {}
+    model = load_gpt(resolve_base(settings.init_from, FLAG))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ColakitError(
+            f"{settings.init_from}: its tokenizer has {tokenizer.vocab_size:,} tokens, "
+            f"its model {model.config.vocab_size:,}",
+            hint="Fetch the base again.",
+        )
+    return model, {"base": base_fingerprint(model)}
 
 
 def _max_steps(settings: PretrainSettings) -> int:

@@ -139,8 +139,12 @@ def _prepared(directions: list[nn.Module], cell: str, dtype: torch.dtype) -> _La
         step.append((w_hh * scale[:, None]).t())
         bias.append((scale * (b_ih + b_hh - of_state))[None])
         late.append((scale * of_state)[None])
-    products = (torch.stack(parts).to(dtype).contiguous() for parts in (read, step))
-    return _Layer(*products, *(torch.stack(parts).contiguous() for parts in (bias, late)))
+    return _Layer(
+        read=torch.stack(read).to(dtype),
+        step=torch.stack(step).to(dtype),
+        bias=torch.stack(bias),
+        late=torch.stack(late),
+    )
 
 
 def _lstm(layer: _Layer, gates: Tensor, read: Tensor) -> Tensor:

@@ -111,13 +111,10 @@ def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
         dropout: probability at which a weight of the softmax is dropped.
     """
     batch, tokens, _, heads, width = qkv.shape
-    if (kernels := _kernels(qkv.device, qkv.dtype)) is not None and kernels.attends(
-        batch, tokens, heads, width
-    ):
+    kernels = _kernels(qkv.device, qkv.dtype)
+    if kernels is not None and kernels.attends(batch, tokens, heads, width):
         starts = torch.arange(0, (batch + 1) * tokens, tokens)
-        return _NativeAttention.apply(qkv.flatten(0, 1), starts, dropout, kernels).unflatten(
-            0, (batch, tokens)
-        )
+        return packed_attention(qkv.flatten(0, 1), starts, dropout).unflatten(0, (batch, tokens))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
     future = torch.full((tokens, tokens), -math.inf, device=q.device).triu(1)
     scores = (q @ k.transpose(-2, -1)).float() * width**-0.5  # (B, H, T, T)

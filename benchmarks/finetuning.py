@@ -5,9 +5,9 @@
 Without `--base` the rival and colakit get a GPT-2 small of true size with random weights. Both see the same
 sentences, rank, targets and batch size; what differs is the program.
 
-Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer grouping by length in bf16
-and in fp32 (the best that its flags reach), colakit as it comes and in fp32, and the ceiling: the step's
-matrix products with the frozen weights, forward and backward, and nothing else. Grouped rows stand beside
+Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer grouping by length in every
+precision that the hardware has (the best that its flags reach), colakit in each, and the ceiling of each:
+the step's matrix products with the frozen weights, forward and backward, and nothing else. Rows stand beside
 ours of the same precision, the Trainer as it comes beside ours as it comes.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Figure, Table, Way, compare, in_turn, precision_of, report
+from measuring import Figure, Table, Way, compare, in_turn, precisions, report
 from rivals import ALPHA, RANK, TARGETS, collate, quiet, training_arguments, tuned_model
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
@@ -38,7 +38,7 @@ from colakit.models.gpt import GPT, GPTConfig
 from colakit.models.lora import LoRAConfig, inject, parameter_groups, train_also
 from colakit.toy import ToyGrammar
 
-OURS, OURS_FP32, CEILING = "colakit, as it comes", "colakit, fp32", "its matrix products alone"
+OURS = "colakit, as it comes"
 RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
 MEMORY = Figure("device_mib", "MiB of the device, at most")
 AIMS = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
@@ -125,22 +125,26 @@ class Finetuning:
         return tables
 
     def ways(self) -> list[Way]:
-        """Return what is measured here: without units for bf16, nothing is multiplied in it."""
-        precision = precision_of()
-        ours_fp32 = OURS if precision == "fp32" else OURS_FP32
+        """Return what is measured here."""
+        usual, *other = precisions()
         found = [Way("PEFT + Trainer, as it comes", "fp32", lambda: self.trainer(None), OURS)]
-        if precision == "bf16":
-            grouped = Way(
-                "PEFT + Trainer, bf16, grouped by length", "bf16", lambda: self.trainer("bf16"), OURS
-            )
-            found.append(grouped)
-        found += [
-            Way("PEFT + Trainer, fp32, grouped by length", "fp32", lambda: self.trainer("fp32"), ours_fp32),
-            Way(OURS, precision, lambda: self.colakit("auto")),
+        found += self.ways_in(usual, OURS)
+        for precision in other:
+            found += self.ways_in(precision, f"colakit, {precision}")
+        return found
+
+    def ways_in(self, precision: str, ours: str) -> list[Way]:
+        """Return the ways of one precision, where colakit's is called `ours`."""
+        return [
+            Way(
+                f"PEFT + Trainer, {precision}, grouped by length",
+                precision,
+                lambda: self.trainer(precision),
+                ours,
+            ),
+            Way(ours, precision, lambda: self.colakit(precision), None if ours == OURS else OURS),
+            Way(f"the matrix products alone, {precision}", precision, lambda: self.products(precision), ours),
         ]
-        if precision == "bf16":
-            found.append(Way(OURS_FP32, "fp32", lambda: self.colakit("fp32"), OURS))
-        return [*found, Way(CEILING, precision, self.products, OURS)]
 
     def colakit(self, precision: str) -> dict[str, float]:
         """Train with colakit's loop."""
@@ -170,9 +174,9 @@ class Finetuning:
         """Return which sentences colakit's batches hold."""
         return plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0)[: self.steps + 1]
 
-    def products(self) -> dict[str, float]:
+    def products(self, precision: str) -> dict[str, float]:
         """Work as if a step were its products with the frozen weights: x·Wᵀ and g·W."""
-        compute = resolve_compute("auto", "auto")
+        compute = resolve_compute("auto", precision)
         body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
         weights = [m.weight for m in body.h.modules() if isinstance(m, torch.nn.Linear)]
         plan = self.plan()

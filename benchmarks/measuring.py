@@ -188,6 +188,16 @@ def precision_of(setting: str = "auto") -> str:
     return "bf16" if resolve_compute("auto", setting).dtype == torch.bfloat16 else "fp32"
 
 
+def precisions() -> list[str]:
+    """Return what matrices can be multiplied in here: first what `auto` takes, then the other one.
+
+    bf16 is left out where the processor has no instructions for it.
+    """
+    if precision_of() == "bf16":
+        return ["bf16", "fp32"]
+    return ["fp32", "bf16"] if torch.cpu.get_capabilities().get("avx512_bf16") else ["fp32"]
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures depend on besides the programs."""
     device = resolve_compute("auto", "auto").device

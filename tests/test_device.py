@@ -21,13 +21,27 @@ def test_without_a_gpu_it_goes_on_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("units", "dtype", "why"),
     [
-        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16, "CPU with AMX"),
-        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16, "CPU with AVX512-BF16"),
+        (
+            {"cpu_name": "Intel Xeon", "amx_bf16": True, "avx512_bf16": True},
+            torch.bfloat16,
+            "CPU with AMX",
+        ),
+        (
+            {"cpu_name": "Intel Xeon", "amx_bf16": False, "avx512_bf16": True},
+            torch.float32,
+            "Intel CPU with AVX512-BF16, no AMX",
+        ),
+        (
+            {"cpu_name": "AMD EPYC", "amx_bf16": False, "avx512_bf16": True},
+            torch.bfloat16,
+            "CPU with AVX512-BF16",
+        ),
+        ({"avx512_bf16": True}, torch.bfloat16, "CPU with AVX512-BF16"),
         ({}, torch.float32, "CPU without bf16 matrix units"),
     ],
 )
-def test_precision_follows_the_units_there_are(
-    units: dict[str, bool], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
+def test_precision_is_the_one_that_the_processor_multiplies_sooner(
+    units: dict[str, object], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     compute = resolve_compute("cpu", "auto")

@@ -141,16 +141,22 @@ def _choose_device(device: str, local_rank: int | None) -> tuple[torch.device, s
 
 
 def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
-    """Tell whether `device` has units that multiply bf16 matrices, and name what decides it."""
+    """Tell whether `device` multiplies bf16 matrices sooner than fp32 ones, and name what decides it.
+
+    Intel's processors have AVX512-BF16 too, but take nearly twice as long with it as with fp32
+    (docs/performance.md). Where their AMX is switched off, as in some virtual machines, fp32 is the sooner.
+    """
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return major >= 8, f"compute capability {major}.{minor}"
     if device.type == "cpu":
         flags = torch.cpu.get_capabilities()
-        units = [
-            name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flags.get(flag)
-        ]
-        return bool(units), f"CPU with {units[0]}" if units else "CPU without bf16 matrix units"
+        if flags.get("amx_bf16"):
+            return True, "CPU with AMX"
+        if flags.get("avx512_bf16"):
+            slow = "intel" in str(flags.get("cpu_name")).lower()
+            return not slow, f"{'Intel ' if slow else ''}CPU with AVX512-BF16{', no AMX' if slow else ''}"
+        return False, "CPU without bf16 matrix units"
     return False, f"{device.type} trains in fp32"
 
 

@@ -22,10 +22,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 
-from colakit.data.batches import pad, plan_inference
+from colakit.data.batches import pad
 from colakit.data.builtin.corpus import builtin_corpus, builtin_pairs
 from colakit.data.corpora import Split
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokens import SentenceTokenizer, plan_inference
 from colakit.interop.gpt2 import load_gpt
 
 

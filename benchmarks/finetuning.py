@@ -30,7 +30,8 @@ from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.cache import default_cache
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
-from colakit.engine.device import keep_freed_memory, resolve_compute
+from colakit.engine.device import resolve_compute
+from colakit.engine.memory import keep_freed_memory
 from colakit.engine.objectives import classification
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt

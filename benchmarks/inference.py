@@ -2,9 +2,10 @@
 
     python benchmarks/inference.py [--shape gpt2|small] [--data CORPUS] [--sentences N] [--out FILE]
 
-Both have random weights: speed does not ask what they learnt. From text to label, inside the process; and a
-file of sentences through `colakit predict`, in a process of its own, read and written. The teacher is a GPT-2
-with a LoRA adapter, in colakit and, in its ordinary form, in transformers.
+Both have random weights: speed does not ask what they learnt. From text to label, inside the process, the
+student in numpy, as `colakit predict` takes it, and in torch; and a file of sentences through that command,
+in a process of its own, read and written. The teacher is a GPT-2 with a LoRA adapter, in colakit and, in its
+ordinary form, in transformers.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.device import resolve_compute
 from colakit.engine.predictor import Predictor
+from colakit.engine.student_predictor import StudentPredictor
 from colakit.interop.gpt2 import load_gpt
 from colakit.models.lora import LoRAConfig, inject
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 STUDENT, TEACHER, PLAIN = "student", "teacher, colakit", "teacher, transformers"
-STUDENT_BF16 = "student, bf16"
-STUDENTS = {STUDENT, STUDENT_BF16}
+STUDENT_TORCH, STUDENT_BF16 = "student, with torch", "student, with torch, bf16"
+STUDENTS = {STUDENT, STUDENT_TORCH, STUDENT_BF16}
 TEACHER_FP32 = "teacher, colakit, fp32"
 MEDIAN = Figure("p50_ms", "ms, median")
 TAIL = Figure("p99_ms", "ms, 99th percentile")
@@ -64,29 +67,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="gpt2", help="of the teacher")
     parser.add_argument("--data", type=Path, help="corpus; default: the built-in one")
+    parser.add_argument("--embedding-size", type=int, default=RNNConfig.embedding_size, help="of the student")
+    parser.add_argument("--hidden-size", type=int, default=RNNConfig.hidden_size, help="of the student")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lines", type=int, default=Load.lines, help="labelled by `colakit predict`")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inference.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         world = make_world(Path(name), arguments.shape, data=arguments.data)
-        tables = Inference(world, Path(name), Load(lines=arguments.lines)).tables(arguments.repeats)
+        sizes = {"embedding_size": arguments.embedding_size, "hidden_size": arguments.hidden_size}
+        tables = Inference(world, Path(name), Load(lines=arguments.lines), **sizes).tables(arguments.repeats)
     report(tables, vars(arguments), arguments.out)
 
 
 class Inference:
-    """A student and a teacher of one world, ready to label."""
+    """A student, as it comes but for `sizes`, and a teacher of one world, ready to label."""
 
-    def __init__(self, world: World, scratch: Path, load: Load) -> None:
+    def __init__(self, world: World, scratch: Path, load: Load, **sizes: int) -> None:
         self.world, self.scratch, self.load = world, scratch, load
-        self.student_file = write_student(world.base, scratch / "student.pt")
+        self.student_file = write_student(world.base, scratch / "student.pt", **sizes)
         compute = resolve_compute("auto", "auto")
         self.labellers: dict[str, Label] = {
-            STUDENT: Predictor(student(world.base), compute, BATCH_SIZE),
+            STUDENT: StudentPredictor(self.student_file, BATCH_SIZE),
+            STUDENT_TORCH: Predictor(student(world.base, **sizes), compute, BATCH_SIZE),
             TEACHER: Predictor(teacher(world.base), compute, BATCH_SIZE),
         }
         if precision_of() == "bf16":
-            self.labellers[STUDENT_BF16] = Predictor(student(world.base), compute, BATCH_SIZE, torch.bfloat16)
+            self.labellers[STUDENT_BF16] = Predictor(
+                student(world.base, **sizes), compute, BATCH_SIZE, torch.bfloat16
+            )
             fp32 = resolve_compute("auto", "fp32")
             self.labellers[TEACHER_FP32] = Predictor(teacher(world.base), fp32, BATCH_SIZE)
         self.labellers[PLAIN] = Transformers(world.base)
@@ -168,16 +177,17 @@ def teacher(base: Path) -> SentenceClassifier:
     return SentenceClassifier(model, SentenceTokenizer.from_folder(base), COLA_LABELS, 1024, lora=lora)
 
 
-def student(base: Path) -> SentenceClassifier:
-    """Return a student as it comes, which reads the base's tokens."""
+def student(base: Path, **sizes: int) -> SentenceClassifier:
+    """Return a student as it comes but for `sizes`, which reads the base's tokens."""
     tokenizer = SentenceTokenizer.from_folder(base)
     torch.manual_seed(0)
-    return SentenceClassifier(DistilRNN(RNNConfig(tokenizer.vocab_size)), tokenizer, COLA_LABELS, 1024)
+    model = DistilRNN(RNNConfig(tokenizer.vocab_size, **sizes))  # type: ignore[arg-type]
+    return SentenceClassifier(model, tokenizer, COLA_LABELS, 1024)
 
 
-def write_student(base: Path, path: Path) -> Path:
+def write_student(base: Path, path: Path, **sizes: int) -> Path:
     """Write a student's checkpoint."""
-    student(base).save(path)
+    student(base, **sizes).save(path)
     return path
 
 

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
-from colakit.engine.device import keep_freed_memory, resolve_compute
+from colakit.engine.device import resolve_compute
+from colakit.engine.memory import keep_freed_memory
 from colakit.engine.objectives import constant, distillation
 from colakit.engine.training import StepBatch, train
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 OURS, OURS_FP32 = "colakit, as it comes", "colakit, fp32"
 RIVAL = "torch's LSTM, packed"

@@ -25,7 +25,7 @@ from startup import Startup
 from student_steps import StudentSteps
 from worlds import SHAPES, make_world, real_cola
 
-from colakit.models.rnn import RNNConfig
+from colakit.models.rnn_config import RNNConfig
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ from colakit.data.batches import Batch, Examples, plan_epoch
 from colakit.data.corpora import load_corpus
 from colakit.data.holdout import hold_out
 from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.device import Compute, keep_freed_memory, resolve_compute
+from colakit.engine.device import Compute, resolve_compute
 from colakit.engine.inference import compute_logits, evaluating
+from colakit.engine.memory import keep_freed_memory
 from colakit.engine.objectives import constant, distillation
 from colakit.engine.training import StepBatch, train
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 from colakit.settings import Settings
 
 Ask = Callable[[Tensor, Tensor], Tensor]

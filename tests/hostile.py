@@ -49,13 +49,15 @@ from colakit.data.tokens import SentenceTokenizer, encode_cached
 from colakit.engine import checkpoint
 from colakit.engine.checkpoint import MANIFEST, STATE, Checkpoints
 from colakit.engine.classifier import ADAPTER_NAME, SentenceClassifier, load_classifier, read_origin
+from colakit.engine.student_predictor import StudentPredictor
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.interop.peft import apply_adapter, read_adapter, write_adapter
 from colakit.loading import resolve
 from colakit.models.gpt import GPT, GPTConfig
 from colakit.models.lora import LoRAConfig, inject
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 SECONDS = 20.0  # for one case
 BYTES = 2**30  # of address space, beyond what the process has
@@ -584,6 +586,10 @@ def classifier_cases() -> Cases:
 
 def read_ckpt(folder: Path) -> object:
     read_origin(folder)
+    try:
+        StudentPredictor(folder)(["the cat"])
+    except (OSError, ValueError) as error:
+        _look_for_limits(error)
     return load_classifier(folder).encode(["the cat"])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 VOCAB = 30
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from colakit.engine import checkpoint
 from colakit.engine.checkpoint import MANIFEST, PARTS, STATE, Checkpoints, canonical
 from colakit.errors import ColakitError
-from colakit.files import write_tensors
+from colakit.tensor_files import write_tensors
 
 Said = list[str]
 

@@ -25,7 +25,8 @@ from colakit.engine.classifier import SentenceClassifier, load_classifier
 from colakit.interop.gpt2 import load_gpt
 from colakit.loading import resolve
 from colakit.models.apprentice import Apprentice
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 Run = Callable[..., tuple[int, str, str]]
 

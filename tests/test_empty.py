@@ -6,7 +6,8 @@ import torch
 
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTConfig
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 
 def test_an_empty_model_has_every_shape_and_draws_nothing() -> None:

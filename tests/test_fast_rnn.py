@@ -1,8 +1,10 @@
-"""The student's fast path says what the plain one says, and is what every command takes on a CPU."""
+"""The student's fast paths, torch's and numpy's, say what the plain one says."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,16 @@ from torch import Tensor
 from colakit.data.bpe import train_tokenizer
 from colakit.data.tokens import Tokens
 from colakit.engine.classifier import SentenceClassifier
+from colakit.engine.decisions import probabilities
 from colakit.engine.device import Compute
-from colakit.engine.inference import compute_logits, soonest
+from colakit.engine.inference import Rows, compute_logits, soonest
 from colakit.engine.predictor import Predictor
+from colakit.engine.student_predictor import StudentPredictor
 from colakit.models.fast_rnn import FastRNN
 from colakit.models.gpt import GPT, GPTConfig
-from colakit.models.rnn import CELLS, POOLINGS
+from colakit.models.plain_rnn import PlainRNN
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import CELLS, POOLINGS
 
 LENGTHS = (1, 4, 60, 9, 30, 9)
 SENTENCES = ("The dog barks.", "", "Dogs that the cat sees bark.", "The cat sees the dog.", "Bark!")
@@ -36,17 +42,27 @@ def same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+def in_numpy(model: DistilRNN) -> Rows:
+    """Return numpy's path of `model`, with tensors in and out."""
+    plain = PlainRNN(model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    return lambda input_ids, mask: torch.from_numpy(plain(input_ids.numpy(), mask.numpy()))
+
+
+every_path = pytest.mark.parametrize("path", [FastRNN, in_numpy], ids=["torch", "numpy"])
+
+
 @torch.no_grad()
+@every_path
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [True, False], ids=["both", "forward"])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_the_fast_path_says_what_the_plain_one_says(
-    cell: str, pooling: str, bidirectional: bool, num_layers: int
+    cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Rows]
 ) -> None:
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
     input_ids, mask = ragged()
-    logits, fast = model(input_ids, mask), FastRNN(model)
+    logits, fast = model(input_ids, mask), path(model)
     assert logits.std(dim=0).min() > 1e-3, "the sentences must differ for this to mean anything"
     same(fast(input_ids, mask), logits)
     for i, length in enumerate(LENGTHS):  # alone, equal tokens are not looked for
@@ -65,10 +81,43 @@ def test_in_bf16_it_says_nearly_that(cell: str) -> None:
 
 
 @torch.no_grad()
-def test_tokens_that_share_a_row_share_it_on_the_fast_path() -> None:
+@every_path
+def test_tokens_that_share_a_row_share_it_on_the_fast_path(path: Callable[[DistilRNN], Rows]) -> None:
     model = student(num_embeddings=12)
     model.embed_only(range(5, 16))
-    same(FastRNN(model)(*ragged()), model(*ragged()))
+    same(path(model)(*ragged()), model(*ragged()))
+
+
+@torch.no_grad()
+@every_path
+def test_gates_that_are_shut_for_good_are_no_fault(path: Callable[[DistilRNN], Rows]) -> None:
+    model = student(cell="lstm")
+    model.layers[0][0].bias_hh_l0[:7] = -200.0  # exp(200) is beyond fp32
+    same(path(model)(*ragged()), model(*ragged()))
+
+
+def altered(name: str) -> dict[str, np.ndarray]:
+    tensors = {key: tensor.numpy().copy() for key, tensor in student(num_embeddings=12).state_dict().items()}
+    match name:
+        case "missing":
+            del tensors["score.bias"]
+        case "shape":
+            tensors["score.weight"] = tensors["score.weight"][:, 1:]
+        case "kind":
+            tensors["score.bias"] = tensors["score.bias"].astype(np.float64)
+        case "beyond":
+            tensors["row_of_token"][3] = 12
+        case "before":
+            tensors["row_of_token"][3] = -1
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["missing", "shape", "kind", "beyond", "before"])
+def test_numpy_s_path_refuses_tensors_of_another_student(name: str) -> None:
+    config = student(num_embeddings=12).config
+    PlainRNN(config, altered("nothing"))
+    with pytest.raises(ValueError, match=r"other tensors|another shape or kind|points beyond"):
+        PlainRNN(config, altered(name))
 
 
 @torch.no_grad()
@@ -110,20 +159,63 @@ def classifier() -> SentenceClassifier:
     return SentenceClassifier(model, tokenizer, ("bad", "good"), max_tokens=12, threshold=0.4)
 
 
-def test_a_predictor_labels_as_the_classifier_does(classifier: SentenceClassifier, fp32: Compute) -> None:
+@pytest.fixture(params=["torch", "numpy"])
+def predictor(
+    request: pytest.FixtureRequest, classifier: SentenceClassifier, fp32: Compute, tmp_path: Path
+) -> Predictor | StudentPredictor:
+    if request.param == "torch":
+        return Predictor(classifier, fp32, batch_size=2)
+    classifier.save(tmp_path / "ckpt.pt")
+    return StudentPredictor(tmp_path, batch_size=2)
+
+
+def test_a_predictor_labels_as_the_classifier_does(
+    predictor: Predictor | StudentPredictor, classifier: SentenceClassifier, fp32: Compute
+) -> None:
     logits = classifier.logits(classifier.encode(SENTENCES), fp32)
-    predictor = Predictor(classifier, fp32, batch_size=2)
     found = predictor(SENTENCES)
     assert found.labels.tolist() == classifier.decide(logits).tolist()
-    np.testing.assert_allclose(found.probs.sum(axis=1), 1)
+    np.testing.assert_allclose(found.probs, probabilities(logits), atol=1e-5)
     alone = [predictor([sentence]) for sentence in SENTENCES]
     np.testing.assert_allclose(np.concatenate([one.probs for one in alone]), found.probs, atol=1e-5)
     assert found.num_truncated == sum(one.num_truncated for one in alone) == 1
 
 
-def test_a_predictor_of_no_sentences_says_nothing(classifier: SentenceClassifier, fp32: Compute) -> None:
-    found = Predictor(classifier, fp32)([])
+def test_a_predictor_of_no_sentences_says_nothing(predictor: Predictor | StudentPredictor) -> None:
+    found = predictor([])
     assert (found.labels.shape, found.probs.shape, found.num_truncated) == ((0,), (0, 2), 0)
+
+
+def test_a_predictor_says_what_it_is(
+    predictor: Predictor | StudentPredictor, classifier: SentenceClassifier
+) -> None:
+    assert predictor.name == classifier.name == "adapter (lstm)"
+    assert (predictor.label_names, predictor.max_tokens) == (("bad", "good"), 12)
+    assert str(predictor.compute).startswith("cpu, float32")
+
+
+def gpt_classifier() -> SentenceClassifier:
+    tokenizer = train_tokenizer(SENTENCES, 270)
+    shape = GPTConfig(vocab_size=tokenizer.vocab_size, num_positions=64, width=8, num_layers=2, num_heads=2)
+    torch.manual_seed(0)
+    return SentenceClassifier(GPT(shape).classifier(2), tokenizer, ("bad", "good"), max_tokens=64)
+
+
+def test_a_predictor_leaves_the_weights_of_a_gpt_as_they_are(fp32: Compute) -> None:
+    classifier = gpt_classifier()
+    before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
+    logits = classifier.logits(classifier.encode(SENTENCES), fp32)
+    found = Predictor(classifier, fp32)(SENTENCES)
+    assert logits.std() > 1e-3
+    np.testing.assert_allclose(found.probs, probabilities(logits), atol=1e-6)
+    for name, tensor in classifier.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_numpy_predicts_with_students_alone(tmp_path: Path) -> None:
+    gpt_classifier().save(tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match="no student's"):
+        StudentPredictor(tmp_path)
 
 
 def test_a_predictor_takes_products_in_bf16_where_it_is_told(

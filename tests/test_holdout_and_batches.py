@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from colakit.data.batches import Batch, Examples, micro_batches, pad, plan_epoch, plan_inference
+from colakit.data.batches import Batch, Examples, micro_batches, pad, plan_epoch
 from colakit.data.corpora import Split, load_corpus
 from colakit.data.holdout import hold_out
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokens import SentenceTokenizer, Tokens, plan_inference
 from colakit.errors import ColakitError
 
 LAWS = settings(max_examples=150, deadline=None)

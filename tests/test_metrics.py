@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 
 from colakit.engine.comparison import Answers, compare, experiment_key
-from colakit.engine.inference import decide, probabilities
+from colakit.engine.decisions import decide, probabilities
 from colakit.engine.metrics import (
     Interval,
     Labels,

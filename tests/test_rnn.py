@@ -15,7 +15,8 @@ from colakit.data.batches import Batch
 from colakit.engine.device import Compute
 from colakit.engine.objectives import classification
 from colakit.engine.training import StepBatch, train
-from colakit.models.rnn import CELLS, POOLINGS, DistilRNN, RNNConfig
+from colakit.models.rnn import CELL_MODULES, DistilRNN
+from colakit.models.rnn_config import CELLS, POOLINGS, RNNConfig
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_pooling = pytest.mark.parametrize("pooling", POOLINGS)
@@ -58,7 +59,7 @@ def test_padding_and_company_never_change_logits(
 def torch_twin(model: DistilRNN) -> nn.RNNBase:
     """Return torch's own network with the weights of `model`."""
     config = model.config
-    twin = CELLS[config.cell](
+    twin = CELL_MODULES[config.cell](
         config.embedding_size,
         config.hidden_size,
         num_layers=config.num_layers,

@@ -16,9 +16,10 @@ from colakit.commands.fitting import Fit, Lesson, settings_identity
 from colakit.commands.job import Job
 from colakit.data.batches import UNLABELLED, Examples
 from colakit.engine.averaging import WeightAverage
+from colakit.engine.decisions import decide, probabilities
 from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch
-from colakit.engine.inference import compute_logits, decide, probabilities
+from colakit.engine.inference import compute_logits
 from colakit.engine.metrics import accuracy_of_confusion, best_threshold, mcc_of_confusion, measure
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport

@@ -13,7 +13,7 @@ import torch
 from colakit import __version__
 from colakit.context import Context
 from colakit.data.fetch import COLA_URL, is_fetched
-from colakit.engine.device import physical_cores
+from colakit.engine.memory import physical_cores
 from colakit.engine.runs import PACKAGES, package_version
 
 ANSWER_SECONDS = 3.0

@@ -19,8 +19,8 @@ from colakit.commands.out_of_fold import report
 from colakit.commands.task import Task, load_task, show_plan
 from colakit.context import Context, Resume
 from colakit.data.holdout import left_out
-from colakit.engine.device import physical_cores
 from colakit.engine.folds import FoldsFolder, find_folds
+from colakit.engine.memory import physical_cores
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.loading import resolve, without_settings
 from colakit.settings import Settings

@@ -8,16 +8,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
-from colakit.commands.task import show_parameters
 from colakit.context import Context
-from colakit.engine.classifier import load_classifier
-from colakit.engine.predictor import Predictor
+from colakit.engine.student_predictor import StudentPredictor
 from colakit.errors import ColakitError
 from colakit.files import replacing
+
+if TYPE_CHECKING:
+    from colakit.engine.predictor import Predictor
 
 MAX_LINE_BYTES = 2**26
 CHUNK_CHARACTERS = 2**22  # after which a chunk ends early
@@ -27,36 +26,76 @@ CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and co
 def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any]:
     """Write a row for each line of `file` or stdin; return counts for `--json`."""
     context.check_out()
-    base = context.settings.base if context.resolved.was_typed("base") else None
-    classifier = load_classifier(model, base=base)
-    size = context.settings.predict.batch_size
+    predictor = _student(context, model) or _with_torch(context, model)
     if context.dry_run:
-        context.reporter.result(f"would label sentences with {classifier.name} on {context.compute}")
-        show_parameters(context, classifier.model)
-        return {"model": classifier.name, "compute": str(context.compute)}
-    asked = context.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
-    predictor = Predictor(classifier, context.compute, size, torch.bfloat16 if asked else torch.float32)
-    counts = dict.fromkeys(classifier.label_names, 0)
+        return _show(context, model, predictor)
+    counts = dict.fromkeys(predictor.label_names, 0)
     num_truncated = 0
     with _open_input(file) as lines, _open_output(context, jsonl) as out:
         if not jsonl:
             out.write(
-                "\t".join(["label", *(f"p({name})" for name in classifier.label_names), "sentence"]) + "\n"
+                "\t".join(["label", *(f"p({name})" for name in predictor.label_names), "sentence"]) + "\n"
             )
-        for chunk in _chunks(lines, size * CHUNK_BATCHES):
+        for chunk in _chunks(lines, context.settings.predict.batch_size * CHUNK_BATCHES):
             num_truncated += _predict(predictor, chunk, out, jsonl, counts)
     if num_truncated:
         context.reporter.warn(
-            f"{num_truncated} sentences are longer than {classifier.max_tokens} tokens and were cut"
+            f"{num_truncated} sentences are longer than {predictor.max_tokens} tokens and were cut"
         )
     return {"sentences": sum(counts.values()), "labels": counts, "truncated": num_truncated}
 
 
+def _student(context: Context, model: str) -> StudentPredictor | None:
+    """Return a student that answers without torch, unless `model` is none or something else is asked for.
+
+    What cannot be read is left to `_with_torch`, which says what is wrong with it.
+    """
+    settings = context.settings
+    if settings.device not in ("auto", "cpu") or settings.precision == "bf16":
+        return None
+    try:
+        return StudentPredictor(model, settings.predict.batch_size)
+    except (OSError, ValueError):
+        return None
+
+
+def _with_torch(context: Context, model: str) -> Predictor:
+    """Return any model, on the device and in the precision of the settings."""
+    import torch
+
+    from colakit.engine.classifier import load_classifier
+    from colakit.engine.predictor import Predictor
+
+    base = context.settings.base if context.resolved.was_typed("base") else None
+    asked = context.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
+    return Predictor(
+        load_classifier(model, base=base),
+        context.compute,
+        context.settings.predict.batch_size,
+        torch.bfloat16 if asked else torch.float32,
+    )
+
+
+def _show(context: Context, model: str, predictor: StudentPredictor | Predictor) -> dict[str, Any]:
+    """Say what would label, and how many parameters it has."""
+    from colakit.commands.task import show_parameters
+    from colakit.engine.classifier import load_classifier
+
+    context.reporter.result(f"would label sentences with {predictor.name} on {predictor.compute}")
+    base = context.settings.base if context.resolved.was_typed("base") else None
+    show_parameters(context, load_classifier(model, base=base).model)
+    return {"model": predictor.name, "compute": str(predictor.compute)}
+
+
 def _predict(
-    predictor: Predictor, sentences: Sequence[str], out: TextIO, jsonl: bool, counts: dict[str, int]
+    predictor: StudentPredictor | Predictor,
+    sentences: Sequence[str],
+    out: TextIO,
+    jsonl: bool,
+    counts: dict[str, int],
 ) -> int:
     """Write a row for each sentence; return how many were cut."""
-    found, names = predictor(sentences), predictor.classifier.label_names
+    found, names = predictor(sentences), predictor.label_names
     for sentence, label, probs in zip(sentences, found.labels.tolist(), found.probs.tolist(), strict=True):
         counts[names[label]] += 1
         if jsonl:

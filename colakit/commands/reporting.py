@@ -13,7 +13,7 @@ from colakit.commands.job import Job
 from colakit.commands.task import metrics_row
 from colakit.engine.bases import write_base
 from colakit.engine.comparison import experiment_key
-from colakit.engine.inference import decide
+from colakit.engine.decisions import decide
 from colakit.engine.metrics import Labels, Metrics, bootstrap, measure
 from colakit.engine.runs import RunFolder
 from colakit.interop.peft import write_adapter

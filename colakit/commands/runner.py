@@ -18,8 +18,8 @@ from colakit.commands.task import Task, load_task, show_plan
 from colakit.console import Reporter
 from colakit.context import Context, Resume
 from colakit.engine.checkpoint import Checkpoint, read_checkpoint
-from colakit.engine.device import keep_freed_memory
 from colakit.engine.distributed import Processes, processes
+from colakit.engine.memory import keep_freed_memory
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.engine.stopping import stop_requests

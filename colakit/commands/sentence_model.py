@@ -15,9 +15,9 @@ from colakit.commands.fitting import Fit, Lesson, settings_identity
 from colakit.commands.runner import Training
 from colakit.commands.task import Task
 from colakit.context import Context
-from colakit.data.batches import Examples, plan_inference
+from colakit.data.batches import Examples
 from colakit.data.corpora import Split
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokens import SentenceTokenizer, plan_inference
 from colakit.engine.bases import write_base
 from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch

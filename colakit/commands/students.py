@@ -19,7 +19,8 @@ from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import Objective
 from colakit.models.apprentice import Apprentice
 from colakit.models.empty import without_weights
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
 
 EMBEDDING_STD = 0.1  # of embeddings taken from a base, as of those that are drawn
 

@@ -110,12 +110,8 @@ class Examples:
 
 def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Return (input_ids, attention_mask), both (B, T) int64, of the sentences at `index`."""
-    lengths = tokens.lengths[index]
-    position = np.arange(lengths.max())[None, :]
-    real = position < lengths[:, None]
-    source = np.where(real, tokens.offsets[index][:, None] + position, 0)
-    input_ids = np.where(real, tokens.ids[source], 0).astype(np.int64)
-    return torch.from_numpy(input_ids), torch.from_numpy(real.astype(np.int64))
+    input_ids, attention_mask = tokens.padded(index)
+    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
 def plan_epoch(
@@ -165,9 +161,3 @@ def micro_batches(
         examples.batch(part, 1.0, progress) if len(part) else examples.batch(groups[0], 0.0, progress)
         for part in parts
     ]
-
-
-def plan_inference(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Return batches of sentence numbers in order of length, for evaluation."""
-    order = np.argsort(lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

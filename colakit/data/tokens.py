@@ -62,6 +62,14 @@ class Tokens:
         """Return the tokens of sentence `i`."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
+    def padded(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (input_ids, attention_mask), both (B, T), of the B sentences at `index`."""
+        lengths = self.lengths[index]
+        position = np.arange(lengths.max())[None, :]
+        real = position < lengths[:, None]
+        source = np.where(real, self.offsets[index][:, None] + position, 0)
+        return np.where(real, self.ids[source], 0).astype(np.int64), real.astype(np.int64)
+
 
 class SentenceTokenizer:
     """A byte-level BPE tokenizer with the choice of boundary tokens that a classifier was trained with.
@@ -180,6 +188,12 @@ class SentenceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+def plan_inference(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Return batches of sentence numbers in order of length, for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def encode_cached(

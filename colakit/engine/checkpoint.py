@@ -27,7 +27,8 @@ from torch import Tensor
 
 from colakit import __version__
 from colakit.errors import ColakitError, first_line
-from colakit.files import read_tensors, sha256_of, sync_folder, write_tensors, write_text
+from colakit.files import sha256_of, sync_folder, write_text
+from colakit.tensor_files import read_tensors, write_tensors
 
 FORMAT = 1
 KEPT = 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,22 @@ from colakit import __version__
 from colakit.data.cache import ArrayCache
 from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
 from colakit.engine.checkpoint import Checkpoints
+from colakit.engine.decisions import decide
 from colakit.engine.device import Compute
 from colakit.engine.folds import find_folds
-from colakit.engine.inference import Done, compute_logits, decide
+from colakit.engine.inference import Done, compute_logits
+from colakit.engine.saved import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
 from colakit.errors import ColakitError, first_line
-from colakit.files import read_json, read_tensors, write_tensors
+from colakit.files import read_json
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
 from colakit.models.lora import LoRAConfig, inject, lora_layers
-from colakit.models.rnn import DistilRNN, RNNConfig
+from colakit.models.rnn import DistilRNN
+from colakit.models.rnn_config import RNNConfig
+from colakit.tensor_files import read_tensors, write_tensors
 
-CHECKPOINT_FORMAT = 1
-CHECKPOINT_NAME = "ckpt.pt"
 ADAPTER_NAME = "adapter"
 COMPANION_NAME = "colakit.json"  # beside PEFT's two files: what PEFT has no place for
 
@@ -62,9 +64,9 @@ class SentenceClassifier:
     @property
     def name(self) -> str:
         """What to call this kind of model in a table."""
-        command = self.origin.get("command", "adapter")
         if isinstance(self.model, DistilRNN):
-            return f"{command} ({self.model.config.cell})"
+            return student_name(self.origin, self.model.config.cell)
+        command = self.origin.get("command", "adapter")
         if self.lora is not None:
             return f"{command} (GPT-2, rank {self.lora.rank})"
         tuning = self.origin.get("settings", {}).get("finetune", {})
@@ -222,7 +224,7 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
         model.load_state_dict(content["tensors"], assign=True)
         if isinstance(model, DistilRNN):
             model.check_rows()
-        _check_facts(content, model.num_labels)
+        check_facts(content, model.num_labels)
         return SentenceClassifier(
             model=model.eval(),
             tokenizer=SentenceTokenizer.from_dict(content["tokenizer"]),
@@ -236,22 +238,6 @@ def _from_checkpoint(path: Path) -> SentenceClassifier:
         raise ColakitError(
             f"{path}: the checkpoint is damaged ({error})", hint="Train or copy it again."
         ) from error
-
-
-def _check_facts(facts: Mapping[str, Any], num_labels: int) -> None:
-    """Raise `ValueError` unless the plain data beside a model's tensors are of their kinds."""
-    names, most, threshold = facts["label_names"], facts["max_tokens"], facts["threshold"]
-    is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_named or len(names) != num_labels:
-        raise ValueError(f"label_names must be {num_labels} names")
-    if most is not None and not (type(most) is int and most >= 1):
-        raise ValueError("max_tokens must be a whole number from 1, or null")
-    if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise ValueError("threshold must be a probability, or null")
-    if threshold is not None and num_labels != 2:
-        raise ValueError("a threshold decides between two labels")
-    if not isinstance(facts["origin"], dict):
-        raise ValueError("origin must be an object")
 
 
 def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
@@ -297,7 +283,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         "origin": companion.get("origin") or {"command": "adapter", "base": base},
     }
     try:
-        _check_facts(facts, num_labels)
+        check_facts(facts, num_labels)
     except ValueError as error:
         raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
     return SentenceClassifier(

@@ -1,4 +1,4 @@
-"""Logits of many sentences, and the threshold that turns them into labels."""
+"""Logits of many sentences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from colakit.data.batches import Batch, pad, plan_inference
-from colakit.data.tokens import Tokens
+from colakit.data.batches import Batch, pad
+from colakit.data.tokens import Tokens, plan_inference
 from colakit.engine.device import Compute
 from colakit.engine.objectives import language_modelling
 from colakit.models.fast_rnn import FastRNN
@@ -124,23 +124,3 @@ def _each_batch(
     rows = np.empty((len(tokens), found[0].shape[1]), dtype=np.float32)
     rows[np.concatenate(plan)] = np.concatenate(found)
     return rows
-
-
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the softmax of (N, C) logits."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def decide(
-    logits: NDArray[np.float32], threshold: float | None, probs: NDArray[np.float64] | None = None
-) -> NDArray[np.int64]:
-    """Return (N,) labels: the likeliest class; of two, 1 where its probability is ≥ `threshold`.
-
-    Args:
-        probs: `probabilities(logits)`, where they are known already.
-    """
-    if threshold is None:
-        return logits.argmax(axis=1).astype(np.int64)
-    assert logits.shape[1] == 2, "a threshold decides between two classes"
-    return ((probabilities(logits) if probs is None else probs)[:, 1] >= threshold).astype(np.int64)

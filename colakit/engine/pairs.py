@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from colakit.data.batches import pad, plan_inference
-from colakit.data.tokens import Tokens
+from colakit.data.batches import pad
+from colakit.data.tokens import Tokens, plan_inference
 from colakit.engine.device import Compute
 from colakit.engine.inference import evaluating
 from colakit.engine.metrics import CONFIDENCE, Interval

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from colakit.engine.comparison import Answers, members
-from colakit.engine.inference import decide
+from colakit.engine.decisions import decide
 from colakit.engine.metrics import Bootstrap, Interval, Labels, Spread
 
 

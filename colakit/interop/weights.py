@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from colakit.errors import ColakitError, first_line
-from colakit.files import read_tensors
+from colakit.tensor_files import read_tensors
 
 
 def read_weights_file(path: Path, *, hint: str) -> dict[str, Tensor]:

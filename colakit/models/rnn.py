@@ -7,64 +7,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from colakit.models.shapes import check_shape
+from colakit.models.rnn_config import RNNConfig
 
-CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
+CELL_MODULES: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
     "rnn": nn.RNN,
     "gru": nn.GRU,
     "lstm": nn.LSTM,
 }
-POOLINGS = ("last", "mean", "max", "attention")
-RNN_SIZES = {
-    "vocab_size": 2**24,
-    "num_labels": 2**16,
-    "embedding_size": 2**16,
-    "hidden_size": 2**16,
-    "num_layers": 2**6,
-}
-
-
-@dataclass(frozen=True)
-class RNNConfig:
-    """Shape of a `DistilRNN`.
-
-    Attributes:
-        vocab_size: tokens in the vocabulary.
-        num_labels: C.
-        cell: `rnn` (tanh), `gru` or `lstm`.
-        embedding_size: E.
-        hidden_size: H, of each direction.
-        bidirectional: read the sentence from both ends.
-        pooling: `last` (state after the whole sentence), or mean, max or attention over real tokens.
-        dropout: probability on embeddings, between layers and before the head.
-        num_embeddings: rows of the embedding where some tokens share one, row 0; None gives each its own.
-    """
-
-    vocab_size: int
-    num_labels: int = 2
-    cell: str = "lstm"
-    embedding_size: int = 128
-    hidden_size: int = 256
-    num_layers: int = 1
-    bidirectional: bool = True
-    pooling: str = "attention"
-    dropout: float = 0.2
-    num_embeddings: int | None = None
-
-    def __post_init__(self) -> None:
-        check_shape(self, RNN_SIZES)
-        if self.num_embeddings is not None:
-            check_shape(self, {"num_embeddings": self.vocab_size + 1})
-        if not isinstance(self.cell, str) or self.cell not in CELLS:
-            raise ValueError(f"cell (={self.cell!r}) must be one of {', '.join(CELLS)}")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling (={self.pooling!r}) must be one of {', '.join(POOLINGS)}")
 
 
 class Reading(NamedTuple):
@@ -92,17 +46,16 @@ class DistilRNN(nn.Module):
         super().__init__()
         self.config = config
         self.num_labels = config.num_labels
-        directions = 2 if config.bidirectional else 1
-        width = config.hidden_size * directions
+        width = config.hidden_size * config.directions
         self.embedding = nn.Embedding(config.num_embeddings or config.vocab_size, config.embedding_size)
         self.row_of_token: Tensor | None
         shared = None if config.num_embeddings is None else torch.zeros(config.vocab_size, dtype=torch.int32)
         self.register_buffer("row_of_token", shared)
-        cell = CELLS[config.cell]
+        cell = CELL_MODULES[config.cell]
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 cell(width if layer else config.embedding_size, config.hidden_size, batch_first=True)
-                for _ in range(directions)
+                for _ in range(config.directions)
             )
             for layer in range(config.num_layers)
         )

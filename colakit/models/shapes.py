@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ def check_shape(config: Any, most: Mapping[str, int]) -> None:
     for name, bound in most.items():
         size = getattr(config, name)
         if type(size) is not int or not 1 <= size <= bound:
-            raise ValueError(f"{name} (={repr(size)[:40]}) must be a whole number from 1 to {bound:,}")
+            got = reprlib.repr(size)[:40]  # of values in one another, repr itself may not end
+            raise ValueError(f"{name} (={got}) must be a whole number from 1 to {bound:,}")
     for name, value in vars(config).items():
         if name.endswith("dropout") and not (_is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{name} (={repr(value)[:40]}) must be a probability")
+            raise ValueError(f"{name} (={reprlib.repr(value)[:40]}) must be a probability")
 
 
 def _is_number(value: Any) -> bool:

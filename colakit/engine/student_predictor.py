@@ -1,0 +1,81 @@
+"""Labels and probabilities of sentences from a student's `ckpt.pt`, with numpy and the Rust tokenizer alone.
+
+Shapes: B batch, T tokens, N sentences, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from colakit.data.tokens import SentenceTokenizer, Tokens, plan_inference
+from colakit.engine.decisions import Predictions
+from colakit.engine.memory import keep_freed_memory, physical_cores
+from colakit.engine.saved import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
+from colakit.interop.archives import Archive
+from colakit.models.plain_rnn import PlainRNN
+from colakit.models.rnn_config import RNNConfig
+
+
+class StudentPredictor:
+    """Labels sentences as `Predictor` does, from the file of a recurrent student, without importing torch.
+
+        predictor = StudentPredictor("runs/distill-001")
+        predictor(["The cat sleep."]).labels
+
+    Args:
+        where: a `ckpt.pt`, or the folder of its run.
+        batch_size: sentences computed at a time, by each core; sentences of like length go together.
+
+    Raises:
+        ValueError: if it is no student's file, or is damaged.
+        OSError: if it cannot be read.
+    """
+
+    def __init__(self, where: str | Path, batch_size: int = 128) -> None:
+        keep_freed_memory()
+        path = Path(where).expanduser()
+        with Archive(path / CHECKPOINT_NAME if path.is_dir() else path) as archive:
+            content = archive.content
+            try:
+                if content["kind"] != "rnn" or content["format"] > CHECKPOINT_FORMAT:
+                    raise ValueError("no student's, or of a newer format")
+                tensors = {name: archive.array(stored) for name, stored in content["tensors"].items()}
+                self._model = PlainRNN(RNNConfig(**content["config"]), tensors)
+                check_facts(content, self._model.config.num_labels)
+                self._tokenizer = SentenceTokenizer.from_dict(content["tokenizer"])
+            except Exception as error:  # whatever missing or foreign content leads to
+                raise ValueError(f"not what colakit writes ({error!r})") from error
+        self.name = student_name(content["origin"], self._model.config.cell)
+        self.label_names = tuple(content["label_names"])
+        self.max_tokens: int | None = content["max_tokens"]
+        self.compute = "cpu, float32 (a student needs numpy alone)"
+        self._threshold: float | None = content["threshold"]
+        self._batch_size = batch_size
+
+    def __call__(self, sentences: Sequence[str]) -> Predictions:
+        """Return labels and probabilities in the order of the sentences."""
+        tokens = self._tokenizer.encode(sentences, self.max_tokens)
+        return Predictions.of(self._logits(tokens), self._threshold, tokens.num_truncated)
+
+    def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Return (N, C) logits; of several batches, every core takes one at a time."""
+        rows = np.empty((len(tokens), self._model.config.num_labels), dtype=np.float32)
+
+        def compute(index: NDArray[np.int64]) -> None:
+            rows[index] = self._model(*tokens.padded(index))
+
+        plan = plan_inference(tokens.lengths, self._batch_size)
+        if len(plan) <= 1:
+            for index in plan:
+                compute(index)
+            return rows
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(physical_cores()) as pool:
+            for _ in pool.map(compute, plan):
+                pass
+        return rows

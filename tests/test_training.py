@@ -192,10 +192,14 @@ def test_two_threads_follow_one_within_rounding(fp32: Compute) -> None:
 
 def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
     model, examples = make_classifier(), make_examples(16)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    # at a rate that does not fall, some processors' rounding ends such runs on a step too far
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batches = step_batches(examples, 16, 16, epochs=150)
     losses = [
-        r.loss for r in train(model, batches, classification, optimizer, lr_at=lambda step: 1.0, compute=fp32)
+        r.loss
+        for r in train(
+            model, batches, classification, optimizer, lr_at=lambda step: 1 - step / 150, compute=fp32
+        )
     ]
     assert losses[-1] < 0.05 < losses[0]
 

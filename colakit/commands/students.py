@@ -81,6 +81,7 @@ def student_job(
     kept = _choose_tokens(model, learnt.tokens)
     if context.settings.student.embeddings == "base":
         _begin_as_base(model, word_vectors(), kept)
+    model.train_rows(torch.from_numpy(learnt.tokens.ids.astype(np.int64)))
     heads = Apprentice(
         model,
         teacher_width=None if said[1] is None else said[1].shape[1],
@@ -156,7 +157,7 @@ def _begin_as_base(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray
     reduced = chosen @ directions[:, ::-1][:, :width]
     rows = torch.from_numpy((reduced * (EMBEDDING_STD / reduced.std())).astype(np.float32))
     with torch.no_grad():
-        model.embedding.weight[-len(rows) :, :width] = rows
+        model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be all others'
 
 
 def _describe(model: DistilRNN) -> str:

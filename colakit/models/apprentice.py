@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from colakit.models.embedding import PartEmbedding
 from colakit.models.fused import IGNORED, linear_cross_entropy
 from colakit.models.rnn import DistilRNN, in_fp32
 
@@ -32,7 +33,8 @@ class Apprentice(nn.Module):
     """A student that also learns what its teacher's state is, or which tokens stand beside each other.
 
     The token objective is that of Rei 2017 (arXiv:1704.07156, §3): the forward direction predicts the next
-    token, the backward one the token before, from the first layer's states, through the embedding.
+    token, the backward one the token before, from the first layer's states, through the embedding; where a
+    part of its rows trains, among their tokens.
 
     Args:
         teacher_width: D, to match hidden states; None does not.
@@ -46,11 +48,10 @@ class Apprentice(nn.Module):
         self.student = student
         config = student.config
         width = student.score.in_features
-        directions = 2 if config.bidirectional else 1
         self.to_hidden = nn.Linear(width, teacher_width) if teacher_width is not None else None
         self.to_tokens = nn.ModuleList(
             nn.Linear(config.hidden_size, config.embedding_size)
-            for _ in range(directions if predicts_tokens else 0)
+            for _ in range(config.directions if predicts_tokens else 0)
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:
@@ -65,7 +66,9 @@ class Apprentice(nn.Module):
     def _nats(self, states: Tensor, rows: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the cross-entropy of each real token's neighbours, given (B, T, H·directions) states."""
         size = self.student.config.hidden_size
-        known = rows.masked_fill(attention_mask == 0, IGNORED)
+        embedding = self.student.embedding
+        numbers = embedding.place[rows] if isinstance(embedding, PartEmbedding) else rows
+        known = numbers.masked_fill(attention_mask == 0, IGNORED)
         if self.student.config.num_embeddings is not None:
             known = known.masked_fill(rows == 0, IGNORED)  # nothing is learnt from "some rare token"
         before = known[:, :-1].masked_fill(attention_mask[:, 1:] == 0, IGNORED)  # padding has none before it
@@ -73,5 +76,5 @@ class Apprentice(nn.Module):
         total = states.new_zeros(())
         for head, (seen, targets) in zip(self.to_tokens, views, strict=False):
             guesses = head(seen)  # (B, T-1, E)
-            total = total + linear_cross_entropy(guesses, self.student.embedding.weight, targets)
+            total = total + linear_cross_entropy(guesses, embedding.weight, targets)
         return total

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class PartEmbedding(nn.Module):
-    """An embedding in two parts: `weight` (S, E), which trains, and `others` (V - S, E), which stay as they are.
+    """An embedding in two parts: `weight` (S, E), which trains, and `others` (V - S, E), which stay.
 
-    A row that training never reads has no gradient, yet its zeros are added up, clipped and stepped over with all
-    others': of GPT-2's 50,257 rows, CoLA reads a tenth. Adam moves the S rows as it would within the whole, and
-    leaves the others alone; decoupled weight decay, which would shrink them, does not reach them here.
+    A row that training never reads has no gradient, and yet its zeros are added up, clipped and stepped over
+    with the rest: of GPT-2's 50,257 rows, CoLA reads a tenth. Adam moves the S rows as within the whole.
+    The others it leaves alone, and so does weight decay, which would shrink them.
 
     Its state is that of the `nn.Embedding` it stands for, one tensor `weight` (V, E).
 
@@ -39,17 +39,13 @@ class PartEmbedding(nn.Module):
         self.register_buffer("place", order.argsort(), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Return the rows (…, E) of tokens (…); in training, of those alone that are trained."""
-        place = self.place[input_ids]
-        if self.training:
-            return F.embedding(place, self.weight)
-        known = len(self.weight)
-        if known == self.num_embeddings:
-            return F.embedding(place, self.weight)
-        rows = F.embedding((place - known).clamp(min=0), self.others)
-        if known == 0:
-            return rows
-        return torch.where((place < known)[..., None], F.embedding(place.clamp(max=known - 1), self.weight), rows)
+        """Return the rows (…, E) of tokens (…)."""
+        place, known = self.place[input_ids], len(self.weight)
+        if known in (0, self.num_embeddings):
+            return F.embedding(place, self.weight if known else self.others)
+        trained = F.embedding(place.clamp(max=known - 1), self.weight)
+        others = F.embedding((place - known).clamp(min=0), self.others)
+        return torch.where((place < known)[..., None], trained, others)
 
     def whole(self) -> Tensor:
         """Return all rows (V, E), in the order of the tokens."""

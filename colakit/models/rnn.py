@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from colakit.models.embedding import PartEmbedding
 from colakit.models.rnn_config import RNNConfig
 
 CELL_MODULES: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
@@ -47,7 +48,8 @@ class DistilRNN(nn.Module):
         self.config = config
         self.num_labels = config.num_labels
         width = config.hidden_size * config.directions
-        self.embedding = nn.Embedding(config.num_embeddings or config.vocab_size, config.embedding_size)
+        whole = nn.Embedding(config.num_embeddings or config.vocab_size, config.embedding_size)
+        self.embedding: nn.Embedding | PartEmbedding = whole
         self.row_of_token: Tensor | None
         shared = None if config.num_embeddings is None else torch.zeros(config.vocab_size, dtype=torch.int32)
         self.register_buffer("row_of_token", shared)
@@ -62,7 +64,7 @@ class DistilRNN(nn.Module):
         self.attention = nn.Linear(width, 1) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, config.num_labels)
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(whole.weight, std=0.1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class logits (B, C), fp32.
@@ -114,6 +116,11 @@ class DistilRNN(nn.Module):
         assert self.row_of_token is not None
         self.row_of_token.zero_()
         self.row_of_token[torch.tensor(tokens)] = torch.arange(1, len(tokens) + 1, dtype=torch.int32)
+
+    def train_rows(self, tokens: Tensor) -> None:
+        """Let the embedding's rows of `tokens` (N,) train, and no others."""
+        assert isinstance(self.embedding, nn.Embedding)
+        self.embedding = PartEmbedding(self.embedding, self.rows(tokens).unique())
 
     @staticmethod
     def reversal(lengths: Tensor, tokens: int) -> Tensor:

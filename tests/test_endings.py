@@ -383,7 +383,7 @@ def mounted(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("kilobytes", [8, 64, 300, 500, 700, 900, 1100])
+@pytest.mark.parametrize("kilobytes", [8, 64, 250, 400, 550, 700, 850])
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(
     kilobytes: int, toy: Path, whole: Path, colakit: Run, tmp_path: Path
 ) -> None:

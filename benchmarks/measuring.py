@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from colakit.engine.device import multiplies_bf16, resolve_compute
+from colakit.engine.device import is_bf16_faster, resolve_compute
 from colakit.engine.runs import package_version
 
 PACKAGES = ("colakit", "torch", "transformers", "peft", "accelerate", "tokenizers")
@@ -195,7 +195,8 @@ def precisions() -> list[str]:
     """
     if precision_of() == "bf16":
         return ["bf16", "fp32"]
-    return ["fp32", "bf16"] if torch.cpu.get_capabilities().get("avx512_bf16") else ["fp32"]
+    on_cpu = resolve_compute("auto", "auto").device.type == "cpu"
+    return ["fp32", "bf16"] if on_cpu and torch.cpu.get_capabilities().get("avx512_bf16") else ["fp32"]
 
 
 def machine() -> dict[str, Any]:
@@ -206,7 +207,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "bf16": multiplies_bf16(device)[1],
+        "bf16": is_bf16_faster(device)[1],
         "system": platform.platform(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # of the minute before
     }

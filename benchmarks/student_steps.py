@@ -91,7 +91,9 @@ class StudentSteps:
         """Train with colakit's loop."""
         compute = resolve_compute("auto", precision)
         examples = self.taught()
-        model = DistilRNN(self.config).to(compute.device).train()
+        model = DistilRNN(self.config)
+        model.train_rows(torch.from_numpy(examples.tokens.ids.astype(np.int64)))
+        model.to(compute.device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         batches = (
             StepBatch(micro_batches(examples, index, self.batch_size), len(index), 0, f"{position}")

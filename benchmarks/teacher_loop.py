@@ -50,7 +50,9 @@ def main() -> None:
     examples = Examples(teacher.encode(learnt.sentences), learnt.require_labels())
     ours = arguments.whose == "colakit"
     asked = colakits(teacher, compute) if ours else pefts(arguments.teacher, teacher, compute)
-    student = DistilRNN(RNNConfig(teacher.tokenizer.vocab_size)).to(compute.device).train()
+    student = DistilRNN(RNNConfig(teacher.tokenizer.vocab_size))
+    student.train_rows(torch.from_numpy(examples.tokens.ids.astype(np.int64)))
+    student.to(compute.device).train()
     learn(student, examples, asked, settings, compute, grouped=ours)
     compute_logits(student, teacher.encode(held_out.sentences), compute)
 

@@ -7,7 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def read_json(path: Path) -> Any:
         return json.loads(raw.decode("utf-8"))
     except RecursionError:
         raise ValueError("brackets stand in brackets without end") from None
+
+
+def require_unpacked_to_fit(members: Iterable[zipfile.ZipInfo], path: Path) -> None:
+    """Raise `ValueError` where the members of an archive that packs nothing unpack to more than its size."""
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("it unpacks to more than its size")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colakit.files import replacing
+from colakit.files import replacing, require_unpacked_to_fit
 
 
 def write_tensors(path: Path, value: Any) -> None:
@@ -37,9 +37,7 @@ def read_tensors(path: Path) -> Any:
     source: Path | io.BytesIO = path
     if zipfile.is_zipfile(path):  # torch unpacks without a limit, and packs nothing itself
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise ValueError("it unpacks to more than its size")
+            require_unpacked_to_fit(archive.infolist(), path)
     else:  # torch's older format: from a file, a length is believed and room made for it
         source = io.BytesIO(path.read_bytes())
     content = torch.load(source, map_location="cpu", weights_only=True)

@@ -63,7 +63,9 @@ def test_code_is_not_executed(tmp_path: Path) -> None:
 
 
 shared: list[Any] = [1]
+tensor = torch.ones(3)
 UNREADABLE = {
+    "two of one storage": [tensor, tensor.view(3, 1)],
     "transposed": torch.ones(2, 3).t(),
     "view": torch.ones(4)[2:],
     "bf16": torch.ones(2, dtype=torch.bfloat16),
@@ -110,6 +112,9 @@ def test_members_that_lie_are_refused(tmp_path: Path) -> None:
     good = saved({"x": torch.zeros(3000)}, tmp_path / "good.pt")
     with pytest.raises(ValueError, match="unpacks to more than its size"):
         Archive(repacked(good, tmp_path / "packed.pt", zipfile.ZIP_DEFLATED))
+    noise = saved({"x": torch.randn(3000)}, tmp_path / "noise.pt")
+    with pytest.raises(ValueError, match=r"packs nothing|more than its size"):
+        Archive(repacked(noise, tmp_path / "lzma.pt", zipfile.ZIP_LZMA))
     with pytest.raises(ValueError, match="another order"):
         Archive(repacked(good, tmp_path / "big.pt", zipfile.ZIP_STORED, byteorder=b"big"))
     short = repacked(good, tmp_path / "short.pt", zipfile.ZIP_STORED, **{"data/0": bytes(8)})
@@ -127,3 +132,29 @@ def test_instructions_out_of_place_are_refused(pickled: bytes, tmp_path: Path) -
     good = saved({}, tmp_path / "good.pt")
     with pytest.raises(ValueError, match=r"damaged|not an instruction|unpack|pickle|opcode"):
         Archive(repacked(good, tmp_path / "bad.pt", zipfile.ZIP_STORED, **{"data.pkl": pickled}))
+
+
+def with_shape(path: Path, shape: tuple[int, ...]) -> Path:
+    """Write an archive whose one tensor of a number claims to be of `shape`."""
+    good = saved({"x": torch.ones(1)}, path.with_suffix(".good"))
+    with zipfile.ZipFile(good) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        pickled = archive.read(name)
+    one = b"K\x01\x85"  # the shape (1,), and the strides
+    assert pickled.count(one) == 2
+    spelt = b"(" + b"".join(b"J" + size.to_bytes(4, "little", signed=True) for size in shape) + b"t"
+    return repacked(good, path, zipfile.ZIP_STORED, **{"data.pkl": pickled.replace(one, spelt, 1)})
+
+
+@pytest.mark.parametrize("shape", [(2**31 - 1,) * 100_000, (2**31 - 1,) * 8, (-1,), (2,), (0,), (1, 1)])
+def test_shapes_that_do_not_fit_are_refused_at_once(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        Archive(with_shape(tmp_path / "lying.pt", shape))
+
+
+def test_an_archive_for_a_later_zip_is_refused(tmp_path: Path) -> None:
+    raw = saved({}, tmp_path / "good.pt").read_bytes()
+    entry = raw.index(b"PK\x01\x02")  # the first of the directory; its seventh byte is the version needed
+    (tmp_path / "later.pt").write_bytes(raw[: entry + 6] + b"\x63" + raw[entry + 7 :])
+    with pytest.raises(ValueError, match="no zip archive"):
+        Archive(tmp_path / "later.pt")

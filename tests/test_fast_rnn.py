@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from students import VOCAB, student
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 from colakit.data.bpe import train_tokenizer
 from colakit.data.tokens import Tokens
+from colakit.engine import student_predictor
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.decisions import probabilities
 from colakit.engine.device import Compute
@@ -191,7 +194,6 @@ def test_a_predictor_says_what_it_is(
 ) -> None:
     assert predictor.name == classifier.name == "adapter (lstm)"
     assert (predictor.label_names, predictor.max_tokens) == (("bad", "good"), 12)
-    assert str(predictor.compute).startswith("cpu, float32")
 
 
 def gpt_classifier() -> SentenceClassifier:
@@ -210,6 +212,31 @@ def test_a_predictor_leaves_the_weights_of_a_gpt_as_they_are(fp32: Compute) -> N
     np.testing.assert_allclose(found.probs, probabilities(logits), atol=1e-6)
     for name, tensor in classifier.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_very_long_sentences_are_computed_a_few_at_a_time(
+    classifier: SentenceClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier.save(tmp_path / "ckpt.pt")
+    predictor = StudentPredictor(tmp_path)
+    expected = predictor(SENTENCES).probs
+    monkeypatch.setattr(student_predictor, "MAX_BATCH_TOKENS", 20)
+    sizes = [len(index) for index in predictor._plan(np.array([3, 4, 5, 9, 15, 30]))]
+    assert sizes == [1] * 6  # the batch's longest decides
+    assert [len(index) for index in predictor._plan(np.array([3, 4, 5]))] == [3]
+    np.testing.assert_allclose(predictor(SENTENCES).probs, expected, atol=1e-5)
+
+
+def test_predicting_in_threads_leaves_the_limit_on_threads_as_it_was(
+    classifier: SentenceClassifier, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "ckpt.pt")
+    predictor = StudentPredictor(tmp_path, batch_size=2)
+    expected, before = predictor(SENTENCES), threadpool_info()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: predictor(SENTENCES), range(40)):
+            np.testing.assert_allclose(found.probs, expected.probs, atol=1e-6)
+    assert threadpool_info() == before
 
 
 def test_numpy_predicts_with_students_alone(tmp_path: Path) -> None:

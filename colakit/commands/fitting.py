@@ -222,8 +222,8 @@ class Fit(ABC):
         self.step = self.saved_step = state["step"]
         self.largest = state.get("largest")  # checkpoints from before it was kept lack it
         try:
-            self.restore_progress(state["progress"], process)
             self.load_trainable(state["tensors"])
+            self.restore_progress(state["progress"], process)
             self.optimizer.load_state_dict(state["optimizer"])
             restore_rng(rng, self.compute.device)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -250,13 +250,12 @@ class Fit(ABC):
         if self.context.settings.kernels == "auto" and saved.get("compute") == plain.arithmetic:
             self.compute = plain
         if differing := differences(saved, self._identity()):
-            needs_compiler = self.compute.kernels is None and "kernels" in str(saved.get("compute"))
-            raise ColakitError(
-                f"{self.run.path}: the run was started differently: {differing}",
-                hint="It began with kernels, for which a C compiler and --set kernels=auto are needed."
-                if needs_compiler
-                else f"Resume with its own settings: --config {self.run.settings}",
-            )
+            if self.compute.kernels is None and "kernels" in str(saved.get("compute")):
+                hint = "It began with kernels, for which a C compiler and --set kernels=auto are needed."
+            else:
+                hint = f"Resume with its own settings: --config {self.run.settings}"
+                hint += f"; compute follows --device and --precision, now {self.compute}"
+            raise ColakitError(f"{self.run.path}: the run was started differently: {differing}", hint=hint)
 
     def trainable(self) -> dict[str, Tensor]:
         """Return copies on the CPU of the parameters that train."""

@@ -26,9 +26,9 @@ CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and co
 def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any]:
     """Write a row for each line of `file` or stdin; return counts for `--json`."""
     context.check_out()
-    predictor = _student(context, model) or _with_torch(context, model)
     if context.dry_run:
-        return _show(context, model, predictor)
+        return _show(context, _with_torch(context, model))
+    predictor = _student(context, model) or _with_torch(context, model)
     counts = dict.fromkeys(predictor.label_names, 0)
     num_truncated = 0
     with _open_input(file) as lines, _open_output(context, jsonl) as out:
@@ -48,15 +48,18 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
 def _student(context: Context, model: str) -> StudentPredictor | None:
     """Return a student that answers without torch, unless `model` is none or something else is asked for.
 
-    What cannot be read is left to `_with_torch`, which says what is wrong with it.
+    What cannot be read is left to `_with_torch`, which names the fault.
     """
-    settings = context.settings
-    if settings.device not in ("auto", "cpu") or settings.precision == "bf16":
+    if _asks_for_torch(context):
         return None
     try:
-        return StudentPredictor(model, settings.predict.batch_size)
+        return StudentPredictor(model, context.settings.predict.batch_size)
     except (OSError, ValueError):
         return None
+
+
+def _asks_for_torch(context: Context) -> bool:
+    return context.settings.device not in ("auto", "cpu") or context.settings.precision == "bf16"
 
 
 def _with_torch(context: Context, model: str) -> Predictor:
@@ -76,15 +79,17 @@ def _with_torch(context: Context, model: str) -> Predictor:
     )
 
 
-def _show(context: Context, model: str, predictor: StudentPredictor | Predictor) -> dict[str, Any]:
+def _show(context: Context, predictor: Predictor) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
     from colakit.commands.task import show_parameters
-    from colakit.engine.classifier import load_classifier
+    from colakit.models.rnn import DistilRNN
 
-    context.reporter.result(f"would label sentences with {predictor.name} on {predictor.compute}")
-    base = context.settings.base if context.resolved.was_typed("base") else None
-    show_parameters(context, load_classifier(model, base=base).model)
-    return {"model": predictor.name, "compute": str(predictor.compute)}
+    classifier = predictor.classifier
+    alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(context)
+    compute = "cpu, float32 (a student, without torch)" if alone else str(context.compute)
+    context.reporter.result(f"would label sentences with {classifier.name} on {compute}")
+    show_parameters(context, classifier.model)
+    return {"model": classifier.name, "compute": compute}
 
 
 def _predict(

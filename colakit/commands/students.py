@@ -39,7 +39,8 @@ class Lore:
 
 
 def empty_student(context: Context, task: Task, vocab_size: int) -> DistilRNN:
-    """Return a student without weights."""
+    """Return a student without weights, for a dry run."""
+    context.reporter.say("of its embedding, only the rows of tokens that training reads will train")
     with without_weights():
         return DistilRNN(_config(context, task, vocab_size))
 

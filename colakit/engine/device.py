@@ -109,7 +109,7 @@ def resolve_compute(device: str, precision: str, *, local_rank: int | None = Non
         ColakitError: if the device is named but not there.
     """
     chosen, why_device = _choose_device(device, local_rank)
-    has_bf16, why_bf16 = multiplies_bf16(chosen)
+    has_bf16, why_bf16 = is_bf16_faster(chosen)
     if precision == "auto":
         dtype = torch.bfloat16 if has_bf16 else torch.float32
         return Compute(chosen, dtype, f"{why_device}; {why_bf16}")
@@ -139,7 +139,7 @@ def _choose_device(device: str, local_rank: int | None) -> tuple[torch.device, s
     return chosen, f"{device} was asked for"
 
 
-def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
+def is_bf16_faster(device: torch.device) -> tuple[bool, str]:
     """Tell whether `device` multiplies bf16 matrices sooner than fp32 ones, and name what decides it.
 
     Intel's processors have AVX512-BF16 too, but take nearly twice as long with it as with fp32

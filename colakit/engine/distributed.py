@@ -47,7 +47,7 @@ class Processes:
         if self.world_size == 1:
             return model
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # none of them changes
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the processes."""

@@ -37,7 +37,7 @@ class Predictor:
         keep_freed_memory()
         compute.place(classifier.model.requires_grad_(False)).eval()
         if compute.device.type == "cpu":
-            _turn(classifier.model)
+            _lay_transposed(classifier.model)
         self.classifier, self.compute, self.batch_size = classifier, compute, batch_size
         self._logits_of = soonest(classifier.model, compute, student_dtype)
 
@@ -52,7 +52,7 @@ class Predictor:
         return Predictions.of(logits, self.classifier.threshold, tokens.num_truncated)
 
 
-def _turn(model: nn.Module) -> None:
+def _lay_transposed(model: nn.Module) -> None:
     """Let every fp32 matrix W lie in memory as Wᵀ does; its shape and its numbers stay.
 
     So lie the weights that x·Wᵀ reads in order. For the dozen rows of one sentence, and for no more than some

@@ -26,5 +26,5 @@ def check_facts(facts: Mapping[str, Any], num_labels: int) -> None:
         raise ValueError("threshold must be a probability, or null")
     if threshold is not None and num_labels != 2:
         raise ValueError("a threshold decides between two labels")
-    if not isinstance(facts["origin"], dict):
-        raise ValueError("origin must be an object")
+    if not isinstance(facts["origin"], dict) or not isinstance(facts["origin"].get("command", ""), str):
+        raise ValueError("origin must be an object, its command a text")

@@ -5,7 +5,8 @@ Shapes: B batch, T tokens, N sentences, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from colakit.data.tokens import SentenceTokenizer, Tokens, plan_inference
 from colakit.engine.decisions import Predictions
 from colakit.engine.memory import keep_freed_memory, physical_cores
 from colakit.engine.saved import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
+from colakit.errors import first_line
 from colakit.interop.archives import Archive
 from colakit.models.plain_rnn import PlainRNN
 from colakit.models.rnn_config import RNNConfig
+
+MAX_BATCH_TOKENS = 2**13  # padding included; each worker holds some 20 KB a token
+MAX_WORKERS = 8
+_ONE_AT_A_TIME = threading.Lock()  # the limit on threads is the whole process's
 
 
 class StudentPredictor:
@@ -49,12 +55,11 @@ class StudentPredictor:
                 self._model = PlainRNN(RNNConfig(**content["config"]), tensors)
                 check_facts(content, self._model.config.num_labels)
                 self._tokenizer = SentenceTokenizer.from_dict(content["tokenizer"])
+                self.name = student_name(content["origin"], self._model.config.cell)
             except Exception as error:  # whatever missing or foreign content leads to
-                raise ValueError(f"not what colakit writes ({error!r})") from error
-        self.name = student_name(content["origin"], self._model.config.cell)
+                raise ValueError(f"not what colakit writes ({first_line(error)})") from error
         self.label_names = tuple(content["label_names"])
         self.max_tokens: int | None = content["max_tokens"]
-        self.compute = "cpu, float32 (a student needs numpy alone)"
         self._threshold: float | None = content["threshold"]
         self._batch_size = batch_size
 
@@ -70,12 +75,19 @@ class StudentPredictor:
         def compute(index: NDArray[np.int64]) -> None:
             rows[index] = self._model(*tokens.padded(index))
 
-        plan = plan_inference(tokens.lengths, self._batch_size)
+        plan = list(self._plan(tokens.lengths))
         if len(plan) <= 1:
             for index in plan:
                 compute(index)
             return rows
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(physical_cores()) as pool:
+        workers = min(physical_cores(), MAX_WORKERS)
+        with _ONE_AT_A_TIME, threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(compute, plan):
                 pass
         return rows
+
+    def _plan(self, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Yield batches in order of length, smaller ones where sentences are very long."""
+        for index in plan_inference(lengths, self._batch_size):
+            size = max(1, MAX_BATCH_TOKENS // int(lengths[index[-1]]))
+            yield from (index[start : start + size] for start in range(0, len(index), size))

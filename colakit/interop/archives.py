@@ -8,10 +8,10 @@ here.
 
 from __future__ import annotations
 
+import math
 import pickletools
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from colakit.files import require_unpacked_to_fit
+
 DTYPES: dict[str, type[np.generic]] = {
     "torch FloatStorage": np.float32,
     "torch IntStorage": np.int32,
@@ -29,6 +31,7 @@ DTYPES: dict[str, type[np.generic]] = {
 REBUILD, ORDERED = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS_AND_TEXT = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+MAX_DIMENSIONS, MAX_SIZE = 8, 2**31
 MAX_PICKLE_BYTES = 2**25  # a vocabulary of 50,000 takes a tenth
 
 
@@ -61,12 +64,13 @@ class Archive:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError) as error:
             raise ValueError(f"no zip archive ({error})") from error
         try:
             members = self._zip.infolist()
-            if sum(member.file_size for member in members) > path.stat().st_size:
-                raise ValueError("it unpacks to more than its size")
+            require_unpacked_to_fit(members, path)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("torch packs nothing")
             pickles = [member for member in members if member.filename.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
                 raise ValueError("no archive of torch's, or too long a description")
@@ -96,7 +100,7 @@ class Archive:
     def _read(self, name: str) -> bytes:
         try:
             return self._zip.read(self._folder + name)
-        except (KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{name} cannot be read ({error})") from error
 
 
@@ -115,11 +119,13 @@ class _Spelling:
         stack: the values so far.
         marks: how many there were where lists of values begin.
         kept: values by number.
+        storages: those that a tensor has already.
     """
 
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     kept: dict[int, Any] = field(default_factory=dict)
+    storages: set[str] = field(default_factory=set)
 
     def read(self, pickled: bytes) -> Any:
         """Return the value.
@@ -131,8 +137,8 @@ class _Spelling:
             for instruction, argument, _ in pickletools.genops(pickled):
                 self._follow(instruction.name, argument)
             (value,) = self.stack
-        except (IndexError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its plain data are damaged ({error!r})") from error
+        except (IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"its plain data are damaged ({str(error)[:80]})") from error
         return value
 
     def _follow(self, name: str, argument: Any) -> None:
@@ -189,8 +195,9 @@ class _Spelling:
     def refer(self) -> None:
         """Replace ("storage", kind, key, place, count) by a flat `StoredArray`."""
         (what, kind, key, _, count) = self.stack.pop()
-        if what != "storage" or not isinstance(key, str) or type(count) is not int:
-            raise TypeError("no storage")
+        if what != "storage" or not isinstance(key, str) or type(count) is not int or key in self.storages:
+            raise TypeError("no storage, or one of several tensors")
+        self.storages.add(key)
         self.stack.append(StoredArray(key, DTYPES[kind.text], (count,)))
 
     def build(self) -> None:
@@ -202,19 +209,19 @@ class _Spelling:
         if made_by != _Name(REBUILD):
             raise TypeError("neither a tensor nor a dictionary")
         flat, offset, shape, strides, *_ = arguments
-        if not isinstance(flat, StoredArray) or offset != 0 or strides != _contiguous(shape):
+        if not isinstance(flat, StoredArray) or not _is_whole(flat, offset, shape, strides):
             raise TypeError("a tensor that is a part of others")
         self.stack.append(StoredArray(flat.key, flat.dtype, shape))
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides, in numbers, of an array of `shape` that lies in one piece."""
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+def _is_whole(flat: StoredArray, offset: Any, shape: Any, strides: Any) -> bool:
+    """Whether a tensor is its storage, all of it and in its order."""
+    if type(shape) is not tuple or len(shape) > MAX_DIMENSIONS or offset != 0:
+        return False
+    if not all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape):
+        return False
+    steps = [math.prod(max(size, 1) for size in shape[place + 1 :]) for place in range(len(shape))]
+    return strides == tuple(steps) and (math.prod(shape),) == flat.shape
 
 
 _CHANGES: dict[str, Callable[[_Spelling], None]] = {

@@ -19,7 +19,8 @@ class PartEmbedding(nn.Module):
     with the rest: of GPT-2's 50,257 rows, CoLA reads a tenth. Adam moves the S rows as within the whole.
     The others it leaves alone, and so does weight decay, which would shrink them.
 
-    Its state is that of the `nn.Embedding` it stands for, one tensor `weight` (V, E).
+    `state_dict()` gives the state of the `nn.Embedding` it stands for, one tensor `weight` (V, E). It is for
+    files, and not read back into two parts.
 
     Args:
         whole: V rows; they are copied.

@@ -45,7 +45,8 @@ class PlainRNN:
         lengths = attention_mask.sum(axis=1)  # (B,)
         order = _order(lengths, input_ids.shape[1])
         x, index = self._embedded(input_ids.T)
-        with np.errstate(over="ignore"):  # exp(-x) of a gate that is shut: its sigmoid is 0 all the same
+        # of a gate that is shut, exp(-x) is beyond fp32, and the sigmoid 0; infinite weights answer nan
+        with np.errstate(over="ignore", invalid="ignore"):
             for directions in self.layers:
                 states = run(_NUMPY, self.config.cell, directions, x, index, order)  # (T, B, W)
                 x = states.reshape(-1, states.shape[-1])

@@ -53,7 +53,7 @@ class Settings(Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of matrix products and of frozen weights; auto is bf16 where that is the sooner, "
+        description="of matrix products and of frozen weights; auto is bf16 where it is faster, "
         "but fp32 for what a student answers on a CPU and for minimal pairs",
     )
     kernels: Literal["auto", "always", "never"] = Field(

@@ -39,7 +39,9 @@ class StudentTrainingSettings(TrainingSettings):
         None, ge=1, description="optimizer steps in all, whatever is trained on; null: `epochs` decide"
     )
     lm_weight: float = Field(
-        0.0, ge=0, description="weight of predicting the next and the previous token, for each token"
+        0.0,
+        ge=0,
+        description="weight of predicting the next and the previous token, among those that training reads",
     )
     lm_weight_end: float | None = Field(
         None, ge=0, description="that weight at the end; it moves in a line; null keeps it"

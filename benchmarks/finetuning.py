@@ -30,8 +30,7 @@ from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.cache import default_cache
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
-from colakit.engine.device import resolve_compute
-from colakit.engine.memory import keep_freed_memory
+from colakit.engine.device import prepare_cpu, resolve_compute
 from colakit.engine.objectives import classification
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt
@@ -115,7 +114,7 @@ class Finetuning:
 
     def tables(self, repeats: int) -> list[Table]:
         """Measure all ways in turn; return sentences a second and, on a GPU, its memory."""
-        keep_freed_memory()  # as the commands do; it helps the rival as well
+        prepare_cpu()  # as the commands do; it helps the rival as well
         quiet()
         ways = self.ways()
         found = in_turn(ways, repeats)

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
-from colakit.engine.device import resolve_compute
-from colakit.engine.memory import keep_freed_memory
+from colakit.engine.device import prepare_cpu, resolve_compute
 from colakit.engine.objectives import constant, distillation
 from colakit.engine.training import StepBatch, train
 from colakit.models.rnn import DistilRNN
@@ -62,7 +61,7 @@ class StudentSteps:
 
     def table(self, repeats: int) -> Table:
         """Measure all ways in turn; return sentences a second."""
-        keep_freed_memory()
+        prepare_cpu()
         ways = self.ways()
         title = f"Distilling, a student's steps of {self.batch_size} sentences"
         return compare(title, ways, in_turn(ways, repeats), RATE, ours=OURS)

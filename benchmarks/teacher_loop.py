@@ -22,9 +22,8 @@ from colakit.data.batches import Batch, Examples, plan_epoch
 from colakit.data.corpora import load_corpus
 from colakit.data.holdout import hold_out
 from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.device import Compute, resolve_compute
+from colakit.engine.device import Compute, prepare_cpu, resolve_compute
 from colakit.engine.inference import compute_logits, evaluating
-from colakit.engine.memory import keep_freed_memory
 from colakit.engine.objectives import constant, distillation
 from colakit.engine.training import StepBatch, train
 from colakit.models.rnn import DistilRNN
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--whose", choices=("colakit", "peft"), default="colakit")
     arguments = parser.parse_args()
-    keep_freed_memory()
+    prepare_cpu()
     settings, compute = Settings(), resolve_compute("auto", "auto")
     teacher = load_classifier(arguments.teacher)
     learnt, held_out = hold_out(

@@ -51,7 +51,12 @@ ResumeOption = Annotated[
 
 
 def _run(context: Context, module: str, **arguments: Any) -> None:
-    context.answer = importlib.import_module(f"colakit.commands.{module}").run(context, **arguments)
+    run = importlib.import_module(f"colakit.commands.{module}").run
+    if "torch" in sys.modules:  # the command computes with it
+        from colakit.engine.device import prepare_cpu
+
+        prepare_cpu()
+    context.answer = run(context, **arguments)
 
 
 @command(

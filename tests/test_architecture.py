@@ -36,7 +36,7 @@ LAYERS = {  # what each layer may import from the package; "" is the version
     "flags": {"errors", "console", "context", "loading", "settings"},
     "commands": {"errors", "files", "console", "context", "loading", "yaml_text", "settings", "models",
                  "data", "engine", "interop", "plotting", "heatmaps", "orphans", "commands", ""},
-    "cli": {"errors", "console", "context", "flags", "commands", ""},
+    "cli": {"errors", "console", "context", "flags", "engine", "commands", ""},
 }  # fmt: skip
 
 

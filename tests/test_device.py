@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colakit.engine.device import resolve_compute
+from colakit.engine.device import prepare_cpu, resolve_compute
 from colakit.errors import ColakitError
+
+
+def test_denormals_are_taken_for_nought_once_that_is_asked() -> None:
+    tiny = torch.full((16,), 1e-30)
+    torch.set_flush_denormal(False)
+    assert (tiny * 1e-10).min() > 0
+    prepare_cpu()
+    try:
+        assert (tiny * 1e-10).max() == 0
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

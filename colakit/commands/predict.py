@@ -67,8 +67,10 @@ def _with_torch(context: Context, model: str) -> Predictor:
     import torch
 
     from colakit.engine.classifier import load_classifier
+    from colakit.engine.device import prepare_cpu
     from colakit.engine.predictor import Predictor
 
+    prepare_cpu()
     base = context.settings.base if context.resolved.was_typed("base") else None
     asked = context.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
     return Predictor(

@@ -19,7 +19,6 @@ from colakit.console import Reporter
 from colakit.context import Context, Resume
 from colakit.engine.checkpoint import Checkpoint, read_checkpoint
 from colakit.engine.distributed import Processes, processes
-from colakit.engine.memory import keep_freed_memory
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.engine.stopping import stop_requests
@@ -87,7 +86,6 @@ def run_training(
     resuming = context.is_resuming(resume)
     if context.dry_run:
         return show()
-    keep_freed_memory()
     with processes(context.compute) as group, ExitStack() as held:
         if not group.is_main:
             context.reporter = Reporter(quiet=True, results_on_stderr=True)

@@ -9,9 +9,8 @@ from torch import nn
 
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.decisions import Predictions
-from colakit.engine.device import Compute
+from colakit.engine.device import Compute, prepare_cpu
 from colakit.engine.inference import logits_by, soonest
-from colakit.engine.memory import keep_freed_memory
 
 
 class Predictor:
@@ -34,7 +33,7 @@ class Predictor:
         batch_size: int = 128,
         student_dtype: torch.dtype = torch.float32,
     ) -> None:
-        keep_freed_memory()
+        prepare_cpu()
         compute.place(classifier.model.requires_grad_(False)).eval()
         if compute.device.type == "cpu":
             _lay_transposed(classifier.model)

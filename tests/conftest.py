@@ -31,7 +31,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path) -> None:
-    """Keep every test in its own folder, off the network, out of the user's caches and of others' arithmetic."""
+    """Keep every test in its own folder, off the network, and to itself: caches, kernels, arithmetic."""
     monkeypatch.chdir(tmp_path)
     torch.set_flush_denormal(False)  # a command that ran in this process has set it; hypothesis minds
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

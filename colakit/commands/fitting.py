@@ -254,7 +254,8 @@ class Fit(ABC):
                 hint = "It began with kernels, for which a C compiler and --set kernels=auto are needed."
             else:
                 hint = f"Resume with its own settings: --config {self.run.settings}"
-                hint += f"; compute follows --device and --precision, now {self.compute}"
+                if saved.get("compute") != self.compute.arithmetic:
+                    hint += f"; compute follows --device and --precision, now {self.compute}"
             raise ColakitError(f"{self.run.path}: the run was started differently: {differing}", hint=hint)
 
     def trainable(self) -> dict[str, Tensor]:

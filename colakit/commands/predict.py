@@ -16,6 +16,7 @@ from colakit.errors import ColakitError
 from colakit.files import replacing
 
 if TYPE_CHECKING:
+    from colakit.engine.classifier import SentenceClassifier
     from colakit.engine.predictor import Predictor
 
 MAX_LINE_BYTES = 2**26
@@ -27,7 +28,7 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
     """Write a row for each line of `file` or stdin; return counts for `--json`."""
     context.check_out()
     if context.dry_run:
-        return _show(context, _with_torch(context, model))
+        return _show(context, _load(context, model))
     predictor = _student(context, model) or _with_torch(context, model)
     counts = dict.fromkeys(predictor.label_names, 0)
     num_truncated = 0
@@ -66,27 +67,31 @@ def _with_torch(context: Context, model: str) -> Predictor:
     """Return any model, on the device and in the precision of the settings."""
     import torch
 
-    from colakit.engine.classifier import load_classifier
     from colakit.engine.device import prepare_cpu
     from colakit.engine.predictor import Predictor
 
     prepare_cpu()
-    base = context.settings.base if context.resolved.was_typed("base") else None
     asked = context.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
     return Predictor(
-        load_classifier(model, base=base),
+        _load(context, model),
         context.compute,
         context.settings.predict.batch_size,
         torch.bfloat16 if asked else torch.float32,
     )
 
 
-def _show(context: Context, predictor: Predictor) -> dict[str, Any]:
+def _load(context: Context, model: str) -> SentenceClassifier:
+    from colakit.engine.classifier import load_classifier
+
+    base = context.settings.base if context.resolved.was_typed("base") else None
+    return load_classifier(model, base=base)
+
+
+def _show(context: Context, classifier: SentenceClassifier) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
     from colakit.commands.task import show_parameters
     from colakit.models.rnn import DistilRNN
 
-    classifier = predictor.classifier
     alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(context)
     compute = "cpu, float32 (a student, without torch)" if alone else str(context.compute)
     context.reporter.result(f"would label sentences with {classifier.name} on {compute}")

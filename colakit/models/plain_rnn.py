@@ -125,7 +125,7 @@ _NUMPY = _Numpy()
 
 def _check(config: RNNConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Raise `ValueError` unless these are the tensors of a student of that shape."""
-    wanted = dict(_shapes(config))
+    wanted = _shapes(config)
     if set(tensors) != set(wanted):
         raise ValueError("other tensors than a student of this shape has")
     for name, shape in wanted.items():

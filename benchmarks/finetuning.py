@@ -220,7 +220,8 @@ class Finetuning:
 class Clock:
     """Times steps after the first, and asks a GPU for its peak memory."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, rate: Figure = RATE, now: Callable[[], float] = time.perf_counter) -> None:
+        self.rate = rate
         self.now = now
         self.started: float | None = None
         self.count = 0
@@ -229,7 +230,7 @@ class Clock:
             torch.cuda.reset_peak_memory_stats()
 
     def step(self, count: int) -> None:
-        """Note that a step over `count` sentences has ended."""
+        """Note that a step over `count` sentences or tokens has ended."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.last = self.now()
@@ -239,8 +240,8 @@ class Clock:
             self.count += count
 
     def figures(self) -> dict[str, float]:
-        """Return sentences a second and, on a GPU, the most memory held, in MiB."""
-        found = {RATE.key: self.count / (self.last - (self.started or self.last))}
+        """Return what was counted a second and, on a GPU, the most memory held, in MiB."""
+        found = {self.rate.key: self.count / (self.last - (self.started or self.last))}
         if torch.cuda.is_available():
             found[MEMORY.key] = torch.cuda.max_memory_allocated() / 2**20
         return found

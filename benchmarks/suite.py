@@ -1,4 +1,4 @@
-"""All benchmarks in one run: fine-tuning, whole commands, memory, students, distilling, inference, start-up.
+"""All benchmarks in one run: steps of all kinds, whole commands, memory, distilling, inference, start-up.
 
     python benchmarks/suite.py [--scale quick|full|smoke] [--parts NAME…] [--data CORPUS] [--out FILE]
 
@@ -21,6 +21,7 @@ from distilling import Distilling
 from finetuning import Finetuning, random_gpt2, read_examples
 from inference import Inference, Load
 from measuring import Table, report
+from pretraining import SHAPE, Pretraining
 from startup import Startup
 from student_steps import StudentSteps
 from worlds import SHAPES, make_world, real_cola
@@ -38,6 +39,7 @@ class Scale:
         command_shape: of the base that whole commands tune.
         num_sentences: that they train on; None is all.
         command_repeats: of whole commands.
+        windows: of text in a step of pre-training, of a base with the shape of the one that comes along.
     """
 
     shape: str = "gpt2"
@@ -48,6 +50,7 @@ class Scale:
     num_sentences: int | None = 1000
     command_repeats: int = 3
     epochs: int = 3
+    windows: int = 128
     student_steps: int = 50
     student_epochs: int = 10
     load: Load = field(default_factory=Load)
@@ -73,6 +76,7 @@ SCALES = {
         num_sentences=60,
         command_repeats=1,
         epochs=1,
+        windows=2,
         student_steps=1,
         student_epochs=1,
         load=Load(singles=3, teacher=8, student=16, lines=50),
@@ -105,6 +109,12 @@ def finetuning(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     examples = read_examples(data, SHAPES[scale.shape].vocab_size)
     benches = [Finetuning(base, examples, scale.steps, size, scratch) for size in scale.batch_sizes]
     return [table for bench in benches for table in bench.tables(scale.repeats)]
+
+
+def pretraining(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Steps of pre-training."""
+    base = random_gpt2(scratch / "base", SHAPE)
+    return [Pretraining(base, scale.steps, scale.windows).table(scale.repeats)]
 
 
 def commands(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
@@ -140,6 +150,7 @@ def startup(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
 
 PARTS: dict[str, Callable[[Scale, Path | None, Path], list[Table]]] = {
     "finetuning": finetuning,
+    "pretraining": pretraining,
     "commands": commands,
     "students": students,
     "distilling": distilling,

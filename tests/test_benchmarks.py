@@ -15,6 +15,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 PARTS = {  # titles of the tables, and the rows whose ratio is missing because they are what is compared
     "finetuning": (1, "colakit, as it comes"),
+    "pretraining": (1, "colakit with AdamW"),
     "commands": (2, "colakit finetune"),
     "students": (1, "colakit, as it comes"),
     "distilling": (1, "colakit distill, 1 epochs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from torch.testing import assert_close
 from colakit.engine.device import Compute, resolve_compute
 from colakit.engine.training import StepBatch, train
 from colakit.errors import ColakitError
-from colakit.models.fused import Dropout, gelu_tanh, short_attention
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.fused import IGNORED, Dropout, gelu_tanh, short_attention
+from colakit.models.gpt import GPT, GPTConfig, set_dropout
 from colakit.models.lora import LoRAConfig, inject
 from colakit.native import MOST_TOKENS, Kernels, Mask, active, find_compiler
 
@@ -66,6 +67,57 @@ def test_gelu_and_its_slope(dtype: torch.dtype, folder: Path) -> None:
     tolerance = TIGHT if dtype == torch.float32 else ROUNDED
     assert_close(y.double(), expected, **tolerance)
     assert_close(slope.double(), torch.autograd.grad(expected.sum(), leaf)[0], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 1), (3, 17), (50, 1000)])
+def test_cross_entropy_and_its_gradient(dtype: torch.dtype, rows: int, vocabulary: int, folder: Path) -> None:
+    torch.manual_seed(rows)
+    logits = (20 * torch.randn(rows, vocabulary) + 300).to(dtype)  # whose exponentials overflow
+    targets, slopes = torch.randint(vocabulary, (rows,)), torch.randn(rows)
+    leaf = logits.float().requires_grad_()
+    expected = F.cross_entropy(leaf, targets, reduction="none")
+    (wanted,) = torch.autograd.grad(expected, leaf, slopes)
+    kernels = made(dtype, folder)
+    nats, log_sums = kernels.cross_entropy(logits, targets)
+    assert_close(nats, expected, rtol=1e-5, atol=1e-4)  # of sums of some hundred
+    gradient = kernels.cross_entropy_backward(logits, targets, log_sums, slopes)
+    assert gradient.data_ptr() == logits.data_ptr()
+    assert_close(
+        gradient.float(), wanted, **({"rtol": 1e-4, "atol": 1e-5} if dtype.itemsize == 4 else ROUNDED)
+    )
+
+
+def test_a_token_that_cannot_be_keeps_a_gradient_of_zero(folder: Path) -> None:
+    kernels, targets = made(torch.float32, folder), torch.tensor([1])
+    logits = torch.tensor([[-torch.inf, 2.0, 2.0]])
+    nats, log_sums = kernels.cross_entropy(logits, targets)
+    assert nats.item() == pytest.approx(math.log(2))
+    gradient = kernels.cross_entropy_backward(logits, targets, log_sums, torch.ones(1))
+    assert_close(gradient, torch.tensor([[0.0, -0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("target", [-100, 7])
+def test_a_target_outside_the_vocabulary_is_refused(target: int, folder: Path) -> None:
+    with pytest.raises(ValueError, match="from 0 to 6"):
+        made(torch.float32, folder).cross_entropy(torch.randn(2, 7), torch.tensor([0, target]))
+
+
+def test_a_language_models_loss_is_the_same_with_kernels(compute: Compute, fp32: Compute) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=50, num_positions=90, width=64, num_layers=1, num_heads=1))
+    set_dropout(model, 0.0)
+    ids = torch.randint(50, (3, 81))
+    ids[0, 60:] = IGNORED
+    inputs, targets = ids[:, :-1].clamp_min(0), ids[:, 1:]
+
+    def loss_and_gradients(how: Compute) -> list[Tensor]:
+        with how.autocast():
+            loss = model(inputs, targets=targets)
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    for found, wanted in zip(loss_and_gradients(compute), loss_and_gradients(fp32), strict=True):
+        assert_close(found, wanted, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

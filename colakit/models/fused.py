@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,16 +45,25 @@ def linear_cross_entropy(
         weigh: what is made of the sentences' nats.
         group: consecutive sentences that `weigh` wants to see together.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group, torch.is_grad_enabled())
+    device, learns = hidden.device, torch.is_grad_enabled()
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
+    kernels = _kernels(device, dtype)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group, dtype, kernels, learns)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh, group: int, learns: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weigh: Weigh,
+        group: int,
+        dtype: torch.dtype,
+        kernels: Kernels | None,
+        learns: bool,
     ) -> Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         matrix = weight.to(dtype)
         wants_grad = learns and any(ctx.needs_input_grad[:2])
         grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_grad else None
@@ -63,20 +73,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), sentences):
             chunk = slice(start, start + sentences)
             counted = (targets[chunk] != IGNORED).nonzero(as_tuple=True)  # waits for a GPU
-            index = targets[chunk][counted][:, None]  # (n, 1), n tokens that count
+            index = targets[chunk][counted]  # (n,), n tokens that count
             rows = hidden[chunk][counted].to(dtype)  # (n, D)
-            log_probs = F.log_softmax(rows @ matrix.t(), dim=-1, dtype=torch.float32)  # (n, V)
+            nats, gradient = _cross_entropy(rows @ matrix.t(), index, kernels)
             losses = torch.zeros(targets[chunk].shape, device=hidden.device)  # (b, T)
-            losses[counted] = -log_probs.gather(1, index).squeeze(1)
+            losses[counted] = nats
             loss, slope = _with_slope(weigh, losses.sum(dim=1), wants_grad)
             total += loss
             if grad_hidden is None or grad_weight is None:
                 continue
-            grad_logits = log_probs.exp_()
-            grad_logits.scatter_add_(1, index, grad_logits.new_full((1, 1), -1.0).expand_as(index))
-            if weigh is not torch.sum:
-                grad_logits *= slope[counted[0]][:, None]
-            grad_logits = grad_logits.to(dtype)
+            grad_logits = gradient(slope[counted[0]])  # (n, V)
             grad_hidden[chunk][counted] = grad_logits @ matrix
             grad_weight += grad_logits.t() @ rows
         ctx.hidden_dtype = hidden.dtype
@@ -87,13 +93,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, None, None, None, None
+        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, *(None,) * 6
+
+
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, kernels: Kernels | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the nats (N,) of `targets` (N,) by `logits` (N, V), and what makes a gradient of slopes (N,).
+
+    The gradient is that of Σ slopes·nats by `logits`. It can be made once: it takes the logits' place.
+    """
+    if kernels is not None:
+        nats, log_sums = kernels.cross_entropy(logits, targets)
+        return nats, partial(kernels.cross_entropy_backward, logits, targets, log_sums)
+    index = targets[:, None]
+    log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+    def gradient(slopes: Tensor) -> Tensor:
+        probs = log_probs.exp_()
+        probs.scatter_add_(1, index, probs.new_full((1, 1), -1.0).expand_as(index))
+        return probs.mul_(slopes[:, None]).to(logits.dtype)
+
+    return -log_probs.gather(1, index).squeeze(1), gradient
 
 
 def _with_slope(weigh: Weigh, nats: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor]:
     """Return weigh(nats), and its gradient by each of the (b,) nats, where it is wanted."""
-    if not wants_slope:
-        return weigh(nats), nats
+    if weigh is torch.sum or not wants_slope:
+        return weigh(nats), torch.ones_like(nats)
     with torch.enable_grad():
         leaf = nats.requires_grad_()
         loss = weigh(leaf)

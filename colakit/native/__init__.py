@@ -38,6 +38,8 @@ POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctyp
 DROPOUT = (ctypes.c_uint64, ctypes.c_uint32, FLOAT)
 SIGNATURES = {
     "gelu": (POINTER, POINTER, POINTER, INT64, INT),
+    "cross_entropy": (*[POINTER] * 4, *[INT64] * 2, INT),
+    "cross_entropy_backward": (*[POINTER] * 4, *[INT64] * 2, INT),
     "add_dropped": (POINTER, POINTER, POINTER, INT64, *DROPOUT, INT),
     "add_dropped_backward": (POINTER, POINTER, INT64, *DROPOUT, INT),
     "attention": (*[POINTER] * 3, *[INT64] * 3, FLOAT, *DROPOUT, INT),
@@ -93,6 +95,27 @@ class Kernels:
         y, slope = torch.empty_like(x), torch.empty_like(x)
         self.library.gelu(*pointers(x, y, slope), x.numel(), torch.get_num_threads())
         return y, slope
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows' nats (N,), and log Σ exp (N,) of their logits (N, V); both fp32.
+
+        Args:
+            targets: (N,) int64.
+        """
+        _check_targets(targets, logits.shape[1])
+        nats, log_sums = (torch.empty(len(logits)) for _ in range(2))
+        counts = (*logits.shape, torch.get_num_threads())
+        self.library.cross_entropy(*pointers(logits, targets, nats, log_sums), *counts)
+        return nats, log_sums
+
+    def cross_entropy_backward(
+        self, logits: Tensor, targets: Tensor, log_sums: Tensor, slopes: Tensor
+    ) -> Tensor:
+        """Return the gradient by `logits` of Σ slopes·nats, in their place; slopes (N,) are fp32."""
+        _check_targets(targets, logits.shape[1])
+        counts = (*logits.shape, torch.get_num_threads())
+        self.library.cross_entropy_backward(*pointers(logits, targets, log_sums, slopes), *counts)
+        return logits
 
     def add_dropped(self, x: Tensor, branch: Tensor, mask: Mask) -> Tensor:
         """Return x + dropped(branch), fp32 as `x`."""
@@ -236,6 +259,12 @@ def _check_starts(starts: Tensor, rows: int) -> None:
     fits = all(0 <= length <= MOST_TOKENS for length in lengths)
     if starts.dtype != torch.int64 or not fits or places[0] != 0 or places[-1] != rows:
         raise ValueError(f"starts (={places}) must part {rows} rows into at most {MOST_TOKENS} each")
+
+
+def _check_targets(targets: Tensor, vocabulary: int) -> None:
+    """Raise `ValueError` unless `targets` are numbers of tokens."""
+    if targets.dtype != torch.int64 or not bool(((targets >= 0) & (targets < vocabulary)).all()):
+        raise ValueError(f"targets must be int64 from 0 to {vocabulary - 1}")
 
 
 def pointers(*tensors: Tensor) -> list[int]:

@@ -89,6 +89,35 @@ void gelu(const real *x, real *y, real *slope, int64_t count, int threads) {
     }
 }
 
+/* -- cross-entropy of tokens --------------------------------------------------------------------------------- */
+
+/* nats[n] = log_sums[n] - logits[n, targets[n]], with log_sums[n] = log Σ exp(logits[n]), of (rows, V). */
+void cross_entropy(const real *logits, const int64_t *targets, float *nats, float *log_sums, int64_t rows,
+                   int64_t vocabulary, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        const real *row = logits + n * vocabulary;
+        float most = load(row[0]), sum = 0;
+        for (int64_t v = 1; v < vocabulary; v++) most = load(row[v]) > most ? load(row[v]) : most;
+        for (int64_t v = 0; v < vocabulary; v++) sum += exponential(load(row[v]) - most);
+        log_sums[n] = most + logf(sum);
+        nats[n] = log_sums[n] - load(row[targets[n]]);
+    }
+}
+
+/* Logits become the gradient of Σ slopes[n]·nats[n] by them: softmax less one at the target, times the slope. */
+void cross_entropy_backward(real *logits, const int64_t *targets, const float *log_sums, const float *slopes,
+                            int64_t rows, int64_t vocabulary, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        real *row = logits + n * vocabulary;
+        float log_sum = log_sums[n], slope = slopes[n];
+        float right = exponential(load(row[targets[n]]) - log_sum) - 1.0f;
+        for (int64_t v = 0; v < vocabulary; v++) row[v] = store(slope * exponential(load(row[v]) - log_sum));
+        row[targets[n]] = store(slope * right);
+    }
+}
+
 /* -- dropout into the residual stream ----------------------------------------------------------------------- */
 
 /* y = x + dropped(branch): the stream is fp32 whatever the branch is. */

@@ -79,9 +79,10 @@ def show_parameters(context: Context, model: nn.Module) -> ParameterReport:
     rows = [[row.name, f"{row.trainable:,}", f"{row.total:,}"] for row in report.rows]
     rows.append(["all", f"{report.trainable:,}", f"{report.total:,}"])
     context.reporter.table("Parameters", ["module", "trainable", "total"], rows)
-    context.reporter.result(
-        f"{report.trainable:,} of {report.total:,} parameters train (-{report.reduction:.2f} %)"
-    )
+    counted = f"all {report.total:,} parameters train"
+    if report.trainable < report.total:
+        counted = f"{report.trainable:,} of {report.total:,} parameters train (-{report.reduction:.2f} %)"
+    context.reporter.result(counted)
     return report
 
 

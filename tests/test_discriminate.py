@@ -146,6 +146,17 @@ def test_discriminating_writes_a_base_that_tunes_and_resumes(
     assert code == 0, err
 
 
+def test_a_dry_run_leaves_the_cache_alone(
+    toy: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
+    arguments = ["--base", toy / "base", "--set", f"pretrain.text.toy={text}", "--dry-run"]
+    code, out, err = colakit("discriminate", *arguments, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "dry run: nothing was written" in out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_text_nothing_begins(toy: Path, colakit: Run) -> None:
     code, _, err = colakit("discriminate", "--base", toy / "base")
     assert code == 2

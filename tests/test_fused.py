@@ -79,6 +79,15 @@ def test_linear_cross_entropy_without_gradients_is_the_same_number() -> None:
         assert torch.equal(linear_cross_entropy(hidden, weight, targets), with_gradients)
 
 
+def test_a_frozen_output_layer_gets_no_gradient() -> None:
+    hidden, weight, targets = problem(4)
+    wanted = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden)
+    loss = linear_cross_entropy(hidden, weight.detach(), targets)
+    assert_close(torch.autograd.grad(loss, hidden), wanted)
+    loss = linear_cross_entropy(hidden.detach(), weight, targets)
+    assert torch.autograd.grad(loss, weight)[0].abs().sum() > 0
+
+
 def test_under_autocast_the_gradients_keep_their_parameters_types() -> None:
     hidden, weight, targets = problem(4)
     plain = linear_cross_entropy(hidden, weight, targets)

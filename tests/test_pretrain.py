@@ -145,17 +145,29 @@ def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, t
 
 
 def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Path) -> None:
+    one_sentence = tmp_path / "one.txt"
+    one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")
     for arguments, said in (
         ([], "nothing to read"),
         ([tmp_path / "none.txt"], "not there"),
         ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
         ([text, text], "one name"),
         ([text, "--set", "pretrain.repeats.other=2"], "other is not among pretrain.text"),
+        ([one_sentence, *SMALL], "too little text"),
     ):
         code, _, err = colakit("pretrain", *arguments, "--out", tmp_path / "run")
         assert code == 2, err
         assert said in err
         assert not (tmp_path / "run").exists()
+
+
+def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path: Path) -> None:
+    repeats = ["--set", f"pretrain.repeats.{text.stem}=2", "--tokens", "1024"]
+    code, _, err = colakit("pretrain", text, *SMALL, *repeats, "--out", tmp_path / "run")
+    assert code == 0, err
+    (tmp_path / "run" / "summary.json").unlink()
+    code, _, err = colakit("pretrain", "--resume", "--out", tmp_path / "run")
+    assert code == 0, err
 
 
 def test_a_dry_run_tells_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ def many_documents(sizes: list[int]) -> Stream:
     return Stream(ids, np.arange(0, documents[-1], 5), documents)
 
 
+def test_a_long_word_is_read_once() -> None:
+    word = "x" * 200_000  # from each of whose characters a search for sentences' ends would begin again
+    assert sentences(f"{word} stays. Then more.") == [f"{word} stays.", " Then more."]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_something_is_always_left_to_train_on(share: float) -> None:
+    train, holdout = split_holdout(many_documents([10, 10]), share, seed=0)
+    assert len(train)
+    assert len(holdout)
+
+
 @pytest.mark.parametrize("sizes", [[100] * 30, [7, 500, 20, 30] * 9, [1000]])
 def test_what_is_held_out_is_not_trained_on(sizes: list[int]) -> None:
     stream = many_documents(sizes)
@@ -187,3 +199,11 @@ def test_transformers_opens_a_trained_tokenizer(tokenizer: SentenceTokenizer, tm
     assert opened(SECOND)["input_ids"] == tokenizer.encode([SECOND]).ids.tolist()
     assert opened.eos_token_id == tokenizer.end_of_text_id
     assert opened.model_max_length == 64
+
+
+def test_a_tokenizer_keeps_its_own_end_of_text(tmp_path: Path) -> None:
+    backend = train_tokenizer([SECOND], 260).backend
+    backend.add_special_tokens(["</s>"])
+    theirs = SentenceTokenizer(backend, backend.token_to_id("</s>"))
+    save_tokenizer(theirs, tmp_path, max_tokens=64)
+    assert SentenceTokenizer.from_folder(tmp_path).end_of_text_id == theirs.end_of_text_id

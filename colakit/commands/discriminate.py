@@ -17,7 +17,7 @@ from colakit.context import Context, Resume
 from colakit.data.cache import pack_lines, unpack_lines
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruptions import Corruptor
-from colakit.data.text import text_files, whole_sentences
+from colakit.data.text import FORMAT, check_repeats, text_files, whole_sentences
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import discrimination
@@ -36,6 +36,7 @@ def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     """Teach the base, and write it to `base/` in the run folder."""
     if not context.settings.pretrain.text:
         raise ColakitError("nothing to read", hint="Name text: --set pretrain.text.NAME=PATH")
+    check_repeats(context.settings.pretrain.repeats, context.settings.pretrain.text)
     return run_job(context, _build, _plan, resume=resume, load=load_real_and_corrupted, keep_base=True)
 
 
@@ -64,9 +65,10 @@ def _split(name: str, pairs: list[tuple[str, str]]) -> Split:
 
 
 def _draw(context: Context, wanted: int) -> list[str]:
-    """Return `wanted` distinct sentences, from each text in proportion to what an epoch reads of it.
+    """Return up to `wanted` distinct sentences, from each text in proportion to what an epoch reads of it.
 
-    They are drawn once and kept in the cache: reading hundreds of megabytes takes minutes.
+    They are drawn once and kept in the cache: reading hundreds of megabytes takes minutes. A dry run keeps
+    nothing. There are fewer where a text is short, or repeats itself.
     """
     settings, seed = context.settings.pretrain, context.settings.seed
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
@@ -75,6 +77,8 @@ def _draw(context: Context, wanted: int) -> list[str]:
         "texts": {
             name: [[sha256_of(file) for file in found], repeats[name]] for name, found in files.items()
         },
+        "text_format": FORMAT,
+        "words": [WORDS.start, WORDS.stop],
         "sentences": wanted,
         "seed": seed,
     }
@@ -94,7 +98,11 @@ def _draw(context: Context, wanted: int) -> list[str]:
         rng.shuffle(drawn)
         return drawn
 
-    drawn = unpack_lines(context.arrays.get("sentences", key, lambda: pack_lines(draw())))
+    if context.dry_run:
+        kept = context.arrays.find("sentences", key)
+        drawn = draw() if kept is None else unpack_lines(kept)
+    else:
+        drawn = unpack_lines(context.arrays.get("sentences", key, lambda: pack_lines(draw())))
     if len(drawn) < 10:
         raise ColakitError(f"only {len(drawn)} usable sentences in the text", hint="Give more text.")
     return drawn

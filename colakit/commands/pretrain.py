@@ -18,7 +18,15 @@ from colakit.commands.runner import Training, run_training
 from colakit.commands.task import show_parameters
 from colakit.context import Context, Resume
 from colakit.data.bpe import train_tokenizer
-from colakit.data.text import Stream, Vocabulary, encode_text, read_documents, split_holdout, text_files
+from colakit.data.text import (
+    Stream,
+    Vocabulary,
+    check_repeats,
+    encode_text,
+    read_documents,
+    split_holdout,
+    text_files,
+)
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.windows import TextSource, Windows
 from colakit.engine.device import compiles
@@ -68,6 +76,7 @@ def run(context: Context, *, texts: list[Path], resume: Resume) -> dict[str, Any
     context.resolved.settings = settings.model_copy(update={"pretrain": changed})
     if not changed.text:
         raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
+    check_repeats(changed.repeats, changed.text)
     return run_training(context, lambda: _prepare(context), lambda: _plan(context), resume=resume)
 
 
@@ -91,7 +100,7 @@ def _with_shape_of(context: Context, settings: PretrainSettings, base: str) -> P
     except ValidationError as error:
         fault = error.errors()[0]
         raise ColakitError(
-            f"{FLAG} {base}: {fault['loc'][0]}: {fault['msg']} (it is {fault['input']})",
+            f"{FLAG} {base}: {'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']})",
             hint="Such a base cannot be trained on.",
         ) from error
 
@@ -100,7 +109,7 @@ def _plan(context: Context) -> dict[str, Any]:
     settings = context.settings.pretrain
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
     begun = settings.init_from
-    shape = _shape(settings, settings.vocab_size) if begun is None else plan_config(begun, FLAG)
+    shape = _shape(settings, _planned_vocabulary(settings)) if begun is None else plan_config(begun, FLAG)
     with without_weights():
         report = show_parameters(context, GPT(shape))
     for name, found in files.items():
@@ -184,6 +193,13 @@ def _max_steps(settings: PretrainSettings) -> int:
     return max(1, settings.tokens // (settings.batch_size * settings.num_positions))
 
 
+def _planned_vocabulary(settings: PretrainSettings) -> int:
+    """Return V of the tokenizer that is taken, or else of the one that is to be learnt."""
+    if settings.tokenizer is None:
+        return settings.vocab_size
+    return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser()).vocab_size
+
+
 def _shape(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
     return GPTConfig(
         vocab_size=vocab_size,
@@ -210,6 +226,11 @@ def _read(context: Context) -> Texts:
         context.reporter.say(f"reading {name}")
         stream = encode_text(found, tokenizer, context.arrays)
         train[name], holdout[name] = split_holdout(stream, settings.holdout, seed=0)
+        if not (len(train[name].starts) and len(holdout[name].starts)):
+            raise ColakitError(
+                f"pretrain.text.{name}: too little text to hold any of it out",
+                hint="Give text of several sentences that begin with a capital.",
+            )
     return Texts(tokenizer, train, holdout)
 
 

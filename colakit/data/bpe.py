@@ -39,6 +39,7 @@ def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: in
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "tokenizer.json") as temporary:
         tokenizer.backend.save(str(temporary))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    end_of_text = tokenizer.backend.id_to_token(tokenizer.end_of_text_id)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
     write_json(folder / "tokenizer_config.json", settings)

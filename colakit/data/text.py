@@ -11,7 +11,7 @@ import itertools
 import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,7 +30,7 @@ ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder
 PIECES_AT_A_TIME = 20_000  # sentences given to the tokenizer in one call
 ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
 PARAGRAPH = re.compile(r"\n\s*\n\s*")
-SENTENCE_END = re.compile(r"""(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*[A-Z])""")  # noqa: RUF001
+SENTENCE_END = re.compile(r"""(?<!\w)(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*[A-Z])""")  # noqa: RUF001
 
 
 def text_files(path: Path) -> list[Path]:
@@ -47,6 +47,15 @@ def text_files(path: Path) -> list[Path]:
     if not path.is_file():
         raise ColakitError(f"{path}: not there", hint="Name a text file or a folder of text files.")
     return [path]
+
+
+def check_repeats(repeats: Mapping[str, int], text: Mapping[str, str]) -> None:
+    """Raise `ColakitError` where `repeats` speaks of a text that is not read."""
+    if strangers := sorted(set(repeats) - set(text)):
+        raise ColakitError(
+            f"pretrain.repeats: {', '.join(strangers)} is not among pretrain.text",
+            hint=f"It is read: {', '.join(text)}.",
+        )
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -246,14 +255,15 @@ def _with_ends(
 def split_holdout(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
     """Return (train, held out): whole documents drawn until `share` of the tokens is reached.
 
-    No document larger than that share is drawn; where that leaves none, the end of the text is held out.
+    No document larger than that share is drawn, and never all of them; where that leaves none, the end of the
+    text is held out. Text of a single sentence leaves nothing to train on.
     """
     wanted = share * len(stream)
     sizes = np.diff(stream.documents)
     chosen: list[int] = []
     total = 0
     for i in np.random.default_rng(seed).permutation(len(sizes)):
-        if total < wanted and sizes[i] <= wanted:
+        if total < wanted and sizes[i] <= wanted and len(chosen) < len(sizes) - 1:
             chosen.append(int(i))
             total += int(sizes[i])
     if not chosen:

@@ -65,9 +65,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         learns: bool,
     ) -> Tensor:
         matrix = weight.to(dtype)
-        wants_grad = learns and any(ctx.needs_input_grad[:2])
-        grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_grad else None
-        grad_weight = torch.zeros_like(weight) if wants_grad else None
+        wants_hidden, wants_weight = (learns and needed for needed in ctx.needs_input_grad[:2])
+        wants_grad = wants_hidden or wants_weight
+        grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None  # a frozen one has none
         total = torch.zeros((), device=hidden.device)
         sentences = max(1, ROWS_AT_A_TIME // max(1, hidden.shape[1]) // group) * group
         for start in range(0, len(hidden), sentences):
@@ -80,11 +81,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses[counted] = nats
             loss, slope = _with_slope(weigh, losses.sum(dim=1), wants_grad)
             total += loss
-            if grad_hidden is None or grad_weight is None:
+            if not wants_grad:
                 continue
             grad_logits = gradient(slope[counted[0]])  # (n, V)
-            grad_hidden[chunk][counted] = grad_logits @ matrix
-            grad_weight += grad_logits.t() @ rows
+            if grad_hidden is not None:
+                grad_hidden[chunk][counted] = grad_logits @ matrix
+            if grad_weight is not None:
+                grad_weight += grad_logits.t() @ rows
         ctx.hidden_dtype = hidden.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -93,7 +96,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.to(ctx.hidden_dtype) * grad, grad_weight * grad, *(None,) * 6
+        by_hidden = None if grad_hidden is None else grad_hidden.to(ctx.hidden_dtype) * grad
+        by_weight = None if grad_weight is None else grad_weight * grad
+        return by_hidden, by_weight, *(None,) * 6
 
 
 def _cross_entropy(

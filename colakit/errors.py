@@ -8,7 +8,6 @@ from collections.abc import Iterable
 EXIT_FAILED = 1  # the run itself failed
 EXIT_USAGE = 2  # usage, configuration or input is wrong; nothing was written
 EXIT_INTERRUPTED = 130  # Ctrl-C
-EXIT_TERMINATED = 143  # SIGTERM
 
 
 class ColakitError(Exception):
@@ -38,10 +37,10 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:160] if text else type(error).__name__
 
 
-def did_you_mean(wrong: str, allowed: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the nearest allowed name, or the allowed names where none is near."""
     names = list(allowed)
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     if near:
-        return f" Did you mean {prefix}{near[0]}?"
-    return f" Allowed: {', '.join(prefix + name for name in names)}." if names else ""
+        return f" Did you mean {near[0]}?"
+    return f" Allowed: {', '.join(names)}." if names else ""

@@ -116,7 +116,7 @@ class LanguageFit(Fit):
         """Go back to what `progress_state` returned.
 
         Raises:
-            ColakitError: if the run is to be longer or shorter, and rates of the past would have differed.
+            ColakitError: if the run is to be longer or shorter, and the last step's rate would have differed.
         """
         was, last = progress.get("max_steps", self.max_steps), self.step - 1
         if self.lr_at(was)(last) != self.lr_at(self.max_steps)(last):

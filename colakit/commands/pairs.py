@@ -126,7 +126,7 @@ def _ask_all(
         model, tokenizer = load_language_model(context, adapter)
         compute.place(model.requires_grad_(False))
         longest = model.config.num_positions + 1  # the last token is predicted, never read
-        good, bad = _encode(context, tokenizer, pairs, longest, name)
+        good, bad = _encode(context, tokenizer, pairs, longest)
         with context.reporter.progress(f"{name}, sentences", 2 * len(pairs)) as bar:
             scores = score_pairs(model, good, bad, compute, context.settings.evaluate.batch_size, bar.advance)
         found = {
@@ -140,7 +140,7 @@ def _ask_all(
 
 
 def _encode(
-    context: Context, tokenizer: SentenceTokenizer, pairs: Sequence[MinimalPair], longest: int, name: str
+    context: Context, tokenizer: SentenceTokenizer, pairs: Sequence[MinimalPair], longest: int
 ) -> tuple[Tokens, Tokens]:
     reader = SentenceTokenizer(
         tokenizer.backend, tokenizer.end_of_text_id, prefix=context.settings.evaluate.pairs_bos

@@ -204,9 +204,7 @@ def git_commit() -> str | None:
             return None
         return done.stdout.strip()
 
-    if (
-        git("ls-files", "--error-unmatch", Path(__file__).name) is None
-    ):  # installed into somebody else's checkout
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # in somebody else's checkout
         return None
     commit = git("rev-parse", "HEAD")
     return None if commit is None else commit + ("+" if git("status", "--porcelain", "-uno") else "")

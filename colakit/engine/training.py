@@ -134,10 +134,8 @@ def _train_step(
         restore_rng(rng, compute.device)
     trainable = [p for param_group in optimizer.param_groups for p in param_group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trainable, clip_norm if clip_norm is not None else float("inf"))
-    mean_loss, grad_norm = (
-        (group.sum(total) / batch.count).item(),
-        norm.item(),
-    )  # waits for a GPU
+    mean_loss = (group.sum(total) / batch.count).item()  # waits for a GPU
+    grad_norm = norm.item()
     if not (abs(mean_loss) < float("inf") and grad_norm < float("inf")):
         raise ColakitError(
             f"step {step + 1}: the loss is {mean_loss} and the gradient's norm {grad_norm} on {batch.name}",

@@ -48,7 +48,9 @@ class PretrainSettings(LoopSettings):
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(128, ge=1, description="windows a step, over all processes")
     micro_batch_size: int | None = Field(32, ge=1, description="windows a backward pass; null is the batch")
-    weight_decay: float = Field(0.1, ge=0, description="of matrices; vectors do not decay")
+    weight_decay: float = Field(
+        0.1, ge=0, description="of matrices, under Muon of the blocks' alone; vectors do not decay"
+    )
     warmup: Share = Field(0.01, description="share of the steps in which the rate rises")
     decay: float = Field(
         0.25, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"

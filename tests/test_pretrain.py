@@ -170,6 +170,15 @@ def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path
     assert code == 0, err
 
 
+def test_a_cache_that_cannot_be_written_ends_nothing(
+    text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file, no folder", encoding="utf-8")
+    monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
+    code, _, err = colakit("pretrain", text, *SMALL, "--tokens", "512", "--out", tmp_path / "run")
+    assert code == 0, err
+
+
 def test_a_dry_run_tells_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
     assert code == 0, err

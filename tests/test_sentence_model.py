@@ -52,6 +52,17 @@ def test_a_tuned_base_writes_what_train_reads_like(
     assert math.isfinite(summary["tokens_per_second"])
 
 
+@pytest.mark.parametrize("setting", ["add_bos=true", "ema_decay=0.9", "patience=2", "select_by=loss"])
+def test_a_typed_setting_that_would_be_passed_over_is_refused(
+    setting: str, toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language_modelling")
+    code, _, err = colakit("finetune", *common, "--set", f"finetune.{setting}", "--out", tmp_path / "run")
+    assert code == 2
+    assert "means nothing to --objective language_modelling" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_dissolved_adapters_answer_as_adapters_do() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(13, 8, 8, 1, 2)).eval()

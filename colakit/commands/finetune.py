@@ -40,6 +40,7 @@ def run(context: Context, *, resume: Resume, num_folds: int | None = None) -> di
         return folds.run(context, num_folds, _plan, resume=resume)
     if context.settings.finetune.objective == "classification":
         return run_job(context, _build, _plan, resume=resume)
+    sentence_model.refuse_what_has_no_meaning(context)
 
     def plan() -> dict[str, Any]:
         with without_weights():

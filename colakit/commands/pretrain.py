@@ -251,8 +251,9 @@ def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> Senten
         read_documents(file) for found, repeats in weighted.values() for _ in range(repeats) for file in found
     )
     tokenizer = train_tokenizer(documents, settings.vocab_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(tokenizer.to_dict()))
+    with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(tokenizer.to_dict()))
     return tokenizer
 
 

@@ -25,11 +25,27 @@ from colakit.engine.inference import evaluating
 from colakit.engine.objectives import language_modelling
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
+from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint
 from colakit.models.gpt import GPT
 from colakit.models.lora import dissolve, parameter_groups
 
 FREE_TO_CHANGE = {"log_every", "save_every_steps"}
+WITHOUT_MEANING = (
+    *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "select_by", "threshold"),
+    *("track_dev", "add_bos", "add_eos"),
+)
+"""Settings of `finetune` that tuning a language model does not ask: it looks at the held-out slice after each
+epoch, keeps the weights with the least loss, and has an end-of-text token on both sides of a sentence."""
+
+
+def refuse_what_has_no_meaning(context: Context) -> None:
+    """Raise `ColakitError` where a setting was typed that would be passed over; a file's may serve others."""
+    for name in WITHOUT_MEANING:
+        if context.resolved.was_typed(f"finetune.{name}"):
+            raise ColakitError(
+                f"finetune.{name} means nothing to --objective language_modelling", hint="Leave it out."
+            )
 
 
 @dataclass(frozen=True)

@@ -133,15 +133,12 @@ def _prepare(context: Context) -> Training:
     if compiled:
         model.transformer.compile()
     facts = Vocabulary.of(tokenizer)
-    train, holdout = (
-        Windows(
-            {name: TextSource(stream, repeats.get(name, 1)) for name, stream in streams.items()},
-            facts,
-            settings.num_positions,
-            tokenizer.end_of_text_id,
-        )
-        for streams, repeats in ((texts.train, settings.repeats), (texts.holdout, {}))
-    )
+
+    def windows(streams: dict[str, Stream], repeats: dict[str, int]) -> Windows:
+        sources = {name: TextSource(stream, repeats.get(name, 1)) for name, stream in streams.items()}
+        return Windows(sources, facts, settings.num_positions, tokenizer.end_of_text_id)
+
+    train, holdout = windows(texts.train, settings.repeats), windows(texts.holdout, {})
     lesson = Lesson(
         model=model,
         objective=language_modelling,

@@ -29,6 +29,7 @@ OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder
 PIECES_AT_A_TIME = 20_000  # sentences given to the tokenizer in one call
 ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
+MOST_BREAKS = 4  # tokens of white space that a sentence may bring along
 PARAGRAPH = re.compile(r"\n\s*\n\s*")
 SENTENCE_END = re.compile(r"""(?<!\w)(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*[A-Z])""")  # noqa: RUF001
 
@@ -245,7 +246,7 @@ def _with_ends(
     ends = np.append(documents[1:], len(ids))
     ids = np.insert(ids, ends, tokenizer.end_of_text_id)
     begins = begins + np.cumsum(opening) - 1  # every document before pushed it by one
-    for _ in range(4):  # a sentence may bring a few line breaks along
+    for _ in range(MOST_BREAKS):
         begins = begins + facts.blank[ids[begins]]
     usable = begins[(facts.bare[ids[begins]] >= 0) & ~facts.blank[ids[begins]]]
     places = np.append(documents + np.arange(len(documents)), len(ids)).astype(np.int64)

@@ -73,10 +73,10 @@ class Context:
 
     @cached_property
     def arrays(self) -> ArrayCache:
-        """The cache of computed arrays."""
+        """The cache of computed arrays, to which a dry run adds nothing."""
         from colakit.data.cache import ArrayCache
 
-        return ArrayCache(self.cache_folder, self.reporter.say)
+        return ArrayCache(self.cache_folder, self.reporter.say, keeps=not self.dry_run)
 
     @cached_property
     def compute(self) -> Compute:

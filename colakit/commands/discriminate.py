@@ -67,8 +67,8 @@ def _split(name: str, pairs: list[tuple[str, str]]) -> Split:
 def _draw(context: Context, wanted: int) -> list[str]:
     """Return up to `wanted` distinct sentences, from each text in proportion to what an epoch reads of it.
 
-    They are drawn once and kept in the cache: reading hundreds of megabytes takes minutes. A dry run keeps
-    nothing. There are fewer where a text is short, or repeats itself.
+    They are drawn once and kept in the cache: reading hundreds of megabytes takes minutes. There are fewer
+    where a text is short, or repeats itself.
     """
     settings, seed = context.settings.pretrain, context.settings.seed
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
@@ -98,11 +98,7 @@ def _draw(context: Context, wanted: int) -> list[str]:
         rng.shuffle(drawn)
         return drawn
 
-    if context.dry_run:
-        kept = context.arrays.find("sentences", key)
-        drawn = draw() if kept is None else unpack_lines(kept)
-    else:
-        drawn = unpack_lines(context.arrays.get("sentences", key, lambda: pack_lines(draw())))
+    drawn = unpack_lines(context.arrays.get("sentences", key, lambda: pack_lines(draw())))
     if len(drawn) < 10:
         raise ColakitError(f"only {len(drawn)} usable sentences in the text", hint="Give more text.")
     return drawn

@@ -35,10 +35,13 @@ class ArrayCache:
 
     Args:
         say: is told where another process is waited for, once for each kind of array.
+        keeps: whether anything is written; what is there already is read in any case.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], object] = lambda text: None) -> None:
-        self.folder, self.say = folder, say
+    def __init__(
+        self, folder: Path, say: Callable[[str], object] = lambda text: None, *, keeps: bool = True
+    ) -> None:
+        self.folder, self.say, self.keeps = folder, say, keeps
         self.waited_for: set[str] = set()
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
@@ -65,6 +68,8 @@ class ArrayCache:
         """
         if (arrays := self.find(kind, key, check)) is not None:
             return arrays
+        if not self.keeps:
+            return compute()
         with self._alone(self.path(kind, key).with_suffix(".lock"), kind):
             if (arrays := self.find(kind, key, check)) is None:
                 self.keep(kind, key, arrays := compute())
@@ -97,6 +102,8 @@ class ArrayCache:
 
     def keep(self, kind: str, key: Mapping[str, Any], arrays: Arrays) -> None:
         """Keep the arrays of `key`, if the cache can be written."""
+        if not self.keeps:
+            return
         path = self.path(kind, key)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:

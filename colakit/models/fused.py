@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += loss
             if not wants_grad:
                 continue
-            grad_logits = gradient(slope[counted[0]])  # (n, V)
+            grad_logits = gradient(None if slope is None else slope[counted[0]])  # (n, V)
             if grad_hidden is not None:
                 grad_hidden[chunk][counted] = grad_logits @ matrix
             if grad_weight is not None:
@@ -103,10 +103,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _cross_entropy(
     logits: Tensor, targets: Tensor, kernels: Kernels | None
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
     """Return the nats (N,) of `targets` (N,) by `logits` (N, V), and what makes a gradient of slopes (N,).
 
-    The gradient is that of Σ slopes·nats by `logits`. It can be made once: it takes the logits' place.
+    The gradient is that of Σ slopes·nats by `logits`; without slopes, of Σ nats. It can be made once: it
+    takes the logits' place.
     """
     if kernels is not None:
         nats, log_sums = kernels.cross_entropy(logits, targets)
@@ -114,18 +115,20 @@ def _cross_entropy(
     index = targets[:, None]
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
 
-    def gradient(slopes: Tensor) -> Tensor:
+    def gradient(slopes: Tensor | None) -> Tensor:
         probs = log_probs.exp_()
         probs.scatter_add_(1, index, probs.new_full((1, 1), -1.0).expand_as(index))
-        return probs.mul_(slopes[:, None]).to(logits.dtype)
+        if slopes is not None:
+            probs *= slopes[:, None]
+        return probs.to(logits.dtype)
 
     return -log_probs.gather(1, index).squeeze(1), gradient
 
 
-def _with_slope(weigh: Weigh, nats: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor]:
-    """Return weigh(nats), and its gradient by each of the (b,) nats, where it is wanted."""
+def _with_slope(weigh: Weigh, nats: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Return weigh(nats), and its gradient by the nats (b,): None where it is one, or not wanted."""
     if weigh is torch.sum or not wants_slope:
-        return weigh(nats), torch.ones_like(nats)
+        return weigh(nats), None
     with torch.enable_grad():
         leaf = nats.requires_grad_()
         loss = weigh(leaf)

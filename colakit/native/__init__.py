@@ -109,9 +109,14 @@ class Kernels:
         return nats, log_sums
 
     def cross_entropy_backward(
-        self, logits: Tensor, targets: Tensor, log_sums: Tensor, slopes: Tensor
+        self, logits: Tensor, targets: Tensor, log_sums: Tensor, slopes: Tensor | None
     ) -> Tensor:
-        """Return the gradient by `logits` of Σ slopes·nats, in their place; slopes (N,) are fp32."""
+        """Return the gradient by `logits` of Σ slopes·nats, in their place.
+
+        Args:
+            slopes: (N,) fp32; None is one for each.
+        """
+        slopes = torch.ones_like(log_sums) if slopes is None else slopes
         _check_targets(targets, logits.shape[1])
         counts = (*logits.shape, torch.get_num_threads())
         self.library.cross_entropy_backward(*pointers(logits, targets, log_sums, slopes), *counts)

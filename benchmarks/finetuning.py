@@ -34,7 +34,8 @@ from colakit.engine.device import prepare_cpu, resolve_compute
 from colakit.engine.objectives import classification
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, parameter_groups, train_also
 from colakit.toy import ToyGrammar
 

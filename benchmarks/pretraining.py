@@ -30,7 +30,8 @@ from colakit.engine.objectives import language_modelling
 from colakit.engine.optimizers import pretraining_optimizer
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt
-from colakit.models.gpt import GPTConfig, set_dropout
+from colakit.models.gpt import set_dropout
+from colakit.models.gpt_config import GPTConfig
 
 OURS = "colakit with AdamW"
 RATE = Figure("tokens_per_second", "tokens/s", more_is_better=True)

@@ -15,7 +15,8 @@ from colakit.data.corpora import Corpus, load_corpus
 from colakit.data.places import COLA_FILES
 from colakit.data.tokens import SentenceTokenizer
 from colakit.interop.gpt2 import KNOWN_SHAPES, save_gpt
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 
 SHARED = Path(os.environ.get("COLAKIT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SHAPES = {  # what bases are called here

@@ -25,7 +25,8 @@ from colakit.engine.randomness import seed_everything
 from colakit.engine.schedule import warmup_then
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import save_gpt
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 
 NOUNS = ("cat", "dog", "girl", "boy", "nurse", "driver", "doctor", "singer", "farmer", "pilot")
 OTHER_NOUNS = ("baker", "judge", "sailor", "tailor", "writer")  # of the out-of-domain split alone

@@ -54,7 +54,8 @@ from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.interop.peft import apply_adapter, read_adapter, write_adapter
 from colakit.loading import resolve
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn import DistilRNN
 from colakit.models.rnn_config import RNNConfig

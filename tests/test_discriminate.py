@@ -18,7 +18,8 @@ from colakit.data.batches import Batch
 from colakit.data.corruptions import Corruptor
 from colakit.engine.objectives import discrimination
 from colakit.interop.gpt2 import load_gpt
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.toy import ToyGrammar
 
 Run = Callable[..., tuple[int, str, str]]

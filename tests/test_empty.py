@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from colakit.models.empty import without_weights
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.rnn import DistilRNN
 from colakit.models.rnn_config import RNNConfig
 

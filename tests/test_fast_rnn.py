@@ -24,7 +24,8 @@ from colakit.engine.inference import Rows, compute_logits, soonest
 from colakit.engine.predictor import Predictor
 from colakit.engine.student_predictor import StudentPredictor
 from colakit.models.fast_rnn import FastRNN
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.plain_rnn import PlainRNN
 from colakit.models.rnn import DistilRNN
 from colakit.models.rnn_config import CELLS, POOLINGS

@@ -8,17 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from colakit.models import fused
-from colakit.models.fused import (
-    IGNORED,
-    Dropout,
-    drop,
-    gelu_tanh,
-    linear_cross_entropy,
-    lora_linear,
-    short_attention,
-)
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models import cross_entropy, fused
+from colakit.models.attention import short_attention
+from colakit.models.cross_entropy import IGNORED, linear_cross_entropy
+from colakit.models.fused import Dropout, drop, gelu_tanh, lora_linear
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
 
@@ -48,7 +43,7 @@ def same_gradients(found: Tensor, expected: Tensor, leaves: tuple[Tensor, Tensor
 def test_linear_cross_entropy_is_cross_entropy_of_the_product(
     sentences: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 6)  # a whole chunk, a ragged one, several
+    monkeypatch.setattr(cross_entropy, "ROWS_AT_A_TIME", 6)  # a whole chunk, a ragged one, several
     hidden, weight, targets = problem(sentences)
     expected = plain_nats(hidden, weight, targets).sum()
     found = linear_cross_entropy(hidden, weight, targets)
@@ -60,7 +55,7 @@ def test_linear_cross_entropy_is_cross_entropy_of_the_product(
 def test_what_is_made_of_the_sentences_nats_has_its_gradient(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", rows)
+    monkeypatch.setattr(cross_entropy, "ROWS_AT_A_TIME", rows)
     hidden, weight, targets = problem(sentences=8)
 
     def product_of_pairs(nats: Tensor) -> Tensor:

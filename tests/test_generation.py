@@ -10,7 +10,8 @@ from torch import Tensor
 
 from colakit.engine.device import Compute
 from colakit.engine.generation import generate_tokens, sample
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject
 
 POSITIONS = 16

@@ -22,7 +22,8 @@ from colakit.engine.generation import generate_tokens
 from colakit.engine.objectives import language_modelling
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import CONV1D_TAILS, load_gpt, save_gpt
-from colakit.models.gpt import GPT, KVCache
+from colakit.models.attention import KVCache
+from colakit.models.gpt import GPT
 
 TINY: dict[str, Any] = {
     "vocab_size": 100,

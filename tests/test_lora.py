@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError
-from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
+from colakit.models.gpt import GPT, GPTClassifier
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import (
     LoRAConfig,
     inject,

@@ -16,10 +16,13 @@ from torch.testing import assert_close
 from colakit.engine.device import Compute, resolve_compute
 from colakit.engine.training import StepBatch, train
 from colakit.errors import ColakitError
-from colakit.models.fused import IGNORED, Dropout, gelu_tanh, short_attention
-from colakit.models.gpt import GPT, GPTConfig, set_dropout
+from colakit.models.attention import short_attention
+from colakit.models.cross_entropy import IGNORED
+from colakit.models.fused import Dropout, gelu_tanh
+from colakit.models.gpt import GPT, set_dropout
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject
-from colakit.native import MOST_TOKENS, Kernels, Mask, active, find_compiler
+from colakit.native import MOST_TOKENS, Kernels, Mask, find_compiler, kernels_for
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
 ROUNDED = {"rtol": 2**-7, "atol": 2**-7}  # bf16 keeps eight bits
@@ -293,7 +296,7 @@ def test_they_are_used_in_training_alone(compute: Compute, monkeypatch: pytest.M
         model(torch.randint(31, (2, 9)), torch.ones(2, 9, dtype=torch.long))
     gelu_tanh(torch.ones(3, requires_grad=True))  # outside of the context
     assert used == []
-    assert active(torch.float32) is None
+    assert kernels_for(torch.device("cpu"), torch.float32) is None
 
 
 def test_what_they_do_not_take_is_computed_by_torch(compute: Compute) -> None:

@@ -18,7 +18,8 @@ from colakit.cli import main
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
 from colakit.interop.gpt2 import save_gpt
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.toy import ToyGrammar
 
 Run = Callable[..., tuple[int, str, str]]

@@ -16,7 +16,8 @@ from colakit.data.corpora import load_corpus
 from colakit.data.holdout import hold_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.interop.gpt2 import load_gpt
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, LoRALinear, dissolve, inject, lora_layers
 
 Run = Callable[..., tuple[int, str, str]]

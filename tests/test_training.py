@@ -26,7 +26,8 @@ from colakit.engine.objectives import (
 from colakit.engine.schedule import warmup_then
 from colakit.engine.training import StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, train_also, trainable_names
 from colakit.models.rnn import DistilRNN
 from colakit.models.rnn_config import RNNConfig

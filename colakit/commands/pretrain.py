@@ -38,7 +38,8 @@ from colakit.errors import ColakitError
 from colakit.files import sha256_of, write_text
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
 from colakit.models.empty import without_weights
-from colakit.models.gpt import GPT, GPTConfig, set_dropout
+from colakit.models.gpt import GPT, set_dropout
+from colakit.models.gpt_config import GPTConfig
 from colakit.settings import PretrainSettings
 
 FREE_TO_CHANGE = {

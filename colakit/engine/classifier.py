@@ -30,7 +30,8 @@ from colakit.files import read_json
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.empty import without_weights
-from colakit.models.gpt import GPT, GPTClassifier, GPTConfig
+from colakit.models.gpt import GPT, GPTClassifier
+from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, lora_layers
 from colakit.models.rnn import DistilRNN
 from colakit.models.rnn_config import RNNConfig

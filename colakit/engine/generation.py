@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from colakit.engine.device import Compute
-from colakit.models.gpt import GPT, KVCache
+from colakit.models.attention import KVCache
+from colakit.models.gpt import GPT
 
 
 @torch.inference_mode()  # as a decorator it is off while the consumer runs; a `with` in a generator is not

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from colakit.data.batches import UNLABELLED, Batch
 from colakit.models.apprentice import Answer
-from colakit.models.fused import IGNORED
+from colakit.models.cross_entropy import IGNORED
 
 
 class Loss(NamedTuple):

@@ -23,7 +23,8 @@ from colakit.files import read_json, replacing, write_text
 from colakit.interop.hub import fetch_from_hub
 from colakit.interop.weights import read_weights_file
 from colakit.models.empty import without_weights
-from colakit.models.gpt import GPT, GPTConfig
+from colakit.models.gpt import GPT
+from colakit.models.gpt_config import GPTConfig
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 CONFIG_NAMES = {  # transformers' key -> ours

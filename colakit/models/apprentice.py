@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from colakit.models.cross_entropy import IGNORED, linear_cross_entropy
 from colakit.models.embedding import PartEmbedding
-from colakit.models.fused import IGNORED, linear_cross_entropy
 from colakit.models.rnn import DistilRNN, in_fp32
 
 

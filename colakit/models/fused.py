@@ -2,14 +2,12 @@
 
 Each equals its plain counterpart (`tests/test_fused.py`); `docs/performance.md` says what each is worth.
 
-Shapes: B batch, H heads, d width of a head, T tokens, D width, V vocabulary, N rows: all tokens of a batch.
+Shapes: D width, N rows: all tokens of a batch, R rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,188 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from colakit.native import MOST_ELEMENTS, Kernels, Mask, active
+from colakit.native import MOST_ELEMENTS, Kernels, Mask, kernels_for
 
-IGNORED = -100
-"""Target of a row that does not count, as in `torch.nn.functional.cross_entropy`."""
-ROWS_AT_A_TIME = 1024
 SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
 IN_CACHE = 2**16  # elements; a few fp32 copies of them fit into a core's second-level cache
-
-
-Weigh = Callable[[Tensor], Tensor]
-"""Maps the nats (B,) of some groups of sentences to a loss, a scalar: the sum of those of each group."""
-
-
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh = torch.sum, group: int = 1
-) -> Tensor:
-    """Return Σ weigh(nats), fp32, of the sentences' nats Σₜ cross_entropy(hidden · weightᵀ, targets).
-
-    Logits stand in memory for about `ROWS_AT_A_TIME` tokens at a time, and for one group of sentences at
-    least. The gradient is computed beside the loss, as softmax minus one-hot; backward scales it.
-
-    Args:
-        hidden: (B, T, D).
-        weight: (V, D).
-        targets: (B, T) int64, `IGNORED` where a token does not count; it costs nothing then.
-        weigh: what is made of the sentences' nats.
-        group: consecutive sentences that `weigh` wants to see together.
-    """
-    device, learns = hidden.device, torch.is_grad_enabled()
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
-    kernels = _kernels(device, dtype)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group, dtype, kernels, learns)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        weigh: Weigh,
-        group: int,
-        dtype: torch.dtype,
-        kernels: Kernels | None,
-        learns: bool,
-    ) -> Tensor:
-        matrix = weight.to(dtype)
-        wants_hidden, wants_weight = (learns and needed for needed in ctx.needs_input_grad[:2])
-        wants_grad = wants_hidden or wants_weight
-        grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None  # a frozen one has none
-        total = torch.zeros((), device=hidden.device)
-        sentences = max(1, ROWS_AT_A_TIME // max(1, hidden.shape[1]) // group) * group
-        for start in range(0, len(hidden), sentences):
-            chunk = slice(start, start + sentences)
-            counted = (targets[chunk] != IGNORED).nonzero(as_tuple=True)  # waits for a GPU
-            index = targets[chunk][counted]  # (n,), n tokens that count
-            rows = hidden[chunk][counted].to(dtype)  # (n, D)
-            nats, gradient = _cross_entropy(rows @ matrix.t(), index, kernels)
-            losses = torch.zeros(targets[chunk].shape, device=hidden.device)  # (b, T)
-            losses[counted] = nats
-            loss, slope = _with_slope(weigh, losses.sum(dim=1), wants_grad)
-            total += loss
-            if not wants_grad:
-                continue
-            grad_logits = gradient(None if slope is None else slope[counted[0]])  # (n, V)
-            if grad_hidden is not None:
-                grad_hidden[chunk][counted] = grad_logits @ matrix
-            if grad_weight is not None:
-                grad_weight += grad_logits.t() @ rows
-        ctx.hidden_dtype = hidden.dtype
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        by_hidden = None if grad_hidden is None else grad_hidden.to(ctx.hidden_dtype) * grad
-        by_weight = None if grad_weight is None else grad_weight * grad
-        return by_hidden, by_weight, *(None,) * 6
-
-
-def _cross_entropy(
-    logits: Tensor, targets: Tensor, kernels: Kernels | None
-) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
-    """Return the nats (N,) of `targets` (N,) by `logits` (N, V), and what makes a gradient of slopes (N,).
-
-    The gradient is that of Σ slopes·nats by `logits`; without slopes, of Σ nats. It can be made once: it
-    takes the logits' place.
-    """
-    if kernels is not None:
-        nats, log_sums = kernels.cross_entropy(logits, targets)
-        return nats, partial(kernels.cross_entropy_backward, logits, targets, log_sums)
-    index = targets[:, None]
-    log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-
-    def gradient(slopes: Tensor | None) -> Tensor:
-        probs = log_probs.exp_()
-        probs.scatter_add_(1, index, probs.new_full((1, 1), -1.0).expand_as(index))
-        if slopes is not None:
-            probs *= slopes[:, None]
-        return probs.to(logits.dtype)
-
-    return -log_probs.gather(1, index).squeeze(1), gradient
-
-
-def _with_slope(weigh: Weigh, nats: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Return weigh(nats), and its gradient by the nats (b,): None where it is one, or not wanted."""
-    if weigh is torch.sum or not wants_slope:
-        return weigh(nats), None
-    with torch.enable_grad():
-        leaf = nats.requires_grad_()
-        loss = weigh(leaf)
-        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
-
-
-def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
-    """Return causal self-attention softmax(q·kᵀ/√d)·v, (B, T, H, d), of queries, keys and values together.
-
-    For a few dozen tokens it is one kernel, where there are kernels; else two batched matrix products, which
-    up to a few hundred tokens train faster on a CPU than the flash kernel, whose backward is slow there.
-
-    Args:
-        qkv: (B, T, 3, H, d).
-        dropout: probability at which a weight of the softmax is dropped.
-    """
-    batch, tokens, _, heads, width = qkv.shape
-    kernels = _kernels(qkv.device, qkv.dtype)
-    if kernels is not None and kernels.attends(batch, tokens, heads, width):
-        starts = torch.arange(0, (batch + 1) * tokens, tokens)
-        return packed_attention(qkv.flatten(0, 1), starts, dropout).unflatten(0, (batch, tokens))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
-    future = torch.full((tokens, tokens), -math.inf, device=q.device).triu(1)
-    scores = (q @ k.transpose(-2, -1)).float() * width**-0.5  # (B, H, T, T)
-    probs = (scores + future).softmax(dim=-1).to(q.dtype)
-    return ((drop(probs, dropout) if dropout else probs) @ v).transpose(1, 2)
-
-
-def packs(input_ids: Tensor, last: Tensor, num_heads: int, weight: Tensor) -> bool:
-    """Tell whether `packed_attention` would take these sentences, padded (B, T), now.
-
-    Args:
-        last: (B,), where each ends; one that ends nowhere in T is left to what complains of it.
-        weight: (…, D) of the model; what is multiplied has its type, or autocast's.
-    """
-    device = weight.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    kernels = _kernels(weight.device, dtype)
-    batch, longest = input_ids.shape
-    if kernels is None or not kernels.attends(batch, longest, num_heads, weight.shape[-1] // num_heads):
-        return False
-    return last.dtype == torch.int64 and bool(((last >= 0) & (last < longest)).all())
-
-
-def packed_attention(qkv: Tensor, starts: Tensor, dropout: float = 0.0) -> Tensor:
-    """Return causal self-attention, (N, H, d), of sentences that stand one after another, where it `packs`.
-
-    Args:
-        qkv: (N, 3, H, d).
-        starts: (B + 1,) int64; sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
-        dropout: as in `short_attention`.
-    """
-    kernels = _kernels(qkv.device, qkv.dtype)
-    assert kernels is not None
-    return _NativeAttention.apply(qkv, starts, dropout, kernels)
-
-
-class _NativeAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, starts: Tensor, dropout: float, kernels: Kernels) -> Tensor:
-        ctx.kernels, ctx.mask = kernels, Mask.drawn(dropout)
-        qkv = qkv.contiguous()
-        ctx.save_for_backward(qkv, starts)
-        return kernels.attention(qkv, starts, ctx.mask)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, starts = ctx.saved_tensors
-        return ctx.kernels.attention_backward(qkv, starts, grad.contiguous(), ctx.mask), None, None, None
 
 
 def lora_linear(
@@ -273,7 +93,7 @@ class Dropout(torch.nn.Dropout):
         if not (self.training and self.p):
             return x + branch
         plain = x.dtype != torch.float32 or x.shape != branch.shape or branch.numel() >= MOST_ELEMENTS
-        if not plain and (kernels := _kernels(branch.device, branch.dtype)) is not None:
+        if not plain and (kernels := kernels_for(branch.device, branch.dtype)) is not None:
             return _NativeAddDropped.apply(x, branch, self.p, kernels)
         return x + drop(branch, self.p)
 
@@ -312,7 +132,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # one kernel, whose slope the compiler finds
         y = x.float()
         return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
-    if (kernels := _kernels(x.device, x.dtype)) is not None:
+    if (kernels := kernels_for(x.device, x.dtype)) is not None:
         return _NativeGelu.apply(x, kernels)
     return _Gelu.apply(x)
 
@@ -358,10 +178,3 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         return grad * slope.view(ctx.shape)
-
-
-def _kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """Return the kernels to compute with: in training alone, so that answers are the same without them."""
-    if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return None
-    return active(dtype)

@@ -1,7 +1,7 @@
 """What a training step on the CPU does besides its large matrix products, in C.
 
 `kernels.c` is compiled by the machine's own compiler when a run first wants it, in about a second, and kept
-in the cache. Each kernel has a plain counterpart in `colakit.models.fused`, for machines without a compiler.
+in the cache. Each kernel has a plain counterpart in `colakit.models`, for machines without a compiler.
 
 Shapes: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
 """
@@ -236,8 +236,13 @@ ACTIVE: ContextVar[Kernels | None] = ContextVar("ACTIVE", default=None)
 """The kernels that operations may use now; `colakit.engine.device.Compute.autocast` sets them."""
 
 
-def active(dtype: torch.dtype) -> Kernels | None:
-    """Return the kernels to use for CPU tensors of `dtype`, None where there are none to be used."""
+def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """Return the kernels to compute with, None where the plain operations are to be used.
+
+    They are for training on a CPU alone, so that a model answers the same with and without a compiler.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None
     kernels = ACTIVE.get()
     return kernels if kernels is not None and kernels.dtype == dtype else None
 

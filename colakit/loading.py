@@ -162,7 +162,7 @@ def _flatten_value(key: str, value: Any) -> list[tuple[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, dict):
-        return [(f"{key}.", value)]
+        return [(key, value)]  # refused: no section is a setting
     return [(f"{key}.{name}", inner) for name, inner in value.items()]
 
 
@@ -178,13 +178,12 @@ def _unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, origin: str, known: set[str]) -> str:
-    section = key.partition(".")[0]
-    if key.endswith("."):
-        return f"{origin}: {section} is a section; write its keys below it"
-    siblings = [name for name in known if name.startswith(section + ".")] or sorted(known)
-    if "." not in key:
-        siblings = sorted({name.partition(".")[0] for name in known})
-    return f"{origin}: {key} is not a setting.{did_you_mean(key, siblings)}"
+    section, dot, _ = key.partition(".")
+    siblings = sorted(name for name in known if name.startswith(f"{section}."))
+    if siblings and not dot:
+        return f"{origin}: {key} is a section; write its keys below it"
+    alike = (siblings or sorted(known)) if dot else sorted({name.partition(".")[0] for name in known})
+    return f"{origin}: {key} is not a setting.{did_you_mean(key, alike)}"
 
 
 def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:

@@ -183,15 +183,15 @@ class ClassifierFit(Fit):
 
         The threshold is the one that the run would end with now, so that what is best here is best there.
         """
-        job = self.job
-        logits = self.logits(job.holdout)
-        threshold = self.best_threshold(logits)
-        dev = {
-            name: asdict(measure(found, data.labels, decide(found, threshold)))
-            for name, data in (job.dev if job.training.track_dev else {}).items()
-            for found in [self.logits(data)]
-        }
-        return asdict(measure(logits, job.holdout.labels, decide(logits, threshold))), dev
+        held_out = self.logits(self.job.holdout)
+        threshold = self.best_threshold(held_out)
+
+        def figures(logits: NDArray[np.float32], data: Examples) -> dict[str, Any]:
+            return asdict(measure(logits, data.labels, decide(logits, threshold)))
+
+        tracked = self.job.dev if self.job.training.track_dev else {}
+        dev = {name: figures(self.logits(data), data) for name, data in tracked.items()}
+        return figures(held_out, self.job.holdout), dev
 
     def logits(self, data: Examples) -> NDArray[np.float32]:
         """Return the (N, C) logits of N sentences, by the weights as they are now."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +16,9 @@ from colakit.commands.runner import Training, run_training
 from colakit.commands.task import show_parameters
 from colakit.context import Context, Resume
 from colakit.data.bpe import train_tokenizer
+from colakit.data.cache import Arrays, pack_lines, unpack_lines
 from colakit.data.text import (
+    FORMAT,
     Stream,
     Vocabulary,
     check_repeats,
@@ -35,7 +35,7 @@ from colakit.engine.optimizers import pretraining_optimizer
 from colakit.engine.randomness import seed_everything
 from colakit.engine.runs import RunFolder
 from colakit.errors import ColakitError
-from colakit.files import sha256_of, write_text
+from colakit.files import sha256_of
 from colakit.interop.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
 from colakit.models.empty import without_weights
 from colakit.models.gpt import GPT, set_dropout
@@ -193,9 +193,17 @@ def _max_steps(settings: PretrainSettings) -> int:
 
 def _planned_vocabulary(settings: PretrainSettings) -> int:
     """Return V of the tokenizer that is taken, or else of the one that is to be learnt."""
-    if settings.tokenizer is None:
-        return settings.vocab_size
-    return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser()).vocab_size
+    given = _given_tokenizer(settings)
+    return settings.vocab_size if given is None else given.vocab_size
+
+
+def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
+    """Return the tokenizer that is taken, if none is to be learnt."""
+    if settings.init_from is not None:
+        return SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
+    if settings.tokenizer is not None:
+        return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
+    return None
 
 
 def _shape(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
@@ -212,12 +220,8 @@ def _read(context: Context) -> Texts:
     """Find the files, learn or load the tokenizer, and encode everything; all but the first is cached."""
     settings = context.settings.pretrain
     files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
-    if settings.init_from is not None:
-        tokenizer = SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
-    elif settings.tokenizer is not None:
-        tokenizer = SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
-    else:
-        tokenizer = _trained_tokenizer(context, files)
+    given = _given_tokenizer(settings)
+    tokenizer = _trained_tokenizer(context, files) if given is None else given
     train: dict[str, Stream] = {}
     holdout: dict[str, Stream] = {}
     for name, found in files.items():
@@ -235,24 +239,21 @@ def _read(context: Context) -> Texts:
 def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> SentenceTokenizer:
     """Learn the vocabulary from all the text, each as often as an epoch reads it; kept in the cache."""
     settings = context.settings.pretrain
-    weighted = {name: (found, settings.repeats.get(name, 1)) for name, found in files.items()}
+    weighted = [(found, settings.repeats.get(name, 1)) for name, found in files.items()]
     key = {
         "vocab_size": settings.vocab_size,
-        "texts": [[*map(sha256_of, found), repeats] for found, repeats in weighted.values()],
+        "texts": [[*map(sha256_of, found), repeats] for found, repeats in weighted],
+        "text_format": FORMAT,
     }
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    path = context.cache_folder / "tokenizers" / f"{name}.json"
-    with contextlib.suppress(Exception):  # absent or damaged: it is learnt anew
-        return SentenceTokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    context.reporter.say(f"learning a vocabulary of {settings.vocab_size:,} tokens")
-    documents = chain.from_iterable(
-        read_documents(file) for found, repeats in weighted.values() for _ in range(repeats) for file in found
-    )
-    tokenizer = train_tokenizer(documents, settings.vocab_size)
-    with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(tokenizer.to_dict()))
-    return tokenizer
+
+    def learn() -> Arrays:
+        context.reporter.say(f"learning a vocabulary of {settings.vocab_size:,} tokens")
+        read = chain.from_iterable(found * repeats for found, repeats in weighted)
+        documents = chain.from_iterable(map(read_documents, read))
+        return pack_lines([json.dumps(train_tokenizer(documents, settings.vocab_size).to_dict())])
+
+    (written,) = unpack_lines(context.arrays.get("vocabulary", key, learn))
+    return SentenceTokenizer.from_dict(json.loads(written))
 
 
 def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any]:

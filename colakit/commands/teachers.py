@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from colakit.commands.task import Task, encode
 from colakit.context import Context
+from colakit.data.cache import Arrays
 from colakit.data.corpora import Split
 from colakit.data.holdout import left_out
 from colakit.engine.classifier import SentenceClassifier, load_classifier
@@ -23,7 +25,11 @@ from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
 PART = 2**14  # sentences whose logits are one file of the cache
+LOGITS = "teacher-logits"  # that kind of file
 NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
+
+Key = dict[str, Any]  # what logits depend on
+Rows = tuple[int, int]  # sentences of a split from the first up to the second
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def hidden_states(context: Context, teacher: Teacher, split: Split) -> NDArray[n
     if not isinstance(model, GPTClassifier):
         raise ColakitError(f"--teacher {teacher.path}: only a GPT-2's hidden states can be matched")
 
-    def ask() -> dict[str, NDArray[Any]]:
+    def ask() -> Arrays:
         compute.place(model.requires_grad_(False))
         tokens = encode(context, teacher.classifier, split, "teacher, ")
         with context.reporter.progress(f"hidden states, {split.name}", len(split)) as bar:
@@ -152,31 +158,31 @@ def logits_of(context: Context, teacher: Teacher, split: Split) -> NDArray[np.fl
 
     They are kept part by part, so that a command that was stopped goes on where it was.
     """
-    starts = range(0, max(1, len(split)), PART)
-    parts = [np.arange(len(split))[start : start + PART] for start in starts]
-    keys = [_key(context, teacher, split.take(part, split.name)) for part in parts]
-    kept = [context.arrays.find("teacher-logits", key) for key in keys]
-    missing = [part for part, found in zip(parts, kept, strict=True) if found is None]
-    if missing:
-        count = sum(map(len, missing))
-        context.reporter.say(f"asking {teacher.path} about {count:,} sentences ({split.name})")
-        classifier, compute = teacher.classifier, context.compute
-        tokens = encode(context, classifier, split, "teacher, ")
-        compute.place(classifier.model.requires_grad_(False))
-        with context.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
-
-            def ask(start: int) -> dict[str, NDArray[Any]]:
-                part = tokens.part(start, min(start + PART, len(split)))
-                return {"logits": classifier.logits(part, compute, done=bar.advance)}
-
-            kept = [
-                found or context.arrays.get("teacher-logits", key, partial(ask, start))
-                for start, key, found in zip(starts, keys, kept, strict=True)
-            ]
-    return np.concatenate([found["logits"] for found in kept if found is not None])
+    bounds = [(start, min(start + PART, len(split))) for start in range(0, max(1, len(split)), PART)]
+    keys = {rows: _key(context, teacher, split.take(np.arange(*rows), split.name)) for rows in bounds}
+    kept = {rows: context.arrays.find(LOGITS, key) for rows, key in keys.items()}
+    known = {rows: arrays for rows, arrays in kept.items() if arrays is not None}
+    if missing := {rows: key for rows, key in keys.items() if rows not in known}:
+        known |= _ask(context, teacher, split, missing)
+    return np.concatenate([known[rows]["logits"] for rows in bounds])
 
 
-def _key(context: Context, teacher: Teacher, split: Split) -> dict[str, Any]:
+def _ask(context: Context, teacher: Teacher, split: Split, keys: Mapping[Rows, Key]) -> dict[Rows, Arrays]:
+    """Ask a teacher about some parts of a split, each kept under its key as soon as it is answered."""
+    count = sum(end - start for start, end in keys)
+    context.reporter.say(f"asking {teacher.path} about {count:,} sentences ({split.name})")
+    classifier, compute = teacher.classifier, context.compute
+    tokens = encode(context, classifier, split, "teacher, ")
+    compute.place(classifier.model.requires_grad_(False))
+    with context.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
+
+        def ask(rows: Rows) -> Arrays:
+            return {"logits": classifier.logits(tokens.part(*rows), compute, done=bar.advance)}
+
+        return {rows: context.arrays.get(LOGITS, key, partial(ask, rows)) for rows, key in keys.items()}
+
+
+def _key(context: Context, teacher: Teacher, split: Split) -> Key:
     dtype = str(context.compute.dtype)
     return {"teacher": teacher.fingerprint, "data": split.fingerprint(), "dtype": dtype}
 

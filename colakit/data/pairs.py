@@ -165,27 +165,34 @@ def group_pairs(pairs: Sequence[MinimalPair], asked: Sequence[str] = ()) -> dict
     """
     names = list(dict.fromkeys(name for pair in pairs for name in pair.fields))
     names.sort(key=lambda name: name == "file")  # last, so that a suite's own field is preferred to it
+    if not asked:
+        return _that_make_groups({name: _groups(pairs, name) for name in names if _is_text(pairs, name)})
     for name in asked:
         if name not in names:
             raise ColakitError(
                 f"--group-by: no pair has a field {name!r}.{did_you_mean(name, names)}",
                 hint=None if names else "These pairs have no fields but the sentences.",
             )
-    found: dict[str, list[str]] = {}
-    seen: set[tuple[int, ...]] = set()
-    for name in dict.fromkeys(asked or names):
-        groups = [_written(pair.fields[name]) if name in pair.fields else ABSENT for pair in pairs]
-        numbers: dict[str, int] = {}
-        split = tuple(numbers.setdefault(group, len(numbers)) for group in groups)
-        if not asked:
-            strings = all(isinstance(pair.fields.get(name, ""), str) for pair in pairs)
-            shared = 2 <= len(numbers) <= min(MAX_GROUPS, len(pairs) // 2)
-            if not (strings and shared) or split in seen:
-                continue
-        seen.add(split)
-        found[name] = groups
-    return found
+    return {name: _groups(pairs, name) for name in asked}
+
+
+def _is_text(pairs: Sequence[MinimalPair], name: str) -> bool:
+    return all(isinstance(pair.fields.get(name, ""), str) for pair in pairs)
+
+
+def _groups(pairs: Sequence[MinimalPair], name: str) -> list[str]:
+    return [_written(pair.fields[name]) if name in pair.fields else ABSENT for pair in pairs]
 
 
 def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _that_make_groups(fields: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    found: dict[tuple[int, ...], str] = {}  # how a field splits the pairs -> the first that does so
+    for name, groups in fields.items():
+        numbers: dict[str, int] = {}
+        split = tuple(numbers.setdefault(group, len(numbers)) for group in groups)
+        if 2 <= len(numbers) <= min(MAX_GROUPS, len(groups) // 2):
+            found.setdefault(split, name)
+    return {name: fields[name] for name in found.values()}

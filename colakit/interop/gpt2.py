@@ -75,7 +75,7 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
             f"{flag}: {name!r} is {found}; a folder or a hub name is wanted",
             hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
         )
-    return fetch_from_hub(name)
+    return fetch_from_hub(name, flag)
 
 
 def plan_config(name: str, flag: str = "--base") -> GPTConfig:
@@ -115,7 +115,7 @@ def read_config(folder: Path) -> GPTConfig:
         raw = read_json(path)
     except FileNotFoundError:
         raise ColakitError(
-            f"{path}: not there", hint="--base wants a folder in the transformers layout."
+            f"{path}: not there", hint="A base is a folder in the transformers layout."
         ) from None
     except (OSError, ValueError) as error:
         raise ColakitError(f"{path}: not JSON ({error})", hint="Fetch the model again.") from error
@@ -180,7 +180,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [older]
     raise ColakitError(
         f"{folder}: holds neither model.safetensors nor pytorch_model.bin",
-        hint="--base wants a folder in the transformers layout.",
+        hint="A base is a folder in the transformers layout.",
     )
 
 

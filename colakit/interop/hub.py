@@ -22,8 +22,11 @@ HUB_FILES = [
 PAUSES = (1.0, 2.0)  # seconds, before the hub is asked again when it is out of order
 
 
-def fetch_from_hub(name: str) -> Path:
+def fetch_from_hub(name: str, flag: str) -> Path:
     """Return the folder of a model in the hub's cache, downloading and verifying what is not there yet.
+
+    Args:
+        flag: which asked for it, for errors.
 
     Raises:
         ColakitError: if the hub does not give it, or gives something else than it says.
@@ -42,9 +45,9 @@ def fetch_from_hub(name: str) -> Path:
         raise
     except Exception as error:  # the hub's library passes on whatever its transport raises
         raise ColakitError(
-            f"--base: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
+            f"{flag}: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
             hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
-            "model into a folder and pass --base FOLDER.",
+            f"model into a folder and pass {flag} FOLDER.",
         ) from error
 
 
@@ -114,7 +117,7 @@ def _verify(path: Path) -> None:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise ColakitError(
-            f"--base: {path.name} was downloaded with checksum {found[:12]}…, the hub says "
+            f"{path.name} was downloaded with checksum {found[:12]}…, the hub says "
             f"{blob.name[:12]}…; it was deleted",
-            hint="Run again, or fetch the model elsewhere and pass --base FOLDER.",
+            hint="Run again, or fetch the model elsewhere and pass its folder.",
         )

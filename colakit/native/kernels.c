@@ -219,7 +219,7 @@ void attention(const real *qkv, const int64_t *starts, real *y, int64_t batch, i
         int64_t square = tokens * a.padded;
         const real *q = qkv + start * 3 * stride + pair % heads * width;
         real *out = y + start * stride + pair % heads * width;
-        float queries[3 * MOST_TOKENS * MOST_HEAD_WIDTH + 2 * MOST_TOKENS * MOST_TOKENS];
+        float room[3 * MOST_TOKENS * MOST_HEAD_WIDTH + 2 * MOST_TOKENS * MOST_TOKENS], *queries = room;
         float *keys = read_rows(q, 3 * stride, &a, queries);
         float *values = read_rows(q + stride, 3 * stride, &a, keys);
         float *probs = read_rows(q + 2 * stride, 3 * stride, &a, values), *factors = probs + square;
@@ -247,7 +247,7 @@ void attention_backward(const real *qkv, const int64_t *starts, const real *grad
         const real *q = qkv + start * 3 * stride + pair % heads * width;
         const real *upper = grad + start * stride + pair % heads * width;
         real *to = grad_qkv + start * 3 * stride + pair % heads * width;
-        float queries[4 * MOST_TOKENS * MOST_HEAD_WIDTH + 3 * MOST_TOKENS * MOST_TOKENS];
+        float room[4 * MOST_TOKENS * MOST_HEAD_WIDTH + 3 * MOST_TOKENS * MOST_TOKENS], *queries = room;
         float *keys = read_rows(q, 3 * stride, &a, queries);
         float *values = read_rows(q + stride, 3 * stride, &a, keys);
         float *uppers = read_rows(q + 2 * stride, 3 * stride, &a, values);

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from colakit.data.cache import default_cache
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
 from colakit.engine.device import prepare_cpu, resolve_compute
+from colakit.engine.graphs import StepGraphs
 from colakit.engine.objectives import classification
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt
@@ -157,11 +159,21 @@ class Finetuning:
         optimizer = torch.optim.AdamW(
             parameter_groups(model, lr=1e-4, weight_decay=0.0, lr_ratio=1.0), fused=True
         )
+        compute, graphs = compute.with_graphs("auto"), None
+        if compute.graphs:
+            trainable = [p for p in model.parameters() if p.requires_grad]
+            widest = model.config.num_positions
+            graphs = StepGraphs(trainable, compute.device, batch_size=self.batch_size, widest=widest)
+        model.train()
+        learn = partial(train, model, lr_at=lambda step: 1.0, compute=compute, graphs=graphs)
+        if graphs is not None:  # which are recorded in a run's first epoch
+            for _ in learn(self.batches(), classification, optimizer):
+                pass
         clock = Clock()
-        for step in train(
-            model.train(), self.batches(), classification, optimizer, lr_at=lambda step: 1.0, compute=compute
-        ):
+        for step in learn(self.batches(), classification, optimizer):
             clock.step(step.count)
+        if graphs is not None and graphs.failure is not None:
+            raise SystemExit(f"a step cannot be a CUDA graph here: {graphs.failure}")
         return clock.figures()
 
     def batches(self) -> Iterator[StepBatch]:

@@ -21,8 +21,10 @@ from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch
 from colakit.engine.inference import compute_logits
 from colakit.engine.metrics import accuracy_of_confusion, best_threshold, mcc_of_confusion, measure
+from colakit.engine.objectives import classification
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
+from colakit.models.gpt import GPTClassifier
 from colakit.models.lora import parameter_groups
 
 FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
@@ -83,6 +85,7 @@ class ClassifierFit(Fit):
                 "max_tokens": job.classifier.max_tokens,
                 **job.identity,
             },
+            widest=_widest_recorded(job),
         )
 
     def train(self) -> None:
@@ -221,3 +224,10 @@ class ClassifierFit(Fit):
         if self.average is not None:
             self.average.restore(self.progress.average)
         self.confusion = process
+
+
+def _widest_recorded(job: Job) -> int | None:
+    """Return `Lesson.widest`: the other objectives wait for the device, or change as training goes on."""
+    if job.objective is not classification or not isinstance(job.learner, GPTClassifier):
+        return None
+    return job.learner.config.num_positions

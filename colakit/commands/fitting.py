@@ -16,6 +16,7 @@ from colakit.console import ProgressTask
 from colakit.context import Context
 from colakit.engine.checkpoint import Checkpoint
 from colakit.engine.distributed import Processes
+from colakit.engine.graphs import StepGraphs
 from colakit.engine.objectives import Objective
 from colakit.engine.randomness import restore_rng, rng_state, seed_everything
 from colakit.engine.runs import RunFolder
@@ -38,6 +39,8 @@ class Lesson:
         training: rate, batch, schedule and how often things are done.
         max_steps: optimizer steps in all.
         identity: plain data that must agree between a run and its resumption.
+        widest: most tokens of a batch, where a step can be recorded: it never waits for the device, and its
+            loss is one function from the first to the last. None where it cannot.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class Lesson:
     training: LoopSettings
     max_steps: int
     identity: Mapping[str, Any]
+    widest: int | None = None
 
 
 class Fit(ABC):
@@ -65,6 +69,9 @@ class Fit(ABC):
         self.training = lesson.training
         is_gpt = any(isinstance(module, Transformer) for module in lesson.model.modules())
         self.compute = context.training_compute if is_gpt else context.compute  # kernels are GPT's
+        if lesson.widest is not None and group.world_size == 1:
+            self.compute = self.compute.with_graphs(context.settings.graphs)
+        self.graphs: StepGraphs | None = None
         self.model, self.optimizer = lesson.model, lesson.optimizer
         self.max_steps = lesson.max_steps
         self.step = 0
@@ -115,6 +122,7 @@ class Fit(ABC):
         """Train until the last step, an early stop or a signal."""
         self.began = time.monotonic() - self.seconds
         self.model.train()
+        self.graphs = self._step_graphs()
         reports = train(
             self.group.replicate(self.model, self.compute),
             self.batches(),
@@ -126,12 +134,23 @@ class Fit(ABC):
             clip_norm=self.training.clip_norm,
             start_step=self.step,
             largest=self.largest,
+            graphs=self.graphs,
         )
         what = f"{self.context.command}, seed {self.context.settings.seed}"
         with stop_requests() as stop, self.context.reporter.progress(what, self.max_steps, self.step) as bar:
             while not self.is_stale() and (report := next(reports, None)) is not None:
                 self._after_step(report, bar)
                 self._leave_if_asked(stop)
+
+    def _step_graphs(self) -> StepGraphs | None:
+        if not self.compute.graphs or self.lesson.widest is None:
+            return None
+        return StepGraphs(
+            [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
+            self.compute.device,
+            batch_size=self.training.batch_size,
+            widest=self.lesson.widest,
+        )
 
     def lr_at(self, max_steps: int) -> Callable[[int], float]:
         """Return the multiplier of the peak rate at each step of a run of `max_steps`."""
@@ -151,6 +170,11 @@ class Fit(ABC):
                 f"step {report.step}: memory ran out; going on with micro-batches of at most "
                 f"{report.largest}, and the same batch"
             )
+        if self.graphs is not None and self.graphs.failure is not None:
+            self.context.reporter.warn(
+                f"step {report.step}: going on without CUDA graphs ({self.graphs.failure})"
+            )
+            self.graphs = None
         self.seconds = time.monotonic() - self.began
         line = self.observe(report)
         if report.step % self.training.log_every == 0:
@@ -244,14 +268,16 @@ class Fit(ABC):
     def require_identity(self, saved: Mapping[str, Any]) -> None:
         """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was.
 
-        A run that was begun without kernels goes on without, unless they are asked for.
+        A run that was begun without kernels or graphs goes on without, unless they are asked for.
         """
         plain = self.context.compute
-        if self.context.settings.kernels == "auto" and saved.get("compute") == plain.arithmetic:
+        if self.context.settings.kernels != "always" and saved.get("compute") == plain.arithmetic:
             self.compute = plain
         if differing := differences(saved, self._identity()):
             if self.compute.kernels is None and "kernels" in str(saved.get("compute")):
                 hint = "It began with kernels, for which a C compiler and --set kernels=auto are needed."
+            elif not self.compute.graphs and "graphs" in str(saved.get("compute")):
+                hint = "It began with CUDA graphs, for which a GPU and --set graphs=auto are needed."
             else:
                 hint = f"Resume with its own settings: --config {self.run.settings}"
                 if saved.get("compute") != self.compute.arithmetic:

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from colakit.engine.metrics import Bootstrap, Interval, Labels, Metrics, mcnemar, measure
 
-NOT_THE_EXPERIMENT = ("seed", "device", "precision", "cache", "generate", "predict", "evaluate", "plot")
+NOT_THE_EXPERIMENT = (
+    *("seed", "device", "precision", "kernels", "graphs", "cache"),
+    *("generate", "predict", "evaluate", "plot"),
+)
 
 
 def teachers_of(origin: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -27,17 +27,20 @@ class Compute:
         dtype: what frozen weights are stored in and matrices multiplied in; trainable parameters are fp32.
         reason: why, for people.
         kernels: C code for training on a CPU, compiled when first used; None computes everything with torch.
+        graphs: whether a training step on a GPU is recorded as a CUDA graph, where it can be.
     """
 
     device: torch.device
     dtype: torch.dtype
     reason: str
     kernels: Kernels | None = None
+    graphs: bool = False
 
     @property
     def arithmetic(self) -> str:
         """What sums depend on, as plain data: two runs that agree in it can give the same bytes."""
-        return f"{self.device.type}, {self.dtype}{', kernels' if self.kernels else ''}"
+        fast = f"{', kernels' if self.kernels else ''}{', graphs' if self.graphs else ''}"
+        return f"{self.device.type}, {self.dtype}{fast}"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -81,6 +84,16 @@ class Compute:
         if wanted == "always":
             raise ColakitError(f"kernels: always, but: {why}", hint="Install a C compiler, or say auto.")
         return replace(self, reason=f"{self.reason}; without kernels: {why}")
+
+    def with_graphs(self, wanted: str) -> Compute:
+        """Return this compute for training in one process: with CUDA graphs on a GPU, where they are wanted.
+
+        Args:
+            wanted: `auto` or `never`.
+        """
+        if wanted == "never" or self.device.type != "cuda":
+            return self
+        return replace(self, reason=f"{self.reason}; steps as CUDA graphs", graphs=True)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move `model` to the device; a GPT's frozen matrices are stored in `dtype`, everything else in fp32.

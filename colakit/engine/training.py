@@ -1,6 +1,6 @@
 """The only training loop. It yields a report a step; printing, evaluating and saving are its caller's.
 
-`train` -> `_train_step` -> `_accumulate` -> `_backward`: four altitudes of one loop, the same for
+`train` -> `_train_step` -> `_gradients` -> `_backward`: four altitudes of one loop, the same for
 classification, distillation and language modelling, which differ in their objective alone.
 """
 
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from colakit.data.batches import Batch
 from colakit.engine.device import Compute
 from colakit.engine.distributed import Processes
+from colakit.engine.graphs import Gradients, StepGraphs
 from colakit.engine.objectives import Loss, Objective
 from colakit.engine.randomness import restore_rng, rng_state
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
@@ -68,6 +69,18 @@ class StepReport:
     largest: int | None = None
 
 
+@dataclass(frozen=True)
+class Learning:
+    """What every step of a training has in common; `train` explains it."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    compute: Compute
+    group: Processes
+    clip_norm: float | None
+
+
 def train(
     model: nn.Module,
     batches: Iterable[StepBatch],
@@ -80,6 +93,7 @@ def train(
     clip_norm: float | None = 1.0,
     start_step: int = 0,
     largest: int | None = None,
+    graphs: StepGraphs | None = None,
 ) -> Iterator[StepReport]:
     """Train `model` on every batch of `batches` in turn, yielding after each step.
 
@@ -94,65 +108,67 @@ def train(
         clip_norm: longest gradient, in the 2-norm over all parameters; None does not clip.
         start_step: steps that were taken before, when a run is resumed.
         largest: the last report's `largest`, when a run is resumed.
+        graphs: take over whole batches, one micro-batch each, as far as memory suffices.
 
     Raises:
         ColakitError: if a loss or gradient is not finite, naming step and batch; or if memory runs out with
             a single sentence (or group), or in one of several processes. The step is not taken.
     """
-    group = group or Processes()
+    learning = Learning(model, objective, optimizer, compute, group or Processes(), clip_norm)
     for param_group in optimizer.param_groups:
         param_group.setdefault("peak_lr", param_group["lr"])
     for step, batch in enumerate(batches, start=start_step):
         for param_group in optimizer.param_groups:
             param_group["lr"] = param_group["peak_lr"] * lr_at(step)
-        report = _train_step(model, batch, objective, optimizer, compute, group, clip_norm, step, largest)
+        report = _train_step(learning, batch, step, largest, graphs)
         largest = report.largest
         yield report
 
 
 def _train_step(
-    model: nn.Module,
-    batch: StepBatch,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    compute: Compute,
-    group: Processes,
-    clip_norm: float | None,
-    step: int,
-    largest: int | None,
+    learning: Learning, batch: StepBatch, step: int, largest: int | None, graphs: StepGraphs | None
 ) -> StepReport:
-    rng = rng_state(compute.device)
-    while True:
-        optimizer.zero_grad(set_to_none=True)
-        try:
-            total, predictions = _accumulate(model, batch, objective, compute, group, largest)
-            break
-        except torch.OutOfMemoryError as error:
-            largest = _halved(batch, largest, group, step, error)
-        if compute.device.type == "cuda":  # after the handler, whose traceback held the tensors
-            torch.cuda.empty_cache()
-        restore_rng(rng, compute.device)
-    trainable = [p for param_group in optimizer.param_groups for p in param_group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trainable, clip_norm if clip_norm is not None else float("inf"))
-    mean_loss = (group.sum(total) / batch.count).item()  # waits for a GPU
-    grad_norm = norm.item()
+    found = None
+    if graphs is not None and largest is None and len(batch.micro_batches) == 1:
+        (whole,) = batch.micro_batches
+        found = graphs.gradients(whole, lambda static: _gradients(learning, [static], batch.count))
+    if found is None:
+        found, largest = _gradients_that_fit(learning, batch, step, largest)
+    mean_loss = (learning.group.sum(found.total) / batch.count).item()  # waits for a GPU
+    grad_norm = found.norm.item()
     if not (abs(mean_loss) < float("inf") and grad_norm < float("inf")):
         raise ColakitError(
             f"step {step + 1}: the loss is {mean_loss} and the gradient's norm {grad_norm} on {batch.name}",
             hint=SPOILT_HINT,
             exit_code=EXIT_FAILED,
         )
-    optimizer.step()
-    lr = optimizer.param_groups[0]["lr"]
-    return StepReport(step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, predictions, largest)
+    learning.optimizer.step()
+    lr = learning.optimizer.param_groups[0]["lr"]
+    return StepReport(
+        step + 1, batch.epoch, mean_loss, lr, grad_norm, batch.count, found.predictions, largest
+    )
 
 
-def _halved(
-    batch: StepBatch, largest: int | None, group: Processes, step: int, error: torch.OutOfMemoryError
-) -> int:
+def _gradients_that_fit(
+    learning: Learning, batch: StepBatch, step: int, largest: int | None
+) -> tuple[Gradients, int | None]:
+    """Return the step's gradients, and the size of micro-batches with which memory sufficed for them."""
+    device = learning.compute.device
+    rng = rng_state(device)
+    while True:
+        micro_batches = [part for whole in batch.micro_batches for part in whole.split(largest)]
+        try:
+            return _gradients(learning, micro_batches, batch.count), largest
+        except torch.OutOfMemoryError as error:
+            largest = _halved(micro_batches, learning.group, step, error)
+        if device.type == "cuda":  # after the handler, whose traceback held the tensors
+            torch.cuda.empty_cache()
+        restore_rng(rng, device)
+
+
+def _halved(micro_batches: list[Batch], group: Processes, step: int, error: torch.OutOfMemoryError) -> int:
     """Return the size of micro-batches to go on with, or raise `ColakitError` where there is none."""
-    size = max(len(part) for whole in batch.micro_batches for part in whole.split(largest))
-    least = batch.micro_batches[0].group
+    size, least = max(map(len, micro_batches)), micro_batches[0].group
     if size > least and group.world_size == 1:  # the others would wait for the sum that this one broke off
         half = -(-size // 2)
         return max(least, half - half % least)
@@ -163,41 +179,28 @@ def _halved(
     ) from error
 
 
-def _accumulate(
-    model: nn.Module,
-    batch: StepBatch,
-    objective: Objective,
-    compute: Compute,
-    group: Processes,
-    largest: int | None,
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Add up the gradients of a step; return the summed loss and the predictions."""
+def _gradients(learning: Learning, micro_batches: list[Batch], count: int) -> Gradients:
+    """Add up the gradients of a step, and clip them."""
+    learning.optimizer.zero_grad(set_to_none=True)
     predictions: list[tuple[Tensor, Tensor]] = []
-    total = torch.zeros((), device=compute.device)
-    micro_batches = [part for whole in batch.micro_batches for part in whole.split(largest)]
-    for position, micro_batch in enumerate(micro_batches):
-        on_device = micro_batch.to(compute.device)
-        is_last = position == len(micro_batches) - 1
-        loss = _backward(model, on_device, objective, batch.count, compute, group, is_last)
+    total = torch.zeros((), device=learning.compute.device)
+    for position, micro_batch in enumerate(micro_batches, start=1):
+        on_device = micro_batch.to(learning.compute.device)
+        loss = _backward(learning, on_device, count, is_last=position == len(micro_batches))
         total += loss.total.detach() * on_device.weight
         if loss.logits is not None and on_device.labels is not None and on_device.weight:
             predictions.append((loss.logits, on_device.labels))
-    return total, predictions
+    trainable = [p for param_group in learning.optimizer.param_groups for p in param_group["params"]]
+    longest = learning.clip_norm if learning.clip_norm is not None else float("inf")
+    return Gradients(total, torch.nn.utils.clip_grad_norm_(trainable, longest), predictions)
 
 
-def _backward(
-    model: nn.Module,
-    batch: Batch,
-    objective: Objective,
-    count: int,
-    compute: Compute,
-    group: Processes,
-    is_last: bool,
-) -> Loss:
+def _backward(learning: Learning, batch: Batch, count: int, *, is_last: bool) -> Loss:
     """Add this micro-batch's gradient; DDP averages over processes, hence the factor world_size."""
+    model = learning.model
     waits = isinstance(model, DistributedDataParallel) and not is_last
     with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-        with compute.autocast():
-            loss = objective(model, batch)
-        (loss.total * (batch.weight * group.world_size / count)).backward()
+        with learning.compute.autocast():
+            loss = learning.objective(model, batch)
+        (loss.total * (batch.weight * learning.group.world_size / count)).backward()
     return loss

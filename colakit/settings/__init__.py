@@ -60,6 +60,10 @@ class Settings(Section):
         "auto",
         description="train on a CPU with C code compiled here; auto is under Linux, with a compiler",
     )
+    graphs: Literal["auto", "never"] = Field(
+        "auto",
+        description="tune a GPT on a GPU with each step recorded as a CUDA graph; auto is in one process",
+    )
     cache: str | None = Field(
         None, description="folder of downloads and computed arrays; null is the user's cache"
     )

@@ -111,6 +111,6 @@ bench: install-bench ## how fast everything is, beside PEFT and the Trainer, in 
 bench-full: install-bench ## the same at GPT-2 small's size on the whole corpus; hours on two cores, minutes on a GPU
 	$(BIN)/python benchmarks/suite.py --scale full --out benchmarks/results/suite-full.json
 
-clean: ## remove the environment, caches and demo; runs/ stays
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,13 +2,16 @@
 
     python benchmarks/finetuning.py [--base FOLDER] [--data CORPUS] [--steps N] [--repeats N] [--out FILE]
 
-Without `--base` the rival and colakit get a GPT-2 small of true size with random weights. Both see the same
-sentences, rank, targets and batch size; what differs is the program.
+Without `--base` the rival and colakit get a GPT-2 small of true size with random weights. Rank, targets and
+batch size are the same; what differs is the program. Each plans an epoch in its own way, and is measured on
+batches from all parts of it, from the shortest to the longest, so that a few steps read as many tokens a
+sentence as an epoch does; a second table says how many each read.
 
 Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer grouping by length in every
 precision that the hardware has (the best that its flags reach), colakit in each, and the ceiling of each:
-the step's matrix products with the frozen weights, forward and backward, and nothing else. Rows stand beside
-ours of the same precision, the Trainer as it comes beside ours as it comes.
+the step's matrix products with the frozen weights, forward and backward, as far as a step needs them (of the
+last block's, most are of last tokens alone), and nothing else. Rows stand beside ours of the same precision,
+the Trainer as it comes beside ours as it comes.
 """
 
 from __future__ import annotations
@@ -34,15 +37,18 @@ from colakit.data.tokens import Tokens
 from colakit.engine.device import prepare_cpu, resolve_compute
 from colakit.engine.graphs import StepGraphs
 from colakit.engine.objectives import classification
+from colakit.engine.optimizers import tuning_optimizer
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.models.gpt import GPT
 from colakit.models.gpt_config import GPTConfig
-from colakit.models.lora import LoRAConfig, inject, parameter_groups, train_also
+from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.toy import ToyGrammar
 
 OURS = "colakit, as it comes"
+Plan = list[np.ndarray[Any, np.dtype[np.int64]]]
 RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
+READ = Figure("tokens_per_sentence", "tokens a sentence", more_is_better=True)
 MEMORY = Figure("device_mib", "MiB of the device, at most")
 AIMS = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
     "as it comes 15 times, best flags 3 times and 0.55 times the products, with bf16 matrix units; fp32 "
@@ -116,13 +122,16 @@ class Finetuning:
     scratch: Path
 
     def tables(self, repeats: int) -> list[Table]:
-        """Measure all ways in turn; return sentences a second and, on a GPU, its memory."""
+        """Measure all ways in turn; return sentences a second, their length and, on a GPU, its memory."""
         prepare_cpu()  # as the commands do; it helps the rival as well
         quiet()
         ways = self.ways()
         found = in_turn(ways, repeats)
         title = f"Fine-tuning, steps of {self.batch_size} sentences"
-        tables = [compare(title, ways, found, RATE, ours=OURS, aims=AIMS)]
+        tables = [
+            compare(title, ways, found, RATE, ours=OURS, aims=AIMS),
+            compare(f"{title}: what they read", ways, found, READ, ours=OURS),
+        ]
         if torch.cuda.is_available():
             tables.append(compare(f"{title}: memory", ways, found, MEMORY, ours=OURS))
         return tables
@@ -156,9 +165,7 @@ class Finetuning:
         inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
         train_also(model, layernorm=False, head=True)
         compute.place(model)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, lr=1e-4, weight_decay=0.0, lr_ratio=1.0), fused=True
-        )
+        optimizer = tuning_optimizer(model, lr=1e-4, weight_decay=0.0, lr_ratio=1.0)
         compute, graphs = compute.with_graphs("auto"), None
         if compute.graphs:
             trainable = [p for p in model.parameters() if p.requires_grad]
@@ -174,7 +181,7 @@ class Finetuning:
             clock.step(step.count)
         if graphs is not None and graphs.failure is not None:
             raise SystemExit(f"a step cannot be a CUDA graph here: {graphs.failure}")
-        return clock.figures()
+        return {**clock.figures(), **self.tokens_per_sentence(self.plan())}
 
     def batches(self) -> Iterator[StepBatch]:
         """Yield colakit's batches."""
@@ -183,42 +190,86 @@ class Finetuning:
                 micro_batches(self.examples, index, self.batch_size), len(index), 0, f"{position}"
             )
 
-    def plan(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    def plan(self) -> Plan:
         """Return which sentences colakit's batches hold."""
-        return plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0)[: self.steps + 1]
+        return self.spread(plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0))
+
+    def trainers_plan(self, best: str | None) -> Plan:
+        """Return which sentences the Trainer's batches hold: shuffled, or grouped by its own sampler."""
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        lengths = self.examples.tokens.lengths
+        order = np.random.default_rng(0).permutation(len(lengths))
+        if best is not None:
+            generator = torch.Generator().manual_seed(0)
+            order = np.array(
+                list(LengthGroupedSampler(self.batch_size, lengths=lengths.tolist(), generator=generator))
+            )
+        return self.spread(np.split(order, range(self.batch_size, len(order), self.batch_size)))
+
+    def spread(self, plan: Plan) -> Plan:
+        """Return an epoch's batches, one from each part of it by length, behind one that warms up.
+
+        Of a thousand such draws it is the one whose tokens are nearest to an epoch's.
+        """
+        whole = np.array([index for index in plan if len(index) == self.batch_size])
+        tokens = self.examples.tokens.lengths[whole].sum(axis=1)
+        by_length = np.argsort(tokens)
+        generator = np.random.default_rng(0)
+        parts = np.array_split(by_length, self.steps)
+        draws = np.stack([generator.choice(part, size=1000) for part in parts], axis=1)
+        nearest = np.abs(tokens[draws].mean(axis=1) - tokens.mean()).argmin()
+        return [whole[by_length[len(whole) // 2]], *whole[generator.permutation(draws[nearest])]]
+
+    def tokens_per_sentence(self, plan: Plan) -> dict[str, float]:
+        """Return the real tokens of a sentence in the steps that are measured."""
+        lengths = self.examples.tokens.lengths
+        return {READ.key: float(lengths[np.concatenate(plan[1:])].mean())}
 
     def products(self, precision: str) -> dict[str, float]:
         """Work as if a step were its products with the frozen weights: x·Wᵀ and g·W."""
         compute = resolve_compute("auto", precision)
         body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
-        weights = [m.weight for m in body.h.modules() if isinstance(m, torch.nn.Linear)]
+        layers = {n: m.weight for n, m in body.h.named_modules() if isinstance(m, torch.nn.Linear)}
+        first, last = "0.attn.c_attn", f"{len(body.h) - 1}."
+        weights = [
+            # whether only last tokens are multiplied, and whether there is a gradient to be handed on
+            (weight, name.startswith(last) and not name.endswith("c_attn"), name != first)
+            for name, weight in layers.items()
+        ]
         plan = self.plan()
-        rows = [int(self.examples.tokens.lengths[index].sum()) for index in plan]  # no padding
+        tokens = [int(self.examples.tokens.lengths[index].sum()) for index in plan]  # no padding
         inputs = {
-            size: torch.randn(max(rows), size, device=compute.device).to(weights[0].dtype)
-            for size in {side for weight in weights for side in weight.shape}
+            size: torch.randn(max(tokens), size, device=compute.device).to(compute.dtype)
+            for size in {side for weight in layers.values() for side in weight.shape}
         }
         clock = Clock()
-        for index, count in zip(plan, rows, strict=True):
-            for weight in weights:
-                inputs[weight.shape[1]][:count] @ weight.t()
-                inputs[weight.shape[0]][:count] @ weight
+        for index, count in zip(plan, tokens, strict=True):
+            for weight, last_alone, has_backward in weights:
+                rows = len(index) if last_alone else count
+                inputs[weight.shape[1]][:rows] @ weight.t()
+                if has_backward:
+                    inputs[weight.shape[0]][:rows] @ weight
             clock.step(len(index))
-        return clock.figures()
+        return {**clock.figures(), **self.tokens_per_sentence(plan)}
 
     def trainer(self, best: str | None) -> dict[str, float]:
         """Train with PEFT and the Trainer; `best` as in `rivals.training_arguments`."""
         from transformers import PrinterCallback, Trainer, TrainerCallback
 
-        clock, batch_size = Clock(), self.batch_size
+        clock, batch_size, plan = Clock(), self.batch_size, self.trainers_plan(best)
 
         class Ticks(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 clock.step(batch_size)
 
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler[int]:
+                return torch.utils.data.SequentialSampler(rows)
+
         tokens, labels = self.examples.tokens, self.examples.labels.tolist()
-        rows = [{"input_ids": tokens.sentence(i).tolist(), "labels": label} for i, label in enumerate(labels)]
-        trainer = Trainer(
+        rows = [{"input_ids": tokens.sentence(i).tolist(), "labels": labels[i]} for i in np.concatenate(plan)]
+        trainer = InOrder(
             tuned_model(self.base),
             training_arguments(self.scratch / "trainer", batch_size, best, max_steps=self.steps + 1),
             train_dataset=rows,
@@ -227,7 +278,7 @@ class Finetuning:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return clock.figures()
+        return {**clock.figures(), **self.tokens_per_sentence(plan)}
 
 
 class Clock:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -354,6 +355,9 @@ def with_bare_resume(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; known faults are printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # whatever the locale says: sentences hold any letter
+            stream.reconfigure(encoding="utf-8")
     try:
         app(args=with_bare_resume(sys.argv[1:] if arguments is None else arguments), prog_name="colakit")
     except ColakitError as error:

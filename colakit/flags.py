@@ -80,7 +80,7 @@ def command(
 ) -> Callable[[Callable[..., None]], None]:
     """Register a command whose flags stand for settings.
 
-    The function below it takes a `Context` and its own arguments, calls `context.run`, and has no other work.
+    The function below it takes a `Context` and its own arguments, and hands them on to the command's module.
 
     Args:
         flags: flag -> dotted key of the setting.

@@ -191,7 +191,9 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     key = next((key for key in layers if path == key or path.startswith(key + ".")), None)
     if key is None:  # a rule over a whole section: name what was set in it
-        origins = sorted({origin for name, (origin, _) in layers.items() if name.startswith(path)})
+        inside = {name: origin for name, (origin, _) in layers.items() if name.startswith(f"{path}.")}
+        named = {name: origin for name, origin in inside.items() if name.rpartition(".")[2] in fault["msg"]}
+        origins = sorted(set((named or inside).values()))
         return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
     origin, value = layers[key]
     written = repr(value)

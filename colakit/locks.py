@@ -50,9 +50,8 @@ class Lock:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
-            self.path.unlink(
-                missing_ok=True
-            )  # before it is let go, so that nobody locks a file without a name
+            # before it is let go, so that nobody locks a file without a name
+            self.path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def _acquire(self, wait_seconds: float, waiting: Callable[[str], object]) -> int:

@@ -65,7 +65,7 @@ def parse_yaml(text: str) -> Any:
 
 def to_yaml(settings: Settings) -> str:
     """Return the settings as YAML that `--config` takes back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, width=float("inf"))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

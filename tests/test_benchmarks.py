@@ -10,11 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+
+from colakit.data.batches import Examples
+from colakit.data.tokens import Tokens
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 PARTS = {  # titles of the tables, and the rows whose ratio is missing because they are what is compared
-    "finetuning": (1, "colakit, as it comes"),
+    "finetuning": (2, "colakit, as it comes"),
     "pretraining": (1, "colakit with AdamW"),
     "commands": (2, "colakit finetune"),
     "students": (1, "colakit, as it comes"),
@@ -58,6 +62,24 @@ def test_the_suite_writes_machine_versions_settings_and_tables(tmp_path: Path) -
 @pytest.mark.slow
 def test_every_part_of_the_suite_runs(tmp_path: Path) -> None:
     check(run_suite(*PARTS, out=tmp_path / "suite.json"), *PARTS)
+
+
+def test_both_sides_read_sentences_of_the_corpuss_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    finetuning = importlib.import_module("finetuning")
+    generator = np.random.default_rng(0)
+    lengths = np.concatenate([generator.integers(1, 9, size=1500), generator.integers(9, 46, size=500)])
+    generator.shuffle(lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    examples = Examples(
+        Tokens(np.zeros(offsets[-1], dtype=np.int32), offsets), np.zeros(2000, dtype=np.int64)
+    )
+    for steps in (4, 8):
+        bench = finetuning.Finetuning(Path(), examples, steps, 32, Path())
+        for plan in (bench.plan(), bench.trainers_plan(None), bench.trainers_plan("fp32")):
+            assert [len(index) for index in plan] == [32] * (steps + 1)
+            read = bench.tokens_per_sentence(plan)["tokens_per_sentence"]
+            assert read == pytest.approx(lengths.mean(), rel=0.02)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from colakit.cli import app
 from colakit.commands import predict
+from colakit.loading import resolve
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -372,6 +374,52 @@ def test_config_show_tells_where_values_come_from(
         assert line in out.splitlines(), line
     (tmp_path / "again.yaml").write_text(out)
     assert colakit("config", "show", "--config", tmp_path / "again.yaml")[0] == 0
+
+
+def test_config_show_stays_yaml_whatever_a_value_holds(colakit: Run, tmp_path: Path) -> None:
+    long = "a folder with spaces and a long name " * 5 + "# and a hash"
+    code, out, err = colakit("config", "show", "--set", f"cache='{long}'", "--set", 'base="one\\ntwo"')
+    assert code == 0, err
+    (tmp_path / "shown.yaml").write_text(out, encoding="utf-8")
+    settings = resolve(config=tmp_path / "shown.yaml", environment={}).settings
+    assert (settings.cache, settings.base) == (long, "one\ntwo")
+
+
+def test_doctor_compiles_nothing_in_a_dry_run(colakit: Run, tmp_path: Path) -> None:
+    code, _, err = colakit("doctor", "--dry-run", "--set", f"cache={tmp_path / 'unused'}")
+    assert code == 0, err
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_rule_over_a_section_names_what_was_set_in_it_alone(colakit: Run) -> None:
+    micro = ["--set", "finetune.micro_batch_size=3"]
+    code, _, err = colakit("finetune", "--batch-size", 8, *micro, "--rank", 4, "--epochs", 2, "--dry-run")
+    assert code == 2
+    said = " ".join(err.split())
+    assert "--batch-size, --set finetune.micro_batch_size=3: finetune: batch_size (=8) must be" in said
+    assert "--epochs" not in said
+
+
+def test_a_micro_batch_may_be_larger_than_the_batch() -> None:
+    assert resolve(assignments=["pretrain.batch_size=2"], environment={}).settings.pretrain.batch_size == 2
+
+
+def test_plot_puts_one_run_s_curves_where_it_is_told(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    code, out, err = colakit("plot", runs["finetune"], "--out", tmp_path / "figures")
+    assert code == 0, err
+    assert (tmp_path / "figures" / "curves.png").is_file()
+    assert str(tmp_path / "figures") in "".join(out.split())
+
+
+def test_predict_writes_utf_8_whatever_the_locale(runs: dict[str, Path]) -> None:
+    words = [sys.executable, "-m", "colakit", "predict", "--model", str(runs["distill"])]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    sentence = "Naïve cafés — 中."
+    done = subprocess.run(words, input=sentence.encode(), capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert sentence in done.stdout.decode("utf-8")
 
 
 def test_doctor_tells_device_and_reason(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,15 @@ def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit:
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
 
 
+def test_a_demo_does_not_begin_in_a_folder_that_holds_something(colakit: Run, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine", encoding="utf-8")
+    code, _, err = colakit("demo", "--out", tmp_path / "there")
+    assert code == 2
+    assert "is not empty" in err
+    assert "--resume" not in err
+
+
 def test_the_demos_settings_are_found_by_name_from_anywhere(tmp_path: Path) -> None:
     settings = resolve(config=Path("demo"), environment={}).settings
     assert settings.base == "builtin"

@@ -71,6 +71,14 @@ def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Cor
     assert corruptor.corrupt("Stop!", random.Random(0)) is None
 
 
+def test_a_name_keeps_its_capital_wherever_it_goes(corruptor: Corruptor) -> None:
+    found = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
+    assert len(found) > 20
+    assert not any("john" in str(sentence) for sentence in found)
+    moved = {corruptor.corrupt("Cats have seen him.", random.Random(seed)) for seed in range(60)}
+    assert any(" cats" in str(sentence) for sentence in moved)  # a word that was seen in lower case
+
+
 @pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
 def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> None:
     torch.manual_seed(0)

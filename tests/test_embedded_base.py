@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.classifier import load_classifier
 from colakit.interop.gpt2 import EMBEDDED, load_gpt
 from colakit.models.gpt import GPT
 
+Run = Callable[..., tuple[int, str, str]]
 SENTENCES = [
     "The keys to the old house are here.",
     "Which book did you say that she had bought yesterday?",
@@ -41,6 +45,19 @@ def test_transformers_opens_it_and_computes_the_same_logits(ours: tuple[GPT, Sen
         with torch.no_grad():
             # fp32 on both sides, products in another order
             assert_close(model(row), theirs(input_ids=row).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+def test_peft_opens_an_adapter_on_it_and_so_does_colakit(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForSequenceClassification
+
+    where = ["--base", "builtin", "--data", toy / "corpus", "--out", tmp_path / "run"]
+    code, _, err = colakit("finetune", *where, "--epochs", 1)
+    assert code == 0, err
+    adapter = tmp_path / "run" / "adapter"
+    theirs = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=2)
+    assert sum("lora_A" in name for name, _ in theirs.named_parameters()) == 24
+    assert load_classifier(str(adapter)).origin["base"] == "builtin"
 
 
 def test_it_is_small_and_stored_in_bf16() -> None:

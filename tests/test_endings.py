@@ -280,9 +280,8 @@ def test_what_only_training_knows_is_kept_across_a_stop(
     assert colakit(*arguments, *teacher, *data, "--out", tmp_path / "parts")[0] == 143
     monkeypatch.undo()
     assert colakit(arguments[0], "--resume", "--out", tmp_path / "parts", "--quiet")[0] == 0
-    shutil.rmtree(
-        tmp_path / "parts" / "checkpoints" / "step-00000005", ignore_errors=True
-    )  # where it stopped
+    stopped_at = tmp_path / "parts" / "checkpoints" / "step-00000005"
+    shutil.rmtree(stopped_at, ignore_errors=True)
     whole = left_by(tmp_path / "whole")
     assert {"metrics.jsonl", "summary.json", "checkpoints/step-00000014/state.pt"} <= set(whole)
     found = left_by(tmp_path / "parts")

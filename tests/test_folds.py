@@ -288,9 +288,8 @@ def test_cores_are_shared_among_the_processes(
 def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_resumable(
     copy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        command, "physical_cores", lambda: 2
-    )  # else the first is finished when the other fails
+    # else the first is finished when the other fails
+    monkeypatch.setattr(command, "physical_cores", lambda: 2)
     (copy / "summary.json").unlink()
     for number in (1, 2):
         shutil.rmtree(copy / f"fold-{number}")
@@ -331,7 +330,9 @@ def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tm
     assert f"Continue: colakit finetune --folds 2 --resume --out {out}" in said
     assert not list(out.rglob("run.lock"))
     assert not list(out.glob("fold-*/summary.json"))
-    for fold in {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}:
+    begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
+    assert begun
+    for fold in begun:
         assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
 
 

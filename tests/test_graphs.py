@@ -16,6 +16,7 @@ from colakit.data.batches import Batch
 from colakit.engine.device import Compute
 from colakit.engine.graphs import WIDTH, Gradients, Replay, StepGraphs
 from colakit.engine.objectives import classification
+from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport, train
 from colakit.models.gpt import GPT
 from colakit.models.gpt_config import GPTConfig
@@ -226,6 +227,10 @@ def test_finetune_trains_with_them_and_says_where_it_cannot(
         for name in ("graphs", "plain")
     )
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+
+    if refuses:
+        state = RunFolder(tmp_path / "graphs").checkpoints.load(pytest.fail).state
+        assert state["graphs_failed"] is True
 
     code, _, err = colakit(*common, "--out", tmp_path / "graphs", "--resume", "--set", "graphs=never")
     assert code == 2

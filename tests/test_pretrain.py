@@ -145,6 +145,27 @@ def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, t
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 8
 
 
+def test_a_finished_run_is_not_made_longer_in_silence(
+    pretrained: Path, text: Path, colakit: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(pretrained, out)
+    code, _, err = colakit("pretrain", text, *SMALL, "--tokens", 40960, "--out", out, "--resume")
+    assert code == 2
+    said = " ".join(err.split())
+    assert "is finished after 40 steps; 80 are wanted now" in said
+    assert f"--init-from {out / 'base'}" in said
+
+
+def test_plot_and_evaluate_say_that_a_base_is_no_classifier(pretrained: Path, colakit: Run) -> None:
+    code, _, err = colakit("plot", pretrained)
+    assert code == 2
+    assert "made a base, no classifier" in " ".join(err.split())
+    code, _, err = colakit("evaluate", pretrained, "--data", "builtin")
+    assert code == 2
+    assert f"tune it with --base {pretrained / 'base'}" in " ".join(err.split())
+
+
 def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Path) -> None:
     one_sentence = tmp_path / "one.txt"
     one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")

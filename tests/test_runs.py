@@ -192,6 +192,20 @@ def test_resuming_with_other_settings_is_refused_by_name(
     assert "seed was 0, is 5" in err
 
 
+def test_resuming_with_other_dev_data_is_refused(
+    toy: Path, colakit: Run, tmp_path: Path, tuned: Path
+) -> None:
+    corpus = shutil.copytree(toy / "corpus", tmp_path / "corpus")
+    dev = next(corpus.rglob("in_domain_dev.tsv"))
+    source, label, *rest = dev.read_text(encoding="utf-8").split("\t")
+    dev.write_text("\t".join([source, str(1 - int(label)), *rest]), encoding="utf-8")
+    shutil.copytree(tuned, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    code, _, err = colakit("finetune", "--resume", "--out", tmp_path / "run", "--data", corpus)
+    assert code == 2
+    assert "id_dev was" in " ".join(err.split())
+
+
 def test_resuming_with_another_limit_on_length_is_refused(
     toy: Path, colakit: Run, tmp_path: Path, tuned: Path
 ) -> None:

@@ -173,6 +173,22 @@ def test_a_window_is_the_end_of_text_then_a_sentence(stream: Stream, tokenizer: 
     assert windows.count(plan) == int(batch.attention_mask[:, 1:].sum())
 
 
+def test_sentences_of_other_alphabets_are_found_too() -> None:
+    assert sentences("Кошка спит. Собака лает! Élan vital. ok. 猫在睡觉. 狗") == [
+        *("Кошка спит.", " Собака лает!", " Élan vital. ok.", " 猫在睡觉.", " 狗"),
+    ]
+
+
+def test_text_without_sentences_is_read_whole(tokenizer: SentenceTokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "lower.txt"
+    path.write_text("the cat sleeps and the dog barks " * 40, encoding="utf-8")
+    stream = encode_text([path], tokenizer, None)
+    windows = Windows({"lower": TextSource(stream)}, Vocabulary.of(tokenizer), 8, tokenizer.end_of_text_id)
+    places = windows.plan(0, 0)[:, 1]
+    read = {token for place in places for token in range(place, min(place + 8, len(stream)))}
+    assert len(read) > 0.9 * len(stream)
+
+
 def test_an_epoch_is_a_function_of_its_number_and_reads_repeats(
     stream: Stream, tokenizer: SentenceTokenizer
 ) -> None:

@@ -22,10 +22,10 @@ from colakit.engine.epochs import steps, steps_an_epoch
 from colakit.engine.inference import compute_logits
 from colakit.engine.metrics import accuracy_of_confusion, best_threshold, mcc_of_confusion, measure
 from colakit.engine.objectives import classification
+from colakit.engine.optimizers import tuning_optimizer
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
 from colakit.models.gpt import GPTClassifier
-from colakit.models.lora import parameter_groups
 
 FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
 """Settings that may differ on resume: they leave the weights alone, or have a fingerprint (teacher)."""
@@ -70,14 +70,12 @@ class ClassifierFit(Fit):
 
     def _lesson(self, job: Job) -> Lesson:
         training, context = job.training, job.context
-        groups = parameter_groups(
-            job.learner, lr=training.lr, weight_decay=training.weight_decay, lr_ratio=job.lr_ratio
-        )
-        fused = context.compute.device.type in ("cpu", "cuda")
         return Lesson(
             model=job.learner,
             objective=job.objective,
-            optimizer=torch.optim.AdamW(groups, lr=training.lr, fused=fused),
+            optimizer=tuning_optimizer(
+                job.learner, lr=training.lr, weight_decay=training.weight_decay, lr_ratio=job.lr_ratio
+            ),
             training=training,
             max_steps=job.max_steps or training.epochs * self.steps_per_epoch,
             identity={

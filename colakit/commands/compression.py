@@ -27,7 +27,7 @@ def run(context: Context, *, models: Sequence[str], texts: Sequence[Path]) -> di
     """Print a table; with `--out`, also write text.json and text.md there."""
     refuse_flags_of_corpora(context, "--text", "text brings its sentences along", "evaluate.group_by")
     context.check_out()
-    files = {str(path): text_files(path.expanduser()) for path in texts}
+    files = {str(path): text_files(path) for path in texts}
     asked = named_language_models(context, models)
     if context.dry_run:
         context.reporter.result(f"would read {', '.join(files)} with {', '.join(asked)} ({context.compute})")

@@ -9,7 +9,7 @@ from typing import Any
 from colakit.context import Context
 from colakit.loading import DEFAULT
 from colakit.settings import Settings, leaf_fields
-from colakit.yaml_text import to_yaml
+from colakit.yaml_text import parse_yaml, to_yaml
 
 
 def run(context: Context, *, action: str) -> dict[str, Any] | None:
@@ -34,5 +34,15 @@ def _annotate(text: str, origins: dict[str, str]) -> str:
         if indent == 0 and not line.startswith("-"):
             section = name
         key = name if indent == 0 else f"{section}.{name}" if indent == 2 else ""
-        lines.append(f"{line}  # {origins[key]}" if key in origins else line)
+        origin = " ".join(origins.get(key, "").split())
+        lines.append(f"{line}  # {origin}" if origin and _is_whole(line) else line)
     return "\n".join(lines) + "\n"
+
+
+def _is_whole(line: str) -> bool:
+    """Whether no text goes on in the next line, of which a comment would become a part."""
+    try:
+        parse_yaml(line.strip())
+    except ValueError:
+        return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def _draw(context: Context, wanted: int) -> list[str]:
     where a text is short, or repeats itself.
     """
     settings, seed = context.settings.pretrain, context.settings.seed
-    files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    files = {name: text_files(path) for name, path in settings.text.items()}
     repeats = {name: settings.repeats.get(name, 1) for name in files}
     key = {
         "texts": {

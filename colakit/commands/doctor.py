@@ -29,7 +29,7 @@ def run(context: Context) -> dict[str, Any]:
         **{name: package_version(name) or "not installed" for name in PACKAGES},
         "device": str(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
-        "why": context.training_compute.reason,
+        "why": (compute if context.dry_run else context.training_compute).reason,
         "threads": f"{torch.get_num_threads()} of {physical_cores()} cores",
         "cache": str(context.cache_folder),
         "CoLA": "fetched" if is_fetched(context.cache_folder) else "not fetched",

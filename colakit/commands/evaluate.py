@@ -55,7 +55,7 @@ def run(context: Context, *, models: list[str]) -> dict[str, Any]:
     found = [_measure(asked, name, partings) for name in names]
     tables = [table for report in found for table in _tables(report)]
     show(context, tables)
-    _remark(context, found)
+    _remark(context, found, asked.corpus.label_names)
     result = {
         "corpus": asked.corpus.name,
         "splits": {name: report.as_dict() for name, report in zip(names, found, strict=True)},
@@ -69,7 +69,7 @@ def _plan(
     context: Context, models: Sequence[str], splits: Sequence[str], partings: Sequence[Parting]
 ) -> dict[str, Any]:
     for model in models:
-        if not Path(model).exists():
+        if not Path(model).expanduser().exists():
             raise ColakitError(
                 f"{model}: not there", hint="Give a run folder, a ckpt.pt or an adapter folder."
             )
@@ -183,14 +183,14 @@ def _teaching_table(where: str, rows: Sequence[TeachingRow]) -> Table:
     )
 
 
-def _remark(context: Context, found: Sequence[SplitReport]) -> None:
+def _remark(context: Context, found: Sequence[SplitReport], label_names: Sequence[str]) -> None:
     for report in found:
         split = report.comparison.split
         for row in report.comparison.models:
             if row.metrics.collapsed:
-                answer = int(np.argmax(row.metrics.predicted_rates))
+                answer = label_names[int(np.argmax(row.metrics.predicted_rates))]
                 context.reporter.warn(
-                    f"{row.model} answers class {answer} to all of {split}: MCC 0, "
+                    f"{row.model} answers {answer!r} to all of {split}: MCC 0, "
                     f"majority rate {percent(row.metrics.majority_rate)} %"
                 )
         for taught in report.taught:

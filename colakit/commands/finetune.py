@@ -121,10 +121,11 @@ def _without_fold(train: Split, fold: str | None) -> Split:
 def base_origin(context: Context, fingerprint: str) -> dict[str, Any]:
     """Return where a model that was tuned from a base comes from, as plain data."""
     settings = context.settings
+    folder = Path(settings.base).expanduser()
     return {
         "command": context.command,
         "seed": settings.seed,
-        "base": str(Path(settings.base).resolve()) if Path(settings.base).is_dir() else settings.base,
+        "base": str(folder.resolve()) if folder.is_dir() else settings.base,
         "base_fingerprint": fingerprint,
         "settings": settings.model_dump(mode="json"),
     }

@@ -72,6 +72,7 @@ class Fit(ABC):
         if lesson.widest is not None and group.world_size == 1:
             self.compute = self.compute.with_graphs(context.settings.graphs)
         self.graphs: StepGraphs | None = None
+        self.graphs_failed = False  # and are not tried again, so that a resumed run ends with the same bytes
         self.model, self.optimizer = lesson.model, lesson.optimizer
         self.max_steps = lesson.max_steps
         self.step = 0
@@ -112,6 +113,9 @@ class Fit(ABC):
     def restore_progress(self, progress: dict[str, Any], process: Any) -> None:
         """Go back to what the two methods above returned."""
 
+    def require_same_end(self, progress: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to add
+        """Raise `ColakitError` where a finished run is asked to go further than it went."""
+
     def is_stale(self) -> bool:
         """Whether to stop early."""
         return False
@@ -143,7 +147,7 @@ class Fit(ABC):
                 self._leave_if_asked(stop)
 
     def _step_graphs(self) -> StepGraphs | None:
-        if not self.compute.graphs or self.lesson.widest is None:
+        if not self.compute.graphs or self.lesson.widest is None or self.graphs_failed:
             return None
         return StepGraphs(
             [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
@@ -174,7 +178,7 @@ class Fit(ABC):
             self.context.reporter.warn(
                 f"step {report.step}: going on without CUDA graphs ({self.graphs.failure})"
             )
-            self.graphs = None
+            self.graphs, self.graphs_failed = None, True
         self.seconds = time.monotonic() - self.began
         line = self.observe(report)
         if report.step % self.training.log_every == 0:
@@ -220,6 +224,7 @@ class Fit(ABC):
             "per_process": gathered,
             "metrics_bytes": self.run.metrics_bytes(),
             "largest": self.largest,
+            "graphs_failed": self.graphs_failed,
         }
         self.run.checkpoints.save(state, {"seconds": self.seconds, "counted": self.counted})
 
@@ -244,7 +249,8 @@ class Fit(ABC):
             )
         rng, process = state["per_process"][self.group.rank]
         self.step = self.saved_step = state["step"]
-        self.largest = state.get("largest")  # checkpoints from before it was kept lack it
+        self.largest = state.get("largest")  # checkpoints from before they were kept lack these
+        self.graphs_failed = state.get("graphs_failed", False)
         try:
             self.load_trainable(state["tensors"])
             self.restore_progress(state["progress"], process)

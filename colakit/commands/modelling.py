@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,14 @@ class LanguageFit(Fit):
     def progress_state(self) -> dict[str, Any]:
         """Return the loss since the last evaluation, and how long the run is to be."""
         return {"loss_sum": self.loss_sum, "count": self.count, "max_steps": self.max_steps}
+
+    def require_same_end(self, progress: Mapping[str, Any]) -> None:
+        """Raise `ColakitError` unless the finished run has as many steps as are wanted now."""
+        if (had := progress.get("max_steps", self.max_steps)) != self.max_steps:
+            raise ColakitError(
+                f"{self.run.path}: is finished after {had} steps; {self.max_steps} are wanted now",
+                hint=f"Go on from its base in another folder: --init-from {shlex.quote(str(self.run.base))}",
+            )
 
     def process_state(self) -> None:
         """A process knows nothing of its own."""

@@ -20,13 +20,18 @@ COMPARISONS = Path("plots")  # where figures of several runs go, unless `--out` 
 
 
 def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
-    """Draw each run's curves into the run's own `plots/`, and what compares several into `--out`."""
+    """Draw each run's curves into the run's own `plots/`, and what compares several into `--out`.
+
+    Of one run, `--out` takes the curves.
+    """
     context.check_out()
     runs = [Path(run) for run in expand_folds([str(run) for run in runs])]
     found = _read_all(runs)
     form, dpi = context.settings.plot.format, context.settings.plot.dpi
     figures = {
-        RunFolder(path).plots / f"curves.{form}": draw_curves(data)
+        (context.out if context.out and len(runs) == 1 else RunFolder(path).plots) / f"curves.{form}": (
+            draw_curves(data)
+        )
         for path, data in zip(runs, found, strict=True)
     }
     if len(found) > 1:
@@ -46,6 +51,12 @@ def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
 
 def _read_all(paths: Sequence[Path]) -> list[RunData]:
     summaries = [RunFolder(path).read_summary() for path in paths]
+    for path, summary in zip(paths, summaries, strict=True):
+        if "experiment" not in summary:
+            raise ColakitError(
+                f"{path}: made a base, no classifier; there is no figure of it",
+                hint="Give runs of finetune, distill or train-scratch.",
+            )
     names = distinct_names([path.resolve() for path in paths])
     entrants = [
         Entrant(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))

@@ -66,7 +66,7 @@ def run(context: Context, *, texts: list[Path], resume: Resume) -> dict[str, Any
     settings = context.settings
     changed = settings.pretrain
     if texts:
-        named = {path.name.partition(".")[0]: str(path) for path in texts}
+        named = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
         if len(named) < len(texts):
             raise ColakitError(
                 "two of the texts have one name", hint="Name them: --set pretrain.text.NAME=PATH"
@@ -108,7 +108,7 @@ def _with_shape_of(context: Context, settings: PretrainSettings, base: str) -> P
 
 def _plan(context: Context) -> dict[str, Any]:
     settings = context.settings.pretrain
-    files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    files = {name: text_files(path) for name, path in settings.text.items()}
     begun = settings.init_from
     shape = _shape(settings, _planned_vocabulary(settings)) if begun is None else plan_config(begun, FLAG)
     with without_weights():
@@ -219,7 +219,7 @@ def _shape(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
 def _read(context: Context) -> Texts:
     """Find the files, learn or load the tokenizer, and encode everything; all but the first is cached."""
     settings = context.settings.pretrain
-    files = {name: text_files(Path(path).expanduser()) for name, path in settings.text.items()}
+    files = {name: text_files(path) for name, path in settings.text.items()}
     given = _given_tokenizer(settings)
     tokenizer = _trained_tokenizer(context, files) if given is None else given
     train: dict[str, Stream] = {}

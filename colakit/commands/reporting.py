@@ -16,6 +16,7 @@ from colakit.engine.comparison import experiment_key
 from colakit.engine.decisions import decide
 from colakit.engine.metrics import Labels, Metrics, bootstrap, measure
 from colakit.engine.runs import RunFolder
+from colakit.interop.gpt2 import base_address
 from colakit.interop.peft import write_adapter
 from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
@@ -84,7 +85,7 @@ def _write(job: Job, run: RunFolder, summary: dict[str, Any]) -> None:
             classifier.model,
             run.adapter,
             classifier.lora,
-            base=classifier.origin["base"],
+            base=base_address(classifier.origin["base"]),
         )
         run.write_companion(classifier.companion())
     run.write_summary(summary)

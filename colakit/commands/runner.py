@@ -122,15 +122,15 @@ def train_run(
         if group.share(run.summary.is_file()):
             if checkpoint is not None:
                 fit.require_identity(checkpoint.state["identity"])
+                fit.require_same_end(checkpoint.state["progress"])
             context.reporter.say(f"{run.path} is finished; nothing to resume")
             return run.read_summary()
         assert checkpoint is not None, "there is no summary, hence a checkpoint"
         fit.restore(checkpoint)
         if group.is_main:
             run.tidy()
-            run.checkpoints.keep(
-                checkpoint.path
-            )  # its process may have died before it had removed the oldest
+            # its process may have died before it had removed the oldest
+            run.checkpoints.keep(checkpoint.path)
     elif group.is_main:
         run.create(to_yaml(context.settings), fit.compute)
     context.reporter.say(f"compute: {fit.compute}")

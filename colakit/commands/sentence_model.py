@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from colakit.commands.fitting import Fit, Lesson, settings_identity
@@ -23,12 +22,13 @@ from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch
 from colakit.engine.inference import evaluating
 from colakit.engine.objectives import language_modelling
+from colakit.engine.optimizers import tuning_optimizer
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
 from colakit.errors import ColakitError
 from colakit.interop.gpt2 import base_fingerprint
 from colakit.models.gpt import GPT
-from colakit.models.lora import dissolve, parameter_groups
+from colakit.models.lora import dissolve
 
 FREE_TO_CHANGE = {"log_every", "save_every_steps"}
 WITHOUT_MEANING = (
@@ -174,17 +174,14 @@ def prepare(
     longest = min(settings.data.max_tokens or model.config.num_positions, model.config.num_positions)
     parts = {split.name: Sentences.of(context, split, tokenizer, longest) for split in (train, task.holdout)}
     compute.place(model)
-    groups = parameter_groups(
-        model,
-        lr=settings.finetune.lr,
-        weight_decay=settings.finetune.weight_decay,
-        lr_ratio=settings.lora.lr_ratio if settings.finetune.method == "lora" else 1.0,
-    )
     lesson = Lesson(
         model=model,
         objective=language_modelling,
-        optimizer=torch.optim.AdamW(
-            groups, lr=settings.finetune.lr, fused=compute.device.type in ("cpu", "cuda")
+        optimizer=tuning_optimizer(
+            model,
+            lr=settings.finetune.lr,
+            weight_decay=settings.finetune.weight_decay,
+            lr_ratio=settings.lora.lr_ratio if settings.finetune.method == "lora" else 1.0,
         ),
         training=settings.finetune,
         max_steps=settings.finetune.epochs

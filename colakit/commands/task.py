@@ -30,8 +30,9 @@ class Task:
     reports: dict[str, Split]
 
     def identity(self) -> dict[str, str]:
-        """Return fingerprints of all that influences the trained weights."""
-        return {"train": self.train.fingerprint(), "holdout": self.holdout.fingerprint()}
+        """Return fingerprints of all that a run reads."""
+        parts = {"train": self.train, "holdout": self.holdout, **self.reports}
+        return {name: split.fingerprint() for name, split in parts.items()}
 
 
 def load_task(context: Context) -> Task:

@@ -30,9 +30,8 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
     folder = resolve_base(context.settings.base)
     training = context.settings.student_training
     train = augmented(context, task) if context.settings.train_scratch.augmented else task.train
-    seed_everything(
-        context.settings.seed
-    )  # making sentences may draw; the student must start as a taught one
+    # making sentences may draw; the student must start as a taught one
+    seed_everything(context.settings.seed)
     job, lines = student_job(
         context,
         task,

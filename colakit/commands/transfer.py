@@ -151,4 +151,4 @@ def _lengths(train: Split) -> range:
 
 
 def _text(settings: TransferSettings) -> list[Path]:
-    return [] if settings.text is None else text_files(Path(settings.text).expanduser())
+    return [] if settings.text is None else text_files(settings.text)

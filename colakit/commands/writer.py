@@ -114,7 +114,7 @@ class TunedWriter:
         except ColakitError as error:
             raise ColakitError(
                 f"tuning the writer: {error.message}",
-                hint="The same command again goes on from there.",
+                hint=f"The same command goes on from there, or begins anew without {run.path}.",
                 exit_code=error.exit_code,
             ) from error
         shutil.rmtree(run.checkpoints.folder)  # nobody goes on from a writer that is done

@@ -7,7 +7,7 @@ whose best baselines it made; here most corruptions also keep the sentence's wor
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 
 Words = list[str]
@@ -51,8 +51,8 @@ class Corruptor:
 
     def __init__(self, sentences: Iterable[str]) -> None:
         self.words = [word for text in sentences for word in split_words(text)[0] if word.islower()]
-        known = set(self.words)
-        self.forms = {word: found for word in known if (found := _forms(word, known))}
+        self.known = set(self.words)
+        self.forms = {word: found for word in self.known if (found := _forms(word, self.known))}
         for row in FUNCTION_WORDS:
             for word in row:
                 self.forms[word] = sorted({*self.forms.get(word, ()), *row} - {word})
@@ -76,7 +76,7 @@ class Corruptor:
         for kind in rng.choices(names, weights, k=TRIES):
             changed = self.kinds[kind](list(words), rng)
             if changed != words:
-                return join_words(words, changed, end)
+                return join_words(words, changed, end, self.known)
         return None
 
     def _insert(self, words: Words, rng: random.Random) -> Words:
@@ -114,10 +114,14 @@ def split_words(sentence: str) -> tuple[Words, str]:
     return text.removesuffix(end).split(), end
 
 
-def join_words(before: Sequence[str], after: Sequence[str], end: str) -> str:
-    """Write the words as a sentence: the first word's capital goes to what is first now."""
+def join_words(before: Sequence[str], after: Sequence[str], end: str, known: Collection[str] = ()) -> str:
+    """Write the words as a sentence: the first word's capital goes to what is first now.
+
+    Args:
+        known: words in lower case; the capital of one that is not among them is a name's, and stays.
+    """
     first = before[0]
-    lowered = first if first == "I" or not first[1:].islower() else first.lower()
+    lowered = first.lower() if first != "I" and first.lower() in known else first
     words = [lowered if word == first else word for word in after]
     text = " ".join(words) + end
     return text[0].upper() + text[1:] if first[0].isupper() else text

@@ -48,7 +48,7 @@ def file_opener(path: Path) -> Opener:
         except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
             raise ColakitError(
                 f"{path}: {getattr(error, 'strerror', None) or error}",
-                hint="Check the path given with --data.",
+                hint="Check the path given with --data or data.splits.",
             ) from error
 
     return opened

@@ -24,22 +24,23 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.errors import ColakitError, first_line
 
 END_OF_TEXT = "<|endoftext|>"
-FORMAT = 1  # raise it when sentences are found differently, so that cached streams are made anew
+FORMAT = 2  # raise it when sentences are found differently, so that cached streams are made anew
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder
 PIECES_AT_A_TIME = 20_000  # sentences given to the tokenizer in one call
 ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
 MOST_BREAKS = 4  # tokens of white space that a sentence may bring along
 PARAGRAPH = re.compile(r"\n\s*\n\s*")
-SENTENCE_END = re.compile(r"""(?<!\w)(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*[A-Z])""")  # noqa: RUF001
+SENTENCE_END = re.compile(r"""(?<!\w)(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*([^\W\d_]))""")  # noqa: RUF001
 
 
-def text_files(path: Path) -> list[Path]:
-    """Return the text files that `path` names: itself, or those of a folder, in order of their names.
+def text_files(named: str | Path) -> list[Path]:
+    """Return the text files that a path names: itself, or those of a folder, in order of their names.
 
     Raises:
         ColakitError: if there is none.
     """
+    path = Path(named).expanduser()
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in ENDINGS)
         if not found:
@@ -70,7 +71,10 @@ def read_documents(path: Path) -> Iterator[str]:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             yield from _split_documents(file)
     except UnicodeDecodeError as error:
-        raise ColakitError(f"{path}: not UTF-8 ({error.reason})", hint="Convert it to UTF-8.") from error
+        raise ColakitError(
+            f"{path}: not UTF-8 ({error.reason}: byte 0x{error.object[error.start]:02x})",
+            hint="Convert it to UTF-8.",
+        ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ColakitError(f"{path}: cannot be read ({first_line(error)})") from error
 
@@ -90,8 +94,8 @@ def _split_documents(file: TextIO) -> Iterator[str]:
 def sentences(document: str) -> list[str]:
     """Cut a document into sentences, each with the white space before it; paragraphs begin with one `\\n`.
 
-    A sentence starts a paragraph, or follows `.`, `!` or `?` and begins with a capital, unless what ends is
-    an initial or an abbreviation such as `Mr.`
+    A sentence starts a paragraph, or follows `.`, `!` or `?` and begins with a capital, or a letter of a
+    script that has none, unless what ends is an initial or an abbreviation such as `Mr.`
     """
     found: list[str] = []
     for number, paragraph in enumerate(PARAGRAPH.split(document)):
@@ -99,6 +103,8 @@ def sentences(document: str) -> list[str]:
         begin = 0
         for match in SENTENCE_END.finditer(text):
             word = match.group(1)
+            if match.group(3).islower():
+                continue
             if word not in ABBREVIATIONS and not (len(word) == 1 and word.isupper() and word != "I"):
                 found.append(text[begin : match.start(2)])
                 begin = match.start(2)

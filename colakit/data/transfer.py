@@ -16,7 +16,7 @@ from colakit.data.corruptions import Corruptor
 from colakit.errors import ColakitError
 
 SourceName = TypeVar("SourceName", bound=str)
-FORMAT = 4  # raise it when sentences are made differently, so that cached sets are made anew
+FORMAT = 5  # raise it when sentences are made differently, so that cached sets are made anew
 PATIENCE = 20  # sentences in a row that are not new, for each one wanted, until a source is called exhausted
 WORDS = range(2, 41)  # of a sentence that is used, or up to the longest of train
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from colakit.data.batches import Batch
 from colakit.data.text import Stream, Vocabulary
 
+MOST_SKIPPED = 2  # windows' worth of tokens, to begin with a sentence
+
 
 @dataclass(frozen=True)
 class TextSource:
@@ -28,8 +30,8 @@ class Windows:
     """All windows over some sources.
 
     A window is the end-of-text token and the T tokens from a sentence's start on. Windows are laid out T
-    apart from an offset drawn anew for each reading, then each moves on to the next sentence start: about
-    all tokens are read once a reading, and never cut in the same places.
+    apart from an offset drawn anew for each reading, then each moves on to the next sentence start, if there
+    is one near: most tokens are read once a reading, and never cut in the same places.
 
     Args:
         sources: by name.
@@ -67,7 +69,7 @@ class Windows:
     def in_order(self, name: str, limit: int | None) -> NDArray[np.int64]:
         """Return up to `limit` windows of one source, evenly spread, for evaluation: (W, 2)."""
         number = list(self.sources).index(name)
-        places = self._lay_out(self.sources[name].stream, 0)
+        places = np.unique(self._lay_out(self.sources[name].stream, 0))
         wanted = len(places) if limit is None else min(limit, len(places))
         spread = places[np.linspace(0, len(places) - 1, wanted).astype(np.int64)]
         return np.stack([np.full_like(spread, number), spread], axis=1)
@@ -75,7 +77,11 @@ class Windows:
     def _lay_out(self, stream: Stream, offset: int) -> NDArray[np.int64]:
         nominal = offset + self.num_tokens * np.arange(self._count(stream), dtype=np.int64)
         following = np.searchsorted(stream.starts, nominal)
-        return stream.starts[following % len(stream.starts)]  # past the last start, begin again
+        is_last = following == len(stream.starts)
+        starts = stream.starts[np.where(is_last, 0, following)]  # past the last start, begin again
+        whole = nominal <= len(stream) - self.num_tokens
+        too_far = np.where(is_last, whole, starts > nominal + MOST_SKIPPED * self.num_tokens)
+        return np.where(too_far, nominal, starts)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Return the windows `rows` (B, 2) as a batch, (B, T + 1); a stream's end is padded."""
@@ -87,7 +93,8 @@ class Windows:
         for row, (number, place) in enumerate(rows):
             ids = streams[number].ids[place : place + size]
             input_ids[row, 1 : 1 + len(ids)] = ids
-            input_ids[row, 1] = self.facts.bare[ids[0]]
+            bare = self.facts.bare[ids[0]]
+            input_ids[row, 1] = bare if bare >= 0 else ids[0]
             mask[row, 1 : 1 + len(ids)] = 1
         return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask))
 

@@ -45,10 +45,8 @@ PARTS: dict[str, type] = {
 }
 """What a state must hold, and as what; a run is resumed from all of it or not at all."""
 NAME = re.compile(r"step-(\d{8,})")
-NOTES = (
-    "seconds",
-    "counted",
-)  # in the manifest: a state holds no times, so that two runs alike write the same
+NOTES = ("seconds", "counted")
+"""What stands in the manifest: a state holds no times, so that two runs alike write the same."""
 
 
 class DamagedError(Exception):

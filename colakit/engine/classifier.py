@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,10 @@ def _locate(where: str | Path) -> Path:
 
 
 def _what_to_give(folder: Path) -> str:
+    if (folder / "summary.json").is_file() and (folder / "base").is_dir():
+        return f"It made a base, no classifier: tune it with --base {shlex.quote(str(folder / 'base'))}"
     if Checkpoints(folder / "checkpoints").found():
-        return f"This run is not finished: continue it with --resume --out {folder}"
+        return f"This run is not finished: continue it with --resume --out {shlex.quote(str(folder))}"
     if find_folds(folder) is not None:
         return f"It holds folds; one model is wanted here, such as {folder / 'fold-1'}"
     return "Give a run folder, a ckpt.pt or an adapter folder."
@@ -252,9 +255,8 @@ def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRACo
             return model, None
         raw = dict(content["lora"], target_modules=tuple(content["lora"]["target_modules"]))
         lora = LoRAConfig(**raw)
-        inject(
-            model, LoRAConfig(**{**raw, "init": "kaiming"})
-        )  # the residual that PiSSA froze is in the tensors
+        # the residual that PiSSA froze is in the tensors
+        inject(model, replace(lora, init="kaiming"))
         if lora.init == "pissa":
             for _, layer in lora_layers(model):
                 layer.keep_start(layer.lora_a, layer.lora_b)
@@ -262,7 +264,9 @@ def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRACo
 
 
 def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
-    adapter = read_adapter(folder)
+    adapter, companion = read_adapter(folder), _read_companion(folder)
+    if base is None and companion.get("origin", {}).get("base") == "builtin":
+        base = "builtin"  # wherever colakit is installed now
     base = base or adapter.base
     if not base:
         raise ColakitError(f"{folder}: does not name its base", hint="Name it with --base.")
@@ -272,7 +276,6 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         )
     base_folder = resolve_base(base)
     gpt = load_gpt(base_folder)
-    companion = _read_companion(folder)
     check_base(folder, base, gpt)
     num_labels = adapter.saved_modules["score.weight"].shape[0]
     model = gpt.classifier(num_labels)

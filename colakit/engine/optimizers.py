@@ -1,4 +1,4 @@
-"""Optimizers of pre-training: AdamW, or Muon for the matrices of the blocks with AdamW for all else."""
+"""Optimizers: AdamW to tune; to pre-train AdamW, or Muon for the blocks' matrices with AdamW for all else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from colakit.models.gpt import GPT
+from colakit.models.lora import parameter_groups
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -58,6 +59,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
+
+
+def tuning_optimizer(
+    model: nn.Module, *, lr: float, weight_decay: float, lr_ratio: float
+) -> torch.optim.AdamW:
+    """Return AdamW for the parameters that train; the arguments are those of `parameter_groups`."""
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, lr_ratio=lr_ratio)
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
 
 
 def pretraining_optimizer(

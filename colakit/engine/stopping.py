@@ -49,9 +49,8 @@ def stop_requests(*, at_once: bool = False) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    heeded = [
-        number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
-    ]  # nohup ignores one
+    # nohup ignores one
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, request.receive) for number in heeded}
     try:
         yield request

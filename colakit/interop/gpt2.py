@@ -78,6 +78,11 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     return fetch_from_hub(name, flag)
 
 
+def base_address(name: str) -> str:
+    """Return by what other programs find a base: the embedded one by its folder, others by their names."""
+    return str(EMBEDDED) if name == "builtin" else name
+
+
 def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     """Return the shape of a base without downloading anything.
 

@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         """Return the final hidden states (B, T, D) of `input_ids` (B, T).
 
         With `last` (B,): return (B, D), the state at that position of each row. The last block then computes
-        keys and values for all tokens, but all else for one.
+        queries, keys and values for all tokens, but all else for one.
         """
         start = cache.length if cache is not None else 0
         end = start + input_ids.shape[1]

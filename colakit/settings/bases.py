@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
@@ -13,6 +13,8 @@ from colakit.settings.training import LoopSettings, TrainingSettings
 
 class PretrainSettings(LoopSettings):
     """Causal language modelling: what is read, the model's shape, and how it learns."""
+
+    HAS_LARGEST: ClassVar[bool] = True
 
     text: dict[str, str] = Field({}, description="name -> text file or folder (plain, .gz, .xz)")
     repeats: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -12,6 +12,8 @@ from colakit.settings.section import Section, Share
 
 class LoopSettings(Section):
     """How fast, in what portions, and how often a run speaks and saves."""
+
+    HAS_LARGEST: ClassVar[bool] = False  # whether micro_batch_size is a bound, for batches of any size
 
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="sentences a step, over all processes")
@@ -37,7 +39,12 @@ class LoopSettings(Section):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        micro = self.micro_batch_size
+        if (
+            micro is not None
+            and self.batch_size % micro
+            and not (self.HAS_LARGEST and micro > self.batch_size)
+        ):
             raise ValueError(
                 f"batch_size (={self.batch_size}) must be a multiple of "
                 f"micro_batch_size (={self.micro_batch_size})"

@@ -74,7 +74,9 @@ class CudaRecorder:
     def record(self, work: Callable[[], Gradients]) -> tuple[Gradients, Replay]:
         """Record the work, which is not done yet then."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # the outer context goes back to the current stream even where recording breaks off
+        outer = torch.cuda.stream(torch.cuda.current_stream(self.device))
+        with outer, torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             results = work()
         return results, graph.replay
 

@@ -346,10 +346,10 @@ def _main(
 def with_bare_resume(arguments: Sequence[str]) -> list[str]:
     """Write a `--resume` that no mode follows as `--resume=always`: typer's options always take a value."""
     modes = {mode.value for mode in Resume}
-    following = [*arguments[1:], ""]
+    following = [*arguments[1:], ""]  # one too many where there are none at all
     return [
         f"--resume={Resume.ALWAYS.value}" if word == "--resume" and after not in modes else word
-        for word, after in zip(arguments, following, strict=True)
+        for word, after in zip(arguments, following, strict=False)
     ]
 
 

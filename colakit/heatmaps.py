@@ -24,6 +24,7 @@ from colakit.plotting import FONT_SIZE, PALETTE
 COLOURS = LinearSegmentedColormap.from_list("mcc", ["#7A2A00", PALETTE[1], "#FFFFFF", PALETTE[0], "#003352"])
 UNDEFINED = "0.93"  # grey of a part where all labels are one
 ROW, COLUMN, LABELS = 0.21, 0.95, 2.3  # inches
+LETTERS_AN_INCH = 9  # of a note
 MARGIN = 1.5  # inches above and below the cells: title, column names, colour bar
 GAP = 0.4  # rows between the whole, the parts, and the parts of few sentences
 MAX_ROWS = 36  # of one panel; more rows are laid out side by side
@@ -67,7 +68,8 @@ def draw_heat_map(
         axis.set_ylim(height - 0.5, -0.5)  # a shorter last panel has rows of the same height
     scale = ScalarMappable(Normalize(-limit, limit), COLOURS)
     bar = figure.colorbar(scale, ax=list(axes), location="bottom", shrink=0.6, fraction=0.02, aspect=40)
-    bar.set_label(f"MCC, mean over seeds\n{note}".strip(), fontsize=FONT_SIZE - 1)
+    below = textwrap.fill(note, int(width * LETTERS_AN_INCH))
+    bar.set_label(f"MCC, mean over seeds\n{below}".strip(), fontsize=FONT_SIZE - 1)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=FONT_SIZE + 1)

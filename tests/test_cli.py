@@ -43,6 +43,12 @@ def test_help_names_every_command(colakit: Run) -> None:
         assert name in out
 
 
+def test_without_a_command_the_help_is_shown(colakit: Run) -> None:
+    code, out, err = colakit()
+    assert code == 2
+    assert "finetune" in out + err
+
+
 def test_help_does_not_import_torch() -> None:
     script = (
         "import sys; from colakit.cli import main; main(['--help']); "

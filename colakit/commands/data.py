@@ -37,7 +37,7 @@ def _fetch(context: Context) -> dict[str, Any]:
 
 def _write(context: Context) -> dict[str, Any]:
     path = context.settings.data.path
-    if path not in BUILTIN_NAMES:
+    if "data.path" in context.resolved.origins and path not in BUILTIN_NAMES:
         raise ColakitError(
             f"--data {path}: is not made here; only the built-in corpus is written",
             hint="Run `colakit data write --data builtin --out FOLDER`",

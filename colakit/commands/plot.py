@@ -13,6 +13,7 @@ from colakit.engine.comparison import Entrant, distinct_names, group_names
 from colakit.engine.folds import expand_folds
 from colakit.engine.metrics import bootstrap, point
 from colakit.engine.runs import RunFolder
+from colakit.engine.saved import CHECKPOINT_NAME
 from colakit.errors import ColakitError
 from colakit.plotting import Bar, GroupData, RunData, draw_comparison, draw_curves, draw_overlay, save_figure
 
@@ -25,6 +26,7 @@ def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
     Of one run, `--out` takes the curves.
     """
     context.check_out()
+    runs = [run.parent if run.name == CHECKPOINT_NAME else run for run in runs]
     runs = [Path(run) for run in expand_folds([str(run) for run in runs])]
     found = _read_all(runs)
     form, dpi = context.settings.plot.format, context.settings.plot.dpi

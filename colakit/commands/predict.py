@@ -30,6 +30,11 @@ def run(context: Context, *, model: str, file: Path | None, jsonl: bool) -> dict
     if context.dry_run:
         return _show(context, _load(context, model))
     predictor = _student(context, model) or _with_torch(context, model)
+    if predictor.threshold is not None:
+        name = predictor.label_names[1]
+        context.reporter.say(
+            f"{name}: where p({name}) is at least {predictor.threshold:.3f}, chosen on the held-out slice"
+        )
     counts = dict.fromkeys(predictor.label_names, 0)
     num_truncated = 0
     with _open_input(file) as lines, _open_output(context, jsonl) as out:

@@ -51,7 +51,10 @@ def load_corpus_of(context: Context, models: Sequence[str]) -> Corpus:
 
 
 def _recorded(model: str) -> DataSettings | None:
-    settings: Any = read_origin(model).get("settings")
+    origin = read_origin(model)
+    if origin.get("command") == "discriminate":  # it reads running text, whatever `data` says
+        return None
+    settings: Any = origin.get("settings")
     found = settings.get("data") if isinstance(settings, dict) else None
     try:
         return None if found is None else DataSettings.model_validate(found)

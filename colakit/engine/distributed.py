@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Processes:
         if self.world_size == 1:
             return model
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # none of them changes
+        with warnings.catch_warnings():  # newer releases of torch call the flag by another name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # none changes
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the processes."""

@@ -41,7 +41,7 @@ class Predictor:
         self._logits_of = soonest(classifier.model, compute, student_dtype)
 
         self.name, self.label_names = classifier.name, classifier.label_names
-        self.max_tokens = classifier.max_tokens
+        self.max_tokens, self.threshold = classifier.max_tokens, classifier.threshold
 
     def __call__(self, sentences: Sequence[str]) -> Predictions:
         """Return labels and probabilities in the order of the sentences."""

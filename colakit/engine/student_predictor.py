@@ -60,13 +60,13 @@ class StudentPredictor:
                 raise ValueError(f"not what colakit writes ({first_line(error)})") from error
         self.label_names = tuple(content["label_names"])
         self.max_tokens: int | None = content["max_tokens"]
-        self._threshold: float | None = content["threshold"]
+        self.threshold: float | None = content["threshold"]
         self._batch_size = batch_size
 
     def __call__(self, sentences: Sequence[str]) -> Predictions:
         """Return labels and probabilities in the order of the sentences."""
         tokens = self._tokenizer.encode(sentences, self.max_tokens)
-        return Predictions.of(self._logits(tokens), self._threshold, tokens.num_truncated)
+        return Predictions.of(self._logits(tokens), self.threshold, tokens.num_truncated)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """Return (N, C) logits; of several batches, every core takes one at a time."""

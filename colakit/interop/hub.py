@@ -47,7 +47,7 @@ def fetch_from_hub(name: str, flag: str) -> Path:
         raise ColakitError(
             f"{flag}: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
             hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
-            f"model into a folder and pass {flag} FOLDER.",
+            f"model into a folder and pass {flag} FOLDER, or take the base that comes along: {flag} builtin.",
         ) from error
 
 

@@ -210,7 +210,7 @@ class Finetuning:
     def spread(self, plan: Plan) -> Plan:
         """Return an epoch's batches, one from each part of it by length, behind one that warms up.
 
-        Of a thousand such draws it is the one whose tokens are nearest to an epoch's.
+        Of a thousand such draws it is the one whose sentences are nearest to the corpus's in length.
         """
         whole = np.array([index for index in plan if len(index) == self.batch_size])
         tokens = self.examples.tokens.lengths[whole].sum(axis=1)
@@ -218,7 +218,8 @@ class Finetuning:
         generator = np.random.default_rng(0)
         parts = np.array_split(by_length, self.steps)
         draws = np.stack([generator.choice(part, size=1000) for part in parts], axis=1)
-        nearest = np.abs(tokens[draws].mean(axis=1) - tokens.mean()).argmin()
+        wanted = self.batch_size * self.examples.tokens.lengths.mean()
+        nearest = np.abs(tokens[draws].mean(axis=1) - wanted).argmin()
         return [whole[by_length[len(whole) // 2]], *whole[generator.permutation(draws[nearest])]]
 
     def tokens_per_sentence(self, plan: Plan) -> dict[str, float]:

@@ -131,6 +131,21 @@ ALL_AT_ONCE = {
 }
 
 
+def test_where_no_data_is_named_it_is_the_teachers(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    quick = ["--epochs", 1, "--quiet"]
+    tuning = ["finetune", "--base", toy / "base", "--data", toy / "corpus", *quick]
+    assert colakit(*tuning, "--out", tmp_path / "teacher")[0] == 0
+    taught = ["distill", "--teacher", tmp_path / "teacher", "--epochs", 1, "--transfer-size", 0]
+    code, _, err = colakit(*taught, "--out", tmp_path / "student")
+    assert code == 0, err
+    assert f"{tmp_path / 'teacher'} was trained on" in " ".join(err.split())
+    settings = resolve(config=tmp_path / "student" / "settings.yaml", environment={}).settings
+    assert settings.data.path == str(toy / "corpus")
+    assert colakit("distill", "--resume", "--out", tmp_path / "student")[0] == 0
+    code, _, err = colakit(*taught, "--data", tmp_path / "nowhere", "--out", tmp_path / "other")
+    assert code == 2  # what is named goes before it
+
+
 def test_a_student_and_its_control_take_the_same_help(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:

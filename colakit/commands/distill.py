@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from colakit.commands.job import Job
+from colakit.commands.recorded import recorded_data
 from colakit.commands.runner import run_job
 from colakit.commands.students import Lore, empty_student, student_job
 from colakit.commands.task import Task, percent
@@ -24,6 +25,7 @@ from colakit.commands.transfer import transfer_set
 from colakit.context import Context, Resume
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
+from colakit.engine.folds import expand_folds
 from colakit.engine.metrics import Metrics, measure
 from colakit.engine.objectives import Objective, distillation, line
 from colakit.engine.randomness import seed_everything
@@ -33,7 +35,10 @@ from colakit.settings import Settings
 
 
 def run(context: Context, *, resume: Resume) -> dict[str, Any]:
-    """Distil the teachers and report the student."""
+    """Distil the teachers and report the student; where no data is named, it is what they were tuned on."""
+    data = recorded_data(context, expand_folds(context.settings.distill.teacher))
+    if data is not None:
+        context.resolved.settings = context.settings.model_copy(update={"data": data})
     return run_job(context, _build, _plan, resume=resume)
 
 

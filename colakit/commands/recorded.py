@@ -20,34 +20,44 @@ SOURCES = ("path", "splits")  # the settings that name files
 def load_corpus_of(context: Context, models: Sequence[str]) -> Corpus:
     """Read the corpus that the settings name, or, where they name none, the one that `models` record.
 
+    Raises:
+        ColakitError: if the models were trained on different data, or theirs is not to be found from here.
+    """
+    data = recorded_data(context, models)
+    try:
+        return context.load_corpus(data)
+    except ColakitError as error:
+        if data is None:
+            raise
+        hint = f"{error.hint or ''} The data is recorded as it was named then; --data names another place."
+        raise ColakitError(error.message, hint=hint.strip(), exit_code=error.exit_code) from error
+
+
+def recorded_data(context: Context, models: Sequence[str]) -> DataSettings | None:
+    """Return the data that `models` record, and say so; None where the settings name some, or none do.
+
     Settings of `data` that name no files (a column, say) go before those recorded. Models that record no
     data, as PEFT's do not, follow the others.
 
     Raises:
-        ColakitError: if the models were trained on different data, or theirs is not to be found from here.
+        ColakitError: if the models were trained on different data.
     """
     given = {key.removeprefix("data.") for key in context.resolved.origins if key.startswith("data.")}
     if given.intersection(SOURCES):
-        return context.load_corpus()
+        return None
     recorded = {model: data for model in models if (data := _recorded(model)) is not None}
     if not recorded:
-        return context.load_corpus()
+        return None
     first, data = next(iter(recorded.items()))
     for model, other in recorded.items():
         if _source(other) != _source(data):
             raise ColakitError(
                 f"{first} was trained on {_named(data)}, {model} on {_named(other)}",
-                hint="Name the data to evaluate on: --data PATH, or --config RUN/settings.yaml.",
+                hint="Name the data: --data PATH, or --config RUN/settings.yaml.",
             )
     typed = context.settings.data.model_dump(include=given)
     context.reporter.say(f"data: {_named(data)}, as {first} was trained on")
-    try:
-        return context.load_corpus(DataSettings.model_validate({**data.model_dump(), **typed}))
-    except ColakitError as error:
-        hint = (
-            f"{error.hint or ''} {first} records this data as it was named then; --data names another place."
-        )
-        raise ColakitError(error.message, hint=hint.strip(), exit_code=error.exit_code) from error
+    return DataSettings.model_validate({**data.model_dump(), **typed})
 
 
 def _recorded(model: str) -> DataSettings | None:

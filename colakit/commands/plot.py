@@ -30,10 +30,9 @@ def run(context: Context, *, runs: list[Path]) -> dict[str, Any]:
     runs = [Path(run) for run in expand_folds([str(run) for run in runs])]
     found = _read_all(runs)
     form, dpi = context.settings.plot.format, context.settings.plot.dpi
+    alone = context.out if len(runs) == 1 else None
     figures = {
-        (context.out if context.out and len(runs) == 1 else RunFolder(path).plots) / f"curves.{form}": (
-            draw_curves(data)
-        )
+        (alone or RunFolder(path).plots) / f"curves.{form}": draw_curves(data)
         for path, data in zip(runs, found, strict=True)
     }
     if len(found) > 1:

@@ -357,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; known faults are printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # whatever the locale says: sentences hold any letter
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     try:
         app(args=with_bare_resume(sys.argv[1:] if arguments is None else arguments), prog_name="colakit")
     except ColakitError as error:

@@ -126,14 +126,15 @@ class Context:
         if self.out is not None:
             _check_writable(self.out)
 
-    def check_new_run(self) -> None:
-        """Raise `ColakitError` unless a run can begin in `--out`, or in `runs` without it."""
+    def check_new_run(self, hint: str = "Name another folder, or continue its run with --resume.") -> None:
+        """Raise `ColakitError` unless a run can begin in `--out`, or in `runs` without it.
+
+        Args:
+            hint: what to do where the folder holds something.
+        """
         _check_writable(self.out or RUNS)
         if self.out is not None and self.out.is_dir() and not _is_free(self.out):
-            raise ColakitError(
-                f"--out {self.out}: is not empty",
-                hint="Name another folder, or continue its run with --resume.",
-            )
+            raise ColakitError(f"--out {self.out}: is not empty", hint=hint)
 
     def is_resuming(self, resume: Resume) -> bool:
         """Return whether there is a run to continue, so that a command begins one or goes on.

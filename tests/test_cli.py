@@ -428,6 +428,15 @@ def test_predict_writes_utf_8_whatever_the_locale(runs: dict[str, Path]) -> None
     assert sentence in done.stdout.decode("utf-8")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are any bytes there")
+def test_a_name_that_is_no_text_ends_in_an_error_and_no_traceback() -> None:
+    words = [sys.executable, "-m", "colakit", "evaluate", b"no-\xff-model", "--data", "builtin"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"error: no-" in done.stderr
+
+
 def test_doctor_tells_device_and_reason(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("colakit.commands.doctor._answers", lambda url: "not asked in a test")
     code, out, err = colakit("doctor", "--json")

@@ -9,7 +9,6 @@ from typing import Any
 
 from colakit.commands import distill, evaluate, finetune, generate, plot, train_scratch
 from colakit.context import Context, Resume
-from colakit.errors import ColakitError
 
 PROMPT = "The children"
 
@@ -19,11 +18,7 @@ def run(context: Context) -> dict[str, Any]:
     began = time.monotonic()
     if context.dry_run:
         return finetune.run(context, resume=Resume.NEVER)
-    if context.out is not None and context.out.is_dir() and any(context.out.iterdir()):
-        raise ColakitError(
-            f"--out {context.out}: is not empty", hint="Name another folder; a demo begins at its beginning."
-        )
-    context.check_new_run()
+    context.check_new_run(hint="Name another folder; a demo begins at its beginning.")
     out = context.claim_run_folder()
     runs = [out / name for name in ("finetune", "distill", "train-scratch")]
 

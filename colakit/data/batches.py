@@ -6,7 +6,7 @@ Shapes: B batch, T tokens of the batch's longest sentence, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,10 @@ class Batch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are tensors, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def split(self, largest: int | None) -> list[Batch]:
         """Return the batch in parts of at most `largest` sentences, or one group, each as wide as it must."""
         if largest is None or len(self) <= largest:
@@ -55,9 +59,7 @@ class Batch:
         return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _part(self, rows: slice) -> Batch:
-        values: dict[str, Any] = {
-            n: value[rows] for n, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        values: dict[str, Any] = {name: tensor[rows] for name, tensor in self.tensors().items()}
         part = replace(self, **values)
         width = int(part.attention_mask.sum(dim=1).max())
         return replace(
@@ -66,9 +68,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in values if isinstance(value, Tensor)
+            name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()
         }
         return replace(self, **moved)
 

@@ -92,7 +92,7 @@ class Recorded:
 
     def run(self, batch: Batch, parameters: Sequence[nn.Parameter]) -> Gradients:
         """Replay the graph on another batch of its shape, and give the parameters its gradients."""
-        for name, tensor in _tensors(batch).items():
+        for name, tensor in batch.tensors().items():
             getattr(self.batch, name).copy_(tensor, non_blocking=True)
         self.replay()
         for parameter, grad in zip(parameters, self.grads, strict=True):
@@ -140,7 +140,7 @@ class StepGraphs:
         if width not in self.recorded:
             rng = rng_state(self.device)
             try:
-                self.recorded[width] = self._record(batch, plain)
+                self.recorded[width] = self._record(batch, plain, rng)
             except RuntimeError as error:  # out of memory, or an operation that waits for the device
                 self.failure = first_line(error)
                 self.recorded.clear()
@@ -157,11 +157,10 @@ class StepGraphs:
         )
         return replace(batch, input_ids=input_ids, attention_mask=attention_mask)
 
-    def _record(self, batch: Batch, plain: Pass) -> Recorded:
+    def _record(self, batch: Batch, plain: Pass, rng: dict[str, Any]) -> Recorded:
         """Record a graph and replay it once; raise `RuntimeError` if it does not do what it recorded."""
-        placed = {name: tensor.to(self.device).clone() for name, tensor in _tensors(batch).items()}
+        placed: dict[str, Any] = {n: tensor.to(self.device).clone() for n, tensor in batch.tensors().items()}
         static = replace(batch, **placed)
-        rng = rng_state(self.device)
         wanted = self.recorder.rehearse(lambda: plain(static))
         restore_rng(rng, self.device)
         for parameter in self.parameters:
@@ -174,7 +173,3 @@ class StepGraphs:
             if not torch.isclose(ours, theirs, rtol=TOLERANCE, equal_nan=True):
                 raise RuntimeError(f"a replayed {what} is {ours.item():.6g}, a plain one {theirs.item():.6g}")
         return recorded
-
-
-def _tensors(batch: Batch) -> dict[str, Any]:
-    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}

@@ -43,6 +43,7 @@ from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.models.gpt import GPT
 from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.products import product
 from colakit.toy import ToyGrammar
 
 OURS = "colakit, as it comes"
@@ -208,8 +209,9 @@ class Finetuning:
         return self.spread(np.split(order, range(self.batch_size, len(order), self.batch_size)))
 
     def spread(self, plan: Plan) -> Plan:
-        """Return an epoch's batches, one from each part of it by length, behind one that warms up.
+        """Return an epoch's batches, one from each part of it by length, behind the longest, which warms up.
 
+        The longest first touches the memory that the others use again, as in all but an epoch's first steps.
         Of a thousand such draws it is the one whose sentences are nearest to the corpus's in length.
         """
         whole = np.array([index for index in plan if len(index) == self.batch_size])
@@ -220,7 +222,7 @@ class Finetuning:
         draws = np.stack([generator.choice(part, size=1000) for part in parts], axis=1)
         wanted = self.batch_size * self.examples.tokens.lengths.mean()
         nearest = np.abs(tokens[draws].mean(axis=1) - wanted).argmin()
-        return [whole[by_length[len(whole) // 2]], *whole[generator.permutation(draws[nearest])]]
+        return [whole[by_length[-1]], *whole[generator.permutation(draws[nearest])]]
 
     def tokens_per_sentence(self, plan: Plan) -> dict[str, float]:
         """Return the real tokens of a sentence in the steps that are measured."""
@@ -248,9 +250,9 @@ class Finetuning:
         for index, count in zip(plan, tokens, strict=True):
             for weight, last_alone, has_backward in weights:
                 rows = len(index) if last_alone else count
-                inputs[weight.shape[1]][:rows] @ weight.t()
+                product(inputs[weight.shape[1]][:rows], weight)
                 if has_backward:
-                    inputs[weight.shape[0]][:rows] @ weight
+                    product(inputs[weight.shape[0]][:rows], weight.t())
             clock.step(len(index))
         return {**clock.figures(), **self.tokens_per_sentence(plan)}
 

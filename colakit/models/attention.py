@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from colakit.models.fused import drop
 from colakit.models.gpt_config import GPTConfig
+from colakit.models.products import Linear
 from colakit.native import Kernels, Mask, kernels_for
 
 SHORT = 256  # tokens up to which attention trains faster on a CPU as two matrix products
@@ -59,8 +60,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.num_heads = config.num_heads
         self.dropout = config.attention_dropout
-        self.c_attn = nn.Linear(config.width, 3 * config.width)
-        self.c_proj = nn.Linear(config.width, config.width)
+        self.c_attn = Linear(config.width, 3 * config.width)
+        self.c_proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
         """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from colakit.models.products import product
 from colakit.native import MOST_ELEMENTS, Kernels, Mask, kernels_for
 
 SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
@@ -54,8 +55,8 @@ class _LoRALinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, D_in)
         weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).t().to(dtype).contiguous()
         with torch.autocast(device, enabled=False):
-            inner = (down @ rows.t()).t()  # (N, R)
-            y = rows @ weight.t()
+            inner = product(down, rows).t()  # (N, R)
+            y = product(rows, weight)
             if bias is None:
                 y.addmm_(inner, up)
             else:  # the bias is one more direction, whose inner value is always one
@@ -69,12 +70,12 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)  # (N, D_out)
-        grad_inner = (up @ grad.t()).t()  # (N, R)
-        grad_a = (grad_inner.t() @ rows).float()
-        grad_b = (inner.t() @ grad).t().float() * ctx.scaling
+        grad_inner = product(up, grad).t()  # (N, R)
+        grad_a = product(grad_inner.t(), rows.t()).float()
+        grad_b = product(inner.t(), grad.t()).t().float() * ctx.scaling
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)
+            grad_x = product(grad, weight.t()).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)
         return grad_x, None, None, grad_a, grad_b, None
 
 

@@ -24,6 +24,7 @@ from colakit.models.cross_entropy import Weigh, linear_cross_entropy
 from colakit.models.empty import without_weights
 from colakit.models.fused import Dropout
 from colakit.models.gpt_config import ACTIVATIONS, GPTConfig
+from colakit.models.products import Linear
 
 
 class MLP(nn.Module):
@@ -33,8 +34,8 @@ class MLP(nn.Module):
         super().__init__()
         inner = config.mlp_width or 4 * config.width
         self.activation = ACTIVATIONS[config.activation]
-        self.c_fc = nn.Linear(config.width, inner)
-        self.c_proj = nn.Linear(inner, config.width)
+        self.c_fc = Linear(config.width, inner)
+        self.c_proj = Linear(inner, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, D) for (B, T, D)."""

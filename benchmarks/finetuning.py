@@ -7,6 +7,9 @@ batch size are the same; what differs is the program. Each plans an epoch in its
 batches from all parts of it, from the shortest to the longest, so that a few steps read as many tokens a
 sentence as an epoch does; a second table says how many each read.
 
+Each row runs in processes of its own, so the Trainer has what it has with its users: colakit's settings for
+memory and denormal numbers are colakit's alone.
+
 Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer grouping by length in every
 precision that the hardware has (the best that its flags reach), colakit in each, and the ceiling of each:
 the step's matrix products with the frozen weights, forward and backward, as far as a step needs them (of the
@@ -27,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Figure, Table, Way, compare, in_turn, precisions, report
+from measuring import Figure, Table, Way, compare, in_own_process, in_turn, precisions, report
 from rivals import ALPHA, RANK, TARGETS, collate, quiet, training_arguments, tuned_model
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
@@ -124,8 +127,6 @@ class Finetuning:
 
     def tables(self, repeats: int) -> list[Table]:
         """Measure all ways in turn; return sentences a second, their length and, on a GPU, its memory."""
-        prepare_cpu()  # as the commands do; it helps the rival as well
-        quiet()
         ways = self.ways()
         found = in_turn(ways, repeats)
         title = f"Fine-tuning, steps of {self.batch_size} sentences"
@@ -140,7 +141,9 @@ class Finetuning:
     def ways(self) -> list[Way]:
         """Return what is measured here."""
         usual, *other = precisions()
-        found = [Way("PEFT + Trainer, as it comes", "fp32", lambda: self.trainer(None), OURS)]
+        found = [
+            Way("PEFT + Trainer, as it comes", "fp32", partial(in_own_process, self.trainer, None), OURS)
+        ]
         found += self.ways_in(usual, OURS)
         for precision in other:
             found += self.ways_in(precision, f"colakit, {precision}")
@@ -152,15 +155,26 @@ class Finetuning:
             Way(
                 f"PEFT + Trainer, {precision}, grouped by length",
                 precision,
-                lambda: self.trainer(precision),
+                partial(in_own_process, self.trainer, precision),
                 ours,
             ),
-            Way(ours, precision, lambda: self.colakit(precision), None if ours == OURS else OURS),
-            Way(f"the matrix products alone, {precision}", precision, lambda: self.products(precision), ours),
+            Way(
+                ours,
+                precision,
+                partial(in_own_process, self.colakit, precision),
+                None if ours == OURS else OURS,
+            ),
+            Way(
+                f"the matrix products alone, {precision}",
+                precision,
+                partial(in_own_process, self.products, precision),
+                ours,
+            ),
         ]
 
     def colakit(self, precision: str) -> dict[str, float]:
-        """Train with colakit's loop."""
+        """Train with colakit's loop, in a process prepared as its commands prepare theirs."""
+        prepare_cpu()
         compute = resolve_compute("auto", precision).with_kernels("auto", default_cache() / "native")
         model = load_gpt(self.base).classifier(2)
         inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
@@ -230,7 +244,8 @@ class Finetuning:
         return {READ.key: float(lengths[np.concatenate(plan[1:])].mean())}
 
     def products(self, precision: str) -> dict[str, float]:
-        """Work as if a step were its products with the frozen weights: x·Wᵀ and g·W."""
+        """Work as if a step were its products with the frozen weights, x·Wᵀ and g·W, prepared as ours."""
+        prepare_cpu()
         compute = resolve_compute("auto", precision)
         body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
         layers = {n: m.weight for n, m in body.h.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -260,6 +275,7 @@ class Finetuning:
         """Train with PEFT and the Trainer; `best` as in `rivals.training_arguments`."""
         from transformers import PrinterCallback, Trainer, TrainerCallback
 
+        quiet()
         clock, batch_size, plan = Clock(), self.batch_size, self.trainers_plan(best)
 
         class Ticks(TrainerCallback):

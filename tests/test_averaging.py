@@ -1,4 +1,4 @@
-"""The moving average of weights, and what a run with one keeps."""
+"""The moving average of weights, what a run with one keeps, and the average of start and end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from colakit.engine.averaging import WeightAverage
+from colakit.engine.averaging import StartAverage, WeightAverage
 from colakit.engine.classifier import load_classifier
 
 Run = Callable[..., tuple[int, str, str]]
@@ -90,3 +90,20 @@ def test_a_run_keeps_the_average_that_it_measured(toy: Path, colakit: Run, tmp_p
     for summary in found.values():
         assert summary["best"]["mcc"] == summary["splits"]["holdout"]["mcc"]
         assert summary["best"]["loss"] == pytest.approx(summary["splits"]["holdout"]["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_start_and_end_are_averaged_and_the_end_comes_back(share: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    average = StartAverage(model, share)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)
+    end = {name: value.clone() for name, value in model.state_dict().items()}
+    with average.in_place():
+        for name, value in model.state_dict().items():
+            assert_close(value, share * start[name] + (1 - share) * end[name])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, end[name])

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from colakit.cli import main
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
-from colakit.interop.gpt2 import save_gpt
+from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.models.gpt import GPT
 from colakit.models.gpt_config import GPTConfig
 from colakit.toy import ToyGrammar
@@ -241,13 +242,18 @@ def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(nam
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
+def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]:
+    """Words of a run of two steps, and those that let it go on from a base."""
     small = [word for word in SMALL if word not in ("--tokens", "20480")]
     for option in ("--vocab-size", "--num-layers", "--width", "--num-heads", "--num-positions"):
         place = small.index(option)
         del small[place : place + 2]
-    begin = ["pretrain", str(text), *small, "--tokens", "1024", "--set", f"cache={tmp_path / 'cache'}"]
-    base = ["--init-from", str(pretrained / "base")]
+    begin = ["pretrain", str(text), *small, "--tokens", "1024", "--set", f"cache={cache}"]
+    return begin, ["--init-from", str(base)]
+
+
+def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
+    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"))
     assert code == 0, err
     settled = json.loads((pretrained / "summary.json").read_text())["bits_per_byte"]["toy"]
@@ -271,6 +277,29 @@ def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run
     code, _, err = colakit(*begin, *base, "--tokenizer", str(pretrained), "--out", str(tmp_path / "other"))
     assert code == 2
     assert "a base keeps its own" in err
+
+
+def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
+    pretrained: Path, text: Path, colakit: Run, tmp_path: Path
+) -> None:
+    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
+    weights, measured = [load_gpt(pretrained / "base").state_dict()], []
+    for name, share in (("all", "0"), ("half", "0.5")):
+        code, _, err = colakit(
+            *begin, *base, "--set", f"pretrain.start_weight={share}", "--out", tmp_path / name
+        )
+        assert code == 0, err
+        weights.append(load_gpt(tmp_path / name / "base").state_dict())
+        measured.append(json.loads((tmp_path / name / "summary.json").read_text())["bits_per_byte"]["toy"])
+    start, end, half = weights
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+    for name, value in half.items():
+        assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # all three are bf16
+    assert measured[0] != measured[1]  # what is measured is what is written
+
+    code, _, err = colakit(*begin, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "no-base")
+    assert code == 2
+    assert "start_weight (=0.5) is of init_from, which is not given" in " ".join(err.split())
 
 
 def test_a_run_that_went_on_from_another_base_is_not_resumed(

@@ -12,6 +12,7 @@ from colakit.commands.fitting import Fit, Lesson
 from colakit.context import Context
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.windows import Windows
+from colakit.engine.averaging import StartAverage
 from colakit.engine.bases import write_base
 from colakit.engine.distributed import Processes
 from colakit.engine.inference import bits_per_byte
@@ -38,6 +39,7 @@ class LanguageFit(Fit):
     ) -> None:
         super().__init__(context, lesson, run, group)
         self.settings = context.settings.pretrain
+        self.average = StartAverage(self.model, self.settings.start_weight)
         self.tokenizer, self.train_windows, self.holdout = tokenizer, train, holdout
         self.steps_per_epoch = max(1, len(train) // lesson.training.batch_size)
         self.loss_sum = 0.0
@@ -79,8 +81,7 @@ class LanguageFit(Fit):
         """Measure bits per byte on a part of each held-out text, and write the base as it is now."""
         measured: dict[str, float] = {}
         if self.group.is_main:
-            self.write_base()
-            measured = self.measure(limit=self.settings.evaluate_windows)
+            measured = self.write_and_measure(limit=self.settings.evaluate_windows)
         train_loss = self.loss_sum / self.count
         self.log(
             "evaluation", epoch=self.step / self.steps_per_epoch, train=train_loss, bits_per_byte=measured
@@ -89,20 +90,18 @@ class LanguageFit(Fit):
         figures = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
         return f"step {self.step}: held-out bits per byte: {figures}"
 
-    def measure(self, limit: int | None) -> dict[str, float]:
-        """Return bits per byte of each held-out text.
+    def write_and_measure(self, limit: int | None) -> dict[str, float]:
+        """Write model and tokenizer to `base/`, in bf16; return the model's bits per byte of held-out texts.
 
         Args:
-            limit: windows to measure, evenly spread; None measures all.
+            limit: windows of each text to measure, evenly spread; None measures all.
         """
-        return {
-            name: bits_per_byte(self.model, self.holdout.measured(name, limit), self.compute)
-            for name in self.holdout.sources
-        }
-
-    def write_base(self) -> None:
-        """Write model and tokenizer to `base/`, in bf16."""
-        write_base(self.model.transformer, self.tokenizer, self.run.base)
+        with self.average.in_place():
+            write_base(self.model.transformer, self.tokenizer, self.run.base)
+            return {
+                name: bits_per_byte(self.model, self.holdout.measured(name, limit), self.compute)
+                for name in self.holdout.sources
+            }
 
     # -- stopping and resuming
 

@@ -258,8 +258,7 @@ def _trained_tokenizer(context: Context, files: dict[str, list[Path]]) -> Senten
 
 def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any]:
     """Measure all held-out text, write and print the result."""
-    fit.write_base()
-    measured = fit.measure(limit=None)
+    measured = fit.write_and_measure(limit=None)
     summary = {
         "command": context.command,
         "model": "gpt2",

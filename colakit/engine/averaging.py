@@ -1,4 +1,4 @@
-"""A moving average of the weights that train, which is steadier than the weights of any one step."""
+"""Averages of weights: along a run, steadier than any one step's, and of a run's start and end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,36 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+
+class StartAverage:
+    """Weights between those that training began with, s, and those of now, w: share·s + (1 - share)·w.
+
+    Training on goes where it is sent and forgets what it does not read; between start and end, both are known
+    ("WiSE-FT", Wortsman et al. 2022, arXiv:2109.01903). It asks that no barrier lies between the two, as
+    where the second grew out of the first at moderate rates.
+
+    Args:
+        model: as it is before training.
+        share: of the start, from 0 (none of it is kept) to 1.
+    """
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        self.share = share
+        self.parameters = list(model.parameters()) if share else []
+        self.start = [parameter.detach().clone() for parameter in self.parameters]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average in the place of the weights; they come back afterwards, bit for bit."""
+        now = [parameter.data for parameter in self.parameters]
+        for parameter, start in zip(self.parameters, self.start, strict=True):
+            parameter.data = torch.lerp(parameter.data, start, self.share)
+        try:
+            yield
+        finally:
+            for parameter, weights in zip(self.parameters, now, strict=True):
+                parameter.data = weights
 
 
 class WeightAverage:

@@ -149,7 +149,7 @@ class _NativeGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
-        return grad * slope, None
+        return slope.mul_(grad), None  # a graph is gone through once: its slope is wanted no more
 
 
 class _Gelu(torch.autograd.Function):

@@ -24,6 +24,9 @@ class PretrainSettings(LoopSettings):
         None,
         description="base to go on from, whose shape and tokenizer stay; null begins with random weights",
     )
+    start_weight: Share = Field(
+        0.0, description="of the base gone on from, in the average with the trained weights that is written"
+    )
     tokenizer: str | None = Field(
         None, description="folder with a tokenizer; null trains one of `vocab_size` tokens on the text"
     )
@@ -59,6 +62,12 @@ class PretrainSettings(LoopSettings):
     )
     evaluate_every_steps: int | None = Field(500, ge=1, description="steps between evaluations")
     save_every_steps: int | None = Field(100, ge=1, description="steps between resumable states")
+
+    @model_validator(mode="after")
+    def _has_start(self) -> Self:
+        if self.start_weight and self.init_from is None:
+            raise ValueError(f"start_weight (={self.start_weight}) is of init_from, which is not given")
+        return self
 
     @model_validator(mode="after")
     def _shape_fits(self) -> Self:

@@ -214,7 +214,8 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL…", help="Runs, ckpt.pt files, adapters; with --pairs or --text the base will do."
+            metavar="MODEL…",
+            help="Runs, ckpt.pt files, adapters; with --pairs or --text bases too.",
         ),
     ] = None,
     pairs: Annotated[

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,17 @@ def test_evaluate_scores_adapters_beside_the_base(
     code, out, _ = colakit(*command[:-1], "--base", toy / "base", "--json")
     assert code == 0
     assert [found["model"] for found in json.loads(out)["models"]] == ["base base", "finetune"]
+
+
+def test_bases_stand_side_by_side(toy: Path, suite: Path, colakit: Run, tmp_path: Path) -> None:
+    shutil.copytree(toy / "base", tmp_path / "run" / "base")  # as pretrain leaves it in its run
+    code, out, err = colakit(
+        "evaluate", "--pairs", suite, "builtin", tmp_path / "run", toy / "base", "--json"
+    )
+    assert code == 0, err
+    builtin, run, folder = json.loads(out)["models"]
+    assert [found.pop("model") for found in (builtin, run, folder)] == ["builtin", "run", "base"]
+    assert run == folder != builtin
 
 
 def test_without_the_end_of_text_token_the_first_token_is_given(

@@ -20,11 +20,14 @@ def load_language_model(context: Context, adapter: str | None) -> tuple[GPT, Sen
     """Return the language model and its tokenizer, without boundary tokens.
 
     Args:
-        adapter: adapter folder, run folder or `ckpt.pt`; None is the plain base.
+        adapter: adapter folder, run folder, `ckpt.pt` or another base; None is the plain base.
 
     Raises:
         ColakitError: if there is none, it is broken, or it is a recurrent student.
     """
+    if adapter is not None and (other := _base_at(adapter)) is not None:
+        folder = resolve_base(other)
+        return load_gpt(folder), SentenceTokenizer.from_folder(folder)
     path = Path(adapter).expanduser() if adapter is not None else None
     if path is not None and not (path / "adapter_config.json").is_file():
         return _from_checkpoint(path)
@@ -53,16 +56,16 @@ def refuse_flags_of_corpora(context: Context, flag: str, why: str, *others: str)
 
 
 def named_language_models(context: Context, models: Sequence[str]) -> dict[str, str | None]:
-    """Return name -> adapter, run or checkpoint; None is the base, which is asked where it is named.
+    """Return name -> adapter, run, checkpoint or base; None is `--base`, which is asked where it is named.
 
     Raises:
         ColakitError: if one is not there, or not finished.
     """
     models = expand_folds(models)
-    missing = [model for model in models if not Path(model).expanduser().exists()]
+    missing = [m for m in models if not Path(m).expanduser().exists() and _base_at(m) is None]
     if missing:
         raise ColakitError(
-            f"{missing[0]}: not there", hint="Give a run of finetune, a ckpt.pt or an adapter folder."
+            f"{missing[0]}: not there", hint="Give a run, a ckpt.pt, an adapter folder or a base's folder."
         )
     paths = [Path(model) for model in models]
     folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
@@ -70,6 +73,16 @@ def named_language_models(context: Context, models: Sequence[str]) -> dict[str, 
     if not models or "base" in context.resolved.origins:
         asked[f"base {Path(context.settings.base).name}"] = None
     return asked | dict(zip(distinct_names(folders), models, strict=True))
+
+
+def _base_at(model: str) -> str | None:
+    """Return the base that `model` means: `builtin`, a base's folder, or the one that a run has written."""
+    path = Path(model).expanduser()
+    if model == "builtin" and not path.exists():
+        return model
+    if (path / CHECKPOINT_NAME).exists() or (path / "adapter_config.json").exists():
+        return None
+    return next((str(at) for at in (path, path / "base") if (at / "config.json").is_file()), None)
 
 
 def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:

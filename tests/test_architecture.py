@@ -87,6 +87,7 @@ def test_there_are_configs_for_the_experiments_people_run() -> None:
         "quick",
         "builtin-cola",
         "embedded-base",
+        "embedded-base-again",
         "embedded-base-text",
         "pretrain-mini",
     } <= names

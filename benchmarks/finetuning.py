@@ -115,7 +115,7 @@ class Finetuning:
     """Steps of one size on one base.
 
     Attributes:
-        steps: measured, after one that is not.
+        steps: measured, after as many and one that are not.
         scratch: folder for what the Trainer writes.
     """
 
@@ -191,7 +191,7 @@ class Finetuning:
         if graphs is not None:  # which are recorded in a run's first epoch
             for _ in learn(self.batches(), classification, optimizer):
                 pass
-        clock = Clock()
+        clock = Clock(warm_up=self.steps + 1)
         for step in learn(self.batches(), classification, optimizer):
             clock.step(step.count)
         if graphs is not None and graphs.failure is not None:
@@ -223,10 +223,11 @@ class Finetuning:
         return self.spread(np.split(order, range(self.batch_size, len(order), self.batch_size)))
 
     def spread(self, plan: Plan) -> Plan:
-        """Return an epoch's batches, one from each part of it by length, behind the longest, which warms up.
+        """Return an epoch's batches, one from each part of it by length, behind those that warm up.
 
-        The longest first touches the memory that the others use again, as in all but an epoch's first steps.
-        Of a thousand such draws it is the one whose sentences are nearest to the corpus's in length.
+        Those are the longest and the same ones once: they first touch the memory that is used again, as in
+        all but an epoch's first steps. Of a thousand such draws it is the one whose sentences are nearest to
+        the corpus's in length.
         """
         whole = np.array([index for index in plan if len(index) == self.batch_size])
         tokens = self.examples.tokens.lengths[whole].sum(axis=1)
@@ -236,12 +237,13 @@ class Finetuning:
         draws = np.stack([generator.choice(part, size=1000) for part in parts], axis=1)
         wanted = self.batch_size * self.examples.tokens.lengths.mean()
         nearest = np.abs(tokens[draws].mean(axis=1) - wanted).argmin()
-        return [whole[by_length[-1]], *whole[generator.permutation(draws[nearest])]]
+        drawn = list(whole[generator.permutation(draws[nearest])])
+        return [whole[by_length[-1]], *drawn, *drawn]
 
     def tokens_per_sentence(self, plan: Plan) -> dict[str, float]:
         """Return the real tokens of a sentence in the steps that are measured."""
         lengths = self.examples.tokens.lengths
-        return {READ.key: float(lengths[np.concatenate(plan[1:])].mean())}
+        return {READ.key: float(lengths[np.concatenate(plan[-self.steps :])].mean())}
 
     def products(self, precision: str) -> dict[str, float]:
         """Work as if a step were its products with the frozen weights, x·Wᵀ and g·W, prepared as ours."""
@@ -261,7 +263,7 @@ class Finetuning:
             size: torch.randn(max(tokens), size, device=compute.device).to(compute.dtype)
             for size in {side for weight in layers.values() for side in weight.shape}
         }
-        clock = Clock()
+        clock = Clock(warm_up=self.steps + 1)
         for index, count in zip(plan, tokens, strict=True):
             for weight, last_alone, has_backward in weights:
                 rows = len(index) if last_alone else count
@@ -276,7 +278,8 @@ class Finetuning:
         from transformers import PrinterCallback, Trainer, TrainerCallback
 
         quiet()
-        clock, batch_size, plan = Clock(), self.batch_size, self.trainers_plan(best)
+        clock = Clock(warm_up=self.steps + 1)
+        batch_size, plan = self.batch_size, self.trainers_plan(best)
 
         class Ticks(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -290,7 +293,7 @@ class Finetuning:
         rows = [{"input_ids": tokens.sentence(i).tolist(), "labels": labels[i]} for i in np.concatenate(plan)]
         trainer = InOrder(
             tuned_model(self.base),
-            training_arguments(self.scratch / "trainer", batch_size, best, max_steps=self.steps + 1),
+            training_arguments(self.scratch / "trainer", batch_size, best, max_steps=len(plan)),
             train_dataset=rows,
             data_collator=collate,
             callbacks=[Ticks()],
@@ -301,10 +304,13 @@ class Finetuning:
 
 
 class Clock:
-    """Times steps after the first, and asks a GPU for its peak memory."""
+    """Times steps after the first `warm_up`, and asks a GPU for its peak memory."""
 
-    def __init__(self, rate: Figure = RATE, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, rate: Figure = RATE, warm_up: int = 1, now: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.rate = rate
+        self.warm_up = warm_up
         self.now = now
         self.started: float | None = None
         self.count = 0
@@ -317,9 +323,10 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.last = self.now()
-        if self.started is None:
+        self.warm_up -= 1
+        if self.warm_up == 0:
             self.started = self.last
-        else:
+        elif self.warm_up < 0:
             self.count += count
 
     def figures(self) -> dict[str, float]:

@@ -77,7 +77,7 @@ def test_both_sides_read_sentences_of_the_corpuss_length(monkeypatch: pytest.Mon
     for steps in (4, 8):
         bench = finetuning.Finetuning(Path(), examples, steps, 32, Path())
         for plan in (bench.plan(), bench.trainers_plan(None), bench.trainers_plan("fp32")):
-            assert [len(index) for index in plan] == [32] * (steps + 1)
+            assert [len(index) for index in plan] == [32] * (2 * steps + 1)
             read = bench.tokens_per_sentence(plan)["tokens_per_sentence"]
             assert read == pytest.approx(lengths.mean(), rel=0.02)
 

@@ -100,6 +100,7 @@ def generate(
         "--width": "pretrain.width",
         "--num-heads": "pretrain.num_heads",
         "--num-positions": "pretrain.num_positions",
+        "--window": "pretrain.window",
         "--tokens": "pretrain.tokens",
         "--optimizer": "pretrain.optimizer",
         "--lr": "pretrain.lr",

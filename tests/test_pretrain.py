@@ -64,6 +64,22 @@ def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
     assert summary["tokens"] == 20480
 
 
+def test_windows_may_be_shorter_than_what_the_model_reads(text: Path, colakit: Run, tmp_path: Path) -> None:
+    begin = ["pretrain", text, *SMALL, "--set", f"cache={tmp_path / 'cache'}", "--out", tmp_path / "run"]
+    code, out, err = colakit(*begin, "--window", "8", "--dry-run")
+    assert code == 0, err
+    assert "160 steps of 128 tokens" in " ".join(out.split())
+    code, _, err = colakit(*begin, "--window", "8", "--tokens", "1280")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["steps"], summary["tokens"]) == (10, 1280)
+    assert load_gpt(tmp_path / "run" / "base").config.num_positions == 32
+
+    code, _, err = colakit(*begin, "--window", "33")
+    assert code == 2
+    assert "window (=33) must not exceed num_positions (=32)" in " ".join(err.split())
+
+
 def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

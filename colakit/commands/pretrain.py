@@ -116,8 +116,8 @@ def _plan(context: Context) -> dict[str, Any]:
     for name, found in files.items():
         size = sum(file.stat().st_size for file in found)
         context.reporter.result(f"{name}: {len(found)} files, {size:,} bytes")
-    steps = _max_steps(settings)
-    context.reporter.result(f"{steps:,} steps of {settings.batch_size * settings.num_positions:,} tokens")
+    steps = settings.max_steps
+    context.reporter.result(f"{steps:,} steps of {settings.step_tokens:,} tokens")
     context.reporter.result("dry run: nothing was written")
     return {"parameters": report.as_dict(), "steps": steps, "files": {n: len(f) for n, f in files.items()}}
 
@@ -135,11 +135,12 @@ def _prepare(context: Context) -> Training:
         model.transformer.compile()
     facts = Vocabulary.of(tokenizer)
 
-    def windows(streams: dict[str, Stream], repeats: dict[str, int]) -> Windows:
+    def windows(streams: dict[str, Stream], repeats: dict[str, int], num_tokens: int) -> Windows:
         sources = {name: TextSource(stream, repeats.get(name, 1)) for name, stream in streams.items()}
-        return Windows(sources, facts, settings.num_positions, tokenizer.end_of_text_id)
+        return Windows(sources, facts, num_tokens, tokenizer.end_of_text_id)
 
-    train, holdout = windows(texts.train, settings.repeats), windows(texts.holdout, {})
+    train = windows(texts.train, settings.repeats, settings.window_tokens)
+    holdout = windows(texts.holdout, {}, settings.num_positions)
     lesson = Lesson(
         model=model,
         objective=language_modelling,
@@ -151,7 +152,7 @@ def _prepare(context: Context) -> Training:
             weight_decay=settings.weight_decay,
         ),
         training=settings,
-        max_steps=_max_steps(settings),
+        max_steps=settings.max_steps,
         identity={
             **settings_identity(context.settings, ("pretrain",), FREE_TO_CHANGE),
             **begun_as,
@@ -161,7 +162,7 @@ def _prepare(context: Context) -> Training:
     )
     sizes = ", ".join(f"{name} {len(stream):,}" for name, stream in texts.train.items())
     lines = [
-        f"tokens to learn from: {sizes}; {len(train) * settings.num_positions:,} an epoch",
+        f"tokens to learn from: {sizes}; {len(train) * settings.window_tokens:,} an epoch",
         f"model: {settings.num_layers} layers of width {settings.width}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{settings.init_from or 'random'} at first; {how}",
@@ -185,10 +186,6 @@ def _first_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tu
             hint="Fetch the base again.",
         )
     return model, {"base": base_fingerprint(model)}
-
-
-def _max_steps(settings: PretrainSettings) -> int:
-    return max(1, settings.tokens // (settings.batch_size * settings.num_positions))
 
 
 def _planned_vocabulary(settings: PretrainSettings) -> int:
@@ -264,7 +261,7 @@ def _finish(context: Context, run: RunFolder, fit: LanguageFit) -> dict[str, Any
         "model": "gpt2",
         "seed": context.settings.seed,
         "bits_per_byte": measured,
-        "tokens": fit.step * context.settings.pretrain.batch_size * context.settings.pretrain.num_positions,
+        "tokens": fit.step * context.settings.pretrain.step_tokens,
         "steps": fit.step,
         "parameters": sum(p.numel() for p in fit.model.parameters()),
         "seconds": round(fit.seconds, 2),

@@ -34,8 +34,9 @@ class PretrainSettings(LoopSettings):
     num_layers: int = Field(6, ge=1, description="blocks")
     width: int = Field(384, ge=1, description="D, of the residual stream")
     num_heads: int = Field(6, ge=1, description="attention heads")
-    num_positions: int = Field(
-        128, ge=8, description="tokens a window holds, and the most the model can read"
+    num_positions: int = Field(128, ge=8, description="the most tokens that the model can read")
+    window: int | None = Field(
+        None, ge=8, description="tokens a training window predicts; null is `num_positions`"
     )
     dropout: Share = Field(0.0, description="in embeddings, attention and residual branches")
     tokens: int = Field(
@@ -73,7 +74,24 @@ class PretrainSettings(LoopSettings):
     def _shape_fits(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
+        if self.window_tokens > self.num_positions:
+            raise ValueError(f"window (={self.window}) must not exceed num_positions (={self.num_positions})")
         return self
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that a training window predicts."""
+        return self.num_positions if self.window is None else self.window
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that a step's windows predict."""
+        return self.batch_size * self.window_tokens
+
+    @property
+    def max_steps(self) -> int:
+        """Steps that read `tokens`; one at least."""
+        return max(1, self.tokens // self.step_tokens)
 
 
 class DiscriminateSettings(TrainingSettings):

@@ -148,6 +148,12 @@ def test_discriminating_writes_a_base_that_tunes_and_resumes(
     before, after = load_gpt(toy / "base"), load_gpt(tmp_path / "run" / "base")
     assert before.config == after.config
     assert not torch.equal(before.transformer.wte.weight, after.transformer.wte.weight)
+    half = [*common, "--set", "discriminate.start_weight=0.5", "--out", tmp_path / "half"]
+    code, _, err = colakit("discriminate", *half)
+    assert code == 0, err
+    start, end, found = (m.state_dict() for m in (before, after, load_gpt(tmp_path / "half" / "base")))
+    for name, value in found.items():
+        assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # bf16
     code, _, err = colakit(
         *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),
         *("--quiet", "--out", tmp_path / "tuned"),

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from colakit.engine.device import Compute, resolve_compute
 from colakit.engine.training import StepBatch, train
 from colakit.errors import ColakitError
-from colakit.models.attention import short_attention
+from colakit.models.attention import rounded_ends, short_attention
 from colakit.models.cross_entropy import IGNORED
 from colakit.models.fused import Dropout, gelu_tanh
 from colakit.models.gpt import GPT, set_dropout
@@ -320,7 +320,21 @@ def test_a_classifier_trains_without_padding(compute: Compute, monkeypatch: pyte
     ids, lengths = torch.randint(31, (6, 9)), torch.tensor([9, 1, 4, 4, 2, 9])
     with compute.autocast():
         small(dropout=0.1)(ids, (torch.arange(9) < lengths[:, None]).long())
-    assert rows == [int(lengths.sum())] * 3
+    assert rows == [32] * 3  # 29, and what makes them a multiple of four
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rounded"),
+    [
+        ([9, 1, 4, 4, 2, 9], [9, 4, 4, 4, 2, 9]),
+        ([8, 4, 8, 2, 8, 1], [9, 4, 8, 2, 8, 1]),
+        ([8, 8, 9, 1, 9, 9], [8, 8, 9, 1, 9, 9]),
+        ([8, 8, 9, 7, 9, 9], [9, 9, 9, 7, 9, 9]),
+        ([9, 9, 9], [9, 9, 9]),
+    ],
+)
+def test_sentences_are_rounded_up_with_the_padding_there_is(lengths: list[int], rounded: list[int]) -> None:
+    assert (rounded_ends(torch.tensor(lengths) - 1, 9) + 1).tolist() == rounded
 
 
 @pytest.mark.parametrize(

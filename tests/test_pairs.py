@@ -398,6 +398,7 @@ def test_evaluate_scores_adapters_beside_the_base(
 
 def test_bases_stand_side_by_side(toy: Path, suite: Path, colakit: Run, tmp_path: Path) -> None:
     shutil.copytree(toy / "base", tmp_path / "run" / "base")  # as pretrain leaves it in its run
+    (tmp_path / "run" / "summary.json").write_text("{}")
     code, out, err = colakit(
         "evaluate", "--pairs", suite, "builtin", tmp_path / "run", toy / "base", "--json"
     )
@@ -405,6 +406,26 @@ def test_bases_stand_side_by_side(toy: Path, suite: Path, colakit: Run, tmp_path
     builtin, run, folder = json.loads(out)["models"]
     assert [found.pop("model") for found in (builtin, run, folder)] == ["builtin", "run", "base"]
     assert run == folder != builtin
+
+
+def test_a_folder_called_builtin_is_another_base_than_builtin(
+    toy: Path, suite: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(toy / "base", tmp_path / "builtin")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = colakit("evaluate", "--pairs", suite, "builtin", "./builtin", toy / "base", "--json")
+    assert code == 0, err
+    embedded, here, folder = (found["accuracy"] for found in json.loads(out)["models"])
+    assert here == folder != embedded
+
+
+def test_a_base_that_is_not_finished_is_no_model(
+    toy: Path, suite: Path, colakit: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(toy / "base", tmp_path / "run" / "base")
+    code, _, err = colakit("evaluate", "--pairs", suite, tmp_path / "run")
+    assert code == 2
+    assert "holds neither ckpt.pt nor adapter_config.json" in err
 
 
 def test_without_the_end_of_text_token_the_first_token_is_given(

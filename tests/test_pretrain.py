@@ -16,6 +16,7 @@ import torch
 from torch.testing import assert_close
 
 from colakit.cli import main
+from colakit.commands.fitting import defaults_of
 from colakit.data.tokens import SentenceTokenizer
 from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
 from colakit.interop.gpt2 import load_gpt, save_gpt
@@ -132,6 +133,13 @@ def test_resumed_pretraining_equals_uninterrupted(
     assert records(tmp_path / "run") == records(pretrained)
     weights = [(run / "base" / "model.safetensors").read_bytes() for run in (tmp_path / "run", pretrained)]
     assert weights[0] == weights[1]
+
+
+def test_a_run_had_the_defaults_of_settings_that_came_later() -> None:
+    found = defaults_of(
+        ["pretrain.start_weight", "pretrain.window", "seed", "compute", "pretrain.unheard_of"]
+    )
+    assert found == {"pretrain.start_weight": 0.0, "pretrain.window": None}
 
 
 def test_other_text_is_refused_on_resume(text: Path, pretrained: Path, colakit: Run, tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def test_what_is_not_fp32_on_a_cpu_is_left_to_torch() -> None:
     assert not by_onednn(torch.zeros(2, 16, dtype=torch.bfloat16), layer.weight)
     assert not by_onednn(torch.zeros(0, 16), layer.weight)
     assert layer(torch.zeros(0, 16)).shape == (0, 8)
+    assert Linear(16, 8, device="meta")(torch.zeros(2, 16, device="meta")).shape == (2, 8)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not by_onednn(torch.zeros(2, 16), layer.weight)
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(2x15 and 16x8\)"):
+        layer(torch.zeros(2, 15))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.zeros(2, 16)).dtype == torch.bfloat16
 

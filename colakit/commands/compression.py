@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from colakit.commands.language import (
-    load_language_model,
-    named_language_models,
-    refuse_flags_of_corpora,
-)
+from colakit.commands.language import LanguageModel, named_language_models, refuse_flags_of_corpora
 from colakit.commands.tables import Table, keep, show
 from colakit.context import Context
 from colakit.data.text import Vocabulary, encode_text, text_files
@@ -32,7 +28,7 @@ def run(context: Context, *, models: Sequence[str], texts: Sequence[Path]) -> di
     if context.dry_run:
         context.reporter.result(f"would read {', '.join(files)} with {', '.join(asked)} ({context.compute})")
         return {"models": list(asked), "texts": list(files), "compute": str(context.compute)}
-    found = {name: _measure(context, adapter, files) for name, adapter in asked.items()}
+    found = {name: _measure(context, load(), files) for name, load in asked.items()}
     rows = [[name, *(f"{value:.4f}" for value in measured.values())] for name, measured in found.items()]
     table: Table = ("bits per byte", ["model", *files], rows)
     show(context, [table])
@@ -44,9 +40,9 @@ def run(context: Context, *, models: Sequence[str], texts: Sequence[Path]) -> di
     return answer
 
 
-def _measure(context: Context, adapter: str | None, files: dict[str, list[Path]]) -> dict[str, float]:
+def _measure(context: Context, loaded: LanguageModel, files: dict[str, list[Path]]) -> dict[str, float]:
     """Return bits per byte of each text under one model."""
-    model, tokenizer = load_language_model(context, adapter)
+    model, tokenizer = loaded
     context.compute.place(model.requires_grad_(False))
     facts = Vocabulary.of(tokenizer)
     found = {}

@@ -18,6 +18,7 @@ from colakit.data.corpora import Corpus, Split
 from colakit.data.corruptions import Corruptor
 from colakit.data.text import FORMAT, check_repeats, text_files, whole_sentences
 from colakit.data.tokens import SentenceTokenizer
+from colakit.engine.averaging import StartAverage
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import discrimination
 from colakit.errors import ColakitError
@@ -36,7 +37,7 @@ def run(context: Context, *, resume: Resume) -> dict[str, Any]:
     if not context.settings.pretrain.text:
         raise ColakitError("nothing to read", hint="Name text: --set pretrain.text.NAME=PATH")
     check_repeats(context.settings.pretrain.repeats, context.settings.pretrain.text)
-    return run_job(context, _build, _plan, resume=resume, load=load_real_and_corrupted, keep_base=True)
+    return run_job(context, _build, _plan, resume=resume, load=load_real_and_corrupted)
 
 
 def _plan(context: Context, task: Task) -> GPTClassifier:
@@ -129,6 +130,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         objective=discrimination(settings.discriminate.lm_weight, settings.discriminate.pair_weight),
         sections=("discriminate",),
         identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
+        base=StartAverage(classifier.model, settings.discriminate.start_weight),
         facts={"base": settings.base},
     )
     return job, [f"sentences: {len(task.train):,}, half of them corrupted"]

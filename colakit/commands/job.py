@@ -11,6 +11,7 @@ from torch import nn
 from colakit.commands.task import Task
 from colakit.context import Context
 from colakit.data.batches import Examples
+from colakit.engine.averaging import StartAverage
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.objectives import Objective
 from colakit.settings import TrainingSettings
@@ -27,6 +28,7 @@ class Job:
         dev: the splits to report, by name.
         heads: the classifier's model with heads that it needs in training alone; None where it needs none.
         max_steps: optimizer steps; None leaves it to the epochs.
+        base: where the body is to be written as a base of its own: its average with what it began as.
         lr_ratio: LoRA+'s, 1 otherwise.
         sections: settings sections that determine the weights.
         identity: plain data that must agree between a run and its resumption, besides the settings.
@@ -46,6 +48,7 @@ class Job:
     lr_ratio: float = 1.0
     heads: nn.Module | None = None
     max_steps: int | None = None
+    base: StartAverage | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from colakit.context import Context
@@ -15,19 +16,18 @@ from colakit.interop.gpt2 import load_gpt, resolve_base
 from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.gpt import GPT, GPTClassifier
 
+LanguageModel = tuple[GPT, SentenceTokenizer]
 
-def load_language_model(context: Context, adapter: str | None) -> tuple[GPT, SentenceTokenizer]:
+
+def load_language_model(context: Context, adapter: str | None) -> LanguageModel:
     """Return the language model and its tokenizer, without boundary tokens.
 
     Args:
-        adapter: adapter folder, run folder, `ckpt.pt` or another base; None is the plain base.
+        adapter: adapter folder, run folder or `ckpt.pt`; None is the plain base.
 
     Raises:
         ColakitError: if there is none, it is broken, or it is a recurrent student.
     """
-    if adapter is not None and (other := _base_at(adapter)) is not None:
-        folder = resolve_base(other)
-        return load_gpt(folder), SentenceTokenizer.from_folder(folder)
     path = Path(adapter).expanduser() if adapter is not None else None
     if path is not None and not (path / "adapter_config.json").is_file():
         return _from_checkpoint(path)
@@ -55,37 +55,52 @@ def refuse_flags_of_corpora(context: Context, flag: str, why: str, *others: str)
             raise ColakitError(f"{origin} with {flag}: {why}", hint="Leave one of them out.")
 
 
-def named_language_models(context: Context, models: Sequence[str]) -> dict[str, str | None]:
-    """Return name -> adapter, run, checkpoint or base; None is `--base`, which is asked where it is named.
+def named_language_models(context: Context, models: Sequence[str]) -> dict[str, Callable[[], LanguageModel]]:
+    """Return name -> what loads it, of adapters, runs, checkpoints and bases; `--base` joins where named.
 
     Raises:
-        ColakitError: if one is not there, or not finished.
+        ColakitError: if one is not there, or a fold of it not finished.
     """
     models = expand_folds(models)
-    missing = [m for m in models if not Path(m).expanduser().exists() and _base_at(m) is None]
-    if missing:
-        raise ColakitError(
-            f"{missing[0]}: not there", hint="Give a run, a ckpt.pt, an adapter folder or a base's folder."
-        )
+    bases = {model: _base_at(model) for model in models}
+    for model, base in bases.items():
+        if base is None and not Path(model).expanduser().exists():
+            raise ColakitError(
+                f"{model}: not there",
+                hint="Give a run, a ckpt.pt, an adapter folder, a base's folder or `builtin`; "
+                "a hub name goes to --base.",
+            )
     paths = [Path(model) for model in models]
     folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
-    asked: dict[str, str | None] = {}
+    asked: dict[str, Callable[[], LanguageModel]] = {}
     if not models or "base" in context.resolved.origins:
-        asked[f"base {Path(context.settings.base).name}"] = None
-    return asked | dict(zip(distinct_names(folders), models, strict=True))
+        asked[f"base {Path(context.settings.base).name}"] = partial(load_language_model, context, None)
+    for name, model in zip(distinct_names(folders), models, strict=True):
+        base = bases[model]
+        asked[name] = (
+            partial(load_language_model, context, model) if base is None else partial(_load_base, base)
+        )
+    return asked
 
 
-def _base_at(model: str) -> str | None:
-    """Return the base that `model` means: `builtin`, a base's folder, or the one that a run has written."""
+def _base_at(model: str) -> Path | None:
+    """Return the folder of the base that `model` means: `builtin`, a folder, or a finished run's `base/`."""
+    if model == "builtin":
+        return resolve_base(model)
     path = Path(model).expanduser()
-    if model == "builtin" and not path.exists():
-        return model
     if (path / CHECKPOINT_NAME).exists() or (path / "adapter_config.json").exists():
         return None
-    return next((str(at) for at in (path, path / "base") if (at / "config.json").is_file()), None)
+    if (path / "config.json").is_file():
+        return path
+    made = path / "base"
+    return made if (path / "summary.json").is_file() and (made / "config.json").is_file() else None
 
 
-def _from_checkpoint(path: Path) -> tuple[GPT, SentenceTokenizer]:
+def _load_base(folder: Path) -> LanguageModel:
+    return load_gpt(folder), SentenceTokenizer.from_folder(folder)
+
+
+def _from_checkpoint(path: Path) -> LanguageModel:
     """A tuned classifier still has its language model: the body, read out through the token embedding."""
     classifier = load_classifier(path)
     if not isinstance(classifier.model, GPTClassifier):

@@ -7,7 +7,7 @@ out through the token embedding. `--precision auto` means fp32 here: bf16 moves 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from colakit.commands.language import (
-    load_language_model,
+    LanguageModel,
     named_language_models,
     refuse_flags_of_corpora,
 )
@@ -92,7 +92,7 @@ def _note_identical(context: Context, pairs: Sequence[MinimalPair]) -> None:
 
 def _plan(
     context: Context,
-    asked: Mapping[str, str | None],
+    asked: Mapping[str, Callable[[], LanguageModel]],
     files: Sequence[Path],
     pairs: Sequence[MinimalPair],
     groups: Mapping[str, Sequence[str]],
@@ -114,7 +114,7 @@ def _plan(
 
 def _ask_all(
     context: Context,
-    asked: Mapping[str, str | None],
+    asked: Mapping[str, Callable[[], LanguageModel]],
     pairs: Sequence[MinimalPair],
     groups: Mapping[str, Sequence[str]],
     compute: Compute,
@@ -122,8 +122,8 @@ def _ask_all(
     """Score the pairs with every model, of which one is loaded at a time."""
     members = {field: _members(values) for field, values in groups.items()}
     results: list[Result] = []
-    for name, adapter in asked.items():
-        model, tokenizer = load_language_model(context, adapter)
+    for name, load in asked.items():
+        model, tokenizer = load()
         compute.place(model.requires_grad_(False))
         longest = model.config.num_positions + 1  # the last token is predicted, never read
         good, bad = _encode(context, tokenizer, pairs, longest)

@@ -22,7 +22,7 @@ from colakit.models.gpt import GPTClassifier
 from colakit.models.parameters import count_parameters
 
 
-def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = False) -> dict[str, Any]:
+def report(job: Job, run: RunFolder, fit: ClassifierFit) -> dict[str, Any]:
     """Take the best moment, choose the threshold, measure the dev splits once, write and print the result."""
     best = fit.progress.best
     assert best is not None, "the last step is always evaluated"
@@ -53,9 +53,10 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit, *, keep_base: bool = Fa
     }
     run.write_predictions({name: (parts[name].labels, found) for name, (_, found) in predictions.items()})
     _write(job, run, summary)
-    if keep_base:
+    if job.base is not None:
         assert isinstance(job.classifier.model, GPTClassifier)
-        write_base(job.classifier.model.transformer, job.classifier.tokenizer, run.base)
+        with job.base.in_place():
+            write_base(job.classifier.model.transformer, job.classifier.tokenizer, run.base)
     _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
     return summary
 

@@ -51,7 +51,6 @@ def run_job(
     *,
     resume: Resume,
     load: Callable[[Context], Task] = load_task,
-    keep_base: bool = False,
 ) -> dict[str, Any]:
     """Build a classifier's job from the settings and train it; return the summary, or a dry run's plan.
 
@@ -59,7 +58,6 @@ def run_job(
         build: returns the job and, for people, lines on what it will do.
         plan: returns the model without its weights; it reads no more than it must.
         load: returns the corpus, cut.
-        keep_base: also write the tuned body as a base of its own.
     """
 
     def show() -> dict[str, Any]:
@@ -73,7 +71,7 @@ def run_job(
         return Training(
             lines,
             fit=lambda run, group: ClassifierFit(job, run, group),
-            finish=lambda run, fit: report(job, run, fit, keep_base=keep_base),
+            finish=lambda run, fit: report(job, run, fit),
         )
 
     return run_training(context, prepare, show, resume=resume)

@@ -30,9 +30,10 @@ class StartAverage:
     def in_place(self) -> Iterator[None]:
         """Put the average in the place of the weights; they come back afterwards, bit for bit."""
         now = [parameter.data for parameter in self.parameters]
-        for parameter, start in zip(self.parameters, self.start, strict=True):
-            parameter.data = torch.lerp(parameter.data, start, self.share)
+        average = [torch.lerp(w, s, self.share) for w, s in zip(now, self.start, strict=True)]
         try:
+            for parameter, weights in zip(self.parameters, average, strict=True):
+                parameter.data = weights
             yield
         finally:
             for parameter, weights in zip(self.parameters, now, strict=True):

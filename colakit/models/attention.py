@@ -18,6 +18,7 @@ from colakit.models.gpt_config import GPTConfig
 from colakit.models.products import Linear
 from colakit.native import Kernels, Mask, kernels_for
 
+ROWS = 4  # matrices of a multiple of so many rows are multiplied sooner than those of a few less
 SHORT = 256  # tokens up to which attention trains faster on a CPU as two matrix products
 
 
@@ -139,6 +140,17 @@ def packs(input_ids: Tensor, last: Tensor, num_heads: int, weight: Tensor) -> bo
     if kernels is None or not kernels.attends(batch, longest, num_heads, weight.shape[-1] // num_heads):
         return False
     return last.dtype == torch.int64 and bool(((last >= 0) & (last < longest)).all())
+
+
+def rounded_ends(last: Tensor, longest: int) -> Tensor:
+    """Return where to end sentences, (B,), at `last` (B,) or behind it, for a multiple of `ROWS` in all.
+
+    Nothing real sees the padding that is taken along. Where there is none, as where all are as long as the
+    `longest`, no multiple may be reached.
+    """
+    missing = int(-(last + 1).sum() % ROWS)
+    taken = (longest - 1 - last).cumsum(0).clamp_(max=missing)  # from the first sentences on
+    return last + taken.diff(prepend=taken.new_zeros(1))
 
 
 def packed_attention(qkv: Tensor, starts: Tensor, dropout: float = 0.0) -> Tensor:

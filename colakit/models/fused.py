@@ -149,7 +149,7 @@ class _NativeGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
-        return slope.mul_(grad), None  # a graph is gone through once: its slope is wanted no more
+        return slope.mul_(grad), None  # a second pass through the graph is an error of autograd's
 
 
 class _Gelu(torch.autograd.Function):

@@ -8,7 +8,7 @@ keep (in, out), which `colakit.interop.gpt2` turns around.
 
 Padding goes on the right. Attention is causal, so what stands right of a token never changes its state and
 no attention mask is needed; the mask only tells where a sentence ends. Where attention is a kernel of ours, a
-classifier trains without padding: its sentences stand one after another, "packed".
+classifier trains without padding, or nearly: its sentences stand one after another, "packed".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colakit.models.attention import Attention, KVCache, packs
+from colakit.models.attention import Attention, KVCache, packs, rounded_ends
 from colakit.models.cross_entropy import Weigh, linear_cross_entropy
 from colakit.models.empty import without_weights
 from colakit.models.fused import Dropout
@@ -107,15 +107,16 @@ class Transformer(nn.Module):
         return self.ln_f(x if last is None else x.squeeze(1))
 
     def _packed(self, input_ids: Tensor, last: Tensor) -> Tensor:
-        """Return the state (B, D) at `last` (B,); what stands behind it in (B, T) is not computed at all."""
+        """Return the state (B, D) at `last` (B,); of what stands behind it in (B, T), next to nothing is."""
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)  # (B, T)
-        real = positions <= last[:, None]
-        starts = F.pad((last + 1).cumsum(0), (1, 0))  # (B + 1,)
-        x = self.drop((self.wte(input_ids[real]) + self.wpe(positions[real])).float())  # (N, D)
+        ends = rounded_ends(last, input_ids.shape[1])
+        kept = positions <= ends[:, None]
+        starts = F.pad((ends + 1).cumsum(0), (1, 0))  # (B + 1,)
+        x = self.drop((self.wte(input_ids[kept]) + self.wpe(positions[kept])).float())  # (N, D)
         *blocks, final = cast(list[Block], list(self.h))
         for block in blocks:
             x = block.packed(x, starts)
-        return self.ln_f(final.packed(x, starts, starts[1:] - 1))
+        return self.ln_f(final.packed(x, starts, starts[:-1] + last))
 
     def language_model(self) -> GPT:
         """Return a language model on this very body (shared, not copied)."""

@@ -1,7 +1,8 @@
 """Matrix products by the library that is sooner done with them.
 
 On a CPU torch multiplies fp32 matrices with Intel's MKL. On processors of other makers oneDNN, which torch
-brings along as well, is sooner done, a little with hundreds of rows and much with few (docs/performance.md).
+brings along as well, is sooner done, a little with hundreds of rows and much with few, as was measured on
+AMD's Zen 4 (docs/performance.md). `torch.backends.mkldnn.flags(enabled=False)` leaves them to MKL.
 
 Shapes: D_in and D_out of a layer, N rows: all tokens of a batch.
 """
@@ -24,11 +25,18 @@ def has_sooner_onednn() -> bool:
     return both and bool(maker) and "intel" not in maker
 
 
-def by_onednn(*matrices: Tensor) -> bool:
-    """Tell whether the product of these matrices is oneDNN's."""
-    return has_sooner_onednn() and all(
-        matrix.dtype == torch.float32 and matrix.device.type == "cpu" and matrix.numel()
-        for matrix in matrices
+def by_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
+    """Tell whether a·bᵀ + bias is oneDNN's to compute; what does not fit is torch's, to complain of."""
+    return (
+        has_sooner_onednn()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.compiler.is_compiling()
+        and a.shape[-1] == b.shape[-1]
+        and all(
+            tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel()
+            for tensor in (a, b, bias)
+            if tensor is not None
+        )
     )
 
 
@@ -38,13 +46,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer, x·Wᵀ + bias, whose products are taken as `product` takes them."""
+    """A linear layer, x·Wᵀ + bias, whose products are taken as `product` takes them.
+
+    Where they are oneDNN's, gradients of gradients are an error.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (…, D_out) for (…, D_in)."""
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        if not by_onednn(input, self.weight):
+        if not by_onednn(input, self.weight, self.bias) or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         if torch.is_grad_enabled():
             return _Linear.apply(input, self.weight, self.bias)

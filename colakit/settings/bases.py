@@ -105,6 +105,9 @@ class DiscriminateSettings(TrainingSettings):
     pair_weight: float = Field(
         0.5, ge=0, description="weight of the preference for a real sentence over its corrupted copy"
     )
+    start_weight: Share = Field(
+        0.0, description="of the base taught, in the average with the taught weights that is written"
+    )
     epochs: int = Field(1, ge=1, description="passes over the sentences")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     batch_size: int = Field(64, ge=2, multiple_of=2, description="sentences a step, over all processes")

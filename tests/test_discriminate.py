@@ -154,6 +154,11 @@ def test_discriminating_writes_a_base_that_tunes_and_resumes(
     start, end, found = (m.state_dict() for m in (before, after, load_gpt(tmp_path / "half" / "base")))
     for name, value in found.items():
         assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # bf16
+    models = [tmp_path / "half", tmp_path / "half" / "base", tmp_path / "half" / "ckpt.pt"]
+    code, answer, err = colakit("evaluate", "--text", text, *models, "--json")
+    assert code == 0, err
+    run, base, taught = (found["bits_per_byte"] for found in json.loads(answer)["models"])
+    assert run == base != taught  # a run stands for the base that it has written
     code, _, err = colakit(
         *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),
         *("--quiet", "--out", tmp_path / "tuned"),

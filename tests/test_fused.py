@@ -209,3 +209,10 @@ def test_compiling_changes_neither_loss_nor_gradients() -> None:
     for plain, compiled in zip(*found, strict=True):
         assert plain is not None
         assert_close(compiled, plain, **TIGHT)
+
+
+def test_the_body_is_compiled_whole() -> None:
+    model = GPT(GPTConfig(31, 16, 16, 2, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0))
+    body, ids = model.transformer, torch.randint(31, (3, 9))
+    expected = body(ids)
+    assert_close(torch.compile(body, backend="eager", fullgraph=True)(ids), expected, **TIGHT)

@@ -404,7 +404,7 @@ def test_bases_stand_side_by_side(toy: Path, suite: Path, colakit: Run, tmp_path
     )
     assert code == 0, err
     builtin, run, folder = json.loads(out)["models"]
-    assert [found.pop("model") for found in (builtin, run, folder)] == ["builtin", "run", "base"]
+    assert [found.pop("model") for found in (builtin, run, folder)] == ["base builtin", "run", "base"]
     assert run == folder != builtin
 
 
@@ -415,7 +415,7 @@ def test_a_folder_called_builtin_is_another_base_than_builtin(
     monkeypatch.chdir(tmp_path)
     code, out, err = colakit("evaluate", "--pairs", suite, "builtin", "./builtin", toy / "base", "--json")
     assert code == 0, err
-    embedded, here, folder = (found["accuracy"] for found in json.loads(out)["models"])
+    embedded, here, folder = (found["groups"] for found in json.loads(out)["models"])
     assert here == folder != embedded
 
 

@@ -16,8 +16,9 @@ import torch
 from torch.testing import assert_close
 
 from colakit.cli import main
-from colakit.commands.fitting import defaults_of
+from colakit.commands.fitting import Fit
 from colakit.data.tokens import SentenceTokenizer
+from colakit.data.windows import Windows
 from colakit.engine.optimizers import MuonWithAdamW, pretraining_optimizer
 from colakit.interop.gpt2 import load_gpt, save_gpt
 from colakit.models.gpt import GPT
@@ -65,22 +66,6 @@ def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
     assert summary["tokens"] == 20480
 
 
-def test_windows_may_be_shorter_than_what_the_model_reads(text: Path, colakit: Run, tmp_path: Path) -> None:
-    begin = ["pretrain", text, *SMALL, "--set", f"cache={tmp_path / 'cache'}", "--out", tmp_path / "run"]
-    code, out, err = colakit(*begin, "--window", "8", "--dry-run")
-    assert code == 0, err
-    assert "160 steps of 128 tokens" in " ".join(out.split())
-    code, _, err = colakit(*begin, "--window", "8", "--tokens", "1280")
-    assert code == 0, err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["steps"], summary["tokens"]) == (10, 1280)
-    assert load_gpt(tmp_path / "run" / "base").config.num_positions == 32
-
-    code, _, err = colakit(*begin, "--window", "33")
-    assert code == 2
-    assert "window (=33) must not exceed num_positions (=32)" in " ".join(err.split())
-
-
 def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -115,8 +100,6 @@ def test_resumed_pretraining_equals_uninterrupted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from colakit.commands.fitting import Fit
-
     after_step = Fit._after_step
 
     def interrupting(self: Any, report: Any, bar: Any) -> None:
@@ -133,13 +116,6 @@ def test_resumed_pretraining_equals_uninterrupted(
     assert records(tmp_path / "run") == records(pretrained)
     weights = [(run / "base" / "model.safetensors").read_bytes() for run in (tmp_path / "run", pretrained)]
     assert weights[0] == weights[1]
-
-
-def test_a_run_had_the_defaults_of_settings_that_came_later() -> None:
-    found = defaults_of(
-        ["pretrain.start_weight", "pretrain.window", "seed", "compute", "pretrain.unheard_of"]
-    )
-    assert found == {"pretrain.start_weight": 0.0, "pretrain.window": None}
 
 
 def test_other_text_is_refused_on_resume(text: Path, pretrained: Path, colakit: Run, tmp_path: Path) -> None:
@@ -324,6 +300,52 @@ def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
     code, _, err = colakit(*begin, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "no-base")
     assert code == 2
     assert "start_weight (=0.5) is of init_from, which is not given" in " ".join(err.split())
+
+
+def test_windows_may_be_shorter_than_what_the_base_reads(
+    pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    batch = Windows.batch
+    monkeypatch.setattr(
+        Windows, "batch", lambda self, rows: (widths.append(self.num_tokens), batch(self, rows))[1]
+    )
+    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
+    code, out, err = colakit(*begin, *base, "--window", "8", "--dry-run", "--out", tmp_path / "dry")
+    assert code == 0, err
+    assert "steps of 128 tokens" in " ".join(out.split())
+    code, _, err = colakit(*begin, *base, "--window", "8", "--out", tmp_path / "run")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["tokens"] == 128 * summary["steps"]
+    assert widths[:2] == [8, 8]  # the micro-batches of a step
+    assert widths[-1] == 32  # held-out text
+    assert load_gpt(tmp_path / "run" / "base").config.num_positions == 32
+
+    code, _, err = colakit(*begin, *base, "--window", "33", "--out", tmp_path / "other")
+    assert code == 2
+    assert "pretrain.window is 33, but" in " ".join(err.split())
+    code, _, err = colakit(*begin, "--window", "8", "--out", tmp_path / "other")
+    assert code == 2
+    assert "window (=8) is of init_from, which is not given" in " ".join(err.split())
+
+
+def test_settings_that_came_later_refuse_no_resumption(
+    pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
+    identity = Fit._identity
+
+    def without(name: str, fit: Fit) -> dict[str, Any]:
+        return {key: value for key, value in identity(fit).items() if key != name}
+
+    for name, code in (("pretrain.window", 0), ("pretrain.muon_lr", 2)):
+        run = [*begin, *base, "--out", tmp_path / name]
+        monkeypatch.setattr(Fit, "_identity", lambda fit, name=name: without(name, fit))
+        assert colakit(*run)[0] == 0
+        monkeypatch.setattr(Fit, "_identity", identity)
+        found, _, err = colakit(*run, "--resume")
+        assert found == code, err
 
 
 def test_a_run_that_went_on_from_another_base_is_not_resumed(

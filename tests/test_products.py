@@ -70,6 +70,7 @@ def test_a_layer_and_its_gradients_are_torchs(frozen: bool, bias: bool, shape: t
 
 
 @needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch's, of the switch
 @pytest.mark.usefixtures("onednn")
 def test_what_is_not_fp32_on_a_cpu_is_left_to_torch() -> None:
     layer = Linear(16, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.models.gpt import Transformer
 from colakit.settings import LoopSettings, Settings
+
+BEFORE = {"pretrain.start_weight": 0.0, "pretrain.window": None, "discriminate.start_weight": 0.0}
+"""Settings that came later than the first runs, with what those runs did before."""
 
 
 @dataclass
@@ -280,7 +283,7 @@ class Fit(ABC):
         if self.context.settings.kernels != "always" and saved.get("compute") == plain.arithmetic:
             self.compute = plain
         identity = self._identity()
-        if differing := differences({**defaults_of(identity.keys() - saved.keys()), **saved}, identity):
+        if differing := differences({**BEFORE, **saved}, {**BEFORE, **identity}):
             if self.compute.kernels is None and "kernels" in str(saved.get("compute")):
                 hint = "It began with kernels, for which a C compiler and --set kernels=auto are needed."
             elif not self.compute.graphs and "graphs" in str(saved.get("compute")):
@@ -327,17 +330,6 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return what differs between two mappings, for people; empty where nothing does."""
     differing = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
     return "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
-
-
-def defaults_of(names: Iterable[str]) -> dict[str, Any]:
-    """Return the defaults of those of the settings: what a run had that was begun before they were there."""
-    dumped = Settings().model_dump(mode="json")
-    parted = {name: name.partition(".") for name in names}
-    return {
-        name: dumped[section][key]
-        for name, (section, _, key) in parted.items()
-        if isinstance(dumped.get(section), dict) and key in dumped[section]
-    }
 
 
 def how_to_continue(command: str, run: RunFolder) -> str:

@@ -70,13 +70,15 @@ def named_language_models(context: Context, models: Sequence[str]) -> dict[str, 
                 hint="Give a run, a ckpt.pt, an adapter folder, a base's folder or `builtin`; "
                 "a hub name goes to --base.",
             )
-    paths = [Path(model) for model in models]
+    paths = [Path(model) for model in models if model != "builtin"]
     folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
+    names = iter(distinct_names(folders))
     asked: dict[str, Callable[[], LanguageModel]] = {}
     if not models or "base" in context.resolved.origins:
         asked[f"base {Path(context.settings.base).name}"] = partial(load_language_model, context, None)
-    for name, model in zip(distinct_names(folders), models, strict=True):
-        base = bases[model]
+    for model, base in bases.items():
+        name = "base builtin" if model == "builtin" else next(names)
+        name = model if name in asked else name  # a run, and its ckpt.pt
         asked[name] = (
             partial(load_language_model, context, model) if base is None else partial(_load_base, base)
         )
@@ -88,9 +90,7 @@ def _base_at(model: str) -> Path | None:
     if model == "builtin":
         return resolve_base(model)
     path = Path(model).expanduser()
-    if (path / CHECKPOINT_NAME).exists() or (path / "adapter_config.json").exists():
-        return None
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and not (path / "adapter_config.json").exists():
         return path
     made = path / "base"
     return made if (path / "summary.json").is_file() and (made / "config.json").is_file() else None

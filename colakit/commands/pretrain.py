@@ -92,6 +92,11 @@ def _with_shape_of(context: Context, settings: PretrainSettings, base: str) -> P
                 f"pretrain.{name} is {ours}, but {theirs} in {base}",
                 hint="A base keeps its shape: leave this out, or leave out --init-from.",
             )
+    if settings.window is not None and settings.window > config.num_positions:
+        raise ColakitError(
+            f"pretrain.window is {settings.window}, but {base} has {config.num_positions} positions",
+            hint="Lower --window, or leave it out.",
+        )
     if settings.tokenizer is not None:
         raise ColakitError(
             "pretrain.tokenizer: a base keeps its own", hint="Leave this out, or leave out --init-from."

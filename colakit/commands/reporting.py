@@ -52,11 +52,11 @@ def report(job: Job, run: RunFolder, fit: ClassifierFit) -> dict[str, Any]:
         **job.facts,
     }
     run.write_predictions({name: (parts[name].labels, found) for name, (_, found) in predictions.items()})
-    _write(job, run, summary)
     if job.base is not None:
         assert isinstance(job.classifier.model, GPTClassifier)
         with job.base.in_place():
             write_base(job.classifier.model.transformer, job.classifier.tokenizer, run.base)
+    _write(job, run, summary)  # whose last file tells that the run is finished
     _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
     return summary
 

@@ -28,9 +28,9 @@ def has_sooner_onednn() -> bool:
 def by_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     """Tell whether a·bᵀ + bias is oneDNN's to compute; what does not fit is torch's, to complain of."""
     return (
-        has_sooner_onednn()
+        not torch.compiler.is_compiling()
+        and has_sooner_onednn()
         and bool(torch.backends.mkldnn.enabled)
-        and not torch.compiler.is_compiling()
         and a.shape[-1] == b.shape[-1]
         and all(
             tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel()

@@ -36,7 +36,9 @@ class PretrainSettings(LoopSettings):
     num_heads: int = Field(6, ge=1, description="attention heads")
     num_positions: int = Field(128, ge=8, description="the most tokens that the model can read")
     window: int | None = Field(
-        None, ge=8, description="tokens a training window predicts; null is `num_positions`"
+        None,
+        ge=8,
+        description="tokens a training window predicts, of a base gone on from; null is its positions",
     )
     dropout: Share = Field(0.0, description="in embeddings, attention and residual branches")
     tokens: int = Field(
@@ -68,14 +70,17 @@ class PretrainSettings(LoopSettings):
     def _has_start(self) -> Self:
         if self.start_weight and self.init_from is None:
             raise ValueError(f"start_weight (={self.start_weight}) is of init_from, which is not given")
+        if self.window is not None and self.init_from is None:
+            raise ValueError(
+                f"window (={self.window}) is of init_from, which is not given: random weights would "
+                "not learn the positions beyond it; give fewer num_positions"
+            )
         return self
 
     @model_validator(mode="after")
     def _shape_fits(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
-        if self.window_tokens > self.num_positions:
-            raise ValueError(f"window (={self.window}) must not exceed num_positions (={self.num_positions})")
         return self
 
     @property

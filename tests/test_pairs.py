@@ -419,6 +419,17 @@ def test_a_folder_called_builtin_is_another_base_than_builtin(
     assert here == folder != embedded
 
 
+def test_a_model_that_is_given_twice_lends_its_name_to_no_other(
+    toy: Path, suite: Path, colakit: Run, tmp_path: Path
+) -> None:
+    for name in ("one", "two", "three"):
+        shutil.copytree(toy / "base", tmp_path / name)
+    models = [tmp_path / name for name in ("one", "one", "two", "three")]
+    code, out, err = colakit("evaluate", "--pairs", suite, *models, "--dry-run")
+    assert code == 0, err
+    assert "with one, two, three, by" in " ".join(out.split())
+
+
 def test_a_base_that_is_not_finished_is_no_model(
     toy: Path, suite: Path, colakit: Run, tmp_path: Path
 ) -> None:

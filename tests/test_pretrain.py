@@ -339,7 +339,7 @@ def test_settings_that_came_later_refuse_no_resumption(
     def without(name: str, fit: Fit) -> dict[str, Any]:
         return {key: value for key, value in identity(fit).items() if key != name}
 
-    for name, code in (("pretrain.window", 0), ("pretrain.muon_lr", 2)):
+    for name, code in (("pretrain.window", 0), ("pretrain.start_weight", 0), ("pretrain.muon_lr", 2)):
         run = [*begin, *base, "--out", tmp_path / name]
         monkeypatch.setattr(Fit, "_identity", lambda fit, name=name: without(name, fit))
         assert colakit(*run)[0] == 0

@@ -27,8 +27,8 @@ from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.models.gpt import Transformer
 from colakit.settings import LoopSettings, Settings
 
-BEFORE = {"pretrain.start_weight": 0.0, "pretrain.window": None, "discriminate.start_weight": 0.0}
-"""Settings that came later than the first runs, with what those runs did before."""
+BEFORE = {"pretrain.start_weight": 0.0, "discriminate.start_weight": 0.0}
+"""Settings that came later than the first runs, with what those did before; None goes without saying."""
 
 
 @dataclass
@@ -282,8 +282,7 @@ class Fit(ABC):
         plain = self.context.compute
         if self.context.settings.kernels != "always" and saved.get("compute") == plain.arithmetic:
             self.compute = plain
-        identity = self._identity()
-        if differing := differences({**BEFORE, **saved}, {**BEFORE, **identity}):
+        if differing := differences({**BEFORE, **saved}, {**BEFORE, **self._identity()}):
             if self.compute.kernels is None and "kernels" in str(saved.get("compute")):
                 hint = "It began with kernels, for which a C compiler and --set kernels=auto are needed."
             elif not self.compute.graphs and "graphs" in str(saved.get("compute")):

@@ -17,6 +17,7 @@ from colakit.interop.peft import apply_adapter, read_adapter
 from colakit.models.gpt import GPT, GPTClassifier
 
 LanguageModel = tuple[GPT, SentenceTokenizer]
+Loaders = dict[str, Callable[[], LanguageModel]]  # by the model's name, so that one is loaded at a time
 
 
 def load_language_model(context: Context, adapter: str | None) -> LanguageModel:
@@ -55,14 +56,13 @@ def refuse_flags_of_corpora(context: Context, flag: str, why: str, *others: str)
             raise ColakitError(f"{origin} with {flag}: {why}", hint="Leave one of them out.")
 
 
-def named_language_models(context: Context, models: Sequence[str]) -> dict[str, Callable[[], LanguageModel]]:
+def named_language_models(context: Context, models: Sequence[str]) -> Loaders:
     """Return name -> what loads it, of adapters, runs, checkpoints and bases; `--base` joins where named.
 
     Raises:
         ColakitError: if one is not there, or a fold of it not finished.
     """
-    models = expand_folds(models)
-    bases = {model: _base_at(model) for model in models}
+    bases = {model: _base_at(model) for model in expand_folds(models)}
     for model, base in bases.items():
         if base is None and not Path(model).expanduser().exists():
             raise ColakitError(
@@ -70,18 +70,16 @@ def named_language_models(context: Context, models: Sequence[str]) -> dict[str, 
                 hint="Give a run, a ckpt.pt, an adapter folder, a base's folder or `builtin`; "
                 "a hub name goes to --base.",
             )
-    paths = [Path(model) for model in models if model != "builtin"]
-    folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths]
-    names = iter(distinct_names(folders))
-    asked: dict[str, Callable[[], LanguageModel]] = {}
+    paths = {model: Path(model) for model in bases if model != "builtin"}
+    folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths.values()]
+    names = {"builtin": "base builtin", **dict(zip(paths, distinct_names(folders), strict=True))}
+    asked: Loaders = {}
     if not models or "base" in context.resolved.origins:
         asked[f"base {Path(context.settings.base).name}"] = partial(load_language_model, context, None)
     for model, base in bases.items():
-        name = "base builtin" if model == "builtin" else next(names)
-        name = model if name in asked else name  # a run, and its ckpt.pt
-        asked[name] = (
-            partial(load_language_model, context, model) if base is None else partial(_load_base, base)
-        )
+        name = model if names[model] in asked else names[model]  # a run, and its ckpt.pt
+        load = partial(load_language_model, context, model) if base is None else partial(_load_base, base)
+        asked[name] = load
     return asked
 
 

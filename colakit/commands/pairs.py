@@ -7,7 +7,7 @@ out through the token embedding. `--precision auto` means fp32 here: bf16 moves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,11 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colakit.commands.language import (
-    LanguageModel,
-    named_language_models,
-    refuse_flags_of_corpora,
-)
+from colakit.commands.language import Loaders, named_language_models, refuse_flags_of_corpora
 from colakit.commands.tables import Table, interval, keep, show
 from colakit.commands.task import percent
 from colakit.context import Context
@@ -92,7 +88,7 @@ def _note_identical(context: Context, pairs: Sequence[MinimalPair]) -> None:
 
 def _plan(
     context: Context,
-    asked: Mapping[str, Callable[[], LanguageModel]],
+    asked: Loaders,
     files: Sequence[Path],
     pairs: Sequence[MinimalPair],
     groups: Mapping[str, Sequence[str]],
@@ -114,7 +110,7 @@ def _plan(
 
 def _ask_all(
     context: Context,
-    asked: Mapping[str, Callable[[], LanguageModel]],
+    asked: Loaders,
     pairs: Sequence[MinimalPair],
     groups: Mapping[str, Sequence[str]],
     compute: Compute,

@@ -43,7 +43,7 @@ from colakit.engine.objectives import classification
 from colakit.engine.optimizers import tuning_optimizer
 from colakit.engine.training import StepBatch, train
 from colakit.interop.gpt2 import load_gpt, save_gpt
-from colakit.models.attention import ROWS
+from colakit.models.attention import rounded_ends
 from colakit.models.gpt import GPT
 from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, train_also
@@ -259,8 +259,8 @@ class Finetuning:
             for name, weight in layers.items()
         ]
         plan = self.plan()
-        read = (int(self.examples.tokens.lengths[index].sum()) for index in plan)
-        tokens = [-(-count // ROWS) * ROWS for count in read]  # no more padding than ours has
+        ends = (torch.from_numpy(self.examples.tokens.lengths[index] - 1) for index in plan)
+        tokens = [int((rounded_ends(last, int(last.max()) + 1) + 1).sum()) for last in ends]  # ours
         inputs = {
             size: torch.randn(max(tokens), size, device=compute.device).to(compute.dtype)
             for size in {side for weight in layers.values() for side in weight.shape}

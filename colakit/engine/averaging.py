@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +26,11 @@ class StartAverage:
         self.parameters = list(model.parameters()) if share else []
         self.start = [parameter.detach().clone() for parameter in self.parameters]
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """Put the average in the place of the weights; they come back afterwards, bit for bit."""
-        now = [parameter.data for parameter in self.parameters]
+        now = (parameter.data for parameter in self.parameters)
         average = [torch.lerp(w, s, self.share) for w, s in zip(now, self.start, strict=True)]
-        try:
-            for parameter, weights in zip(self.parameters, average, strict=True):
-                parameter.data = weights
-            yield
-        finally:
-            for parameter, weights in zip(self.parameters, now, strict=True):
-                parameter.data = weights
+        return _in_place(self.parameters, average)
 
 
 class WeightAverage:
@@ -61,18 +54,9 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.values.values()), list(self.parameters.values()), 1 - decay)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """Put the average in the place of the weights; they come back afterwards."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data, self.values[name] = self.values[name], parameter.data
+        return _in_place(self.parameters.values(), self.values.values())
 
     def state(self) -> dict[str, Tensor]:
         """Return copies on the CPU."""
@@ -87,3 +71,16 @@ class WeightAverage:
         """
         for name, value in self.values.items():
             value.copy_(saved[name])
+
+
+@contextmanager
+def _in_place(parameters: Collection[nn.Parameter], values: Collection[Tensor]) -> Iterator[None]:
+    """Let parameters have these values; their own come back afterwards, the very tensors."""
+    own = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
+        yield
+    finally:
+        for parameter, value in zip(parameters, own, strict=True):
+            parameter.data = value

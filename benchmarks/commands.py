@@ -4,6 +4,8 @@
 
 Each runs in a process of its own, from its start to its end: imports, reading, tokenising, training,
 measuring a held-out tenth after every epoch and dev at the end, saving.
+
+With `--layers-to-transform` both sides adapt these blocks alone, and colakit with all stands beside.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_of, report, run_process
@@ -27,29 +30,38 @@ def main() -> None:
     """Measure, print the tables, and write them as JSON."""
     parser = command_parser((__doc__ or "").splitlines()[0], "commands", epochs=3)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--layers-to-transform", help="blocks to adapt, such as 6,7,8; default: all")
     arguments = parser.parse_args()
+    layers = arguments.layers_to_transform
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         world = make_world(scratch, arguments.shape, data=arguments.data, num_sentences=arguments.sentences)
-        commands = Commands(world, arguments.epochs, arguments.batch_size, scratch)
+        commands = Commands(world, arguments.epochs, arguments.batch_size, scratch, layers)
         tables = commands.tables(arguments.repeats)
     report(tables, vars(arguments), arguments.out)
 
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands that tune one base on one corpus."""
+    """Commands that tune one base on one corpus.
+
+    Attributes:
+        layers: numbers of the blocks that are adapted, between commas; None is all.
+    """
 
     world: World
     epochs: int
     batch_size: int
     scratch: Path
+    layers: str | None = None
 
     def tables(self, repeats: int) -> list[Table]:
         """Run all commands in turn; return their times and their memory."""
         ways = self.ways()
         found = in_turn(ways, repeats)
         title = f"The whole command, {self.epochs} epochs of {len(self.world.sentences):,} sentences"
+        if self.layers:
+            title += f", blocks {self.layers}"
         return [
             compare(f"{title}: time", ways, found, SECONDS, ours=OURS, aims=AIMS),
             compare(f"{title}: memory", ways, found, MEMORY, ours=OURS),
@@ -58,24 +70,31 @@ class Commands:
     def ways(self) -> list[Way]:
         """Return the commands that are compared."""
         best = precision_of()
-        return [
+        found = [
             Way("PEFT + Trainer, as it comes", "fp32", self.rival(None), OURS),
             Way(f"PEFT + Trainer, {best}, grouped by length", best, self.rival(best), OURS),
-            Way(OURS, best, self.ours),
+            Way(OURS, best, partial(self.ours, self.some_layers())),
         ]
+        if self.layers:
+            found.append(Way(f"{OURS}, all blocks", best, partial(self.ours, []), OURS))
+        return found
 
-    def ours(self) -> dict[str, float]:
+    def ours(self, layers: list[str]) -> dict[str, float]:
         """Run `colakit finetune`, with nothing in its cache."""
         out = Path(tempfile.mkdtemp(dir=self.scratch))
-        words = [*self.shared(), "--out", out / "run", "--quiet"]
+        words = [*self.shared(), *layers, "--out", out / "run", "--quiet"]
         return run_process(colakit("finetune", *words), cache=out / "cache")
+
+    def some_layers(self) -> list[str]:
+        """Return the arguments by which either side adapts some blocks alone."""
+        return ["--layers-to-transform", self.layers] if self.layers else []
 
     def rival(self, best: str | None) -> Callable[[], dict[str, float]]:
         """Return what runs the rival's script; `best` as in `rivals.training_arguments`."""
 
         def run() -> dict[str, float]:
             out = Path(tempfile.mkdtemp(dir=self.scratch))
-            words = [*self.shared(), "--out", out, *(["--best", best] if best else [])]
+            words = [*self.shared(), *self.some_layers(), "--out", out, *(["--best", best] if best else [])]
             script = Path(__file__).with_name("rivals.py")
             return run_process([sys.executable, script, *words], cache=out / "cache")
 

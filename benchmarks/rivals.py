@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--best", choices=("bf16", "fp32"), help="group by length, and multiply in this")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--layers-to-transform", help="blocks to adapt, such as 6,7,8; default: all")
     arguments = parser.parse_args()
     finetune(arguments)
 
@@ -44,7 +45,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     splits = {name: read(arguments.data / file, tokenizer) for name, file in FILES.items()}
     held_out = len(splits["train"]) // 10
-    model = tuned_model(arguments.base, pad_token_id=tokenizer.eos_token_id)
+    layers = arguments.layers_to_transform
+    numbers = [int(number) for number in layers.split(",")] if layers else None
+    model = tuned_model(arguments.base, pad_token_id=tokenizer.eos_token_id, layers=numbers)
     settings = training_arguments(
         arguments.out,
         arguments.batch_size,
@@ -83,14 +86,23 @@ def read(path: Path, tokenizer: Any) -> Rows:
     return [{"input_ids": ids, "labels": int(row[1])} for ids, row in zip(encoded, rows, strict=True)]
 
 
-def tuned_model(base: Path, pad_token_id: int = 0) -> Any:
-    """Return the base with PEFT's LoRA on all its linear layers and a head of two classes."""
+def tuned_model(base: Path, pad_token_id: int = 0, layers: list[int] | None = None) -> Any:
+    """Return the base with PEFT's LoRA on all its linear layers and a head of two classes.
+
+    Args:
+        layers: the blocks whose layers are meant; None is all.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2ForSequenceClassification
 
     model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=pad_token_id)
     lora = LoraConfig(
-        task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), fan_in_fan_out=True
+        task_type="SEQ_CLS",
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=list(TARGETS),
+        layers_to_transform=layers,
+        fan_in_fan_out=True,
     )
     return get_peft_model(model, lora)
 

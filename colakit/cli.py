@@ -146,6 +146,7 @@ def discriminate(context: Context, *, resume: ResumeOption = Resume.NEVER) -> No
         "--alpha": "lora.alpha",
         "--lora-dropout": "lora.dropout",
         "--target-modules": "lora.target_modules",
+        "--layers-to-transform": "lora.layers_to_transform",
         "--epochs": "finetune.epochs",
         "--lr": "finetune.lr",
         "--batch-size": "finetune.batch_size",

@@ -253,6 +253,26 @@ def test_trainable_names_are_exactly_what_was_asked_for(layernorm: bool, head: b
     assert trainable(model) == expected
 
 
+def test_of_some_blocks_only_their_adapters_and_norms_and_what_is_above_them_train() -> None:
+    model = classifier()
+    inject(model, LoRAConfig(rank=3, layers_to_transform=(1,)))
+    train_also(model, layernorm=True, head=True, layers=(1,))
+    norms = ["h.1.ln_1", "h.1.ln_2", "ln_f"]
+    expected = {name for name in adapter_names("lora_a", "lora_b") if ".h.1." in name}
+    expected |= {f"transformer.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    assert trainable(model) == {*expected, "score.weight"}
+
+
+@pytest.mark.parametrize("layers", [(2,), (0, 7)])
+def test_a_block_that_is_not_there_is_refused(layers: tuple[int, ...]) -> None:
+    model = classifier()
+    before = trainable(model)
+    with pytest.raises(ColakitError, match=rf"layers_to_transform: the model has no block {layers[-1]}"):
+        inject(model, LoRAConfig(layers_to_transform=layers))
+    assert trainable(model) == before
+    assert not list(lora_layers(model))
+
+
 @every_variant
 def test_only_adapters_get_gradients(variant: str) -> None:
     model = adapted(variant, trained=True)

@@ -26,7 +26,7 @@ from colakit.errors import ColakitError
 from colakit.interop.gpt2 import load_gpt
 from colakit.interop.peft import apply_adapter, read_adapter, write_adapter
 from colakit.models.gpt import GPTClassifier
-from colakit.models.lora import LoRAConfig, inject, lora_layers, parameter_groups, train_also
+from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, parameter_groups, train_also
 
 PAD = 0
 NUM_LABELS = 3
@@ -312,6 +312,35 @@ def test_colakit_opens_pissa_that_peft_converted(base: Path, tmp_path: Path) -> 
     assert adapter.config.init == "kaiming"
     apply_adapter(model, adapter, where="end")  # without a head: PEFT's conversion loses it
     same(model.transformer(input_ids), expected)
+
+
+@pytest.mark.parametrize("layers", [(1,), (0,), (0, 1)])
+def test_some_blocks_adapted_are_opened_by_peft_and_by_colakit(
+    base: Path, tmp_path: Path, layers: tuple[int, ...]
+) -> None:
+    config = our_config("plain", layers_to_transform=layers)
+    torch.manual_seed(1)
+    ours = load_gpt(base).classifier(NUM_LABELS)
+    inject(ours, config)
+    train_also(ours, layernorm=True, head=True, layers=layers)
+    shake(ours)
+    write_adapter(ours, tmp_path, config, base=str(base))
+    model = GPT2ForSequenceClassification.from_pretrained(base)
+    theirs = PeftModel.from_pretrained(model, tmp_path)
+    same(peft_logits(theirs), our_logits(ours))
+    same(our_logits(reopened(base, tmp_path)), our_logits(ours))
+    named = {block_of(name) for name, _ in theirs.named_modules() if name.endswith("lora_A.default")}
+    assert named == set(layers)
+
+
+def test_an_adapter_that_lacks_one_of_its_blocks_is_torn(base: Path, tmp_path: Path) -> None:
+    theirs = adapted_by_peft(base, "plain", layers_to_transform=[0, 1])
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if ".h.1.mlp.c_fc." not in name}
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(ColakitError, match=r"h\.1\.mlp\.c_fc is missing"):
+        reopened(base, tmp_path)
 
 
 def test_a_language_model_leaves_the_head_aside(base: Path, tmp_path: Path) -> None:

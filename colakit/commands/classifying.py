@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from colakit.engine.averaging import WeightAverage
 from colakit.engine.decisions import decide, probabilities
 from colakit.engine.distributed import Processes
 from colakit.engine.epochs import steps, steps_an_epoch
-from colakit.engine.inference import compute_logits
+from colakit.engine.inference import compute_logits, compute_states
 from colakit.engine.metrics import accuracy_of_confusion, best_threshold, mcc_of_confusion, measure
 from colakit.engine.objectives import classification
 from colakit.engine.optimizers import tuning_optimizer
@@ -88,11 +88,37 @@ class ClassifierFit(Fit):
 
     def train(self) -> None:
         """Train until the last step, an early stop or a signal."""
+        self._compute_states()
         super().train()
         if self.is_stale():
             self.context.reporter.say(
                 f"no better evaluation in the last {self.progress.stale}; stopped early"
             )
+
+    def _compute_states(self) -> None:
+        """Compute once what stays the same all through the training: what frozen blocks make of sentences."""
+        job, model = self.job, self.job.learner
+        if not isinstance(model, GPTClassifier) or not (frozen := model.transformer.num_frozen_blocks):
+            return
+        tracked = job.dev if job.training.track_dev else {}
+        data = {"train": job.train, "holdout": job.holdout, **tracked}
+        tokens = sum(len(part.tokens.ids) for part in data.values())
+        mib = tokens * model.config.width * 4 / 2**20
+        whose = f"the first {frozen} of {model.config.num_layers} blocks stay as they are"
+        if mib > job.states_mib:
+            self.context.reporter.say(
+                f"{whose}; their {mib:.0f} MiB of states are more than finetune.states_mib allows, "
+                "and are computed at every step"
+            )
+            return
+        sentences = sum(map(len, data.values()))
+        with self.context.reporter.progress(f"{whose}: {mib:.0f} MiB of states", sentences) as bar:
+            found = {
+                name: replace(part, states=compute_states(model, part.tokens, self.compute, done=bar.advance))
+                for name, part in data.items()
+            }
+        job.train, job.holdout = found.pop("train"), found.pop("holdout")
+        job.dev = {**job.dev, **found}
 
     def batches(self) -> Iterator[StepBatch]:
         """Return the steps of the epochs, from this one on."""
@@ -196,7 +222,8 @@ class ClassifierFit(Fit):
 
     def logits(self, data: Examples) -> NDArray[np.float32]:
         """Return the (N, C) logits of N sentences, by the weights as they are now."""
-        return compute_logits(self.job.classifier.model, data.tokens, self.compute)
+        model = self.job.classifier.model
+        return compute_logits(model, data.tokens, self.compute, states=data.states)
 
     def best_threshold(self, logits: NDArray[np.float32]) -> float | None:
         """Return the threshold that is best for the held-out slice's (N, C) logits, if there is one."""

@@ -83,6 +83,7 @@ def _build(context: Context, task: Task) -> tuple[Job, list[str]]:
         sections=("lora", "finetune") if lora else ("finetune",),
         identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
         lr_ratio=settings.lora.lr_ratio if lora else 1.0,
+        states_mib=settings.finetune.states_mib,
         facts={"base": settings.base, **({"leave_out": fold} if fold else {})},
     )
     start = "random weights in the shape of " if settings.finetune.from_scratch else ""
@@ -146,6 +147,7 @@ def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
         dora=settings.dora,
         init=settings.init,
         overrides={name: dict(changes) for name, changes in settings.overrides.items()},
+        layers_to_transform=settings.layers_to_transform,
     )
 
 
@@ -162,5 +164,7 @@ def _trainable(model: Model, settings: Settings, *, head: bool = True) -> Model:
     if config is None:
         return model.requires_grad_(True)
     inject(model, config)
-    train_also(model, layernorm=settings.lora.train_layernorm, head=head and settings.lora.train_head)
+    lora = settings.lora
+    head = head and lora.train_head
+    train_also(model, layernorm=lora.train_layernorm, head=head, layers=lora.layers_to_transform)
     return model

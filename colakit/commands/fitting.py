@@ -27,7 +27,7 @@ from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.models.gpt import Transformer
 from colakit.settings import LoopSettings, Settings
 
-BEFORE = {"pretrain.start_weight": 0.0, "discriminate.start_weight": 0.0}
+BEFORE = {"pretrain.start_weight": 0.0, "discriminate.start_weight": 0.0, "finetune.states_mib": 1024}
 """Settings that came later than the first runs, with what those did before; None goes without saying."""
 
 

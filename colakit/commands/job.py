@@ -30,6 +30,7 @@ class Job:
         max_steps: optimizer steps; None leaves it to the epochs.
         base: where the body is to be written as a base of its own: its average with what it began as.
         lr_ratio: LoRA+'s, 1 otherwise.
+        states_mib: memory for what frozen blocks make of sentences, in MiB.
         sections: settings sections that determine the weights.
         identity: plain data that must agree between a run and its resumption, besides the settings.
         facts: what the summary should also say.
@@ -46,6 +47,7 @@ class Job:
     sections: tuple[str, ...]
     identity: Mapping[str, Any]
     lr_ratio: float = 1.0
+    states_mib: int = 0
     heads: nn.Module | None = None
     max_steps: int | None = None
     base: StartAverage | None = None

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from colakit.data.tokens import Tokens
 
@@ -30,6 +32,7 @@ class Batch:
         labels: (B,) int64, `UNLABELLED` where there is none; or None.
         teacher_logits: (B, C) fp32, or None.
         teacher_hidden: (B, D) fp16, the teacher's state that its head reads, or None.
+        states: (B, T, D) fp32, what the model's frozen blocks make of the tokens, or None.
         progress: share of the run that is behind it, for what changes as training goes on.
         weight: 0 for a filler that keeps a data-parallel process in step without counting, else 1.
         group: consecutive sentences that stay together.
@@ -40,6 +43,7 @@ class Batch:
     labels: Tensor | None = None
     teacher_logits: Tensor | None = None
     teacher_hidden: Tensor | None = None
+    states: Tensor | None = None
     progress: float = 0.0
     weight: float = 1.0
     group: int = 1
@@ -61,9 +65,16 @@ class Batch:
     def _part(self, rows: slice) -> Batch:
         values: dict[str, Any] = {name: tensor[rows] for name, tensor in self.tensors().items()}
         part = replace(self, **values)
-        width = int(part.attention_mask.sum(dim=1).max())
+        return part.with_width(int(part.attention_mask.sum(dim=1).max()))
+
+    def with_width(self, width: int) -> Batch:
+        """Return the batch with T = `width`: padding is added or, negative padding, cut off."""
+        more = width - self.input_ids.shape[1]
         return replace(
-            part, input_ids=part.input_ids[:, :width], attention_mask=part.attention_mask[:, :width]
+            self,
+            input_ids=F.pad(self.input_ids, (0, more)),
+            attention_mask=F.pad(self.attention_mask, (0, more)),
+            states=None if self.states is None else F.pad(self.states, (0, 0, 0, more)),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -83,6 +94,7 @@ class Examples:
         labels: (N,) int64, `UNLABELLED` where there is none.
         teacher_logits: (N, C) fp32, or None.
         teacher_hidden: (N, D) fp16, or None.
+        states: (L, D) fp32, what the model's frozen blocks make of the L tokens, or None.
         group: consecutive sentences that stay together in a batch; N is a multiple of it.
     """
 
@@ -90,6 +102,7 @@ class Examples:
     labels: NDArray[np.int64]
     teacher_logits: NDArray[np.float32] | None = None
     teacher_hidden: NDArray[np.float16] | None = None
+    states: Tensor | None = None
     group: int = 1
 
     def __len__(self) -> int:
@@ -106,13 +119,20 @@ class Examples:
             for values in (self.teacher_logits, self.teacher_hidden)
         )
         labels = torch.from_numpy(self.labels[index])
-        return Batch(input_ids, attention_mask, labels, logits, hidden, progress, weight, self.group)
+        states = None if self.states is None else pad_states(self.states, self.tokens, index)
+        return Batch(input_ids, attention_mask, labels, logits, hidden, states, progress, weight, self.group)
 
 
 def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Return (input_ids, attention_mask), both (B, T) int64, of the sentences at `index`."""
     input_ids, attention_mask = tokens.padded(index)
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
+def pad_states(states: Tensor, tokens: Tokens, index: NDArray[np.int64]) -> Tensor:
+    """Return (B, T, D), the rows of `states` (L, D) that belong to the tokens of the sentences at `index`."""
+    ends = zip(tokens.offsets[index], tokens.offsets[index + 1], strict=True)
+    return pad_sequence([states[start:end] for start, end in ends], batch_first=True)
 
 
 def plan_epoch(

@@ -253,8 +253,8 @@ def _rebuild(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRACo
         model = GPT(GPTConfig(**content["config"])).classifier(num_labels)
         if content["lora"] is None:
             return model, None
-        raw = dict(content["lora"], target_modules=tuple(content["lora"]["target_modules"]))
-        lora = LoRAConfig(**raw)
+        lists = {name: tuple(value) for name, value in content["lora"].items() if isinstance(value, list)}
+        lora = LoRAConfig(**{**content["lora"], **lists})
         # the residual that PiSSA froze is in the tensors
         inject(model, replace(lora, init="kaiming"))
         if lora.init == "pissa":

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.data.batches import Batch
@@ -151,11 +150,7 @@ class StepGraphs:
 
     def _widened(self, batch: Batch) -> Batch:
         tokens = batch.input_ids.shape[1]
-        more = max(0, min(-(-tokens // WIDTH) * WIDTH, self.widest) - tokens)
-        input_ids, attention_mask = (
-            F.pad(rows, (0, more)) for rows in (batch.input_ids, batch.attention_mask)
-        )
-        return replace(batch, input_ids=input_ids, attention_mask=attention_mask)
+        return batch.with_width(max(tokens, min(-(-tokens // WIDTH) * WIDTH, self.widest)))
 
     def _record(self, batch: Batch, plain: Pass, rng: dict[str, Any]) -> Recorded:
         """Record a graph and replay it once; raise `RuntimeError` if it does not do what it recorded."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from colakit.data.batches import Batch, pad
+from colakit.data.batches import Batch, pad, pad_states
 from colakit.data.tokens import Tokens, plan_inference
 from colakit.engine.device import Compute
 from colakit.engine.objectives import language_modelling
@@ -22,8 +22,8 @@ from colakit.models.rnn import DistilRNN
 Done = Callable[[int], object]
 """Is told how many sentences more are done."""
 
-Rows = Callable[[Tensor, Tensor], Tensor]
-"""Maps (input_ids, attention_mask), both (B, T), to a row for each sentence."""
+Rows = Callable[..., Tensor]
+"""Maps (input_ids, attention_mask), both (B, T), to a row for each sentence; a GPT takes `states` too."""
 
 
 @contextmanager
@@ -39,16 +39,22 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def compute_logits(
-    model: nn.Module, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
+    model: nn.Module,
+    tokens: Tokens,
+    compute: Compute,
+    batch_size: int = 128,
+    done: Done | None = None,
+    states: Tensor | None = None,
 ) -> NDArray[np.float32]:
     """Return (N, C) fp32 logits of N sentences, in their order.
 
     Args:
         model: maps (input_ids, attention_mask), both (B, T), to (B, C).
         batch_size: sentences computed at a time; sentences of like length go together.
+        states: what `compute_states` has returned, of a `GPTClassifier`, where it is at hand.
     """
     with evaluating(model):
-        return logits_by(soonest(model, compute), model, tokens, compute, batch_size, done)
+        return logits_by(soonest(model, compute), model, tokens, compute, batch_size, done, states)
 
 
 def soonest(model: nn.Module, compute: Compute, student_dtype: torch.dtype = torch.float32) -> Rows:
@@ -71,13 +77,14 @@ def logits_by(
     compute: Compute,
     batch_size: int = 128,
     done: Done | None = None,
+    states: Tensor | None = None,
 ) -> NDArray[np.float32]:
     """Return what `compute_logits` returns, where the model is evaluating already.
 
     Args:
         function: `soonest(model, compute)`, kept from call to call.
     """
-    found = _each_batch(function, tokens, compute, batch_size, done)
+    found = _each_batch(function, tokens, compute, batch_size, done, states)
     if found is None:
         return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
     return found
@@ -90,6 +97,24 @@ def compute_hidden(
     with evaluating(model):
         found = _each_batch(model.pooled, tokens, compute, batch_size, done)
     return np.zeros((0, model.config.width), dtype=np.float32) if found is None else found
+
+
+def compute_states(
+    model: GPTClassifier, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
+) -> Tensor:
+    """Return (L, D) fp32 on the CPU: what the model's frozen blocks make of the L tokens of N sentences."""
+    states = torch.empty(len(tokens.ids), model.config.width)
+    with evaluating(model):
+        for index in plan_inference(tokens.lengths, batch_size):
+            input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
+            with compute.autocast():
+                found = model.transformer.frozen_states(input_ids)  # (B, T, D)
+            real = found[attention_mask.bool()].cpu().split(tokens.lengths[index].tolist())
+            for sentence, rows in zip(index, real, strict=True):
+                states[tokens.offsets[sentence] : tokens.offsets[sentence + 1]] = rows
+            if done is not None:
+                done(len(index))
+    return states
 
 
 def bits_per_byte(model: GPT, batches: Iterable[tuple[Batch, int]], compute: Compute) -> float:
@@ -108,15 +133,21 @@ def bits_per_byte(model: GPT, batches: Iterable[tuple[Batch, int]], compute: Com
 
 
 def _each_batch(
-    function: Rows, tokens: Tokens, compute: Compute, batch_size: int, done: Done | None
+    function: Rows,
+    tokens: Tokens,
+    compute: Compute,
+    batch_size: int,
+    done: Done | None,
+    states: Tensor | None = None,
 ) -> NDArray[np.float32] | None:
     """Return the rows that `function` makes of N sentences, in their order; None of no sentence."""
     plan = plan_inference(tokens.lengths, batch_size)
     found: list[NDArray[np.float32]] = []
     for index in plan:
         input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
+        known = {} if states is None else {"states": pad_states(states, tokens, index).to(compute.device)}
         with compute.autocast():
-            found.append(function(input_ids, attention_mask).float().cpu().numpy())
+            found.append(function(input_ids, attention_mask, **known).float().cpu().numpy())
         if done is not None:
             done(len(index))
     if not found:

@@ -44,7 +44,8 @@ def line(start: float, end: float | None) -> Schedule:
 def classification(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy with the labels."""
     assert batch.labels is not None
-    logits = model(batch.input_ids, batch.attention_mask)  # (B, C)
+    known = {} if batch.states is None else {"states": batch.states}  # not every model has frozen blocks
+    logits = model(batch.input_ids, batch.attention_mask, **known)  # (B, C)
     return Loss(F.cross_entropy(logits, batch.labels, reduction="sum"), logits.detach())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from colakit.errors import ColakitError, first_line
 from colakit.files import read_json, replacing, write_json
 from colakit.interop.weights import read_weights_file
-from colakit.models.lora import LoRAConfig, inject, is_tail, lora_layers
+from colakit.models.lora import LoRAConfig, block_of, inject, is_tail, lora_layers
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
@@ -216,12 +216,20 @@ def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
 
 
 def _is_targeted(raw: Mapping[str, Any], name: str) -> bool:
-    """Tell whether PEFT would adapt module `name`; False where the config narrows that down by layer."""
+    """Tell whether PEFT would adapt module `name`."""
     targets, excluded = raw.get("target_modules") or (), raw.get("exclude_modules") or ()
     saved = raw.get("modules_to_save") or ()
-    if raw.get("layers_to_transform") is not None or any(is_tail(module, name) for module in saved):
+    if any(is_tail(module, name) for module in saved) or not _in_layers(raw, name):
         return False
     return _names(targets, name) and not _names(excluded, name)
+
+
+def _in_layers(raw: Mapping[str, Any], name: str) -> bool:
+    """Tell whether module `name` is in one of the blocks that the config names, where it names any."""
+    layers = raw.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    return block_of(name) in (layers if isinstance(layers, list) else [layers])
 
 
 def _names(modules: str | Iterable[str], name: str) -> bool:
@@ -274,7 +282,8 @@ def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: s
     }
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
     ranks = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in layers}
-    raw = _peft_config(config, layers, ranks, saved, base)
+    raw = _peft_config(config, layers, ranks, base)
+    raw["modules_to_save"] = _modules_to_save(model, saved)
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensor.float().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(folder / "adapter_model.safetensors") as temporary:
@@ -286,7 +295,6 @@ def _peft_config(
     config: LoRAConfig,
     layers: Mapping[str, Any],
     ranks: Mapping[str, int],
-    saved: Mapping[str, Tensor],
     base: str,
 ) -> dict[str, Any]:
     def alpha(name: str) -> float:  # the numerator that gives PEFT our scaling at the written rank
@@ -306,6 +314,7 @@ def _peft_config(
         "lora_alpha": usual_alpha,
         "lora_dropout": config.dropout,
         "target_modules": list(config.target_modules),
+        "layers_to_transform": config.layers_to_transform,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != usual_rank},
         "alpha_pattern": {name: alpha(name) for name in layers if not math.isclose(alpha(name), usual_alpha)},
         "fan_in_fan_out": True,
@@ -313,5 +322,12 @@ def _peft_config(
         "init_lora_weights": True,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
-        "modules_to_save": sorted({name.rpartition(".")[0].rpartition(".")[2] for name in saved}),
     }
+
+
+def _modules_to_save(model: nn.Module, saved: Iterable[str]) -> list[str]:
+    """Return PEFT's names of the modules that parameters `saved` belong to: tails that name no others."""
+    modules = {name.rpartition(".")[0] for name in saved}
+    others = {name for name, _ in model.named_modules()} - modules
+    leaves = {name.rpartition(".")[2] for name in others}
+    return sorted({leaf if (leaf := name.rpartition(".")[2]) not in leaves else name for name in modules})

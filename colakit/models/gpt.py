@@ -80,11 +80,51 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
+    @property
+    def num_frozen_blocks(self) -> int:
+        """Blocks at the bottom that hold nothing that trains, as the embeddings below; the last never counts.
+
+        They have no dropout in training: what they make of a sentence stays the same all through it.
+        """
+        blocks, number = list(self.h[:-1]), 0
+        for module in (self.wte, self.wpe, *blocks):
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                break
+            number += isinstance(module, Block)
+        return number
+
+    def train(self, mode: bool = True) -> Transformer:
+        """Set the mode of all but the frozen blocks, which evaluate."""
+        super().train(mode)
+        if frozen := self.num_frozen_blocks:
+            self.drop.eval()
+            for block in self.h[:frozen]:
+                block.eval()
+        return self
+
+    def frozen_states(self, input_ids: Tensor) -> Tensor:
+        """Return what the frozen blocks make of `input_ids` (B, T): the residual stream (B, T, D), fp32."""
+        x = self._embedded(input_ids, torch.arange(input_ids.shape[1], device=input_ids.device))
+        for block in self.h[: self.num_frozen_blocks]:
+            x = block(x)
+        return x
+
+    def _embedded(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits
+        return self.drop((self.wte(input_ids) + self.wpe(positions)).float())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        last: Tensor | None = None,
+        states: Tensor | None = None,
+    ) -> Tensor:
         """Return the final hidden states (B, T, D) of `input_ids` (B, T).
 
         With `last` (B,): return (B, D), the state at that position of each row. The last block then computes
-        queries, keys and values for all tokens, but all else for one.
+        queries, keys and values for all tokens, but all else for one. With `states` (B, T, D), which are the
+        `frozen_states`, what is below is not computed again.
         """
         start = cache.length if cache is not None else 0
         end = start + input_ids.shape[1]
@@ -95,25 +135,29 @@ class Transformer(nn.Module):
             and cache is None
             and packs(input_ids, last, self.config.num_heads, self.wte.weight)
         ):
-            return self._packed(input_ids, last)
-        positions = torch.arange(start, end, device=input_ids.device)
-        # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits
-        x = self.drop((self.wte(input_ids) + self.wpe(positions)).float())
+            return self._packed(input_ids, last, states)
+        if states is None:
+            x = self._embedded(input_ids, torch.arange(start, end, device=input_ids.device))
+        else:
+            x = states
         final = self.h[-1]
-        for block in self.h:
+        for block in self._blocks_above(states):
             x = block(x, cache, last if block is final else None)
         if cache is not None:
             cache.length = end
         return self.ln_f(x if last is None else x.squeeze(1))
 
-    def _packed(self, input_ids: Tensor, last: Tensor) -> Tensor:
+    def _blocks_above(self, states: Tensor | None) -> list[Block]:
+        return cast(list[Block], list(self.h if states is None else self.h[self.num_frozen_blocks :]))
+
+    def _packed(self, input_ids: Tensor, last: Tensor, states: Tensor | None) -> Tensor:
         """Return the state (B, D) at `last` (B,); of what stands behind it in (B, T), next to nothing is."""
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)  # (B, T)
         ends = rounded_ends(last, input_ids.shape[1])
         kept = positions <= ends[:, None]
         starts = F.pad((ends + 1).cumsum(0), (1, 0))  # (B + 1,)
-        x = self.drop((self.wte(input_ids[kept]) + self.wpe(positions[kept])).float())  # (N, D)
-        *blocks, final = cast(list[Block], list(self.h))
+        x = self._embedded(input_ids[kept], positions[kept]) if states is None else states[kept]  # (N, D)
+        *blocks, final = self._blocks_above(states)
         for block in blocks:
             x = block.packed(x, starts)
         return self.ln_f(final.packed(x, starts, starts[:-1] + last))
@@ -175,6 +219,7 @@ class GPTClassifier(nn.Module):
         targets: Tensor | None = None,
         weigh: Weigh = torch.sum,
         group: int = 1,
+        states: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return class logits (B, C), fp32.
 
@@ -183,18 +228,19 @@ class GPTClassifier(nn.Module):
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
             targets: (B, T-1) next tokens; with them, also return what `weigh` makes of the sentences' nats
                 (their sum, where none is given), which sees `group` consecutive sentences together.
+            states: (B, T, D), the `Transformer.frozen_states`, where they are at hand.
         """
         if targets is not None:
             last = attention_mask.sum(dim=1) - 1  # (B,)
-            hidden = self.transformer(input_ids)  # (B, T, D)
+            hidden = self.transformer(input_ids, states=states)  # (B, T, D)
             logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()
             words = self.transformer.wte.weight
             return logits, linear_cross_entropy(hidden[:, :-1], words, targets, weigh, group)
-        return self.score(self.pooled(input_ids, attention_mask)).float()
+        return self.score(self.pooled(input_ids, attention_mask, states)).float()
 
-    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None = None) -> Tensor:
         """Return the state (B, D) of the last real token, which the head reads."""
-        return self.transformer(input_ids, last=attention_mask.sum(dim=1) - 1)
+        return self.transformer(input_ids, last=attention_mask.sum(dim=1) - 1, states=states)
 
 
 def initialise(model: nn.Module) -> None:

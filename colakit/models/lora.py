@@ -13,7 +13,8 @@ and freezes the rest. All four follow PEFT in every number, which `tests/test_pe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +40,7 @@ class LoRAConfig:
         dora: learn the rows' magnitudes apart from their directions.
         init: `kaiming` (A Kaiming-uniform, B zero) or `pissa`.
         overrides: `rank` and `alpha` of single modules, by dotted tail; the longest matching tail decides.
+        layers_to_transform: numbers of the blocks to adapt, from 0; None adapts all.
     """
 
     rank: int = 8
@@ -49,6 +51,7 @@ class LoRAConfig:
     dora: bool = False
     init: str = "kaiming"
     overrides: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    layers_to_transform: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -148,13 +151,16 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
     """Freeze `model`, wrap its targeted linear layers in `LoRALinear`, and return their names.
 
     Raises:
-        ColakitError: if a target or an override matches no linear layer.
+        ColakitError: if a target or an override matches no linear layer, or a block is not there.
     """
     linears = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name != "score"  # the head trains whole or not at all
     }
+    if config.layers_to_transform is not None:
+        _require_blocks(config.layers_to_transform, linears)
+        linears = {n: module for n, module in linears.items() if block_of(n) in config.layers_to_transform}
     chosen = [name for name in linears if any(is_tail(target, name) for target in config.target_modules)]
     _require_matches(config.target_modules, linears, "lora.target_modules")
     _require_matches(config.overrides, chosen, "lora.overrides")
@@ -164,6 +170,12 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
         layer = LoRALinear(linears[name], module_config(config, name))
         setattr(model.get_submodule(parent), leaf, layer.train(model.training))
     return chosen
+
+
+def block_of(name: str) -> int | None:
+    """Return the number of the block that dotted `name` lies in, None outside of blocks."""
+    found = re.search(r"(?:^|\.)h\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def is_tail(tail: str, name: str) -> bool:
@@ -180,6 +192,15 @@ def module_config(config: LoRAConfig, name: str) -> LoRAConfig:
     return replace(config, **changes, overrides={})
 
 
+def _require_blocks(numbers: Iterable[int], names: Iterable[str]) -> None:
+    there = {block for block in map(block_of, names) if block is not None}
+    if missing := sorted(set(numbers) - there):
+        raise ColakitError(
+            f"lora.layers_to_transform: the model has no block {missing[0]}",
+            hint=f"Its blocks are 0 to {max(there, default=0)}.",
+        )
+
+
 def _require_matches(tails: Iterable[str], names: Iterable[str], setting: str) -> None:
     names = list(names)
     leaves = sorted(
@@ -193,10 +214,19 @@ def _require_matches(tails: Iterable[str], names: Iterable[str], setting: str) -
             )
 
 
-def train_also(model: nn.Module, *, layernorm: bool, head: bool) -> None:
-    """Unfreeze every LayerNorm and the head `score`, as asked; trainable tensors become fp32."""
+def train_also(
+    model: nn.Module, *, layernorm: bool, head: bool, layers: Collection[int] | None = None
+) -> None:
+    """Unfreeze the LayerNorms and the head `score`, as asked; trainable tensors become fp32.
+
+    Args:
+        layers: blocks whose LayerNorms are meant, as in `LoRAConfig.layers_to_transform`, besides the final
+            one.
+    """
     for name, module in model.named_modules():
-        if (layernorm and isinstance(module, nn.LayerNorm)) or (head and name == "score"):
+        block = block_of(f"{name}.")
+        meant = layernorm and (layers is None or block is None or block in layers)
+        if (meant and isinstance(module, nn.LayerNorm)) or (head and name == "score"):
             module.float().requires_grad_(True)
 
 

@@ -107,7 +107,7 @@ def describe_type(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return describe_type(next(argument for argument in arguments if argument is not type(None)))
     if origin in (tuple, list):
-        return "name,…"
+        return "name,…" if arguments[0] is str else f"{describe_type(arguments[0])},…"
     return {"str": "text", "float": "number", "int": "integer"}.get(
         getattr(annotation, "__name__", ""), "value"
     )

@@ -23,6 +23,10 @@ def no_bool(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+Numbers = Annotated[
+    tuple[Annotated[int, BeforeValidator(no_bool), Field(ge=0)], ...],
+    BeforeValidator(lambda value: split_commas([value] if type(value) is int else value)),
+]
 
 
 class Section(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from colakit.settings.section import Names, Section, Share, no_bool
+from colakit.settings.section import Names, Numbers, Section, Share, no_bool
 from colakit.settings.training import TrainingSettings
 
 
@@ -24,6 +24,12 @@ class LoRASettings(Section):
     )
     overrides: dict[str, dict[str, Annotated[float, BeforeValidator(no_bool), Field(gt=0)]]] = Field(
         {}, description="rank and alpha of single modules, by dotted tail"
+    )
+    layers_to_transform: Numbers | None = Field(
+        None,
+        min_length=1,
+        description="blocks that are adapted, numbered from 0; null is all. What is below the first of them "
+        "is computed once for each sentence",
     )
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
     dora: bool = Field(False, description="learn row magnitudes apart (DoRA)")
@@ -70,6 +76,12 @@ class FinetuneSettings(TrainingSettings):
     )
     base_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout inside the base; null is its own"
+    )
+    states_mib: int = Field(
+        1024,
+        ge=0,
+        description="memory for what blocks below the first adapted one make of train, in MiB; where it does "
+        "not suffice, they are computed at every step",
     )
 
     @field_validator("leave_out")

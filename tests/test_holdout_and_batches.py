@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections import Counter
@@ -191,8 +192,29 @@ def test_inference_reads_every_sentence_once_in_order_of_length(lengths: list[in
     assert (np.diff(np.array(lengths)[order]) >= 0).all()
 
 
+@LAWS
+@given(lengths=lengths_of_sentences, batch_size=st.integers(1, 40), enough=st.integers(1, 200))
+def test_a_batch_with_enough_tokens_is_padded_for_no_longer_sentence(
+    lengths: list[int], batch_size: int, enough: int
+) -> None:
+    known = np.array(lengths)
+    plan = plan_inference(known, batch_size, enough)
+    order = np.concatenate(plan)
+    assert order.tolist() == np.concatenate(plan_inference(known, batch_size)).tolist()
+    assert max(map(len, plan)) <= batch_size
+    for batch, after in itertools.pairwise(plan):
+        longest = known[batch].max()
+        assert len(batch) == batch_size or (len(batch) * longest >= enough and known[after[0]] > longest)
+    for batch in plan:
+        before = known[batch[known[batch] < known[batch].max()]]
+        assert len(before) * (before.max() if len(before) else 0) < enough, (
+            "it was padded though it had enough"
+        )
+
+
 def test_no_sentences_need_no_inference() -> None:
     assert plan_inference(np.zeros(0, dtype=np.int64), 8) == []
+    assert plan_inference(np.zeros(0, dtype=np.int64), 8, 100) == []
 
 
 @LAWS

@@ -190,10 +190,27 @@ class SentenceTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
-def plan_inference(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Return batches of sentence numbers in order of length, for evaluation."""
+def plan_inference(
+    lengths: NDArray[np.int64], batch_size: int, enough: int | None = None
+) -> list[NDArray[np.int64]]:
+    """Return batches of sentence numbers in order of length, for evaluation.
+
+    Args:
+        batch_size: sentences in a batch, at most.
+        enough: tokens, padding included, from which a batch ends rather than be padded for a longer sentence.
+    """
     order = np.argsort(lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if enough is None:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    ordered = lengths[order].tolist()
+    batches, start = [], 0
+    for end in range(1, len(order) + 1):
+        size, longest = end - start, ordered[end - 1]
+        ends = size == batch_size or end == len(order)
+        if ends or (size * longest >= enough and ordered[end] > longest):
+            batches.append(order[start:end])
+            start = end
+    return batches
 
 
 def encode_cached(

@@ -19,6 +19,8 @@ from colakit.models.fast_rnn import FastRNN
 from colakit.models.gpt import GPT, GPTClassifier
 from colakit.models.rnn import DistilRNN
 
+ENOUGH_TOKENS = 400  # in a batch: a CPU multiplies no more of them any sooner (docs/performance.md)
+
 Done = Callable[[int], object]
 """Is told how many sentences more are done."""
 
@@ -105,7 +107,7 @@ def compute_states(
     """Return (L, D) fp32 on the CPU: what the model's frozen blocks make of the L tokens of N sentences."""
     states = torch.empty(len(tokens.ids), model.config.width)
     with evaluating(model):
-        for index in plan_inference(tokens.lengths, batch_size):
+        for index in plan_inference(tokens.lengths, batch_size, _enough(model, compute)):
             input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
             with compute.autocast():
                 found = model.transformer.frozen_states(input_ids)  # (B, T, D)
@@ -132,6 +134,14 @@ def bits_per_byte(model: GPT, batches: Iterable[tuple[Batch, int]], compute: Com
     return nats / math.log(2) / num_bytes
 
 
+def _enough(function: Rows, compute: Compute) -> int | None:
+    """Return the tokens from which a batch rather ends than be padded; None where padding costs little.
+
+    A GPU waits for launches, and a student for its steps one after another, whatever the batch.
+    """
+    return None if isinstance(function, FastRNN) or compute.device.type != "cpu" else ENOUGH_TOKENS
+
+
 def _each_batch(
     function: Rows,
     tokens: Tokens,
@@ -141,7 +151,7 @@ def _each_batch(
     states: Tensor | None = None,
 ) -> NDArray[np.float32] | None:
     """Return the rows that `function` makes of N sentences, in their order; None of no sentence."""
-    plan = plan_inference(tokens.lengths, batch_size)
+    plan = plan_inference(tokens.lengths, batch_size, _enough(function, compute))
     found: list[NDArray[np.float32]] = []
     for index in plan:
         input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))

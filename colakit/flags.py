@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from colakit.console import Reporter, print_json
 from colakit.context import Context, Resume, saved_settings
@@ -70,6 +71,22 @@ def _common_parameters() -> list[inspect.Parameter]:
     ]
 
 
+class _LastValueCounts(TyperCommand):
+    """A command that says so where an option of one value is given several; typer takes the last in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words behind the command's name."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in dict.fromkeys(given):
+            several = getattr(option, "multiple", True) or getattr(option, "is_flag", False)
+            if not several and given.count(option) > 1:
+                times = given.count(option)
+                Reporter().warn(
+                    f"{option.opts[0]} takes one value and was given {times}; the last one counts"
+                )
+        return super().parse_args(ctx, args)
+
+
 def command(
     group: typer.Typer,
     name: str,
@@ -105,7 +122,7 @@ def command(
         parameters = [*own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name, help=inspect.cleandoc(function.__doc__ or ""))(callback)
+        group.command(name, cls=_LastValueCounts, help=inspect.cleandoc(function.__doc__ or ""))(callback)
 
     return register
 

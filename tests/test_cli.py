@@ -80,8 +80,8 @@ def test_predicting_with_a_student_imports_neither_torch_nor_transformers(
     {
         "generate": "--base --adapter --prompt --max-new-tokens --temperature --top-k --top-p --num-samples "
         "--rank",
-        "finetune": "--base --data --rank --alpha --lora-dropout --target-modules --epochs --lr --batch-size "
-        "--folds --resume",
+        "finetune": "--base --data --rank --alpha --lora-dropout --target-modules --layers-to-transform "
+        "--epochs --lr --batch-size --folds --resume",
         "distill": "--teacher --temperature --kd-weight --cell --hidden-size --epochs --lr --batch-size "
         "--resume",
         "train-scratch": "--cell --hidden-size --epochs --lr --batch-size --resume",
@@ -101,6 +101,36 @@ def test_promised_flags_exist(
     common = "--config --set --out --seed --device --precision --json --dry-run --quiet"
     for flag in f"{flags} {common}".split():
         assert flag in out, flag
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["finetune", "--base", "builtin", "--base", "nowhere"],
+        ["finetune", "--base", "nowhere", "--out", "a", "--rank", "8", "--out=b"],
+        ["evaluate", "run", "--seed", "1", "--seed", "2"],
+        ["data", "check", "--data", "a", "--data", "b"],
+    ],
+    ids=" ".join,
+)
+def test_of_an_option_of_one_value_the_last_counts_and_that_is_said(words: list[str], colakit: Run) -> None:
+    _, out, err = colakit(*words)
+    option = next(word for word in words if words.count(word) == 2 or word == "--out")
+    said = f"warning: {option} takes one value and was given 2; the last one counts"
+    assert " ".join(err.split()).count(said) == 1
+    assert "warning" not in out
+    assert not out
+
+
+def test_options_of_several_values_and_switches_may_be_repeated(toy: Path, colakit: Run) -> None:
+    words = ["--set", "seed=1", "--set", "lora.rank=2", "--dry-run", "--dry-run", "--json"]
+    words += ["--target-modules", "c_fc", "--target-modules", "c_attn"]
+    code, out, err = colakit("finetune", "--base", toy / "base", "--data", toy / "corpus", *words)
+    assert code == 0, err
+    settings = json.loads(out)["settings"]
+    assert "takes one value" not in err
+    assert (settings["seed"], settings["lora"]["rank"]) == (1, 2)
+    assert settings["lora"]["target_modules"] == ["c_fc", "c_attn"]
 
 
 def test_every_command_has_help_and_a_summary() -> None:

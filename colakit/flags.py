@@ -72,7 +72,7 @@ def _common_parameters() -> list[inspect.Parameter]:
 
 
 class _LastValueCounts(TyperCommand):
-    """A command that says so where an option of one value is given several; typer takes the last in silence."""
+    """A command that says so where an option of one value has several: typer takes the last in silence."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words behind the command's name."""

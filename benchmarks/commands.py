@@ -63,7 +63,7 @@ class Commands:
         if self.layers:
             title += f", blocks {self.layers}"
         return [
-            compare(f"{title}: time", ways, found, SECONDS, ours=OURS, aims=AIMS),
+            compare(f"{title}: time", ways, found, SECONDS, ours=OURS, aims="" if self.layers else AIMS),
             compare(f"{title}: memory", ways, found, MEMORY, ours=OURS),
         ]
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from colakit.data.batches import Examples, pad_states
-from colakit.data.tokens import Tokens
+from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.engine.classifier import SentenceClassifier, load_classifier
 from colakit.engine.device import Compute
 from colakit.engine.inference import compute_logits, compute_states
 from colakit.engine.objectives import classification
-from colakit.models.gpt import GPT, GPTClassifier
+from colakit.models.cross_entropy import IGNORED
+from colakit.models.gpt import GPT, GPTClassifier, Transformer
 from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.native import find_compiler
+from colakit.tensor_files import read_tensors
 
 Run = Callable[..., tuple[int, str, str]]
 LENGTHS = (5, 9, 1, 7, 12, 3, 3, 8)
@@ -146,6 +150,60 @@ def test_evaluation_is_the_same_from_states(fp32: Compute) -> None:
     np.testing.assert_array_equal(compute_logits(model, data.tokens, fp32, states=states), wanted)
 
 
+def test_states_serve_the_language_model_beside_the_labels_too(fp32: Compute) -> None:
+    model, data = classifier((2, 3)), examples()
+    batch = with_states(data, model, fp32).batch([4, 0, 3])
+    targets = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, IGNORED)
+    known, plain = (
+        model(batch.input_ids, batch.attention_mask, targets=targets, states=states)
+        for states in (batch.states, None)
+    )
+    assert_close(known, plain, **TIGHT)
+
+
+def test_checkpoints_and_fingerprints_without_the_setting_are_what_they_were(
+    tmp_path: Path, toy: Path
+) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    formats = {}
+    for layers in (None, (2, 3)):
+        lora = LoRAConfig(rank=2, layers_to_transform=layers)
+        saved = SentenceClassifier(classifier(layers).eval(), tokenizer, ("no", "yes"), 16, lora=lora)
+        saved.save(path := tmp_path / f"{layers}.pt")
+        content = read_tensors(path)
+        formats[layers] = content["format"]
+        assert ("layers_to_transform" in content["lora"]) == (layers is not None)
+        found = load_classifier(path)
+        assert found.lora == lora
+        assert found.fingerprint() == saved.fingerprint()
+        assert found.model.transformer.num_frozen_blocks == 0 if layers is None else 2  # type: ignore[union-attr]
+    assert formats == {None: 1, (2, 3): 2}  # an older colakit says of the second that it must be upgraded
+
+
+def test_a_run_begun_when_frozen_blocks_dropped_is_refused(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(Transformer, "num_frozen_blocks", 0)
+        assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
+    (tmp_path / "run/summary.json").unlink()
+    code, _, err = colakit(*tuning(toy, "--resume", "--out", tmp_path / "run"))
+    assert code == 2
+    assert "frozen_blocks was None, is 1" in " ".join(err.split())
+
+
+def test_the_seconds_of_a_run_include_the_states(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*arguments: Any, **options: Any) -> Tensor:
+        time.sleep(1.5)
+        return compute_states(*arguments, **options)
+
+    monkeypatch.setattr("colakit.commands.classifying.compute_states", slowly)
+    assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
+    assert summary(tmp_path / "run")["seconds"] > 3  # of train's and of the held-out slice's
+
+
 def test_a_batch_keeps_states_and_tokens_together(fp32: Compute) -> None:
     model = classifier((2, 3))
     data = with_states(examples(), model, fp32)
@@ -182,8 +240,11 @@ def test_finetune_computes_them_once_and_learns_the_same(toy: Path, colakit: Run
     plain = ("--precision", "fp32", "--set", "finetune.base_dropout=0.1")
     code, _, err = colakit(*tuning(toy, *plain, "--out", tmp_path / "once"))
     assert code == 0, err
-    assert "the first 1 of 2 blocks stay as they are" in " ".join(err.split())
+    assert "blocks below 1 learn nothing; they are computed once" in " ".join(err.split())
     never = ("--set", "finetune.states_mib=0")
+    code, out, err = colakit(*tuning(toy, "--dry-run"))
+    assert code == 0, err
+    assert "blocks below 1 learn nothing" in out
     code, _, err = colakit(*tuning(toy, *plain, *never, "--out", tmp_path / "every"))
     assert code == 0, err
     assert "computed at every step" in " ".join(err.split())

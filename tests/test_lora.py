@@ -263,6 +263,12 @@ def test_of_some_blocks_only_their_adapters_and_norms_and_what_is_above_them_tra
     assert trainable(model) == {*expected, "score.weight"}
 
 
+def test_a_target_outside_of_the_chosen_blocks_is_refused_with_their_names() -> None:
+    config = LoRAConfig(target_modules=("h.0.attn.c_attn",), layers_to_transform=(1,))
+    with pytest.raises(ColakitError, match=r"'h\.0\.attn\.c_attn' matches no linear layer of its blocks 1"):
+        inject(classifier(), config)
+
+
 @pytest.mark.parametrize("layers", [(2,), (0, 7)])
 def test_a_block_that_is_not_there_is_refused(layers: tuple[int, ...]) -> None:
     model = classifier()

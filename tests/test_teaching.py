@@ -71,6 +71,18 @@ def test_the_teachers_experiments_are_part_of_the_experiment_in_any_order() -> N
     key = experiment_key({"command": "distill", "teachers": [one, other]})
     assert key == experiment_key({"command": "distill", "teachers": [other, one]})
     assert key != experiment_key({"command": "distill", "teachers": [one]})
+    settings = {
+        "seed": 3,
+        "base": "b",
+        "lora": {"rank": 8},
+        "finetune": {"epochs": 2},
+        "transfer": {"seed": 1},
+    }
+    later = {**settings, "lora": {"rank": 8, "new": None}, "finetune": {"epochs": 2, "states_mib": 5}}
+    another = {**settings, "transfer": {"seed": 2}}
+    keys = [experiment_key({"command": "distill", "settings": each}) for each in (settings, later, another)]
+    assert keys[0] == keys[1], "nulls are as settings that an older version had not"
+    assert keys[0] != keys[2]
     assert experiment_key({"command": "distill", "teachers": [one]}) == experiment_key(
         {"command": "distill", "teacher": one}
     )

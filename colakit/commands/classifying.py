@@ -88,37 +88,32 @@ class ClassifierFit(Fit):
 
     def train(self) -> None:
         """Train until the last step, an early stop or a signal."""
-        self._compute_states()
         super().train()
         if self.is_stale():
             self.context.reporter.say(
                 f"no better evaluation in the last {self.progress.stale}; stopped early"
             )
 
-    def _compute_states(self) -> None:
-        """Compute once what stays the same all through the training: what frozen blocks make of sentences."""
+    def prepare(self) -> None:
+        """Compute what frozen blocks make of train and the held-out slice, where there is room to keep it."""
         job, model = self.job, self.job.learner
         if not isinstance(model, GPTClassifier) or not (frozen := model.transformer.num_frozen_blocks):
             return
-        tracked = job.dev if job.training.track_dev else {}
-        data = {"train": job.train, "holdout": job.holdout, **tracked}
-        tokens = sum(len(part.tokens.ids) for part in data.values())
-        mib = tokens * model.config.width * 4 / 2**20
-        whose = f"the first {frozen} of {model.config.num_layers} blocks stay as they are"
+        kept = {"train": job.train, "holdout": job.holdout}
+        mib = sum(len(part.tokens.ids) for part in kept.values()) * model.config.width * 4 / 2**20
+        which, size = f"blocks below {frozen} learn nothing", f"{mib:.1f} MiB"
         if mib > job.states_mib:
             self.context.reporter.say(
-                f"{whose}; their {mib:.0f} MiB of states are more than finetune.states_mib allows, "
-                "and are computed at every step"
+                f"{which}; they are computed at every step: {size} are more than finetune.states_mib"
             )
             return
-        sentences = sum(map(len, data.values()))
-        with self.context.reporter.progress(f"{whose}: {mib:.0f} MiB of states", sentences) as bar:
-            found = {
-                name: replace(part, states=compute_states(model, part.tokens, self.compute, done=bar.advance))
-                for name, part in data.items()
-            }
-        job.train, job.holdout = found.pop("train"), found.pop("holdout")
-        job.dev = {**job.dev, **found}
+        self.context.reporter.say(f"{which}; they are computed once, {size} are kept")
+        if not self.group.is_main:  # which alone evaluates
+            del kept["holdout"]
+        with self.context.reporter.progress(which, sum(map(len, kept.values()))) as bar:
+            for name, part in kept.items():
+                states = compute_states(model, part.tokens, self.compute, done=bar.advance)
+                setattr(job, name, replace(part, states=states))
 
     def batches(self) -> Iterator[StepBatch]:
         """Return the steps of the epochs, from this one on."""

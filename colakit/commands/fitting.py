@@ -123,11 +123,15 @@ class Fit(ABC):
         """Whether to stop early."""
         return False
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
+        """Compute what all steps need, in the training's time."""
+
     # -- the loop's consumer
 
     def train(self) -> None:
         """Train until the last step, an early stop or a signal."""
         self.began = time.monotonic() - self.seconds
+        self.prepare()
         self.model.train()
         self.graphs = self._step_graphs()
         reports = train(
@@ -272,7 +276,10 @@ class Fit(ABC):
 
     def _identity(self) -> dict[str, Any]:
         seed = self.context.settings.seed
-        return {"seed": seed, **self.lesson.identity, "compute": self.compute.arithmetic}
+        bodies = [module for module in self.lesson.model.modules() if isinstance(module, Transformer)]
+        frozen = sum(body.num_frozen_blocks for body in bodies)  # older versions dropped in them, too
+        own = {**self.lesson.identity, **({"frozen_blocks": frozen} if frozen else {})}
+        return {"seed": seed, **own, "compute": self.compute.arithmetic}
 
     def require_identity(self, saved: Mapping[str, Any]) -> None:
         """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was.

@@ -33,10 +33,11 @@ from colakit.models.lora import dissolve
 FREE_TO_CHANGE = {"log_every", "save_every_steps"}
 WITHOUT_MEANING = (
     *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "select_by", "threshold"),
-    *("track_dev", "add_bos", "add_eos"),
+    *("track_dev", "add_bos", "add_eos", "states_mib"),
 )
 """Settings of `finetune` that tuning a language model does not ask: it looks at the held-out slice after each
-epoch, keeps the weights with the least loss, and has an end-of-text token on both sides of a sentence."""
+epoch, keeps the weights with the least loss, has an end-of-text token on both sides of a sentence, and keeps
+no states of blocks that learn nothing."""
 
 
 def refuse_what_has_no_meaning(context: Context) -> None:

@@ -69,7 +69,8 @@ class Batch:
 
     def with_width(self, width: int) -> Batch:
         """Return the batch with T = `width`: padding is added or, negative padding, cut off."""
-        more = width - self.input_ids.shape[1]
+        if not (more := width - self.input_ids.shape[1]):
+            return self
         return replace(
             self,
             input_ids=F.pad(self.input_ids, (0, more)),

@@ -116,7 +116,7 @@ class SentenceClassifier:
             name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()
         }
         plain = {
-            "format": CHECKPOINT_FORMAT,
+            "format": 2 if self.lora is not None and self.lora.layers_to_transform is not None else 1,
             "colakit": __version__,
             **_shape(self),
             "tokenizer": self.tokenizer.to_dict(),
@@ -148,6 +148,10 @@ def _shape(classifier: SentenceClassifier) -> dict[str, Any]:
         lora = asdict(classifier.lora)
         lora["target_modules"] = list(classifier.lora.target_modules)
         lora["overrides"] = {name: dict(changes) for name, changes in classifier.lora.overrides.items()}
+        if (
+            lora["layers_to_transform"] is None
+        ):  # so that fingerprints stay what they were before it was there
+            del lora["layers_to_transform"]
     kind = "rnn" if isinstance(classifier.model, DistilRNN) else "gpt"
     return {"kind": kind, "config": asdict(classifier.model.config), "lora": lora}
 

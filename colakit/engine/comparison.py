@@ -21,7 +21,7 @@ from colakit.engine.metrics import Bootstrap, Interval, Labels, Metrics, mcnemar
 
 NOT_THE_EXPERIMENT = (
     *("seed", "device", "precision", "kernels", "graphs", "cache"),
-    *("generate", "predict", "evaluate", "plot"),
+    *("generate", "predict", "evaluate", "plot", "finetune.states_mib"),
 )
 
 
@@ -41,12 +41,22 @@ def fold_of(origin: Mapping[str, Any]) -> str | None:
     return ((origin.get("settings") or {}).get("finetune") or {}).get("leave_out")
 
 
+def _told(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Return the settings that make an experiment, in their sections, nulls left out."""
+    return {
+        name: _told(value, f"{section}{name}.") if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value is not None and section + name not in NOT_THE_EXPERIMENT
+    }
+
+
 def experiment_key(origin: Mapping[str, Any]) -> str:
     """Return a key that runs share when they differ in nothing but seed and fold (and their teachers').
 
-    Runs that leave out one of five folds are one experiment, but not that of runs on all of train.
+    Runs that leave out one of five folds are one experiment, but not that of runs on all of train. A setting
+    that is null is as one that is not there: an older version may not have had it.
     """
-    settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in NOT_THE_EXPERIMENT}
+    settings = _told(origin.get("settings") or {})
     if (fold := fold_of(origin)) is not None:
         settings["finetune"] = {**settings["finetune"], "leave_out": f"one of {fold.partition('/')[2]}"}
     if "distill" in settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # the newest that is read; what an older colakit reads too is written as 1
 CHECKPOINT_NAME = "ckpt.pt"
 
 

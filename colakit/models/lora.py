@@ -162,8 +162,8 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
         _require_blocks(config.layers_to_transform, linears)
         linears = {n: module for n, module in linears.items() if block_of(n) in config.layers_to_transform}
     chosen = [name for name in linears if any(is_tail(target, name) for target in config.target_modules)]
-    _require_matches(config.target_modules, linears, "lora.target_modules")
-    _require_matches(config.overrides, chosen, "lora.overrides")
+    _require_matches(config.target_modules, linears, "lora.target_modules", config.layers_to_transform)
+    _require_matches(config.overrides, chosen, "lora.overrides", config.layers_to_transform)
     model.requires_grad_(False)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
@@ -201,15 +201,18 @@ def _require_blocks(numbers: Iterable[int], names: Iterable[str]) -> None:
         )
 
 
-def _require_matches(tails: Iterable[str], names: Iterable[str], setting: str) -> None:
+def _require_matches(
+    tails: Iterable[str], names: Iterable[str], setting: str, blocks: Sequence[int] | None
+) -> None:
     names = list(names)
+    where = "the model" if blocks is None else f"its blocks {', '.join(map(str, blocks))}"
     leaves = sorted(
         {name.rpartition(".")[2] for name in names} | {".".join(n.split(".")[-2:]) for n in names}
     )
     for tail in tails:
         if not any(is_tail(tail, name) for name in names):
             raise ColakitError(
-                f"{setting}: {tail!r} matches no linear layer of the model.{did_you_mean(tail, leaves)}",
+                f"{setting}: {tail!r} matches no linear layer of {where}.{did_you_mean(tail, leaves)}",
                 hint="Name exact modules, for example --target-modules c_attn,mlp.c_proj",
             )
 
@@ -224,7 +227,7 @@ def train_also(
             one.
     """
     for name, module in model.named_modules():
-        block = block_of(f"{name}.")
+        block = block_of(name)
         meant = layernorm and (layers is None or block is None or block in layers)
         if (meant and isinstance(module, nn.LayerNorm)) or (head and name == "score"):
             module.float().requires_grad_(True)

@@ -24,7 +24,8 @@ def no_bool(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 Numbers = Annotated[
-    tuple[Annotated[int, BeforeValidator(no_bool), Field(ge=0)], ...],
+    tuple[Annotated[int, Field(ge=0), BeforeValidator(no_bool)], ...],
+    Field(min_length=1),
     BeforeValidator(lambda value: split_commas([value] if type(value) is int else value)),
 ]
 

@@ -26,10 +26,7 @@ class LoRASettings(Section):
         {}, description="rank and alpha of single modules, by dotted tail"
     )
     layers_to_transform: Numbers | None = Field(
-        None,
-        min_length=1,
-        description="blocks that are adapted, numbered from 0; null is all. What is below the first of them "
-        "is computed once for each sentence",
+        None, description="blocks that are adapted, numbered from 0; null is all; see finetune.states_mib"
     )
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
     dora: bool = Field(False, description="learn row magnitudes apart (DoRA)")
@@ -80,8 +77,8 @@ class FinetuneSettings(TrainingSettings):
     states_mib: int = Field(
         1024,
         ge=0,
-        description="memory for what blocks below the first adapted one make of train, in MiB; where it does "
-        "not suffice, they are computed at every step",
+        description="memory, in MiB and of each process, for what the blocks below all adapted ones make of "
+        "train and held-out sentences; they are computed once where it suffices, else at every step",
     )
 
     @field_validator("leave_out")

@@ -66,23 +66,20 @@ def test_one_teacher_or_several_are_read_alike() -> None:
     assert teachers_of({"teachers": [one, other]}) == [one, other]
 
 
+def test_settings_that_an_older_version_had_not_make_no_other_experiment_where_they_are_null() -> None:
+    settings = {"seed": 3, "lora": {"rank": 8}, "finetune": {"epochs": 2}, "transfer": {"seed": 1}}
+    later = {**settings, "lora": {"rank": 8, "new": None}, "finetune": {"epochs": 2, "states_mib": 5}}
+    another = {**settings, "transfer": {"seed": 2}}
+    keys = [experiment_key({"command": "distill", "settings": each}) for each in (settings, later, another)]
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
 def test_the_teachers_experiments_are_part_of_the_experiment_in_any_order() -> None:
     one, other = {"experiment": "x"}, {"experiment": "y"}
     key = experiment_key({"command": "distill", "teachers": [one, other]})
     assert key == experiment_key({"command": "distill", "teachers": [other, one]})
     assert key != experiment_key({"command": "distill", "teachers": [one]})
-    settings = {
-        "seed": 3,
-        "base": "b",
-        "lora": {"rank": 8},
-        "finetune": {"epochs": 2},
-        "transfer": {"seed": 1},
-    }
-    later = {**settings, "lora": {"rank": 8, "new": None}, "finetune": {"epochs": 2, "states_mib": 5}}
-    another = {**settings, "transfer": {"seed": 2}}
-    keys = [experiment_key({"command": "distill", "settings": each}) for each in (settings, later, another)]
-    assert keys[0] == keys[1], "nulls are as settings that an older version had not"
-    assert keys[0] != keys[2]
     assert experiment_key({"command": "distill", "teachers": [one]}) == experiment_key(
         {"command": "distill", "teacher": one}
     )

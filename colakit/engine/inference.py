@@ -19,7 +19,7 @@ from colakit.models.fast_rnn import FastRNN
 from colakit.models.gpt import GPT, GPTClassifier
 from colakit.models.rnn import DistilRNN
 
-ENOUGH_TOKENS = 400  # in a batch: a CPU multiplies no more of them any sooner (docs/performance.md)
+ENOUGH_TOKENS = 400  # in a batch: a CPU multiplies no more of them any sooner a row (docs/performance.md)
 
 Done = Callable[[int], object]
 """Is told how many sentences more are done."""

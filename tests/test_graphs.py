@@ -18,7 +18,7 @@ from colakit.engine.graphs import WIDTH, Gradients, Replay, StepGraphs
 from colakit.engine.objectives import classification
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport, train
-from colakit.models.gpt import GPT
+from colakit.models.gpt import GPT, GPTClassifier
 from colakit.models.gpt_config import GPTConfig
 from colakit.models.lora import LoRAConfig, inject, train_also
 
@@ -61,12 +61,12 @@ class Refusing(Again):
         raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
 
-def classifier(dropout: float) -> nn.Module:
+def classifier(dropout: float, layers: tuple[int, ...] | None = None) -> GPTClassifier:
     torch.manual_seed(0)
     config = GPTConfig(50, 20, 16, 2, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
     model = GPT(config).classifier(2)
-    inject(model, LoRAConfig(rank=2))
-    train_also(model, layernorm=True, head=True)
+    inject(model, LoRAConfig(rank=2, layers_to_transform=layers))
+    train_also(model, layernorm=True, head=True, layers=layers)
     return model.train()
 
 
@@ -86,8 +86,9 @@ def fit(
     batches: Sequence[StepBatch],
     recorder: type[Again] | Callable[..., Again] | None,
     dropout: float = 0.0,
+    layers: tuple[int, ...] | None = None,
 ) -> tuple[list[StepReport], nn.Module, StepGraphs | None]:
-    model = classifier(dropout)
+    model = classifier(dropout, layers)
     parameters = [p for p in model.parameters() if p.requires_grad]
     made = None
     if recorder is not None:
@@ -112,6 +113,21 @@ def assert_same_training(
 def test_replayed_steps_train_as_plain_ones_do(fp32: Compute) -> None:
     batches = [batch(number) for number in range(12)]
     assert_same_training(fit(fp32, batches, Again), fit(fp32, batches, None))
+
+
+def test_replayed_steps_read_the_states_of_their_own_batch(fp32: Compute) -> None:
+    body = classifier(0.0, layers=(1,)).transformer
+    plain = [batch(number) for number in range(12)]
+    with torch.no_grad():
+        known = [
+            replace(step, micro_batches=[replace(b, states=body.frozen_states(b.input_ids))])
+            for step in plain
+            for b in step.micro_batches
+        ]
+    wanted, found = fit(fp32, plain, None, layers=(1,)), fit(fp32, known, Again, layers=(1,))
+    assert found[2] is not None
+    assert set(found[2].recorded) == {WIDTH, 2 * WIDTH, 20}
+    assert_same_training(found, wanted)
 
 
 def test_there_is_one_graph_for_each_width_and_none_for_other_sizes(fp32: Compute) -> None:

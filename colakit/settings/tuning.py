@@ -26,7 +26,7 @@ class LoRASettings(Section):
         {}, description="rank and alpha of single modules, by dotted tail"
     )
     layers_to_transform: Numbers | None = Field(
-        None, description="blocks that are adapted, numbered from 0; null is all; see finetune.states_mib"
+        None, description="blocks that are adapted, numbered from 0, such as 9,10,11; null is all"
     )
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
     dora: bool = Field(False, description="learn row magnitudes apart (DoRA)")

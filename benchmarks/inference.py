@@ -41,7 +41,7 @@ TEACHER_FP32 = "teacher, colakit, fp32"
 MEDIAN = Figure("p50_ms", "ms, median")
 TAIL = Figure("p99_ms", "ms, 99th percentile")
 RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
-BATCH_SIZE = 128
+BATCH_SIZE = 128  # of transformers, and of what warms up
 
 Label = Callable[[Sequence[str]], object]
 
@@ -88,16 +88,16 @@ class Inference:
         self.student_file = write_student(world.base, scratch / "student.pt", **sizes)
         compute = resolve_compute("auto", "auto")
         self.labellers: dict[str, Label] = {
-            STUDENT: StudentPredictor(self.student_file, BATCH_SIZE),
-            STUDENT_TORCH: Predictor(student(world.base, **sizes), compute, BATCH_SIZE),
-            TEACHER: Predictor(teacher(world.base), compute, BATCH_SIZE),
+            STUDENT: StudentPredictor(self.student_file),
+            STUDENT_TORCH: Predictor(student(world.base, **sizes), compute),
+            TEACHER: Predictor(teacher(world.base), compute),
         }
         if precision_of() == "bf16":
             self.labellers[STUDENT_BF16] = Predictor(
-                student(world.base, **sizes), compute, BATCH_SIZE, torch.bfloat16
+                student(world.base, **sizes), compute, student_dtype=torch.bfloat16
             )
             fp32 = resolve_compute("auto", "fp32")
-            self.labellers[TEACHER_FP32] = Predictor(teacher(world.base), fp32, BATCH_SIZE)
+            self.labellers[TEACHER_FP32] = Predictor(teacher(world.base), fp32)
         self.labellers[PLAIN] = Transformers(world.base)
 
     def tables(self, repeats: int) -> list[Table]:

@@ -204,8 +204,12 @@ def test_a_batch_with_enough_tokens_is_padded_for_no_longer_sentence(
     assert max(map(len, plan)) <= batch_size
     for batch, after in itertools.pairwise(plan):
         longest = known[batch].max()
-        assert len(batch) == batch_size or (len(batch) * longest >= enough and known[after[0]] > longest)
+        size = len(batch) * longest
+        assert (
+            len(batch) == batch_size or size >= 4 * enough or (size >= enough and known[after[0]] > longest)
+        )
     for batch in plan:
+        assert (len(batch) - 1) * max(known[batch[:-1]], default=0) < 4 * enough
         before = known[batch[known[batch] < known[batch].max()]]
         assert len(before) * (before.max() if len(before) else 0) < enough, (
             "it was padded though it had enough"

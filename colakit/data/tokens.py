@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from colakit.data.cache import ArrayCache
 from colakit.errors import ColakitError, first_line
 
+INFERENCE_BATCH = 256  # sentences; a student is sooner done than with fewer, or with more
 MAX_CHARACTERS = 2**18  # of a sentence that is cut to some tokens anyway
 
 
@@ -197,7 +198,8 @@ def plan_inference(
 
     Args:
         batch_size: sentences in a batch, at most.
-        enough: tokens, padding included, from which a batch ends rather than be padded for a longer sentence.
+        enough: tokens, padding included, from which a batch ends rather than be padded for a longer sentence;
+            with four times as many it ends anyway.
     """
     order = np.argsort(lengths, kind="stable")
     if enough is None:
@@ -206,7 +208,7 @@ def plan_inference(
     batches, start = [], 0
     for end in range(1, len(order) + 1):
         size, longest = end - start, ordered[end - 1]
-        ends = size == batch_size or end == len(order)
+        ends = size == batch_size or end == len(order) or size * longest >= 4 * enough
         if ends or (size * longest >= enough and ordered[end] > longest):
             batches.append(order[start:end])
             start = end

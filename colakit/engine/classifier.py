@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from colakit import __version__
 from colakit.data.cache import ArrayCache
-from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
+from colakit.data.tokens import INFERENCE_BATCH, SentenceTokenizer, Tokens, encode_cached
 from colakit.engine.checkpoint import Checkpoints
 from colakit.engine.decisions import decide
 from colakit.engine.device import Compute
@@ -79,7 +79,7 @@ class SentenceClassifier:
         return encode_cached(self.tokenizer, sentences, self.max_tokens, cache)
 
     def logits(
-        self, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
+        self, tokens: Tokens, compute: Compute, batch_size: int = INFERENCE_BATCH, done: Done | None = None
     ) -> NDArray[np.float32]:
         """Return (N, C) logits of N encoded sentences; the model must have been placed on `compute`."""
         return compute_logits(self.model, tokens, compute, batch_size, done)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from colakit.data.batches import Batch, pad, pad_states
-from colakit.data.tokens import Tokens, plan_inference
+from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
 from colakit.engine.device import Compute
 from colakit.engine.objectives import language_modelling
 from colakit.models.fast_rnn import FastRNN
@@ -44,7 +44,7 @@ def compute_logits(
     model: nn.Module,
     tokens: Tokens,
     compute: Compute,
-    batch_size: int = 128,
+    batch_size: int = INFERENCE_BATCH,
     done: Done | None = None,
     states: Tensor | None = None,
 ) -> NDArray[np.float32]:
@@ -77,7 +77,7 @@ def logits_by(
     model: nn.Module,
     tokens: Tokens,
     compute: Compute,
-    batch_size: int = 128,
+    batch_size: int = INFERENCE_BATCH,
     done: Done | None = None,
     states: Tensor | None = None,
 ) -> NDArray[np.float32]:
@@ -93,7 +93,11 @@ def logits_by(
 
 
 def compute_hidden(
-    model: GPTClassifier, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
+    model: GPTClassifier,
+    tokens: Tokens,
+    compute: Compute,
+    batch_size: int = INFERENCE_BATCH,
+    done: Done | None = None,
 ) -> NDArray[np.float32]:
     """Return the (N, D) fp32 states that the head reads, of N sentences, in their order."""
     with evaluating(model):
@@ -102,7 +106,11 @@ def compute_hidden(
 
 
 def compute_states(
-    model: GPTClassifier, tokens: Tokens, compute: Compute, batch_size: int = 128, done: Done | None = None
+    model: GPTClassifier,
+    tokens: Tokens,
+    compute: Compute,
+    batch_size: int = INFERENCE_BATCH,
+    done: Done | None = None,
 ) -> Tensor:
     """Return (L, D) fp32 on the CPU: what the model's frozen blocks make of the L tokens of N sentences."""
     states = torch.empty(len(tokens.ids), model.config.width)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from colakit.data.tokens import INFERENCE_BATCH
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.decisions import Predictions
 from colakit.engine.device import Compute, prepare_cpu
@@ -30,7 +31,7 @@ class Predictor:
         self,
         classifier: SentenceClassifier,
         compute: Compute,
-        batch_size: int = 128,
+        batch_size: int = INFERENCE_BATCH,
         student_dtype: torch.dtype = torch.float32,
     ) -> None:
         prepare_cpu()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from colakit.data.tokens import SentenceTokenizer, Tokens, plan_inference
+from colakit.data.tokens import INFERENCE_BATCH, SentenceTokenizer, Tokens, plan_inference
 from colakit.engine.decisions import Predictions
 from colakit.engine.memory import keep_freed_memory, physical_cores
 from colakit.engine.saved import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
@@ -43,7 +43,7 @@ class StudentPredictor:
         OSError: if it cannot be read.
     """
 
-    def __init__(self, where: str | Path, batch_size: int = 128) -> None:
+    def __init__(self, where: str | Path, batch_size: int = INFERENCE_BATCH) -> None:
         keep_freed_memory()
         path = Path(where).expanduser()
         with Archive(path / CHECKPOINT_NAME if path.is_dir() else path) as archive:

@@ -24,14 +24,14 @@ class GenerateSettings(Section):
 class PredictSettings(Section):
     """How sentences are labelled."""
 
-    batch_size: int = Field(128, ge=1, description="sentences computed at a time")
+    batch_size: int = Field(256, ge=1, description="sentences computed at a time")
 
 
 class EvaluateSettings(Section):
     """What is compared."""
 
     splits: Names = Field((), description="splits; by default every labelled one but train")
-    batch_size: int = Field(128, ge=1, description="sentences computed at a time")
+    batch_size: int = Field(256, ge=1, description="sentences computed at a time")
     group_by: Names = Field(
         (),
         description="what to report apart: `source` (CoLA's first column); of --pairs, fields, by default "

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from colakit.console import Reporter, print_json
 from colakit.context import Context, Resume, saved_settings
@@ -77,13 +78,11 @@ class _LastValueCounts(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words behind the command's name."""
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        for option in dict.fromkeys(given):
-            several = getattr(option, "multiple", True) or getattr(option, "is_flag", False)
-            if not several and given.count(option) > 1:
-                times = given.count(option)
-                Reporter().warn(
-                    f"{option.opts[0]} takes one value and was given {times}; the last one counts"
-                )
+        for option, times in Counter(given).items():
+            takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
+            if takes_one and times > 1:
+                said = f"{option.opts[0]} takes one value and was given {times}; the last one counts"
+                Reporter().warn(said)
         return super().parse_args(ctx, args)
 
 

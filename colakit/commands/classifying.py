@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from colakit.engine.objectives import classification
 from colakit.engine.optimizers import tuning_optimizer
 from colakit.engine.runs import RunFolder
 from colakit.engine.training import StepBatch, StepReport
-from colakit.models.gpt import GPTClassifier
+from colakit.models.gpt import GPTClassifier, num_frozen_blocks
 
 FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
 """Settings that may differ on resume: they leave the weights alone, or have a fingerprint (teacher)."""
@@ -97,10 +98,11 @@ class ClassifierFit(Fit):
     def prepare(self) -> None:
         """Compute what frozen blocks make of train and the held-out slice, where there is room to keep it."""
         job, model = self.job, self.job.learner
-        if not isinstance(model, GPTClassifier) or not (frozen := model.transformer.num_frozen_blocks):
+        if not (frozen := num_frozen_blocks(model)):
             return
-        kept = {"train": job.train, "holdout": job.holdout}
-        mib = sum(len(part.tokens.ids) for part in kept.values()) * model.config.width * 4 / 2**20
+        assert isinstance(model, GPTClassifier), "no student's body is a GPT"
+        parts = (job.train, job.holdout)
+        mib = sum(len(part.tokens.ids) for part in parts) * model.config.width * 4 / 2**20
         which, size = f"blocks below {frozen} learn nothing", f"{mib:.1f} MiB"
         if mib > job.states_mib:
             self.context.reporter.say(
@@ -108,12 +110,11 @@ class ClassifierFit(Fit):
             )
             return
         self.context.reporter.say(f"{which}; they are computed once, {size} are kept")
-        if not self.group.is_main:  # which alone evaluates
-            del kept["holdout"]
-        with self.context.reporter.progress(which, sum(map(len, kept.values()))) as bar:
-            for name, part in kept.items():
-                states = compute_states(model, part.tokens, self.compute, done=bar.advance)
-                setattr(job, name, replace(part, states=states))
+        with self.context.reporter.progress(which, sum(map(len, parts))) as bar:
+            compute = partial(compute_states, model, compute=self.compute, done=bar.advance)
+            job.train = replace(job.train, states=compute(job.train.tokens))
+            if self.group.is_main:  # which alone evaluates
+                job.holdout = replace(job.holdout, states=compute(job.holdout.tokens))
 
     def batches(self) -> Iterator[StepBatch]:
         """Return the steps of the epochs, from this one on."""

@@ -24,7 +24,7 @@ from colakit.engine.schedule import warmup_then
 from colakit.engine.stopping import StopRequest, stop_requests
 from colakit.engine.training import SPOILT_HINT, StepBatch, StepReport, train
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
-from colakit.models.gpt import Transformer
+from colakit.models.gpt import Transformer, num_frozen_blocks
 from colakit.settings import LoopSettings, Settings
 
 BEFORE = {"pretrain.start_weight": 0.0, "discriminate.start_weight": 0.0, "finetune.states_mib": 1024}
@@ -276,8 +276,7 @@ class Fit(ABC):
 
     def _identity(self) -> dict[str, Any]:
         seed = self.context.settings.seed
-        bodies = [module for module in self.lesson.model.modules() if isinstance(module, Transformer)]
-        frozen = sum(body.num_frozen_blocks for body in bodies)  # older versions dropped in them, too
+        frozen = num_frozen_blocks(self.lesson.model)  # older versions dropped in them, too
         own = {**self.lesson.identity, **({"frozen_blocks": frozen} if frozen else {})}
         return {"seed": seed, **own, "compute": self.compute.arithmetic}
 

@@ -17,7 +17,7 @@ from colakit.data.holdout import hold_out
 from colakit.data.tokens import Tokens
 from colakit.engine.classifier import SentenceClassifier
 from colakit.engine.metrics import Metrics
-from colakit.models.gpt import Transformer
+from colakit.models.gpt import num_frozen_blocks
 from colakit.models.parameters import ParameterReport, count_parameters
 
 
@@ -95,8 +95,7 @@ def show_plan(context: Context, task: Task, model: nn.Module) -> dict[str, Any]:
         n: len(s) for n, s in task.reports.items()
     }
     counted = ", ".join(f"{size} {name}" for name, size in sizes.items())
-    body = getattr(model, "transformer", None)
-    frozen = body.num_frozen_blocks if isinstance(body, Transformer) else 0
+    frozen = num_frozen_blocks(model)
     told = [f"blocks below {frozen} learn nothing"] if frozen else []
     for line in (*told, f"compute: {context.compute}", f"sentences: {counted}"):
         context.reporter.result(line)

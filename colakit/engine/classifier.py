@@ -115,10 +115,11 @@ class SentenceClassifier:
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()
         }
+        shape = _shape(self)
         plain = {
-            "format": 2 if self.lora is not None and self.lora.layers_to_transform is not None else 1,
+            "format": 2 if "layers_to_transform" in (shape["lora"] or {}) else 1,
             "colakit": __version__,
-            **_shape(self),
+            **shape,
             "tokenizer": self.tokenizer.to_dict(),
             "label_names": list(self.label_names),
             "max_tokens": self.max_tokens,
@@ -148,9 +149,7 @@ def _shape(classifier: SentenceClassifier) -> dict[str, Any]:
         lora = asdict(classifier.lora)
         lora["target_modules"] = list(classifier.lora.target_modules)
         lora["overrides"] = {name: dict(changes) for name, changes in classifier.lora.overrides.items()}
-        if (
-            lora["layers_to_transform"] is None
-        ):  # so that fingerprints stay what they were before it was there
+        if classifier.lora.layers_to_transform is None:  # and fingerprints stay what they were without it
             del lora["layers_to_transform"]
     kind = "rnn" if isinstance(classifier.model, DistilRNN) else "gpt"
     return {"kind": kind, "config": asdict(classifier.model.config), "lora": lora}

@@ -86,10 +86,8 @@ def logits_by(
     Args:
         function: `soonest(model, compute)`, kept from call to call.
     """
-    found = _each_batch(function, tokens, compute, batch_size, done, states)
-    if found is None:
-        return np.zeros((0, int(model.num_labels)), dtype=np.float32)  # type: ignore[arg-type]
-    return found
+    batches = _each_batch(function, tokens, compute, batch_size, done, states)
+    return _in_order(batches, len(tokens), int(model.num_labels))  # type: ignore[arg-type]
 
 
 def compute_hidden(
@@ -101,8 +99,8 @@ def compute_hidden(
 ) -> NDArray[np.float32]:
     """Return the (N, D) fp32 states that the head reads, of N sentences, in their order."""
     with evaluating(model):
-        found = _each_batch(model.pooled, tokens, compute, batch_size, done)
-    return np.zeros((0, model.config.width), dtype=np.float32) if found is None else found
+        batches = _each_batch(model.pooled, tokens, compute, batch_size, done)
+        return _in_order(batches, len(tokens), model.config.width)
 
 
 def compute_states(
@@ -114,16 +112,15 @@ def compute_states(
 ) -> Tensor:
     """Return (L, D) fp32 on the CPU: what the model's frozen blocks make of the L tokens of N sentences."""
     states = torch.empty(len(tokens.ids), model.config.width)
+
+    def of_tokens(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return model.transformer.frozen_states(input_ids)[attention_mask.bool()]
+
     with evaluating(model):
-        for index in plan_inference(tokens.lengths, batch_size, _enough(model, compute)):
-            input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
-            with compute.autocast():
-                found = model.transformer.frozen_states(input_ids)  # (B, T, D)
-            real = found[attention_mask.bool()].cpu().split(tokens.lengths[index].tolist())
-            for sentence, rows in zip(index, real, strict=True):
+        for index, found in _each_batch(of_tokens, tokens, compute, batch_size, done):
+            parts = found.split(tokens.lengths[index].tolist())
+            for sentence, rows in zip(index, parts, strict=True):
                 states[tokens.offsets[sentence] : tokens.offsets[sentence + 1]] = rows
-            if done is not None:
-                done(len(index))
     return states
 
 
@@ -157,19 +154,23 @@ def _each_batch(
     batch_size: int,
     done: Done | None,
     states: Tensor | None = None,
-) -> NDArray[np.float32] | None:
-    """Return the rows that `function` makes of N sentences, in their order; None of no sentence."""
-    plan = plan_inference(tokens.lengths, batch_size, _enough(function, compute))
-    found: list[NDArray[np.float32]] = []
-    for index in plan:
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Yield the numbers of a batch's sentences and what `function` makes of them, fp32 on the CPU."""
+    for index in plan_inference(tokens.lengths, batch_size, _enough(function, compute)):
         input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
         known = {} if states is None else {"states": pad_states(states, tokens, index).to(compute.device)}
         with compute.autocast():
-            found.append(function(input_ids, attention_mask, **known).float().cpu().numpy())
+            found = function(input_ids, attention_mask, **known)
+        yield index, found.float().cpu()
         if done is not None:
             done(len(index))
-    if not found:
-        return None
-    rows = np.empty((len(tokens), found[0].shape[1]), dtype=np.float32)
-    rows[np.concatenate(plan)] = np.concatenate(found)
+
+
+def _in_order(
+    batches: Iterable[tuple[NDArray[np.int64], Tensor]], count: int, width: int
+) -> NDArray[np.float32]:
+    """Return (N, W): of each of `count` sentences, the row that a batch has for it."""
+    rows = np.empty((count, width), dtype=np.float32)
+    for index, found in batches:
+        rows[index] = found.numpy()
     return rows

@@ -282,8 +282,7 @@ def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: s
     }
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
     ranks = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0] for name in layers}
-    raw = _peft_config(config, layers, ranks, base)
-    raw["modules_to_save"] = _modules_to_save(model, saved)
+    raw = {**_peft_config(config, layers, ranks, base), "modules_to_save": _modules_to_save(model, saved)}
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: tensor.float().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(folder / "adapter_model.safetensors") as temporary:
@@ -292,10 +291,7 @@ def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: s
 
 
 def _peft_config(
-    config: LoRAConfig,
-    layers: Mapping[str, Any],
-    ranks: Mapping[str, int],
-    base: str,
+    config: LoRAConfig, layers: Mapping[str, Any], ranks: Mapping[str, int], base: str
 ) -> dict[str, Any]:
     def alpha(name: str) -> float:  # the numerator that gives PEFT our scaling at the written rank
         value = layers[name].scaling * (math.sqrt(ranks[name]) if config.rslora else ranks[name])

@@ -98,8 +98,7 @@ class Transformer(nn.Module):
         super().train(mode)
         if frozen := self.num_frozen_blocks:
             self.drop.eval()
-            for block in self.h[:frozen]:
-                block.eval()
+            self.h[:frozen].eval()
         return self
 
     def frozen_states(self, input_ids: Tensor) -> Tensor:
@@ -241,6 +240,11 @@ class GPTClassifier(nn.Module):
     def pooled(self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None = None) -> Tensor:
         """Return the state (B, D) of the last real token, which the head reads."""
         return self.transformer(input_ids, last=attention_mask.sum(dim=1) - 1, states=states)
+
+
+def num_frozen_blocks(model: nn.Module) -> int:
+    """Return `Transformer.num_frozen_blocks` of the body in `model`, 0 where it has none."""
+    return sum(module.num_frozen_blocks for module in model.modules() if isinstance(module, Transformer))
 
 
 def initialise(model: nn.Module) -> None:

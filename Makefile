@@ -57,7 +57,7 @@ test-slow: install-dev ## tests that take minutes
 	$(BIN)/pytest -m slow
 
 torture: install-dev ## kill runs of every command hundreds of times, and give every reader 10,000 hostile files
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 500 --torchrun 10 \
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/torture.py --kills 500 --torchrun 10 \
 		--writes finetune distill train-scratch pretrain
 	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/hostile.py --cases 10000
 	$(BIN)/coverage report
@@ -98,11 +98,11 @@ reproduce: install ## all three, then compared and plotted
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
 
 ablation: install ## what each part of distilling adds, over five seeds; hours on two cores
-	$(BIN)/python benchmarks/ablation.py --config $(CONFIG) --out runs/ablation \
+	$(BIN)/python experiments/ablation.py --config $(CONFIG) --out runs/ablation \
 		--set student_training.max_steps=4000 $(if $(TEXT),--text $(TEXT))
 
 base-table: install ## what the base is worth: adapters, all weights, no pre-training, a recurrent network
-	$(BIN)/python benchmarks/base.py --config $(CONFIG) --out runs/base
+	$(BIN)/python experiments/base.py --config $(CONFIG) --out runs/base
 
 bench: install-bench ## how fast everything is, beside PEFT and the Trainer, in one run; minutes
 	$(BIN)/python benchmarks/suite.py

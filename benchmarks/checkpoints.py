@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from colakit.cli import main
-from colakit.commands.classifying import ClassifierFit
-from colakit.commands.fitting import Fit
-from colakit.engine.checkpoint import Checkpoints
-from colakit.toy import write_base
+from support.toy import write_base
+
+from colakit.cli.app import main
+from colakit.storage.checkpoints import Checkpoints
+from colakit.training.classifier_trainer import ClassifierTrainer
+from colakit.training.trainer import Trainer
 
 SAVES, EVERY = 8, 4  # checkpoints measured, steps between them
 
@@ -32,16 +33,16 @@ def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, fl
     """Return median seconds a save, the slowest, median seconds a step, the share saved, and bytes."""
     saves: list[float] = []
     steps: list[float] = []
-    save, after_step = Fit._save, Fit._after_step
+    save, after_step = Trainer._save, Trainer._after_step
     ended = time.perf_counter()
     epoch = 0
 
-    def timed_save(self: Fit) -> None:
+    def timed_save(self: Trainer) -> None:
         began = time.perf_counter()
         save(self)
         saves.append(time.perf_counter() - began)
 
-    def timed_step(self: ClassifierFit, *arguments: Any) -> None:
+    def timed_step(self: ClassifierTrainer, *arguments: Any) -> None:
         nonlocal ended, epoch
         epoch = self.steps_per_epoch
         steps.append(time.perf_counter() - ended)
@@ -50,7 +51,7 @@ def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, fl
             raise EnoughError
         ended = time.perf_counter()
 
-    Fit._save, Fit._after_step = timed_save, timed_step  # type: ignore[method-assign]
+    Trainer._save, Trainer._after_step = timed_save, timed_step  # type: ignore[method-assign]
     command = ["finetune", "--base", str(base), "--data", "builtin", "--quiet", "--out", str(out)]
     try:
         every = f"finetune.save_every_steps={EVERY}"
@@ -58,7 +59,7 @@ def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, fl
     except EnoughError:
         pass
     finally:
-        Fit._save, Fit._after_step = save, after_step  # type: ignore[method-assign]
+        Trainer._save, Trainer._after_step = save, after_step  # type: ignore[method-assign]
     size = sum(file.stat().st_size for file in Checkpoints(out / "checkpoints").found()[0].iterdir())
     a_save, a_step = statistics.median(saves), statistics.median(steps[1:])
     return a_save, max(saves), a_step, a_save / (a_save + epoch * a_step), size

@@ -32,23 +32,23 @@ import numpy as np
 import torch
 from measuring import Figure, Table, Way, compare, in_own_process, in_turn, precisions, report
 from rivals import ALPHA, RANK, TARGETS, collate, quiet, training_arguments, tuned_model
+from support.toy import ToyGrammar
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
-from colakit.data.cache import default_cache
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
-from colakit.engine.device import prepare_cpu, resolve_compute
-from colakit.engine.graphs import StepGraphs
-from colakit.engine.objectives import classification
-from colakit.engine.optimizers import tuning_optimizer
-from colakit.engine.training import StepBatch, train
-from colakit.interop.gpt2 import load_gpt, save_gpt
-from colakit.models.attention import rounded_ends
-from colakit.models.gpt import GPT
-from colakit.models.gpt_config import GPTConfig
+from colakit.kernels.matmul import product
+from colakit.models.gpt.attention import rounded_ends
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, inject, train_also
-from colakit.models.products import product
-from colakit.toy import ToyGrammar
+from colakit.runtime.device import prepare_cpu, resolve_compute
+from colakit.storage.gpt2 import load_gpt, save_gpt
+from colakit.training.cuda_graphs import StepGraphs
+from colakit.training.loop import StepBatch, train
+from colakit.training.objectives import classification
+from colakit.training.optimizers import tuning_optimizer
+from colakit.utils.array_cache import default_cache
 
 OURS = "colakit, as it comes"
 Plan = list[np.ndarray[Any, np.dtype[np.int64]]]
@@ -181,7 +181,7 @@ class Finetuning:
         inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
         train_also(model, layernorm=False, head=True)
         compute.place(model)
-        optimizer = tuning_optimizer(model, lr=1e-4, weight_decay=0.0, lr_ratio=1.0)
+        optimizer = tuning_optimizer(model, lr=1e-4, weight_decay=0.0, loraplus_lr_ratio=1.0)
         compute, graphs = compute.with_graphs("auto"), None
         if compute.graphs:
             trainable = [p for p in model.parameters() if p.requires_grad]

@@ -25,14 +25,14 @@ from worlds import SHAPES, World, make_world
 
 from colakit.data.corpora import COLA_LABELS
 from colakit.data.tokens import SentenceTokenizer
-from colakit.engine.classifier import SentenceClassifier
-from colakit.engine.device import resolve_compute
-from colakit.engine.predictor import Predictor
-from colakit.engine.student_predictor import StudentPredictor
-from colakit.interop.gpt2 import load_gpt
+from colakit.inference.classifier import SentenceClassifier
+from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.inference.predictor import Predictor
 from colakit.models.lora import LoRAConfig, inject
-from colakit.models.rnn import DistilRNN
-from colakit.models.rnn_config import RNNConfig
+from colakit.models.rnn.config import RNNConfig
+from colakit.models.rnn.model import DistilRNN
+from colakit.runtime.device import resolve_compute
+from colakit.storage.gpt2 import load_gpt
 
 STUDENT, TEACHER, PLAIN = "student", "teacher, colakit", "teacher, transformers"
 STUDENT_TORCH, STUDENT_BF16 = "student, with torch", "student, with torch, bf16"

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from colakit.engine.device import is_bf16_faster, resolve_compute
-from colakit.engine.runs import package_version
+from colakit.runtime.device import is_bf16_faster, resolve_compute
+from colakit.storage.run_folder import package_version
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # support.toy, imported after this module
 PACKAGES = ("colakit", "torch", "transformers", "peft", "accelerate", "tokenizers")
 LAUNCH = """
 import json, resource, subprocess, sys, time

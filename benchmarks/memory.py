@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 from measuring import colakit, run_process
+from support.toy import write_base, write_corpus
 
-from colakit.cli import main
-from colakit.toy import write_base, write_corpus
+from colakit.cli.app import main
 
 
 def write_table(path: Path, lines: int) -> None:

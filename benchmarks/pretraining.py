@@ -24,14 +24,14 @@ from rivals import quiet
 from torch import Tensor
 
 from colakit.data.batches import Batch
-from colakit.data.cache import default_cache
-from colakit.engine.device import compiles, prepare_cpu, resolve_compute
-from colakit.engine.objectives import language_modelling
-from colakit.engine.optimizers import pretraining_optimizer
-from colakit.engine.training import StepBatch, train
-from colakit.interop.gpt2 import load_gpt
-from colakit.models.gpt import set_dropout
-from colakit.models.gpt_config import GPTConfig
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import set_dropout
+from colakit.runtime.device import compiles, prepare_cpu, resolve_compute
+from colakit.storage.gpt2 import load_gpt
+from colakit.training.loop import StepBatch, train
+from colakit.training.objectives import language_modelling
+from colakit.training.optimizers import pretraining_optimizer
+from colakit.utils.array_cache import default_cache
 
 OURS = "colakit with AdamW"
 RATE = Figure("tokens_per_second", "tokens/s", more_is_better=True)

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
-from colakit.engine.device import prepare_cpu, resolve_compute
-from colakit.engine.objectives import constant, distillation
-from colakit.engine.training import StepBatch, train
-from colakit.models.rnn import DistilRNN
-from colakit.models.rnn_config import RNNConfig
+from colakit.models.rnn.config import RNNConfig
+from colakit.models.rnn.model import DistilRNN
+from colakit.runtime.device import prepare_cpu, resolve_compute
+from colakit.training.loop import StepBatch, train
+from colakit.training.objectives import constant, distillation
 
 OURS, OURS_FP32 = "colakit, as it comes", "colakit, fp32"
 RIVAL = "torch's LSTM, packed"

@@ -27,7 +27,7 @@ from startup import Startup
 from student_steps import StudentSteps
 from worlds import SHAPES, make_world, real_cola
 
-from colakit.models.rnn_config import RNNConfig
+from colakit.models.rnn.config import RNNConfig
 
 STEPS_ON_GPU = 240  # about an epoch of CoLA in steps of 32; they take milliseconds each
 

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colakit.config.settings import Settings
 from colakit.data.batches import Batch, Examples, plan_epoch
 from colakit.data.corpora import load_corpus
-from colakit.data.holdout import hold_out
-from colakit.engine.classifier import SentenceClassifier, load_classifier
-from colakit.engine.device import Compute, prepare_cpu, resolve_compute
-from colakit.engine.inference import compute_logits, evaluating
-from colakit.engine.objectives import constant, distillation
-from colakit.engine.training import StepBatch, train
-from colakit.models.rnn import DistilRNN
-from colakit.models.rnn_config import RNNConfig
-from colakit.settings import Settings
+from colakit.data.splits import train_val_split
+from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.inference.forward import compute_logits, evaluating
+from colakit.models.rnn.config import RNNConfig
+from colakit.models.rnn.model import DistilRNN
+from colakit.runtime.device import Compute, prepare_cpu, resolve_compute
+from colakit.training.loop import StepBatch, train
+from colakit.training.objectives import constant, distillation
 
 Ask = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,8 +43,8 @@ def main() -> None:
     prepare_cpu()
     settings, compute = Settings(), resolve_compute("auto", "auto")
     teacher = load_classifier(arguments.teacher)
-    learnt, held_out = hold_out(
-        load_corpus(arguments.data).split("train"), settings.data.holdout, settings.data.holdout_seed
+    learnt, held_out = train_val_split(
+        load_corpus(arguments.data).split("train"), settings.data.val_fraction, settings.data.val_seed
     )
     examples = Examples(teacher.encode(learnt.sentences), learnt.require_labels())
     ours = arguments.whose == "colakit"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from colakit.data.bpe import save_tokenizer, train_tokenizer
 from colakit.data.builtin.corpus import builtin_corpus
 from colakit.data.corpora import Corpus, load_corpus
-from colakit.data.places import COLA_FILES
+from colakit.data.corpus_files import COLA_FILES
+from colakit.data.tokenizer_training import save_tokenizer, train_tokenizer
 from colakit.data.tokens import SentenceTokenizer
-from colakit.interop.gpt2 import KNOWN_SHAPES, save_gpt
-from colakit.models.gpt import GPT
-from colakit.models.gpt_config import GPTConfig
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
+from colakit.storage.gpt2 import KNOWN_SHAPES, save_gpt
 
 SHARED = Path(os.environ.get("COLAKIT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SHAPES = {  # what bases are called here

@@ -2,8 +2,8 @@
 
 import sys
 
-from colakit.cli import main
-from colakit.orphans import stop_with_parent
+from colakit.cli.app import main
+from colakit.utils.orphans import stop_with_parent
 
 if __name__ == "__main__":
     stop_with_parent()

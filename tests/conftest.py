@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.toy import write_base, write_corpus
 
-from colakit.engine.device import Compute
-from colakit.files import replacing
-from colakit.native import Kernels
-from colakit.toy import write_base, write_corpus
+from colakit.kernels.native import Kernels
+from colakit.runtime.device import Compute
+from colakit.utils.files import replacing
 
 torch.set_num_threads(1)  # the models are tiny; two test processes share the cores
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, whose sums must be the same
@@ -93,7 +93,7 @@ def fp32() -> Compute:
 @pytest.fixture
 def colakit(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command line in this process; returns (exit code, stdout, stderr)."""
-    from colakit.cli import main
+    from colakit.cli.app import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

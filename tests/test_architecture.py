@@ -10,53 +10,60 @@ from pathlib import Path
 
 import pytest
 
-from colakit.loading import resolve
+from colakit.config.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = {  # what each layer may import from the package; "" is the version
-    "errors": set(),
-    "files": {"errors"},
-    "tensor_files": {"files"},
-    "locks": {"errors"},
-    "orphans": set(),
-    "native": {"files"},
-    "models": {"errors", "native", "models"},
-    "data": {"errors", "files", "locks", "data"},
-    "interop": {"errors", "files", "tensor_files", "models", "interop"},
-    "engine": {"errors", "files", "tensor_files", "locks", "native", "models", "data", "interop", "engine",
-               ""},
-    "plotting": {"errors"},
-    "heatmaps": {"plotting"},
-    "console": {"errors"},
-    "settings": {"errors", "settings"},
-    "yaml_text": {"errors", "settings"},
-    "loading": {"errors", "settings", "yaml_text"},
-    "toy": {"errors", "models", "data", "interop", "engine"},
-    "context": {"errors", "console", "loading", "settings", "data", "engine"},
-    "flags": {"errors", "console", "context", "loading", "settings"},
-    "commands": {"errors", "files", "console", "context", "loading", "yaml_text", "settings", "models",
-                 "data", "engine", "interop", "plotting", "heatmaps", "orphans", "commands", ""},
-    "cli": {"errors", "console", "context", "flags", "engine", "commands", ""},
-}  # fmt: skip
+ROOMS = [  # each imports only from itself and the rooms before it
+    *("errors", "utils", "kernels", "models", "runtime", "data", "storage", "inference", "evaluation"),
+    *("training", "distillation", "reports", "api", "cli"),
+]
+CONFIG_READS = {"errors", "config"}  # the settings schema stands beside the rooms
+SETTINGS_ROOMS = {"config", "api", "cli"}  # only these see all settings at once; the others take a section
 
 
-def imports(path: Path) -> Iterator[str]:
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield the dotted modules of the package that a file imports, without the package's own name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "colakit":
-            yield [*node.module.split("."), ""][1]
+        if isinstance(node, ast.ImportFrom) and node.module == "colakit":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("colakit."):
+            yield node.module.removeprefix("colakit.")
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("colakit."))
+            yield from (a.name.removeprefix("colakit.") for a in node.names if a.name.startswith("colakit."))
 
 
 MODULES = sorted((ROOT / "colakit").rglob("*.py"))
 
 
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "colakit").parts[0].removesuffix(".py")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    layer = path.relative_to(ROOT / "colakit").parts[0].removesuffix(".py")
-    if layer in ("__init__", "__main__"):
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
         return
-    assert set(imports(path)) <= LAYERS[layer]
+    allowed = CONFIG_READS if room == "config" else {*ROOMS[: ROOMS.index(room) + 1], "config", "__version__"}
+    imported = {module.partition(".")[0] for module in imported_modules(path)}
+    assert imported <= allowed, f"{room} may not import {sorted(imported - allowed)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_take_a_section_not_all_settings(path: Path) -> None:
+    if room_of(path) not in (*SETTINGS_ROOMS, "__init__"):
+        assert not {"config.settings", "config.resolve"} & set(imported_modules(path))
+
+
+def test_every_room_says_in_one_line_what_it_is_for() -> None:
+    for folder in {path.parent for path in MODULES} - {ROOT / "colakit"}:
+        text = (folder / "__init__.py").read_text(encoding="utf-8")
+        assert re.fullmatch(r'"""[^\n]+"""\n', text), folder
+
+
+def test_every_room_has_a_folder_of_tests() -> None:
+    tested = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    assert {*ROOMS, "config"} - {"errors"} <= tested
 
 
 def test_only_the_console_imports_rich() -> None:
@@ -116,7 +123,7 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
         return
     import typer.main
 
-    from colakit.cli import app, with_bare_resume
+    from colakit.cli.app import app, with_bare_resume
 
     words = with_bare_resume(shlex.split(re.split(r" [|<>] ?", line)[0])[1:])
     command = typer.main.get_command(app)

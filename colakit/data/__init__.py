@@ -1,1 +1,1 @@
-"""Sentences: corpora, tokens, caches and batches."""
+"""Corpora, tables, splits, tokenizer, batches, running text, minimal pairs, corruption."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
-from colakit.data.tables import Faults, Row, read_rows, shown
+from colakit.data.tables import Row, RowErrors, read_rows, shown
 from colakit.errors import ColakitError
 
 SENTENCE, SOURCE, LABEL = "Sentence", "Source", "Acceptability"
@@ -91,8 +91,8 @@ def read_annotations(path: Path) -> Annotations:
 
 def _check(body: list[Row], header: list[str], places: list[int], where: str) -> None:
     """Raise `ColakitError` unless every row is as wide as the header, and every feature 0 or 1."""
-    widths = Faults(where, f"every row must have {len(header)} columns")
-    values = Faults(where, "a feature must be 0 or 1")
+    widths = RowErrors(where, f"every row must have {len(header)} columns")
+    values = RowErrors(where, "a feature must be 0 or 1")
     for number, fields in body:
         if len(fields) != len(header):
             widths.add(number, f"{len(fields)} columns")

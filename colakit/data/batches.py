@@ -55,11 +55,11 @@ class Batch:
         """Return the fields that are tensors, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def split(self, largest: int | None) -> list[Batch]:
-        """Return the batch in parts of at most `largest` sentences, or one group, each as wide as it must."""
-        if largest is None or len(self) <= largest:
+    def split(self, max_micro_batch_size: int | None) -> list[Batch]:
+        """Return the batch in parts of at most `max_micro_batch_size` sentences (at least one group)."""
+        if max_micro_batch_size is None or len(self) <= max_micro_batch_size:
             return [self]
-        size = max(self.group, largest - largest % self.group)
+        size = max(self.group, max_micro_batch_size - max_micro_batch_size % self.group)
         return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _part(self, rows: slice) -> Batch:

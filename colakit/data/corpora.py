@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.places import Opener, file_opener, find_splits
-from colakit.data.tables import Faults, Row, column_index, read_rows, shown
+from colakit.data.corpus_files import Opener, file_opener, find_splits
+from colakit.data.tables import Row, RowErrors, column_index, read_rows, shown
 from colakit.errors import ColakitError, did_you_mean
 
 COLA_LABELS = ("unacceptable", "acceptable")
@@ -190,8 +190,8 @@ def _cola_split(name: str, rows: Iterator[Row], where: str) -> Split:
             hint="For a table of your own name its columns: "
             "--set data.text_column=NAME --set data.label_column=NAME",
         )
-    widths = Faults(where, "every row must have 4 columns")
-    marks = Faults(where, "the second column must be 0 or 1")
+    widths = RowErrors(where, "every row must have 4 columns")
+    marks = RowErrors(where, "the second column must be 0 or 1")
     sentences: list[str] = []
     labels = array("b")
     sources: list[str] = []
@@ -211,7 +211,7 @@ def _cola_split(name: str, rows: Iterator[Row], where: str) -> Split:
 
 
 def _glue_test(name: str, rows: Iterator[Row], where: str) -> Split:
-    widths = Faults(where, "every row must have 2 columns")
+    widths = RowErrors(where, "every row must have 2 columns")
     sentences: list[str] = []
     for number, fields in rows:
         if len(fields) != 2:
@@ -267,8 +267,8 @@ def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Ta
     if columns.label is not None and (columns.label in header or split == "train"):
         label = column_index(header, columns.label, "data.label_column", where)
     table = _Table(where, None if label is None else [])
-    widths = Faults(where, f"every row must have {len(header)} columns")
-    blanks = Faults(where, "a label is needed")
+    widths = RowErrors(where, f"every row must have {len(header)} columns")
+    blanks = RowErrors(where, "a label is needed")
     values: dict[str, str] = {}  # each label once in memory
     for number, fields in rows:
         if len(fields) != len(header):
@@ -293,7 +293,9 @@ def _numbered(name: str, table: _Table, index: Mapping[str, int]) -> Split:
     if table.labels is None:
         return Split(name, sentences)
     names = ", ".join(index)
-    faults = Faults(table.where, f"labels must be among {names if len(names) <= 200 else names[:200] + '…'}")
+    faults = RowErrors(
+        table.where, f"labels must be among {names if len(names) <= 200 else names[:200] + '…'}"
+    )
     for number, value in zip(table.lines, table.labels, strict=True):
         if value not in index:
             faults.add(number, f"label {shown(value)}")

@@ -13,10 +13,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from colakit.data.download import DownloadError, Patience, download
-from colakit.data.places import BROKEN_ZIP
+from colakit.data.corpus_files import BROKEN_ZIP
 from colakit.errors import EXIT_FAILED, ColakitError
-from colakit.locks import Lock
+from colakit.utils.download import DownloadError, RetryPolicy, download
+from colakit.utils.locks import Lock
 
 COLA_URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
 COLA_SHA256 = {
@@ -26,7 +26,7 @@ COLA_SHA256 = {
 }
 MAX_COLA_BYTES = 2**22  # of one of its files, of which the largest has 430 kB
 MAX_ARCHIVE_BYTES = 2**24  # the archive has 255 kB
-PATIENCE = Patience()
+PATIENCE = RetryPolicy()
 STAGING = ".cola-"  # how the folder's name begins that becomes CoLA's
 
 

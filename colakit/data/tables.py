@@ -31,7 +31,7 @@ class Readable(Protocol):
         """Return up to `size` bytes, none at the end."""
 
 
-class Faults:
+class RowErrors:
     """The faulty lines of one file: the first few are kept, all are counted.
 
     Args:

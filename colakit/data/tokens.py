@@ -17,8 +17,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from colakit.data.cache import ArrayCache
 from colakit.errors import ColakitError, first_line
+from colakit.utils.array_cache import ArrayCache
 
 INFERENCE_BATCH = 256  # sentences; a student is sooner done than with fewer, or with more
 MAX_CHARACTERS = 2**18  # of a sentence that is cut to some tokens anyway

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
-from colakit.data.corruptions import Corruptor
+from colakit.data.corruption import Corruptor
 from colakit.errors import ColakitError
 
 SourceName = TypeVar("SourceName", bound=str)
@@ -84,7 +84,7 @@ class Collector:
             )
 
 
-def near_misses(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
+def corrupt_sentences(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
     """Yield the sentences in ever new orders, each with one corruption; without end, if any has two words.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from colakit.data.batches import Batch
-from colakit.data.text import Stream, Vocabulary
+from colakit.data.running_text import Stream, Vocabulary
 
 MOST_SKIPPED = 2  # windows' worth of tokens, to begin with a sentence
 

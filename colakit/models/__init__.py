@@ -1,1 +1,1 @@
-"""Networks: GPT-2, LoRA on it, and the recurrent student."""
+"""Torch modules only: GPT, RNN, LoRA."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError, did_you_mean
-from colakit.models.fused import lora_linear
+from colakit.kernels.fused import lora_linear
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,9 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
     if config.layers_to_transform is not None:
         _require_blocks(config.layers_to_transform, linears)
         linears = {n: module for n, module in linears.items() if block_of(n) in config.layers_to_transform}
-    chosen = [name for name in linears if any(is_tail(target, name) for target in config.target_modules)]
+    chosen = [
+        name for name in linears if any(matches_suffix(target, name) for target in config.target_modules)
+    ]
     _require_matches(config.target_modules, linears, "lora.target_modules", config.layers_to_transform)
     _require_matches(config.overrides, chosen, "lora.overrides", config.layers_to_transform)
     model.requires_grad_(False)
@@ -178,14 +180,14 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def is_tail(tail: str, name: str) -> bool:
+def matches_suffix(tail: str, name: str) -> bool:
     """Tell whether dotted `name` ends in the whole components of `tail`."""
     return name == tail or name.endswith("." + tail)
 
 
 def module_config(config: LoRAConfig, name: str) -> LoRAConfig:
     """Return `config` with the overrides for module `name` applied."""
-    tails = sorted((tail for tail in config.overrides if is_tail(tail, name)), key=len)
+    tails = sorted((tail for tail in config.overrides if matches_suffix(tail, name)), key=len)
     changes: dict[str, Any] = {}
     for tail in tails:
         changes.update(config.overrides[tail])
@@ -210,7 +212,7 @@ def _require_matches(
         {name.rpartition(".")[2] for name in names} | {".".join(n.split(".")[-2:]) for n in names}
     )
     for tail in tails:
-        if not any(is_tail(tail, name) for name in names):
+        if not any(matches_suffix(tail, name) for name in names):
             raise ColakitError(
                 f"{setting}: {tail!r} matches no linear layer of {where}.{did_you_mean(tail, leaves)}",
                 hint="Name exact modules, for example --target-modules c_attn,mlp.c_proj",
@@ -250,7 +252,7 @@ def unmerge(model: nn.Module) -> None:
             layer.merged_from = None
 
 
-def dissolve(model: nn.Module) -> None:
+def merge_and_unload(model: nn.Module) -> None:
     """Put a plain layer with the merged weight in the place of every adapted one."""
     for name, layer in list(lora_layers(model)):
         if layer.merged_from is None:
@@ -260,19 +262,19 @@ def dissolve(model: nn.Module) -> None:
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, lr_ratio: float
+    model: nn.Module, *, lr: float, weight_decay: float, loraplus_lr_ratio: float
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups: matrices decay, vectors do not; `lr_ratio` speeds up B and vectors.
+    """Return optimizer groups: matrices decay, vectors do not; `loraplus_lr_ratio` speeds up B and vectors.
 
     LoRA+ is Hayou et al. 2024 (arXiv:2402.12354); which tensors take the higher rate follows PEFT's
-    `create_loraplus_optimizer`. With `lr_ratio` 1 it is AdamW's usual split.
+    `create_loraplus_optimizer`. With `loraplus_lr_ratio` 1 it is AdamW's usual split.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         fast = name.endswith("lora_b") or parameter.ndim == 1
-        key = (lr * lr_ratio if fast else lr, weight_decay if parameter.ndim > 1 else 0.0)
+        key = (lr * loraplus_lr_ratio if fast else lr, weight_decay if parameter.ndim > 1 else 0.0)
         groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 

@@ -20,7 +20,7 @@ from colakit.data.builtin.grammar import Grammar
 from colakit.data.builtin.lexicon import load_lexicon
 from colakit.data.builtin.paradigms import REGISTER, Paradigm
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
-from colakit.data.places import COLA_FILES
+from colakit.data.corpus_files import COLA_FILES
 
 VERSION = 1  # raise it with every change of what is written
 SIZES = {"train": 6000, "id_dev": 600, "ood_dev": 600}

@@ -1,0 +1,1 @@
+"""Python API: `finetune`, `distill`, `train_scratch`, `pretrain`, `evaluate`, `load`."""

@@ -1,0 +1,280 @@
+"""`colakit pretrain`: a GPT-2 of one's own, by causal language modelling of running text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from colakit.api.session import Resume, Session
+from colakit.config.settings import PretrainSettings
+from colakit.data.running_text import (
+    FORMAT,
+    Stream,
+    Vocabulary,
+    check_upsample,
+    encode_text,
+    read_documents,
+    split_val,
+    text_files,
+)
+from colakit.data.tokenizer_training import train_tokenizer
+from colakit.data.tokens import SentenceTokenizer
+from colakit.data.windows import TextSource, Windows
+from colakit.errors import ColakitError
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT, set_dropout
+from colakit.models.meta_device import without_weights
+from colakit.runtime.device import compiles
+from colakit.runtime.seeding import seed_everything
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.run_folder import RunFolder
+from colakit.training.lm_trainer import LMTrainer
+from colakit.training.objectives import language_modelling
+from colakit.training.optimizers import pretraining_optimizer
+from colakit.training.run import Training, run_training
+from colakit.training.task_data import show_parameters
+from colakit.training.trainer import Lesson, settings_identity
+from colakit.utils.array_cache import Arrays, pack_lines, unpack_lines
+from colakit.utils.files import sha256_of
+
+FREE_TO_CHANGE = {
+    *("text", "init_from", "tokenizer"),
+    *("tokens", "log_every", "save_every_steps", "evaluate_every_steps"),
+}
+"""Settings that may differ on resume: the first row's have fingerprints, the rest leave the weights alone
+or, as `tokens`, may grow as long as the rate has not begun to fall."""
+FLAG = "--init-from"
+SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is read: the tokenizer, and for each name its training and held-out streams."""
+
+    tokenizer: SentenceTokenizer
+    train: dict[str, Stream]
+    val: dict[str, Stream]
+
+
+def run(session: Session, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
+    """Pre-train, and write the base to `base/` in the run folder."""
+    settings = session.settings
+    changed = settings.pretrain
+    if texts:
+        named = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
+        if len(named) < len(texts):
+            raise ColakitError(
+                "two of the texts have one name", hint="Name them: --set pretrain.text.NAME=PATH"
+            )
+        changed = changed.model_copy(update={"text": named})
+    if changed.init_from is not None:
+        changed = _with_shape_of(session, changed, changed.init_from)
+    session.resolved.settings = settings.model_copy(update={"pretrain": changed})
+    if not changed.text:
+        raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
+    check_upsample(changed.upsample, changed.text)
+    return run_training(session, lambda: _prepare(session), lambda: _plan(session), resume=resume)
+
+
+def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:
+    """Return the settings with the shape of the base that training goes on from."""
+    config = plan_config(base, FLAG) if session.dry_run else read_config(resolve_base(base, FLAG))
+    shape = {name: getattr(config, name) for name in SHAPE}
+    for name, theirs in shape.items():
+        ours = getattr(settings, name)
+        if ours != theirs and f"pretrain.{name}" in session.resolved.origins:
+            raise ColakitError(
+                f"pretrain.{name} is {ours}, but {theirs} in {base}",
+                hint="A base keeps its shape: leave this out, or leave out --init-from.",
+            )
+    if settings.window is not None and settings.window > config.num_positions:
+        raise ColakitError(
+            f"pretrain.window is {settings.window}, but {base} has {config.num_positions} positions",
+            hint="Lower --window, or leave it out.",
+        )
+    if settings.tokenizer is not None:
+        raise ColakitError(
+            "pretrain.tokenizer: a base keeps its own", hint="Leave this out, or leave out --init-from."
+        )
+    try:
+        return PretrainSettings.model_validate(settings.model_dump() | shape)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ColakitError(
+            f"{FLAG} {base}: {'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']})",
+            hint="Such a base cannot be trained on.",
+        ) from error
+
+
+def _plan(session: Session) -> dict[str, Any]:
+    settings = session.settings.pretrain
+    files = {name: text_files(path) for name, path in settings.text.items()}
+    begun = settings.init_from
+    shape = _shape(settings, _planned_vocabulary(settings)) if begun is None else plan_config(begun, FLAG)
+    with without_weights():
+        report = show_parameters(session, GPT(shape))
+    for name, found in files.items():
+        size = sum(file.stat().st_size for file in found)
+        session.reporter.result(f"{name}: {len(found)} files, {size:,} bytes")
+    steps = settings.max_steps
+    session.reporter.result(f"{steps:,} steps of {settings.step_tokens:,} tokens")
+    session.reporter.result("dry run: nothing was written")
+    return {"parameters": report.as_dict(), "steps": steps, "files": {n: len(f) for n, f in files.items()}}
+
+
+def _prepare(session: Session) -> Training:
+    settings, seed = session.settings.pretrain, session.settings.seed
+    texts = _read(session)
+    seed_everything(seed)
+    tokenizer = texts.tokenizer
+    model, begun_as = _first_model(settings, tokenizer)
+    set_dropout(model, settings.dropout)
+    session.compute.place(model)
+    compiled, how = compiles(session.compute.device, settings.compile)
+    if compiled:
+        model.transformer.compile()
+    facts = Vocabulary.of(tokenizer)
+
+    def windows(streams: dict[str, Stream], repeats: dict[str, int], num_tokens: int) -> Windows:
+        sources = {name: TextSource(stream, repeats.get(name, 1)) for name, stream in streams.items()}
+        return Windows(sources, facts, num_tokens, tokenizer.end_of_text_id)
+
+    train = windows(texts.train, settings.upsample, settings.window_tokens)
+    val = windows(texts.val, {}, settings.num_positions)
+    lesson = Lesson(
+        model=model,
+        objective=language_modelling,
+        optimizer=pretraining_optimizer(
+            model,
+            settings.optimizer,
+            lr=settings.lr,
+            muon_lr=settings.muon_lr,
+            weight_decay=settings.weight_decay,
+        ),
+        training=settings,
+        max_steps=settings.max_steps,
+        identity={
+            **settings_identity(session.settings, ("pretrain",), FREE_TO_CHANGE),
+            **begun_as,
+            "tokenizer": tokenizer.fingerprint(),
+            "text": {name: stream.fingerprint() for name, stream in texts.train.items()},
+        },
+    )
+    sizes = ", ".join(f"{name} {len(stream):,}" for name, stream in texts.train.items())
+    lines = [
+        f"tokens to learn from: {sizes}; {len(train) * settings.window_tokens:,} an epoch",
+        f"model: {settings.num_layers} layers of width {settings.width}, "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{settings.init_from or 'random'} at first; {how}",
+    ]
+    return Training(
+        lines,
+        fit=lambda run, group: LMTrainer(session, lesson, run, group, tokenizer, train, val),
+        finish=lambda run, fit: _finish(session, run, fit),
+    )
+
+
+def _first_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tuple[GPT, dict[str, str]]:
+    """Return the model as training begins with it, and what tells a base from another."""
+    if settings.init_from is None:
+        return GPT(_shape(settings, tokenizer.vocab_size)), {}
+    model = load_gpt(resolve_base(settings.init_from, FLAG))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ColakitError(
+            f"{settings.init_from}: its tokenizer has {tokenizer.vocab_size:,} tokens, "
+            f"its model {model.config.vocab_size:,}",
+            hint="Fetch the base again.",
+        )
+    return model, {"base": base_fingerprint(model)}
+
+
+def _planned_vocabulary(settings: PretrainSettings) -> int:
+    """Return V of the tokenizer that is taken, or else of the one that is to be learnt."""
+    given = _given_tokenizer(settings)
+    return settings.vocab_size if given is None else given.vocab_size
+
+
+def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
+    """Return the tokenizer that is taken, if none is to be learnt."""
+    if settings.init_from is not None:
+        return SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
+    if settings.tokenizer is not None:
+        return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
+    return None
+
+
+def _shape(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=vocab_size,
+        num_positions=settings.num_positions,
+        width=settings.width,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+    )
+
+
+def _read(session: Session) -> Texts:
+    """Find the files, learn or load the tokenizer, and encode everything; all but the first is cached."""
+    settings = session.settings.pretrain
+    files = {name: text_files(path) for name, path in settings.text.items()}
+    given = _given_tokenizer(settings)
+    tokenizer = _trained_tokenizer(session, files) if given is None else given
+    train: dict[str, Stream] = {}
+    val: dict[str, Stream] = {}
+    for name, found in files.items():
+        session.reporter.say(f"reading {name}")
+        stream = encode_text(found, tokenizer, session.arrays)
+        train[name], val[name] = split_val(stream, settings.val_fraction, seed=0)
+        if not (len(train[name].starts) and len(val[name].starts)):
+            raise ColakitError(
+                f"pretrain.text.{name}: too little text to hold any of it out",
+                hint="Give text of several sentences that begin with a capital.",
+            )
+    return Texts(tokenizer, train, val)
+
+
+def _trained_tokenizer(session: Session, files: dict[str, list[Path]]) -> SentenceTokenizer:
+    """Learn the vocabulary from all the text, each as often as an epoch reads it; kept in the cache."""
+    settings = session.settings.pretrain
+    weighted = [(found, settings.upsample.get(name, 1)) for name, found in files.items()]
+    key = {
+        "vocab_size": settings.vocab_size,
+        "texts": [[*map(sha256_of, found), repeats] for found, repeats in weighted],
+        "text_format": FORMAT,
+    }
+
+    def learn() -> Arrays:
+        session.reporter.say(f"learning a vocabulary of {settings.vocab_size:,} tokens")
+        read = chain.from_iterable(found * repeats for found, repeats in weighted)
+        documents = chain.from_iterable(map(read_documents, read))
+        return pack_lines([json.dumps(train_tokenizer(documents, settings.vocab_size).to_dict())])
+
+    (written,) = unpack_lines(session.arrays.get("vocabulary", key, learn))
+    return SentenceTokenizer.from_dict(json.loads(written))
+
+
+def _finish(session: Session, run: RunFolder, fit: LMTrainer) -> dict[str, Any]:
+    """Measure all held-out text, write and print the result."""
+    measured = fit.write_and_measure(limit=None)
+    summary = {
+        "command": session.command,
+        "model": "gpt2",
+        "seed": session.settings.seed,
+        "bits_per_byte": measured,
+        "tokens": fit.step * session.settings.pretrain.step_tokens,
+        "steps": fit.step,
+        "parameters": sum(p.numel() for p in fit.model.parameters()),
+        "seconds": round(fit.seconds, 2),
+        "tokens_per_second": round(fit.counted_per_second, 1),
+        "compute": str(fit.compute),
+    }
+    run.write_summary(summary)
+    rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
+    session.reporter.table("Bits per byte, held out", ["text", "bits per byte"], rows)
+    session.reporter.result(f"{run.base} ({fit.seconds:.0f} s of training)")
+    return summary

@@ -1,0 +1,1 @@
+"""Command line: Typer app, flags made from settings, one file per command."""

@@ -1,0 +1,58 @@
+"""`colakit doctor`: what this machine and installation give."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from colakit import __version__
+from colakit.api.session import Session
+from colakit.data.fetch import COLA_URL, is_fetched
+from colakit.runtime.cpu import available_cpus
+from colakit.storage.run_folder import PACKAGES, package_version
+
+ANSWER_SECONDS = 3.0
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Print the facts, one a row, and return them."""
+    compute = session.compute
+    facts: dict[str, Any] = {
+        "colakit": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        **{name: package_version(name) or "not installed" for name in PACKAGES},
+        "device": str(compute.device),
+        "precision": str(compute.dtype).removeprefix("torch."),
+        "why": (compute if session.dry_run else session.training_compute).reason,
+        "threads": f"{torch.get_num_threads()} of {available_cpus()} cores",
+        "cache": str(session.cache_folder),
+        "CoLA": "fetched" if is_fetched(session.cache_folder) else "not fetched",
+        "hub": _answers(_hub_address()),
+        "CoLA site": _answers(COLA_URL),
+    }
+    session.reporter.table(
+        "colakit doctor", ["what", "found"], [[key, str(value)] for key, value in facts.items()]
+    )
+    return facts
+
+
+def _hub_address() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _answers(url: str) -> str:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=ANSWER_SECONDS):
+            return f"{parts.hostname} answers"
+    except OSError as error:
+        return f"{parts.hostname} does not answer ({error})"

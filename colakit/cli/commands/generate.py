@@ -1,0 +1,106 @@
+"""`colakit generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colakit.api.finetune import lora_config
+from colakit.api.session import Session
+from colakit.data.tables import decode
+from colakit.data.tokens import SentenceTokenizer
+from colakit.errors import ColakitError
+from colakit.inference.generation import generate_tokens
+from colakit.inference.language_models import load_language_model
+from colakit.models.gpt.model import GPT
+from colakit.models.lora import inject
+from colakit.models.meta_device import without_weights
+from colakit.storage.gpt2 import plan_config
+from colakit.training.task_data import show_parameters
+
+
+def run(session: Session, *, prompt: str | None, adapter: str | None, rank: int | None) -> dict[str, Any]:
+    """Print the prompt with its continuation; return texts for `--json`."""
+    if adapter is not None and rank is not None:
+        raise ColakitError(
+            "--rank with --adapter: fresh adapters go into a plain base", hint="Leave one of them out."
+        )
+    settings = session.settings.generate
+    if session.dry_run:
+        return _plan(session, adapter, rank)
+    model, tokenizer = load_language_model(session, adapter)
+    if rank is not None:
+        names = inject(model, lora_config(session.settings.lora, rank))
+        session.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
+    text = prompt if prompt is not None else decode(sys.stdin.buffer.read(), "stdin").rstrip("\r\n")
+    session.compute.place(model.requires_grad_(False)).eval()
+    ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt is the end-of-text token
+    if len(ids) > model.config.num_positions:
+        session.reporter.warn(
+            f"the model reads the last {model.config.num_positions} of the prompt's {len(ids)} tokens"
+        )
+    generator = torch.Generator().manual_seed(session.settings.seed)
+    tokens = generate_tokens(
+        model,
+        torch.from_numpy(ids).repeat(settings.num_samples, 1),
+        max_new_tokens=settings.max_new_tokens,
+        compute=session.compute,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        stop_id=tokenizer.end_of_text_id,
+        generator=generator,
+    )
+    streaming = settings.num_samples == 1 and not session.as_json
+    rows: list[list[int]] = [[] for _ in range(settings.num_samples)]
+    shown = _Stream(tokenizer, text) if streaming else None
+    for step in tokens:
+        for row, token in zip(rows, step.tolist(), strict=True):
+            row.append(token)
+        if shown is not None:
+            shown.update(rows[0])
+    texts = [text + tokenizer.decode(row) for row in rows]
+    if shown is not None:
+        shown.finish(rows[0])
+    elif not session.as_json:
+        sys.stdout.write("\n---\n".join(texts) + "\n")
+    return {"prompt": text, "texts": texts, "seed": session.settings.seed}
+
+
+def _plan(session: Session, adapter: str | None, rank: int | None) -> dict[str, Any]:
+    """Print what would be done; of the base, only its shape is read."""
+    if adapter is not None and not Path(adapter).expanduser().exists():
+        raise ColakitError(
+            f"--adapter {adapter}: not there", hint="Give an adapter folder, a run or a ckpt.pt."
+        )
+    answer: dict[str, Any] = {"max_new_tokens": session.settings.generate.max_new_tokens, "adapter": adapter}
+    if adapter is None:
+        with without_weights():
+            model = GPT(plan_config(session.settings.base)).requires_grad_(False)
+            if rank is not None:
+                inject(model, lora_config(session.settings.lora, rank))
+        answer["parameters"] = show_parameters(session, model).as_dict()
+    session.reporter.result(f"would add {answer['max_new_tokens']} tokens on {session.compute}")
+    return answer
+
+
+class _Stream:
+    """Writes text as it grows, holding back a character that is not complete yet."""
+
+    def __init__(self, tokenizer: SentenceTokenizer, prompt: str) -> None:
+        self.tokenizer, self.written = tokenizer, ""
+        sys.stdout.write(prompt)
+
+    def update(self, ids: list[int]) -> None:
+        text = self.tokenizer.decode(ids).rstrip("\ufffd")
+        if text.startswith(self.written):
+            sys.stdout.write(text[len(self.written) :])
+            sys.stdout.flush()
+            self.written = text
+
+    def finish(self, ids: list[int]) -> None:
+        sys.stdout.write(self.tokenizer.decode(ids)[len(self.written) :] + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,194 @@
+"""`colakit predict`: labels and probabilities for sentences, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from colakit.api.session import Session
+from colakit.errors import ColakitError
+from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.utils.files import replacing
+
+if TYPE_CHECKING:
+    from colakit.inference.classifier import SentenceClassifier
+    from colakit.inference.predictor import Predictor
+
+MAX_LINE_BYTES = 2**26
+CHUNK_CHARACTERS = 2**22  # after which a chunk ends early
+CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
+
+
+def run(session: Session, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any]:
+    """Write a row for each line of `file` or stdin; return counts for `--json`."""
+    session.check_out()
+    if session.dry_run:
+        return _show(session, _load(session, model))
+    predictor = _student(session, model) or _with_torch(session, model)
+    if predictor.threshold is not None:
+        name = predictor.label_names[1]
+        session.reporter.say(
+            f"{name}: where p({name}) is at least {predictor.threshold:.3f}, chosen on the held-out slice"
+        )
+    counts = dict.fromkeys(predictor.label_names, 0)
+    num_truncated = 0
+    with _open_input(file) as lines, _open_output(session, jsonl) as out:
+        if not jsonl:
+            out.write(
+                "\t".join(["label", *(f"p({name})" for name in predictor.label_names), "sentence"]) + "\n"
+            )
+        for chunk in _chunks(lines, session.settings.predict.batch_size * CHUNK_BATCHES):
+            num_truncated += _predict(predictor, chunk, out, jsonl, counts)
+    if num_truncated:
+        session.reporter.warn(
+            f"{num_truncated} sentences are longer than {predictor.max_tokens} tokens and were cut"
+        )
+    return {"sentences": sum(counts.values()), "labels": counts, "truncated": num_truncated}
+
+
+def _student(session: Session, model: str) -> StudentPredictor | None:
+    """Return a student that answers without torch, unless `model` is none or something else is asked for.
+
+    What cannot be read is left to `_with_torch`, which names the fault.
+    """
+    if _asks_for_torch(session):
+        return None
+    try:
+        return StudentPredictor(model, session.settings.predict.batch_size)
+    except (OSError, ValueError):
+        return None
+
+
+def _asks_for_torch(session: Session) -> bool:
+    return session.settings.device not in ("auto", "cpu") or session.settings.precision == "bf16"
+
+
+def _with_torch(session: Session, model: str) -> Predictor:
+    """Return any model, on the device and in the precision of the settings."""
+    import torch
+
+    from colakit.inference.predictor import Predictor
+    from colakit.runtime.device import prepare_cpu
+
+    prepare_cpu()
+    asked = session.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
+    return Predictor(
+        _load(session, model),
+        session.compute,
+        session.settings.predict.batch_size,
+        torch.bfloat16 if asked else torch.float32,
+    )
+
+
+def _load(session: Session, model: str) -> SentenceClassifier:
+    from colakit.inference.classifier import load_classifier
+
+    base = session.settings.base if session.resolved.was_typed("base") else None
+    return load_classifier(model, base=base)
+
+
+def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
+    """Say what would label, and how many parameters it has."""
+    from colakit.models.rnn.model import DistilRNN
+    from colakit.training.task_data import show_parameters
+
+    alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)
+    compute = "cpu, float32 (a student, without torch)" if alone else str(session.compute)
+    session.reporter.result(f"would label sentences with {classifier.name} on {compute}")
+    show_parameters(session, classifier.model)
+    return {"model": classifier.name, "compute": compute}
+
+
+def _predict(
+    predictor: StudentPredictor | Predictor,
+    sentences: Sequence[str],
+    out: TextIO,
+    jsonl: bool,
+    counts: dict[str, int],
+) -> int:
+    """Write a row for each sentence; return how many were cut."""
+    found, names = predictor(sentences), predictor.label_names
+    for sentence, label, probs in zip(sentences, found.labels.tolist(), found.probs.tolist(), strict=True):
+        counts[names[label]] += 1
+        if jsonl:
+            by_name = dict(zip(names, (round(p, 6) for p in probs), strict=True))
+            out.write(
+                json.dumps(
+                    {"sentence": sentence, "label": names[label], "probabilities": by_name},
+                    ensure_ascii=False,
+                )
+            )
+            out.write("\n")
+        else:
+            out.write("\t".join([names[label], *(f"{p:.6f}" for p in probs), sentence]) + "\n")
+    out.flush()
+    return found.num_truncated
+
+
+def _chunks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
+    """Yield up to `size` lines at a time, fewer where they are very long."""
+    chunk: list[str] = []
+    characters = 0
+    for line in lines:
+        chunk.append(line)
+        characters += len(line)
+        if len(chunk) == size or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+@contextlib.contextmanager
+def _open_input(file: Path | None) -> Iterator[Iterator[str]]:
+    """Yield the lines of a UTF-8 file or of stdin, without their ends."""
+    if file is None or str(file) == "-":
+        yield _lines(sys.stdin.buffer, "stdin")
+        return
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise ColakitError(
+            f"{file}: {error.strerror}", hint="Give a text file with a sentence a line."
+        ) from error
+    with opened:
+        yield _lines(opened, str(file))
+
+
+def _lines(stream: Any, where: str) -> Iterator[str]:
+    for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        if len(raw) > MAX_LINE_BYTES:
+            raise ColakitError(
+                f"{where}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB",
+                hint="Give a text file with a sentence a line.",
+            )
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ColakitError(
+                f"{where}:{number}: not UTF-8 at byte {error.start}", hint="Save it as UTF-8."
+            ) from None
+        yield text.rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO]:
+    """Yield stdout, or, with `--out DIR`, a file in it; with `--json` alone no rows are printed."""
+    if session.out is None and session.as_json:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield nowhere
+        return
+    if session.out is None:
+        yield sys.stdout
+        return
+    session.out.mkdir(parents=True, exist_ok=True)
+    path = session.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()  # before `replacing` syncs it
+    session.reporter.say(f"written to {path}")

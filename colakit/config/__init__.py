@@ -1,0 +1,1 @@
+"""Settings schema, and loading settings from flags, `--set`, the environment and YAML."""

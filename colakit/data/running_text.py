@@ -1,0 +1,283 @@
+"""Running text for pre-training: documents from files, and one stream of tokens with its sentence starts.
+
+Documents are parted by a line `<|endoftext|>`. Shapes: L tokens of a stream, S sentence starts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colakit.data.tokens import SentenceTokenizer
+from colakit.errors import ColakitError, first_line
+from colakit.utils.array_cache import ArrayCache
+
+END_OF_TEXT = "<|endoftext|>"
+FORMAT = 2  # raise it when sentences are found differently, so that cached streams are made anew
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder
+PIECES_AT_A_TIME = 20_000  # sentences given to the tokenizer in one call
+ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
+MOST_BREAKS = 4  # tokens of white space that a sentence may bring along
+PARAGRAPH = re.compile(r"\n\s*\n\s*")
+SENTENCE_END = re.compile(r"""(?<!\w)(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*([^\W\d_]))""")  # noqa: RUF001
+
+
+def text_files(named: str | Path) -> list[Path]:
+    """Return the text files that a path names: itself, or those of a folder, in order of their names.
+
+    Raises:
+        ColakitError: if there is none.
+    """
+    path = Path(named).expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in ENDINGS)
+        if not found:
+            raise ColakitError(f"{path}: holds no text", hint=f"Files may end in {', '.join(ENDINGS)}.")
+        return found
+    if not path.is_file():
+        raise ColakitError(f"{path}: not there", hint="Name a text file or a folder of text files.")
+    return [path]
+
+
+def check_upsample(repeats: Mapping[str, int], text: Mapping[str, str]) -> None:
+    """Raise `ColakitError` where `repeats` speaks of a text that is not read."""
+    if strangers := sorted(set(repeats) - set(text)):
+        raise ColakitError(
+            f"pretrain.upsample: {', '.join(strangers)} is not among pretrain.text",
+            hint=f"It is read: {', '.join(text)}.",
+        )
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Yield the documents of one file, which may be packed by gzip or xz; one is in memory at a time.
+
+    Raises:
+        ColakitError: if the file cannot be read or is not UTF-8.
+    """
+    opener: Any = OPENERS.get(path.suffix, open)
+    try:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            yield from _split_documents(file)
+    except UnicodeDecodeError as error:
+        raise ColakitError(
+            f"{path}: not UTF-8 ({error.reason}: byte 0x{error.object[error.start]:02x})",
+            hint="Convert it to UTF-8.",
+        ) from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ColakitError(f"{path}: cannot be read ({first_line(error)})") from error
+
+
+def _split_documents(file: TextIO) -> Iterator[str]:
+    lines: list[str] = []
+    for line in itertools.chain(file, [END_OF_TEXT]):
+        if line.strip() != END_OF_TEXT:
+            lines.append(line)
+            continue
+        document = "".join(lines).strip()
+        lines.clear()
+        if document:
+            yield document
+
+
+def sentences(document: str) -> list[str]:
+    """Cut a document into sentences, each with the white space before it; paragraphs begin with one `\\n`.
+
+    A sentence starts a paragraph, or follows `.`, `!` or `?` and begins with a capital, or a letter of a
+    script that has none, unless what ends is an initial or an abbreviation such as `Mr.`
+    """
+    found: list[str] = []
+    for number, paragraph in enumerate(PARAGRAPH.split(document)):
+        text = f"\n{paragraph}" if number else paragraph
+        begin = 0
+        for match in SENTENCE_END.finditer(text):
+            word = match.group(1)
+            if match.group(3).islower():
+                continue
+            if word not in ABBREVIATIONS and not (len(word) == 1 and word.isupper() and word != "I"):
+                found.append(text[begin : match.start(2)])
+                begin = match.start(2)
+        found.append(text[begin:])
+    return found
+
+
+def whole_sentences(files: Iterable[Path], lengths: range) -> Iterator[str]:
+    """Yield the sentences of text that begin with a capital, end with a mark and quote nothing.
+
+    Args:
+        lengths: in words, of those wanted.
+    """
+    for file in files:
+        for document in read_documents(file):
+            for sentence in sentences(document):
+                words = sentence.split()
+                text = " ".join(words)
+                if len(words) in lengths and text[0].isupper() and text[-1] in ".?!" and '"' not in text:
+                    yield text
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What pre-training has to know of each token of a byte-level tokenizer.
+
+    Attributes:
+        num_bytes: (V,) int32, bytes of text; 0 for a special token.
+        blank: (V,) bool, whether it is white space only.
+        bare: (V,) int32, the token without its leading space, itself where it has none, -1 where the
+            vocabulary lacks it.
+    """
+
+    num_bytes: NDArray[np.int32]
+    blank: NDArray[np.bool_]
+    bare: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, tokenizer: SentenceTokenizer) -> Vocabulary:
+        """Read the facts from a tokenizer, in whose spelling each character is a byte and Ġ is the space."""
+        index = tokenizer.backend.get_vocab(with_added_tokens=True)
+        size = max(index.values()) + 1
+        num_bytes = np.zeros(size, dtype=np.int32)
+        blank = np.zeros(size, dtype=np.bool_)
+        bare = np.arange(size, dtype=np.int32)
+        for text, token in index.items():
+            if token == tokenizer.end_of_text_id:
+                continue
+            num_bytes[token] = len(text)
+            blank[token] = not text.strip("ĠĊĉč")
+            if text.startswith("Ġ") and not blank[token]:
+                bare[token] = index.get(text[1:], -1)
+        return cls(num_bytes, blank, bare)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Documents as one row of tokens, each followed by the end-of-text token.
+
+    Attributes:
+        ids: (L,) unsigned integers.
+        starts: (S,) int64, where a sentence begins whose first token can also stand without a space.
+        documents: int64, where each document begins, and L.
+    """
+
+    ids: NDArray[Any]
+    starts: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over the tokens and where windows may begin."""
+        digest = hashlib.sha256(self.ids.tobytes())
+        digest.update(self.starts.tobytes())
+        return digest.hexdigest()
+
+    def take(self, parts: Sequence[tuple[int, int]]) -> Stream:
+        """Return the tokens of [start, end) ranges, one after another, as a stream of their own."""
+        lengths = np.array([end - start for start, end in parts], dtype=np.int64)
+        places = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        starts = [
+            self.starts[np.searchsorted(self.starts, start) : np.searchsorted(self.starts, end)]
+            - start
+            + place
+            for (start, end), place in zip(parts, places, strict=False)
+        ]
+        ids = np.concatenate([self.ids[start:end] for start, end in parts])
+        return Stream(ids, np.concatenate(starts), places)
+
+
+def encode_text(files: Sequence[Path], tokenizer: SentenceTokenizer, cache: ArrayCache | None) -> Stream:
+    """Return the stream of all documents in `files`, from the cache if the same was encoded before.
+
+    Raises:
+        ColakitError: if a file cannot be read, or there is no text in any.
+    """
+
+    def compute() -> dict[str, NDArray[Any]]:
+        documents = (document for file in files for document in read_documents(file))
+        return vars(_encode(documents, tokenizer))
+
+    if cache is None:
+        stream = Stream(**compute())
+    else:
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        key = {"format": FORMAT, "tokenizer": tokenizer.fingerprint(), "files": digests}
+        stream = Stream(**cache.get("text", key, compute))
+    if not len(stream.starts):
+        raise ColakitError(f"{files[0]}: holds no text", hint="Pre-training needs running text.")
+    return stream
+
+
+def _encode(documents: Iterable[str], tokenizer: SentenceTokenizer) -> Stream:
+    facts = Vocabulary.of(tokenizer)
+    dtype = np.uint16 if len(facts.bare) <= 2**16 else np.uint32
+    pieces = ((piece, i == 0) for text in documents for i, piece in enumerate(sentences(text)))
+    ids: list[NDArray[Any]] = []
+    lengths: list[int] = []
+    opening: list[bool] = []
+    while batch := list(itertools.islice(pieces, PIECES_AT_A_TIME)):
+        encoded = tokenizer.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+        rows = [encoding.ids for encoding in encoded]
+        lengths += map(len, rows)
+        opening += [first for _, first in batch]
+        flat = itertools.chain.from_iterable(rows)
+        ids.append(np.fromiter(flat, dtype=dtype, count=sum(map(len, rows))))
+    if not ids:
+        empty = np.zeros(0, dtype=np.int64)
+        return Stream(empty.astype(dtype), empty, np.zeros(1, dtype=np.int64))
+    return _with_ends(np.concatenate(ids), np.array(lengths), np.array(opening), tokenizer, facts)
+
+
+def _with_ends(
+    ids: NDArray[Any],
+    lengths: NDArray[np.int64],
+    opening: NDArray[np.bool_],
+    tokenizer: SentenceTokenizer,
+    facts: Vocabulary,
+) -> Stream:
+    """Put the end-of-text token after each document, and find where sentences can begin a window."""
+    begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    documents = begins[opening]
+    ends = np.append(documents[1:], len(ids))
+    ids = np.insert(ids, ends, tokenizer.end_of_text_id)
+    begins = begins + np.cumsum(opening) - 1  # every document before pushed it by one
+    for _ in range(MOST_BREAKS):
+        begins = begins + facts.blank[ids[begins]]
+    usable = begins[(facts.bare[ids[begins]] >= 0) & ~facts.blank[ids[begins]]]
+    places = np.append(documents + np.arange(len(documents)), len(ids)).astype(np.int64)
+    return Stream(ids, usable.astype(np.int64), places)
+
+
+def split_val(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
+    """Return (train, held out): whole documents drawn until `share` of the tokens is reached.
+
+    No document larger than that share is drawn, and never all of them; where that leaves none, the end of the
+    text is held out. Text of a single sentence leaves nothing to train on.
+    """
+    wanted = share * len(stream)
+    sizes = np.diff(stream.documents)
+    chosen: list[int] = []
+    total = 0
+    for i in np.random.default_rng(seed).permutation(len(sizes)):
+        if total < wanted and sizes[i] <= wanted and len(chosen) < len(sizes) - 1:
+            chosen.append(int(i))
+            total += int(sizes[i])
+    if not chosen:
+        after = np.searchsorted(stream.starts, len(stream) - wanted)
+        cut = int(stream.starts[min(int(after), len(stream.starts) - 1)])
+        return stream.take([(0, cut)]), stream.take([(cut, len(stream))])
+    held = set(chosen)
+    ranges = list(itertools.pairwise(stream.documents.tolist()))
+    kept = [part for i, part in enumerate(ranges) if i not in held]
+    return stream.take(kept), stream.take([ranges[i] for i in sorted(held)])

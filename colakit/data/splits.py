@@ -1,0 +1,63 @@
+"""The slice of train that is held out to choose epoch, threshold and settings; folds of the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colakit.data.corpora import Split
+from colakit.data.transfer import normalised
+from colakit.errors import ColakitError
+
+
+def train_val_split(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Split `train` into (what is trained on, what is held out), stratified by label.
+
+    Copies of one sentence go to the same side, so that nothing held out was trained on.
+
+    Args:
+        share: of the distinct sentences, 0 < share < 1.
+        seed: of the draw; runs that are compared should share it.
+
+    Raises:
+        ColakitError: if train has a single class, or too few sentences to hold any out.
+    """
+    from sklearn.model_selection import train_test_split  # a second of imports that predict does without
+
+    labels = train.require_labels()
+    first = {sentence: i for i, sentence in reversed(list(enumerate(train.sentences)))}
+    distinct = np.array(sorted(first.values()))
+    counts = np.bincount(labels)
+    if (counts > 0).sum() < 2:
+        raise ColakitError(
+            f"train: all {len(train)} sentences have one label; a classifier needs two",
+            hint="Check the label column.",
+        )
+    try:
+        kept, _ = train_test_split(distinct, test_size=share, random_state=seed, stratify=labels[distinct])
+    except ValueError as error:
+        raise ColakitError(
+            f"data.val_fraction: cannot hold out {share:.0%} of {len(distinct)} sentences by label ({error})",
+            hint="Give more sentences, or another share with --set data.val_fraction=0.2",
+        ) from error
+    keep = set(kept.tolist())
+    is_kept = np.array([first[sentence] in keep for sentence in train.sentences])
+    return train.take(np.flatnonzero(is_kept), "train"), train.take(np.flatnonzero(~is_kept), "val")
+
+
+def left_out(sentences: Sequence[str], fold: str) -> NDArray[np.bool_]:
+    """Return which sentences are in a fold, (N,); copies of one, whatever case and punctuation, go together.
+
+    A sentence's fold depends on nothing but the sentence, so that every run agrees on it.
+
+    Args:
+        fold: the i-th of k, written `i/k`, counted from 1.
+    """
+    number, folds = map(int, fold.split("/"))
+    digests = (hashlib.sha256(normalised(sentence).encode()).digest() for sentence in sentences)
+    return np.array(
+        [int.from_bytes(digest[:8], "big") % folds == number - 1 for digest in digests], dtype=bool
+    )

@@ -1,0 +1,1 @@
+"""Teachers, transfer set, sentence samplers, student, control."""

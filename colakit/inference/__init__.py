@@ -1,0 +1,1 @@
+"""Classifier object and its loading, batched logits, predictors, text generation."""

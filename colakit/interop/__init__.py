@@ -1,1 +1,0 @@
-"""Formats that other programs read and write: transformers' GPT-2 layout and PEFT's adapters."""

@@ -1,0 +1,181 @@
+"""Operations that a training step on the CPU spends its time in, each written for fewer passes over memory.
+
+Each equals its plain counterpart (`tests/test_fused.py`); `docs/performance.md` says what each is worth.
+
+Shapes: D width, N rows: all tokens of a batch, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from colakit.kernels.matmul import product
+from colakit.kernels.native import MOST_ELEMENTS, Kernels, Mask, kernels_for
+
+SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
+IN_CACHE = 2**16  # elements; a few fp32 copies of them fit into a core's second-level cache
+
+
+def lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
+) -> Tensor:
+    """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
+
+    The update is added into the product in place, the scaling is applied to B, and x is cast once: nothing
+    besides the two products touches a tensor of the output's size. Thin products have the adapter's part on
+    their left: the other way round, some take several times as long in fp32.
+
+    Args:
+        x: (…, D_in).
+        weight: W (D_out, D_in), frozen, in the type that is computed in or in fp32.
+        lora_a, lora_b: A (R, D_in) and B (D_out, R).
+    """
+    return _LoRALinear.apply(x, weight, bias, lora_a, lora_b, scaling)
+
+
+class _LoRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, D_in)
+        weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).t().to(dtype).contiguous()
+        with torch.autocast(device, enabled=False):
+            inner = product(down, rows).t()  # (N, R)
+            y = product(rows, weight)
+            if bias is None:
+                y.addmm_(inner, up)
+            else:  # the bias is one more direction, whose inner value is always one
+                y.addmm_(F.pad(inner, (0, 1), value=1.0), torch.cat([up, bias.to(dtype)[None]]))
+        ctx.save_for_backward(rows, inner, weight, down, up)
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, down, up = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)  # (N, D_out)
+        grad_inner = product(up, grad).t()  # (N, R)
+        grad_a = product(grad_inner.t(), rows.t()).float()
+        grad_b = product(inner.t(), grad.t()).t().float() * ctx.scaling
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = product(grad, weight.t()).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class Dropout(torch.nn.Dropout):
+    """Dropout whose mask costs 16 random bits an element, a fraction of what `bernoulli_` takes on a CPU.
+
+    The probability is rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by what it became.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return `input` with elements dropped, in training mode."""
+        return drop(input, self.p) if self.training and self.p else input
+
+    def add_to(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return x + `branch`, whose elements are dropped in training mode; fp32 like `x`, of one shape."""
+        if not (self.training and self.p):
+            return x + branch
+        plain = x.dtype != torch.float32 or x.shape != branch.shape or branch.numel() >= MOST_ELEMENTS
+        if not plain and (kernels := kernels_for(branch.device, branch.dtype)) is not None:
+            return _NativeAddDropped.apply(x, branch, self.p, kernels)
+        return x + drop(branch, self.p)
+
+
+class _NativeAddDropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, probability: float, kernels: Kernels) -> Tensor:
+        ctx.kernels, ctx.mask = kernels, Mask.drawn(probability)
+        return kernels.add_dropped(x.contiguous(), branch.contiguous(), ctx.mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, ctx.kernels.add_dropped_backward(grad.contiguous(), ctx.mask), None, None
+
+
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Return `x` with elements zeroed at `probability`, the others scaled so that the mean stays."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, probability)
+    level = round(probability * 2**16)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    words = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = torch.ge(words, level - 2**15, out=torch.empty_like(words))  # 0 or 1; a bool converts slowly
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - level))
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return GPT-2's GELU, x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel, arXiv:1606.08415).
+
+    On a CPU it is computed as x·sigmoid(2y), which is the same and spares the hyperbolic tangent, and its
+    slope beside it, so that backward is one product.
+    """
+    if x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")
+    if torch.compiler.is_compiling():  # one kernel, whose slope the compiler finds
+        y = x.float()
+        return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
+    if (kernels := kernels_for(x.device, x.dtype)) is not None:
+        return _NativeGelu.apply(x, kernels)
+    return _Gelu.apply(x)
+
+
+class _NativeGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: Kernels) -> Tensor:
+        y, slope = kernels.gelu(x.contiguous())
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope.mul_(grad), None  # a second pass through the graph is an error of autograd's
+
+
+class _Gelu(torch.autograd.Function):
+    """Works on a few rows at a time, which stay in the processor's cache over all its passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        linear, cubic = torch.tensor(SQRT_8_OVER_PI), 0.044715 * SQRT_8_OVER_PI
+        flat = x.reshape(-1)
+        result = torch.empty_like(flat)
+        slope = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(flat), IN_CACHE):
+            chunk = slice(start, start + IN_CACHE)
+            y = flat[chunk].float()
+            squared = y * y
+            sigmoid = torch.add(linear, squared, alpha=cubic).mul_(y).sigmoid_()
+            result[chunk] = y * sigmoid
+            if slope is not None:  # of y·sigmoid(z(y)): sigmoid + y·z'·sigmoid·(1 - sigmoid)
+                inner = torch.add(linear, squared, alpha=3 * cubic).mul_(y)
+                slope[chunk] = torch.ops.aten.sigmoid_backward(inner, sigmoid).add_(sigmoid)
+        ctx.save_for_backward(slope)
+        ctx.shape = x.shape
+        return result.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return grad * slope.view(ctx.shape)

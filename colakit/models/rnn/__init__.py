@@ -1,0 +1,1 @@
+"""Recurrent student: configuration, torch module, NumPy inference."""

@@ -1,0 +1,63 @@
+"""The shape of a student, which torch is not needed to know.
+
+Shapes: E embedding width, H hidden width, C classes.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass
+
+from colakit.models.config_checks import check_shape
+
+CELLS = ("rnn", "gru", "lstm")
+POOLINGS = ("last", "mean", "max", "attention")
+RNN_SIZES = {
+    "vocab_size": 2**24,
+    "num_labels": 2**16,
+    "embedding_size": 2**16,
+    "hidden_size": 2**16,
+    "num_layers": 2**6,
+}
+
+
+@dataclass(frozen=True)
+class RNNConfig:
+    """Shape of a `DistilRNN`.
+
+    Attributes:
+        vocab_size: tokens in the vocabulary.
+        num_labels: C.
+        cell: `rnn` (tanh), `gru` or `lstm`.
+        embedding_size: E.
+        hidden_size: H, of each direction.
+        bidirectional: read the sentence from both ends.
+        pooling: `last` (state after the whole sentence), or mean, max or attention over real tokens.
+        dropout: probability on embeddings, between layers and before the head.
+        num_embeddings: rows of the embedding where some tokens share one, row 0; None gives each its own.
+    """
+
+    vocab_size: int
+    num_labels: int = 2
+    cell: str = "lstm"
+    embedding_size: int = 128
+    hidden_size: int = 256
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "attention"
+    dropout: float = 0.2
+    num_embeddings: int | None = None
+
+    def __post_init__(self) -> None:
+        check_shape(self, RNN_SIZES)
+        if self.num_embeddings is not None:
+            check_shape(self, {"num_embeddings": self.vocab_size + 1})
+        if not isinstance(self.cell, str) or self.cell not in CELLS:
+            raise ValueError(f"cell (={reprlib.repr(self.cell)}) must be one of {', '.join(CELLS)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling (={reprlib.repr(self.pooling)}) must be one of {', '.join(POOLINGS)}")
+
+    @property
+    def directions(self) -> int:
+        """How often a sentence is read."""
+        return 2 if self.bidirectional else 1

@@ -1,0 +1,242 @@
+"""GPT-2 checkpoints in the transformers layout: a folder, or a name on the hub.
+
+The layout keeps a block's weights as `Conv1D`, (in, out); colakit keeps `nn.Linear`'s (out, in). The files
+may carry the body's names with or without the prefix `transformer.`, causal masks (`attn.bias`), the tied
+output layer, and a classification head `score`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from colakit.errors import ColakitError, first_line
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
+from colakit.models.meta_device import without_weights
+from colakit.storage.hub import fetch_from_hub
+from colakit.storage.weights import read_weights_file
+from colakit.utils.files import read_json, replacing, write_text
+
+CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+CONFIG_NAMES = {  # transformers' key -> ours
+    "vocab_size": "vocab_size",
+    "n_positions": "num_positions",
+    "n_embd": "width",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_inner": "mlp_width",
+    "activation_function": "activation",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+    "embd_pdrop": "embedding_dropout",
+    "attn_pdrop": "attention_dropout",
+    "resid_pdrop": "residual_dropout",
+}
+FIXED_FEATURES = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # what `builtin` names
+KNOWN_SHAPES = {
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(width=1024, num_layers=24, num_heads=16),
+    "gpt2-large": GPTConfig(width=1280, num_layers=36, num_heads=20),
+    "gpt2-xl": GPTConfig(width=1600, num_layers=48, num_heads=25),
+    "distilgpt2": GPTConfig(num_layers=6),
+}
+
+
+def resolve_base(name: str, flag: str = "--base") -> Path:
+    """Return the folder of a base model: the embedded or a local one, else the hub's, from its cache or anew.
+
+    Args:
+        flag: which asked for it, for errors.
+
+    Raises:
+        ColakitError: if `name` is neither a folder nor to be had from the hub.
+    """
+    path = EMBEDDED if name == "builtin" else Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name == "builtin":
+        raise ColakitError(f"{flag} builtin: this installation lacks it", hint="Install colakit again.")
+    if path.exists() or name.startswith((".", "/", "~")):
+        found = "a file" if path.exists() else "not there"
+        raise ColakitError(
+            f"{flag}: {name!r} is {found}; a folder or a hub name is wanted",
+            hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
+        )
+    return fetch_from_hub(name, flag)
+
+
+def base_address(name: str) -> str:
+    """Return by what other programs find a base: the embedded one by its folder, others by their names."""
+    return str(EMBEDDED) if name == "builtin" else name
+
+
+def plan_config(name: str, flag: str = "--base") -> GPTConfig:
+    """Return the shape of a base without downloading anything.
+
+    Args:
+        flag: which asked for it, for errors.
+
+    Raises:
+        ColakitError: if it is neither a folder, nor in the hub's cache, nor one of OpenAI's five.
+    """
+    if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+        return read_config(resolve_base(name, flag))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = (
+        try_to_load_from_cache(name, "config.json") if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
+    )
+    if isinstance(cached, str):
+        return read_config(Path(cached).parent)
+    if name.rpartition("/")[2] in KNOWN_SHAPES:
+        return KNOWN_SHAPES[name.rpartition("/")[2]]
+    raise ColakitError(
+        f"{flag}: {name!r} is neither a folder nor in the hub's cache, and a dry run downloads nothing",
+        hint="Name a folder, or run once without --dry-run.",
+    )
+
+
+def read_config(folder: Path) -> GPTConfig:
+    """Return the shape that `folder`/config.json describes.
+
+    Raises:
+        ColakitError: if the file is missing, broken, or describes something that is not a plain GPT-2.
+    """
+    path = folder / "config.json"
+    try:
+        raw = read_json(path)
+    except FileNotFoundError:
+        raise ColakitError(
+            f"{path}: not there", hint="A base is a folder in the transformers layout."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ColakitError(f"{path}: not JSON ({error})", hint="Fetch the model again.") from error
+    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
+        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ColakitError(
+            f"{path}: model_type is {kind!r}; colakit loads 'gpt2'", hint="Choose a GPT-2 base."
+        )
+    for key, needed in FIXED_FEATURES.items():
+        if raw.get(key, needed) != needed:
+            raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
+    known = {ours: raw[theirs] for theirs, ours in CONFIG_NAMES.items() if theirs in raw}
+    try:
+        return GPTConfig(**known)
+    except (TypeError, ValueError) as error:
+        raise ColakitError(f"{path}: {error}") from error
+
+
+def load_gpt(folder: Path) -> GPT:
+    """Return the language model in `folder`, fp32, in evaluation mode.
+
+    Raises:
+        ColakitError: if a tensor is missing, left over or of the wrong shape.
+    """
+    config = read_config(folder)
+    with without_weights():  # no time is spent on weights that the file brings
+        model = GPT(config)
+    weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
+    _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the folder's tensors, fp32, under colakit's names and in `nn.Linear`'s orientation."""
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        for name, tensor in read_weights_file(path, hint="Fetch the file again.").items():
+            ours = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
+            if ours.endswith((".attn.bias", ".attn.masked_bias")) or ours == "lm_head.weight":
+                continue  # causal masks, and the output layer, which is the embedding
+            if ours.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # any other is refused by its shape
+                tensor = tensor.t()
+            tensors[ours] = tensor.contiguous()
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    older = folder / "pytorch_model.bin"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            names = {str(name) for name in read_json(index)["weight_map"].values()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ColakitError(f"{index}: not an index of shards ({first_line(error)})") from error
+        if any(Path(name).name != name for name in names):
+            raise ColakitError(f"{index}: names a shard outside its folder", hint="Do not use this model.")
+        return [folder / name for name in sorted(names)]
+    if older.is_file():
+        return [older]
+    raise ColakitError(
+        f"{folder}: holds neither model.safetensors nor pytorch_model.bin",
+        hint="A base is a folder in the transformers layout.",
+    )
+
+
+def _check_tensors(folder: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    faults = [f"{name} is missing" for name in shapes if name not in weights]
+    faults += [f"{name} has no place in the model" for name in weights if name not in shapes]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)}, config.json says {shape}"
+        for name, shape in shapes.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ColakitError(
+            f"{folder}: weights and config.json disagree: {'; '.join(faults[:3])}{more}",
+            hint="Fetch the model again; both files must come from one checkpoint.",
+        )
+
+
+def save_gpt(
+    model: GPT, folder: Path, *, dtype: torch.dtype = torch.float32, end_of_text_id: int = 0
+) -> None:
+    """Write `model` to `folder` in the transformers layout (config.json, model.safetensors).
+
+    Each file is replaced whole; the folder may be the one that `model` was loaded from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "dtype": str(dtype).removeprefix("torch."),
+        **{theirs: getattr(model.config, ours) for theirs, ours in CONFIG_NAMES.items()},
+        **FIXED_FEATURES,
+    }
+    tensors = {
+        name: (tensor.t() if name.endswith(CONV1D_TAILS) else tensor).to(dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def base_fingerprint(model: GPT) -> str:
+    """Return a SHA-256 over shape and weights: two bases with one fingerprint compute the same."""
+    digest = hashlib.sha256()
+    shape = {field.name: getattr(model.config, field.name) for field in fields(model.config)}
+    digest.update(json.dumps({k: v for k, v in shape.items() if "dropout" not in k}, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Training loop, trainers, objectives, optimizers, schedules, averages."""

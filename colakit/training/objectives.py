@@ -1,0 +1,170 @@
+"""What a step minimises. An objective maps (model, batch) to a loss summed over the batch, and its logits.
+
+The loop divides the sum by the step's real count, so that ragged micro-batches weigh what they should.
+
+Shapes: B batch, T tokens, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from colakit.data.batches import UNLABELLED, Batch
+from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
+from colakit.models.rnn.distillation_heads import Answer
+
+
+class Loss(NamedTuple):
+    """Loss summed over a micro-batch, and the logits behind it, detached: (B, C), or None for LM."""
+
+    total: Tensor
+    logits: Tensor | None
+
+
+Objective = Callable[[nn.Module, Batch], Loss]
+Schedule = Callable[[float], float]
+"""A weight or temperature at a share of the run, 0 to 1."""
+
+
+def constant(value: float) -> Schedule:
+    """Return the schedule that is always `value`."""
+    return lambda progress: value
+
+
+def line(start: float, end: float | None) -> Schedule:
+    """Return the schedule that moves from `start` to `end` in a line; without an end it stays."""
+    return constant(start) if end is None else lambda progress: start + (end - start) * progress
+
+
+def classification(model: nn.Module, batch: Batch) -> Loss:
+    """Cross-entropy with the labels."""
+    assert batch.labels is not None
+    known = {} if batch.states is None else {"states": batch.states}  # not every model has frozen blocks
+    logits = model(batch.input_ids, batch.attention_mask, **known)  # (B, C)
+    return Loss(F.cross_entropy(logits, batch.labels, reduction="sum"), logits.detach())
+
+
+def language_modelling(model: nn.Module, batch: Batch) -> Loss:
+    """Cross-entropy of every real token after the first, given those before it."""
+    targets = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, IGNORE_INDEX)  # (B, T-1)
+    return Loss(model(batch.input_ids[:, :-1], targets=targets), None)
+
+
+def discrimination(lm_weight: float, pair_weight: float) -> Objective:
+    """Return the objective of real sentences, each with its corrupted copy behind it.
+
+    Three losses: cross-entropy of which a sentence is; cross-entropy of the real one's tokens, so that the
+    body stays a language model; and log(1 + p(corrupted)/p(real)), the pairwise logistic loss (Burges et al.
+    2005, RankNet, §3) of the language model's two probabilities, so that it prefers the real one.
+
+    Args:
+        lm_weight: weight of a token's cross-entropy beside a sentence's.
+        pair_weight: weight of a pair's preference beside a sentence's cross-entropy; 0 leaves the corrupted
+            tokens unread.
+    """
+
+    def weigh(nats: Tensor) -> Tensor:
+        real, corrupted = nats.view(-1, 2).unbind(dim=1)  # (P,), P pairs
+        return lm_weight * real.sum() + pair_weight * F.softplus(real - corrupted).sum()
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        assert batch.labels is not None
+        assert batch.group == 2, "a corrupted sentence stands behind its real one"
+        ignored = batch.attention_mask[:, 1:] == 0
+        if not pair_weight:
+            ignored = ignored | (batch.labels[:, None] == 0)
+        targets = batch.input_ids[:, 1:].masked_fill(ignored, IGNORE_INDEX)  # (B, T-1)
+        logits, words = model(
+            batch.input_ids, batch.attention_mask, targets=targets, weigh=weigh, group=batch.group
+        )
+        return Loss(F.cross_entropy(logits, batch.labels, reduction="sum") + words, logits.detach())
+
+    return objective
+
+
+def supervised(lm_weight: Schedule) -> Objective:
+    """Return the objective of a student without a teacher: cross-entropy with the labels.
+
+    Args:
+        lm_weight: weight of a neighbouring token's cross-entropy, where the model predicts them.
+    """
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        assert batch.labels is not None
+        answer = _ask(model, batch)
+        total = F.cross_entropy(answer.logits, batch.labels, reduction="sum")
+        return Loss(_with_tokens(total, answer, lm_weight, batch.progress), answer.logits.detach())
+
+    return objective
+
+
+def distillation(
+    *,
+    kd_weight: Schedule,
+    temperature: Schedule,
+    soft_loss: str = "kl",
+    hidden_weight: float = 0.0,
+    lm_weight: Schedule | None = None,
+) -> Objective:
+    """Return the objective (1-w)·CE(labels) + w·soft loss (Hinton et al. 2015, arXiv:1503.02531, §2).
+
+    A sentence without a label has the soft loss alone, in full.
+
+    Args:
+        kd_weight: w, from 0 (labels alone) to 1 (teacher alone).
+        temperature: τ, softens both sides of the KL.
+        soft_loss: `kl`, τ²·KL(teacher ‖ student); or `mse`, the mean over classes of the squared difference
+            of logits (Kim et al. 2021, arXiv:2105.08919), which knows no temperature.
+        hidden_weight: weight of 1 - cosine between the teacher's last hidden state and the student's guess at
+            it (after Sanh et al. 2019, arXiv:1910.01108, §2).
+        lm_weight: weight of a neighbouring token's cross-entropy, where the model predicts them.
+    """
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        assert batch.labels is not None
+        assert batch.teacher_logits is not None
+        answer, now = _ask(model, batch), batch.progress
+        weight = kd_weight(now)
+        if soft_loss == "kl":
+            soft = soft_kl(answer.logits, batch.teacher_logits, temperature(now))
+        else:
+            soft = logit_mse(answer.logits, batch.teacher_logits)
+        hard = F.cross_entropy(answer.logits, batch.labels, reduction="sum", ignore_index=UNLABELLED)
+        total = (1 - weight) * hard + (torch.where(batch.labels == UNLABELLED, 1.0, weight) * soft).sum()
+        if hidden_weight:
+            assert answer.hidden is not None
+            assert batch.teacher_hidden is not None
+            alike = F.cosine_similarity(answer.hidden, batch.teacher_hidden.float(), dim=-1)  # (B,)
+            total = total + hidden_weight * (1 - alike).sum()
+        return Loss(_with_tokens(total, answer, lm_weight, now), answer.logits.detach())
+
+    return objective
+
+
+def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return τ²·KL(teacher ‖ student) of (B, C) logits, (B,).
+
+    The factor τ² keeps the gradient's size independent of τ.
+    """
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
+
+
+def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the squared difference of (B, C) logits, averaged over classes, (B,)."""
+    return (student_logits - teacher_logits).square().mean(dim=-1)
+
+
+def _ask(model: nn.Module, batch: Batch) -> Answer:
+    answer = model(batch.input_ids, batch.attention_mask)
+    return answer if isinstance(answer, Answer) else Answer(answer)
+
+
+def _with_tokens(total: Tensor, answer: Answer, weight: Schedule | None, now: float) -> Tensor:
+    return total if answer.nats is None or weight is None else total + weight(now) * answer.nats

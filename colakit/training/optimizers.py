@@ -1,0 +1,95 @@
+"""Optimizers: AdamW to tune; to pre-train AdamW, or Muon for the blocks' matrices with AdamW for all else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from colakit.models.gpt.model import GPT
+from colakit.models.lora import parameter_groups
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers that step as one.
+
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the
+    nearest matrix whose singular values are all one, which suits layers that map vectors to vectors;
+    embeddings, norms and biases are not such, and are AdamW's.
+
+    Args:
+        matrices: Muon's.
+        groups: AdamW's parameter groups.
+        muon_lr: rate of Muon, times √max(1, rows/columns).
+        lr: rate of AdamW.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        groups: list[dict[str, Any]],
+        *,
+        muon_lr: float,
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay),
+            torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True),
+        )
+        super().__init__([{"params": [*matrices]}, *({"params": [*group["params"]]} for group in groups)], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """A rate that is set in `param_groups` is the parts' rate."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Let both take their step."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both states."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share_groups()
+
+
+def tuning_optimizer(
+    model: nn.Module, *, lr: float, weight_decay: float, loraplus_lr_ratio: float
+) -> torch.optim.AdamW:
+    """Return AdamW for the parameters that train; the arguments are those of `parameter_groups`."""
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, loraplus_lr_ratio=loraplus_lr_ratio)
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
+
+
+def pretraining_optimizer(
+    model: GPT, name: str, *, lr: float, muon_lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a language model that trains from scratch.
+
+    Args:
+        name: `muon` or `adamw`.
+        lr: peak rate of AdamW.
+        muon_lr: peak rate of Muon.
+        weight_decay: of matrices; embeddings do not decay under Muon, vectors never.
+    """
+    matrices = [p for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    embeddings = [p for p in model.parameters() if p.ndim == 2 and id(p) not in chosen]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    if name == "adamw":
+        groups = [
+            {"params": [*matrices, *embeddings], "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+    rest: list[dict[str, Any]] = [{"params": [*embeddings, *vectors], "weight_decay": 0.0}]
+    return MuonWithAdamW(matrices, rest, muon_lr=muon_lr, lr=lr, weight_decay=weight_decay)

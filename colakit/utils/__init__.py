@@ -1,0 +1,1 @@
+"""Files, locks, subprocesses, array cache, download, console; no torch."""

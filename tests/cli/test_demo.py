@@ -1,0 +1,71 @@
+"""`colakit demo`, the embedded base, and settings that come with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colakit.config.resolve import resolve
+from colakit.config.yaml import ASSETS
+from colakit.storage import gpt2
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.max_steps=20", "--seed", "3"]
+SHORT += ["--set", "student_training.evaluate_every_steps=10", "--set", "transfer.size=0.5"]
+
+
+def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    code, out, err = colakit("demo", "--base", toy / "base", "--data", toy / "corpus", *SHORT)
+    assert code == 0, err
+    folder = Path("runs/demo-001")
+    for run in ("finetune", "distill", "train-scratch"):
+        assert json.loads((folder / run / "summary.json").read_text())["seed"] == 3
+        assert f"colakit {run}" in err
+    assert (folder / "evaluation" / "evaluation.md").is_file()
+    assert out.index("The children") < out.index("differences, paired") < out.index("comparison.png")
+    assert (folder / "plots" / "comparison.png").is_file()
+    sizes = [json.loads((folder / run / "summary.json").read_text()) for run in ("distill", "train-scratch")]
+    assert sizes[0]["transfer"]["sentences"] > 0
+    assert sizes[1]["augmented"] == 0  # the control has the labels alone
+    teacher = json.loads((folder / "distill" / "summary.json").read_text())["teachers"][0]
+    assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
+
+
+def test_a_demo_does_not_begin_in_a_folder_that_holds_something(colakit: Run, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine", encoding="utf-8")
+    code, _, err = colakit("demo", "--out", tmp_path / "there")
+    assert code == 2
+    assert "is not empty" in err
+    assert "--resume" not in err
+
+
+def test_the_demos_settings_are_found_by_name_from_anywhere(tmp_path: Path) -> None:
+    settings = resolve(config=Path("demo"), environment={}).settings
+    assert settings.base == "builtin"
+    assert settings.data.path == "builtin"
+    (tmp_path / "demo").mkdir()  # a folder of that name is no settings file
+    assert resolve(config=Path("demo"), environment={}).settings.base == "builtin"
+    (tmp_path / "demo").rmdir()
+    (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a file of one's own goes first
+    assert resolve(config=Path("demo"), environment={}).settings.seed == 5
+
+
+@pytest.mark.parametrize("path", sorted(ASSETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_settings_that_come_along_validate(path: Path) -> None:
+    resolve(config=path, environment={})
+
+
+def test_builtin_names_the_embedded_base(
+    toy: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpt2, "EMBEDDED", toy / "base")
+    code, _, err = colakit("generate", "--base", "builtin", "--prompt", "The", "--max-new-tokens", "3")
+    assert code == 0, err
+    monkeypatch.setattr(gpt2, "EMBEDDED", tmp_path / "none")
+    code, _, err = colakit("generate", "--base", "builtin", "--prompt", "The")
+    assert code == 2
+    assert "this installation lacks it" in err

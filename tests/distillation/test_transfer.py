@@ -1,0 +1,368 @@
+"""The transfer set: what is drawn, what is never drawn, and that it is drawn once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from colakit.api.session import Session
+from colakit.config.resolve import resolve
+from colakit.data.corpora import COLA_LABELS, Corpus, Split
+from colakit.data.running_text import whole_sentences
+from colakit.data.splits import left_out
+from colakit.data.tokens import SentenceTokenizer
+from colakit.data.transfer import WORDS, Collector, corrupt_sentences, normalised, shares
+from colakit.distillation.samplers import SentenceSampler
+from colakit.distillation.transfer_set import Sources, augmented, transfer_set
+from colakit.distillation.tuned_sampler import TunedSampler
+from colakit.errors import ColakitError
+from colakit.runtime.device import Compute
+from colakit.storage.gpt2 import load_gpt
+from colakit.training.task_data import TaskData, load_task
+from colakit.utils.console import Reporter
+
+TRAIN = [
+    *("The sailor sang a song.", "A nurse saw him.", "They have walked home.", "Who did you see?"),
+    *("The dogs bark at night.", "She gave me this book.", "I never saw any birds.", "We walk to school."),
+]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "the sailor sang a song",
+        "The  sailor sang, a song!",
+        "THE SAILOR SANG A SONG.",
+        "The sailor sang a\u00a0song。",
+    ],
+)
+def test_case_space_and_punctuation_make_no_other_sentence(other: str) -> None:
+    assert normalised(other) == normalised(TRAIN[0]) == "thesailorsangasong"
+
+
+def test_a_collector_takes_what_is_new_and_not_forbidden() -> None:
+    collector = Collector(forbidden=["He left."], known=["She left."])
+    offered = ["he left", "She left!", "They  left.", "They left", "?!", "One", "We left."]
+    assert [collector.take(sentence) for sentence in offered] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert collector.taken == ["They left.", "We left."]
+
+
+def test_a_source_that_runs_dry_is_named() -> None:
+    with pytest.raises(ColakitError, match=r"transfer\.text: only 1 of 3 sentences are new"):
+        Collector([]).fill(["They left.", "they left"], 3, "text")
+
+
+def test_a_source_that_repeats_itself_for_ever_is_left() -> None:
+    with pytest.raises(ColakitError, match="only 1 of 2"):
+        Collector([]).fill(iter(lambda: "They left.", None), 2, "corrupt")
+
+
+def test_near_misses_differ_from_their_sentences_and_never_end() -> None:
+    found = list(islice(corrupt_sentences(TRAIN, TRAIN, random.Random(0)), 10 * len(TRAIN)))
+    assert not set(found) & set(TRAIN)
+    assert len(set(found)) > 4 * len(TRAIN)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 7, 100])
+def test_shares_add_up(wanted: int) -> None:
+    found = shares(wanted, {"corrupt": 1.0, "lm_sample": 2.0, "text": 0.5})
+    assert sum(found.values()) == wanted
+    assert all(
+        abs(found[name] - wanted * part) <= 1 for name, part in (("corrupt", 2 / 7), ("lm_sample", 4 / 7))
+    )
+
+
+def test_folds_part_the_sentences_and_keep_copies_together() -> None:
+    sentences = [f"Sentence number {i}." for i in range(200)]
+    folds = np.stack([left_out(sentences, f"{i}/5") for i in range(1, 6)])
+    assert (folds.sum(axis=0) == 1).all()
+    assert folds.sum(axis=1).min() > 20
+    assert (left_out([s.upper() for s in sentences], "2/5") == folds[1]).all()
+
+
+def made(data: Path, **settings: object) -> tuple[Session, TaskData]:
+    """A command's session and task, with settings of the section `transfer`."""
+    assignments = [f"data.path={data}", *(f"transfer.{key}={value}" for key, value in settings.items())]
+    resolved = resolve(flags={}, assignments=assignments, config=None)
+    session = Session("distill", resolved, Reporter(quiet=False), None, False, False)
+    return session, load_task(session)
+
+
+def no_base() -> str:
+    raise AssertionError("nothing asks for a base")
+
+
+def draw(session: Session, task: TaskData, base: Callable[[], str] = no_base) -> Split:
+    return transfer_set(session, task, session.settings.transfer, base)
+
+
+def forms(split: Split) -> set[str]:
+    return set(map(normalised, split.sentences))
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> Path:
+    """A sentence a line."""
+    path = tmp_path / "prose.txt"
+    path.write_text("\n".join(f"The old farmer counted {i} tired sheep again." for i in range(2000)))
+    return path
+
+
+def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None:
+    """Half of the text is sentences that measure, in other spellings, and is not drawn."""
+    corpus = {"data": toy / "corpus", "size": 1.5}
+    measuring = made(**corpus)[1].corpus.split("dev").sentences
+    planted = [f"{sentence.upper().strip(' .')}!" for sentence in measuring if len(sentence.split()) > 3]
+    prose.write_text("\n".join([*planted, *prose.read_text().splitlines()]))
+    assert set(planted) <= set(whole_sentences([prose], WORDS))
+    session, task = made(
+        **corpus,
+        sources="{corrupt: 1, word_resample: 1, lm_sample: 1, lm_sample_corrupt: 1, "
+        "text: 1, text_corrupt: 1}",
+        text=prose,
+        language_model=toy / "base",
+    )
+    drawn = draw(session, task)
+    assert len(drawn) == len(forms(drawn)) == round(1.5 * len(task.train))
+    assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.val) | forms(task.train))
+
+
+def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"size": 0.5, "sources": "{text: 1, corrupt: 1}", "text": prose}
+    first = draw(*made(toy / "corpus", **sizes))
+    assert "gathering" in capsys.readouterr().err
+    again = draw(*made(toy / "corpus", **sizes))
+    assert "gathering" not in capsys.readouterr().err
+    assert again.sentences == first.sentences
+    other = draw(*made(toy / "corpus", **sizes, seed=1))
+    assert other.sentences != first.sentences
+    prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
+    draw(*made(toy / "corpus", **sizes))
+    assert "gathering" in capsys.readouterr().err
+
+
+def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path, tmp_path: Path) -> None:
+    sizes = {"size": 0.2, "sources": "{lm_sample_corrupt: 1, lm_sample: 1}"}
+    ours = draw(*made(toy / "corpus", **sizes), lambda: str(toy / "base"))
+    named = draw(*made(toy / "corpus", **sizes, language_model=toy / "base"))
+    assert ours.sentences == named.sentences
+    with pytest.raises(ColakitError, match="no-such-base"):
+        draw(*made(toy / "corpus", **sizes), lambda: "./no-such-base")
+
+
+def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
+    """What `lm_sample_corrupt` needs beyond `samples` are further sentences, not the same ones again."""
+    session, task = made(toy / "corpus", sampler_epochs=0)
+    settings, writer = session.settings.transfer, TunedSampler(session, task, str(toy / "base"))
+    sources = Sources(settings, task.train.sentences, writer, lambda sentence: False)
+    first = list(islice(sources.draw("lm_sample", 50), 50))
+    next(sources.draw("lm_sample_corrupt", 80))
+    assert sources.sampled[:50] == first
+    assert len(sources.sampled) == 80
+    assert sources.sampled[50:80] != first[:30]
+
+
+def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
+    session, task = made(toy / "corpus", size=0.2, sources="{lm_sample_corrupt: 1}")
+    drawn = draw(session, task, lambda: str(toy / "base"))
+    assert len(drawn) == round(0.2 * len(task.train))
+
+
+def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
+    session, task = made(
+        shared / "cola" / "cola_public.zip",
+        size=0.5,
+        sources="{corrupt: 1, word_resample: 1, lm_sample: 1, lm_sample_corrupt: 1}",
+        sampler_epochs=0,
+        language_model=shared / "models" / "mini-v0",
+    )
+    drawn = draw(session, task)
+    assert len(drawn) == round(0.5 * len(task.train))
+    dev = task.corpus.split("dev")
+    assert len(dev) == 1043
+    assert not forms(drawn) & forms(dev)
+
+
+def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Compute) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    model = load_gpt(toy / "base").requires_grad_(False).eval()
+
+    writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=4)
+    beginnings = ["the old cat sleeps .", "the girls see the dog ."]
+    found = list(writer.continuations(beginnings, "a seed"))
+    assert found == list(writer.continuations(beginnings, "a seed"))
+    assert found != list(writer.continuations(beginnings, "another"))
+    assert len(set(found)) > 10
+    assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in found)
+
+
+def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Compute) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    model = load_gpt(toy / "base").requires_grad_(False).eval()
+    writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
+    assert list(writer.resampled(["Go!", "Stop"], "a seed")) == []  # the first word is never written anew
+    original = "The old cat sees the dog."
+    words = original.removesuffix(".").split()
+    written = list(writer.resampled([original], "a seed"))
+    assert len(written) > 20
+    for sentence in written:
+        found = sentence.removesuffix(".").split()
+        assert len(found) == len(words)
+        assert sum(one != other for one, other in zip(found, words, strict=True)) == 1
+        assert found[0] == "The"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [(" dogs and", "dogs"), (" dog.", "dog"), ("s and", None), (" dog", None), (" 12 dogs", None)],
+)
+def test_only_whole_words_are_taken(toy: Path, fp32: Compute, said: str, word: str | None) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    model = load_gpt(toy / "base")
+    writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0)
+    tokens = tokenizer.encode([said]).sentence(0).tolist()
+    assert writer._first_word(tokens) == word
+    if said == " dog":  # the end of the text ends the word
+        assert writer._first_word([*tokens, tokenizer.end_of_text_id]) == "dog"
+
+
+def test_augmented_train_has_the_same_share_of_labels() -> None:
+    labels = np.array([1] * 70 + [0] * 30, dtype=np.int64)
+    train = Split("train", tuple(f"The {i} dogs bark at the cats." for i in range(100)), labels)
+    task = TaskData(Corpus("made", COLA_LABELS, {"train": train}), train, Split("val", (), labels[:0]), {})
+    resolved = resolve(flags={}, assignments=["transfer.size=3"], config=None)
+    session = Session("train-scratch", resolved, Reporter(quiet=True), None, False, False)
+    found = augmented(session, task)
+    assert len(found) == 400
+    assert found.require_labels().mean() == 0.7
+    added = [(s, int(y)) for s, y in zip(found.sentences, found.require_labels(), strict=True)][100:]
+    assert {s for s, label in added if label == 1} == set(train.sentences[:70])  # 210 repeats, all used
+    assert not {s for s, label in added if label == 0} & set(train.sentences)
+
+
+def test_a_rule_labels_near_misses_of_cola_alone() -> None:
+    train = Split("train", ("They left.",), np.array([1], dtype=np.int64))
+    task = TaskData(Corpus("made", ("no", "yes"), {"train": train}), train, train, {})
+    resolved = resolve(flags={}, assignments=[], config=None)
+    session = Session("train-scratch", resolved, Reporter(quiet=True), None, False, False)
+    with pytest.raises(ColakitError, match="only near misses"):
+        augmented(session, task)
+
+
+def test_what_a_writer_reads_and_computes_in_tells_writers_apart(toy: Path) -> None:
+    def identity(*assignments: str) -> dict[str, object]:
+        told = [f"data.path={toy / 'corpus'}", *assignments]
+        session = Session(
+            "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
+        )
+        return TunedSampler(session, load_task(session), str(toy / "base")).identity
+
+    usual = identity("precision=fp32")
+    for told in ("precision=bf16", "data.max_tokens=8", "finetune.lr=0.1", "lora.rank=2", "transfer.seed=1"):
+        assert identity("precision=fp32", told) != usual, told
+    for told in ("seed=1", "finetune.add_bos=true", "finetune.patience=1", "student.hidden_size=7"):
+        assert identity("precision=fp32", told) == usual, told
+    untuned = "transfer.sampler_epochs=0"
+    assert identity("precision=fp32", untuned) != identity("precision=bf16", untuned)
+
+
+def test_sentences_that_measure_are_not_corrupted_either(toy: Path, prose: Path) -> None:
+    session, task = made(toy / "corpus", sources="{text: 1, text_corrupt: 1}", text=prose)
+    sources = Sources(session.settings.transfer, task.train.sentences, None, lambda s: "counted 7" in s)
+    assert not [s for s in sources.draw("text", 10) if "counted 7" in s]
+
+
+@pytest.mark.parametrize(("words", "enough"), [(1, False), (2, True), (60, True)])
+def test_short_and_long_sentences_have_near_misses(words: int, enough: bool) -> None:
+    train = [" ".join(f"w{i}x{j}" for j in range(words)) + "." for i in range(30)]
+    labels = np.array([1] * 20 + [0] * 10, dtype=np.int64)
+    split, none = Split("train", tuple(train), labels), Split("val", (), labels[:0])
+    task = TaskData(Corpus("made", COLA_LABELS, {"train": split}), split, none, {})
+    told = ["transfer.size=1", "transfer.sources={corrupt: 1}"]
+    session = Session(
+        "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
+    )
+    if enough:
+        assert len(draw(session, task)) == 30
+    else:
+        with pytest.raises(ColakitError, match="only 0 of 30"):
+            draw(session, task)
+
+
+def test_no_transfer_set_cannot_be_augmented(toy: Path) -> None:
+    with pytest.raises(ColakitError, match=r"transfer\.size is 0"):
+        augmented(*made(toy / "corpus", size=0))
+
+
+def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def writer(**settings: object) -> TunedSampler:
+        session, task = made(toy / "corpus", **settings)
+        return TunedSampler(session, task, str(toy / "base"))
+
+    untuned = writer(sampler_epochs=0)
+    assert untuned.folder() == toy / "base"
+    tuned = writer(sampler_epochs=1)
+    weights = (tuned.folder() / "model.safetensors").read_bytes()
+    assert "tuning" in capsys.readouterr().err
+    assert weights != (toy / "base" / "model.safetensors").read_bytes()
+    assert writer(sampler_epochs=1).folder() == tuned.folder()
+    assert "tuning" not in capsys.readouterr().err
+    assert writer(sampler_epochs=2).folder() != tuned.folder()
+    assert writer(sampler_epochs=1, seed=1).folder() != tuned.folder()
+    assert untuned.identity != tuned.identity
+
+
+def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute) -> None:
+    """A command that was stopped goes on from there, and a larger set begins with them."""
+    asked: list[str] = []
+
+    class Watched(SentenceSampler):
+        def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
+            asked.append(seed)
+            return super().continuations(beginnings, seed)
+
+    def writer(**settings: object) -> TunedSampler:
+        session, task = made(toy / "corpus", sampler_epochs=0, **settings)
+        found = TunedSampler(session, task, str(toy / "base"))
+        model = load_gpt(toy / "base").requires_grad_(False).eval()
+        tokenizer = SentenceTokenizer.from_folder(toy / "base")
+        found.writer = Watched(model, tokenizer, fp32, temperature=1.0, batch_size=4)
+        return found
+
+    first = list(islice(writer().samples(), 140))  # of 64 a round
+    assert len(asked) == len(set(asked)) >= 3
+    stopped, asked[:] = list(asked), []
+    assert list(islice(writer().samples(), 200))[:140] == first
+    assert asked[0] == stopped[-1]  # the one that was not whole
+    asked.clear()
+    assert list(islice(writer(seed=1).samples(), 60)) != first[:60]
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("transfer.sources={text_corrupt: 1}", "need transfer.text"),
+        ("transfer.sources={}", "transfer.sources"),
+        ("transfer.text=prose.txt", "read by the sources text and text_corrupt alone"),
+        ("transfer.sources={corrupt: 0}", "greater than 0"),
+        ("finetune.leave_out=0/5", "a fold is written"),
+        ("finetune.leave_out=6/5", "a fold is written"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(assignment: str, message: str) -> None:
+    with pytest.raises(ColakitError, match=message):
+        resolve(flags={}, assignments=[assignment], config=None)

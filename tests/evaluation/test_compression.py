@@ -1,0 +1,144 @@
+"""`evaluate --text`: bits per byte of running text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.toy import ToyGrammar
+
+from colakit.data.running_text import Stream, Vocabulary
+from colakit.data.windows import slices
+from colakit.storage.gpt2 import load_gpt
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Short documents: each fits into one window, after the end-of-text token."""
+    grammar = ToyGrammar(9)
+    path = tmp_path / "toy.txt"
+    path.write_text("\n<|endoftext|>\n".join(grammar.acceptable() for _ in range(40)), encoding="utf-8")
+    return path
+
+
+def transformers_bits_per_byte(folder: Path, text: str, num_tokens: int) -> float:
+    """Of a document and the end-of-text token after it, slice by slice, with nothing of ours."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.eos_token_id
+    ids = [end, *tokenizer(text, add_special_tokens=False)["input_ids"], end]
+    nats = 0.0
+    for start in range(0, len(ids) - 1, num_tokens):
+        row = torch.tensor([ids[start : start + num_tokens + 1]])
+        with torch.no_grad():
+            logprobs = model(input_ids=row[:, :-1]).logits[0].double().log_softmax(dim=-1)
+        nats -= float(logprobs.gather(1, row[0, 1:, None]).sum())
+    return nats / math.log(2) / len(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ToyGrammar(3).acceptable(),
+        "the cat " * 200,  # no capital, no mark: no sentence begins inside
+        "Ünïcödé 中文. " + " ".join(ToyGrammar(4).acceptable() for _ in range(20)),
+    ],
+    ids=["one slice", "no sentence starts", "several slices"],
+)
+def test_bits_per_byte_are_those_of_transformers(text: str, toy: Path, colakit: Run, tmp_path: Path) -> None:
+    text = text.strip()
+    (tmp_path / "one.txt").write_text(text, encoding="utf-8")
+    code, out, err = colakit(
+        *("evaluate", "--text", tmp_path / "one.txt", "--base", toy / "base", "--json"),
+        *("--precision", "fp32", "--quiet"),
+    )
+    assert code == 0, err
+    (found,) = json.loads(out)["models"][0]["bits_per_byte"].values()
+    num_tokens = load_gpt(toy / "base").config.num_positions
+    expected = transformers_bits_per_byte(toy / "base", text, num_tokens)
+    assert found == pytest.approx(expected, abs=1e-5)  # fp32, summed in another order
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 50])
+def test_every_token_of_a_text_is_measured_once(num_tokens: int) -> None:
+    ids = np.arange(1, 21, dtype=np.uint16)
+    stream = Stream(ids, np.array([0]), np.array([0, len(ids)]))
+    two_bytes, not_blank = np.full(21, 2, dtype=np.int32), np.zeros(21, dtype=np.bool_)
+    facts = Vocabulary(two_bytes, not_blank, np.arange(21, dtype=np.int32))
+    found, num_bytes = [], 0
+    for batch, size in slices(stream, facts, num_tokens, 0, size=2):
+        num_bytes += size
+        for row, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True):
+            real = [token for token, there in zip(row, mask, strict=True) if there]
+            assert real == list(range(real[0], real[0] + len(real)))  # behind the token before them
+            found += real[1:]
+    assert found == ids.tolist()
+    assert num_bytes == 40
+
+
+def test_the_text_a_model_was_trained_on_takes_fewer_bits(
+    toy: Path, colakit: Run, text: Path, tmp_path: Path
+) -> None:
+    strange = tmp_path / "strange.txt"
+    strange.write_text(text.read_text(encoding="utf-8")[::-1].replace("<", "").replace(">", ""), "utf-8")
+    out_folder = tmp_path / "measured"
+    code, out, err = colakit(
+        *("evaluate", "--text", text, "--text", strange, "--base", toy / "base", "--out", out_folder)
+    )
+    assert code == 0, err
+    assert "bits per byte" in out
+    found = json.loads((out_folder / "text.json").read_text(encoding="utf-8"))
+    measured = found["models"][0]["bits_per_byte"]
+    assert list(measured) == found["texts"] == [str(text), str(strange)]
+    assert 0 < measured[str(text)] < measured[str(strange)]
+    assert f"| {measured[str(text)]:.4f} |" in (out_folder / "text.md").read_text(encoding="utf-8")
+
+
+def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
+    code, out, _ = colakit("evaluate", "--text", text, "--base", toy / "base", "--dry-run")
+    assert code == 0
+    assert f"would read {text} with base base" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text", "none.txt"], "none.txt: not there"),
+        (["--text", "empty.txt"], "empty.txt: holds no text"),
+        (["--text", "empty.txt", "--pairs", "empty.txt"], "--pairs with --text"),
+        (["--text", "empty.txt", "nobody"], "nobody: not there"),
+        (["--text", "empty.txt", "--data", "cola"], "--data with --text: text brings its sentences along"),
+        (["--text", "empty.txt", "--group-by", "source"], "--group-by with --text"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    words: list[str], message: str, toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    code, _, err = colakit("evaluate", "--base", toy / "base", *words)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_a_spoilt_model_is_no_measure(toy: Path, colakit: Run, text: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    spoilt.mkdir()
+    for file in (toy / "base").iterdir():
+        (spoilt / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(spoilt / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("ln_f.weight"))
+    tensors[name] = torch.full_like(tensors[name], math.nan)
+    save_file(tensors, spoilt / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = colakit("evaluate", "--text", text, "--base", spoilt)
+    assert code == 2
+    assert "bits per byte are nan" in " ".join(err.split())

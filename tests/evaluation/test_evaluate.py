@@ -1,0 +1,232 @@
+"""`colakit evaluate`: students beside their teachers, and parts of a split, on the toy world and on CoLA."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
+
+from colakit.data.corpora import load_corpus
+from colakit.storage.run_folder import RunFolder
+
+Run = Callable[..., tuple[int, str, str]]
+SEEDS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two seeds of a teacher, of its students, and of their control."""
+    from colakit.cli.app import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    shared = ["--base", str(toy / "base"), "--data", str(toy / "corpus"), "--quiet"]
+    found: dict[str, Path] = {}
+    for seed in SEEDS:
+        for name, epochs in (("finetune", 4), ("distill", 2), ("train-scratch", 2)):
+            found[f"{name}-{seed}"] = folder / f"{name}-{seed}"
+            flags = ["--epochs", str(epochs), "--seed", str(seed), "--out", str(found[f"{name}-{seed}"])]
+            teacher = ["--teacher", str(found[f"finetune-{seed}"])] if name == "distill" else []
+            assert main([name, *shared, *flags, *teacher]) == 0
+    return found
+
+
+@pytest.fixture
+def annotations(toy: Path, tmp_path: Path) -> Path:
+    """A feature that the sentences' text decides, one that none has, and no row for the first sentence."""
+    sentences = dict.fromkeys(load_corpus(toy / "corpus").split("dev").sentences)
+    rows = [f"{sentence}\t{int('that' in sentence)}\t0\n" for sentence in sentences]
+    path = tmp_path / "annotations.tsv"
+    path.write_text("Sentence\tRelative\tNothing\n" + "".join(rows[1:]), encoding="utf-8")
+    return path
+
+
+def evaluated(colakit: Run, *arguments: object) -> dict[str, Any]:
+    code, out, err = colakit("evaluate", *arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)["splits"]
+
+
+def predicted(run: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    return RunFolder(run).read_predictions()[split]
+
+
+def test_students_stand_beside_the_teachers_of_their_seed(runs: dict[str, Path], colakit: Run) -> None:
+    found = evaluated(colakit, *runs.values())
+    for split in ("id_dev", "ood_dev"):
+        (row,) = found[split]["teaching"]
+        assert (row["group"], row["num_seeds"]) == ("distill (lstm)", 2)
+        assert row["teachers"] == ["finetune (GPT-2, rank 8)"]
+        ours = [predicted(runs[f"distill-{seed}"], split)[1] for seed in SEEDS]
+        labels, _ = predicted(runs["finetune-0"], split)
+        theirs = [predicted(runs[f"finetune-{seed}"], split)[1] for seed in SEEDS]
+        alike = [float(np.mean(a == b)) for a, b in zip(ours, theirs, strict=True)]
+        assert [pupil["agreement"] for pupil in row["pupils"]] == alike
+        assert row["agreement"]["mean"] == pytest.approx(np.mean(alike))
+        assert row["agreement"]["sd"] == pytest.approx(np.std(alike, ddof=1))
+        for pupil, a, b in zip(row["pupils"], ours, theirs, strict=True):
+            if pupil["kappa"] is not None:
+                assert pupil["kappa"] == pytest.approx(cohen_kappa_score(a, b))
+        kept = np.mean([matthews_corrcoef(labels, a) for a in ours])
+        whole = np.mean([matthews_corrcoef(labels, b) for b in theirs])
+        assert row["mcc"]["value"] == pytest.approx(kept)
+        assert row["teacher_mcc"]["value"] == pytest.approx(whole)
+        if row["mcc_kept"] is not None:
+            assert row["mcc_kept"]["value"] == pytest.approx(kept / whole)
+    summaries = [json.loads((runs[n] / "summary.json").read_text()) for n in ("distill-0", "finetune-0")]
+    sizes = [summary["parameters"]["total"] for summary in summaries]
+    assert [row["num_parameters"], row["teacher_parameters"]] == sizes
+
+
+def test_a_teacher_is_known_by_what_it_computes_not_by_its_place(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(runs["finetune-0"], moved)
+    for teacher in (moved, moved / "ckpt.pt"):
+        found = evaluated(colakit, teacher, runs["distill-0"], "--split", "id_dev")
+        assert found["id_dev"]["teaching"][0]["num_seeds"] == 1
+    found = evaluated(colakit, runs["finetune-1"], runs["distill-0"], "--split", "id_dev")
+    assert found["id_dev"]["teaching"] == []
+
+
+def test_students_whose_teachers_are_absent_are_named(runs: dict[str, Path], colakit: Run) -> None:
+    code, out, err = colakit("evaluate", runs["distill-0"], runs["distill-1"], runs["finetune-1"])
+    assert code == 0
+    assert "to see the agreement of distill-0 with its teachers, name them too" in err
+    assert "students beside their teachers" in out
+
+
+def test_a_student_of_several_teachers_is_compared_with_their_mean(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    content = torch.load(runs["distill-0"] / "ckpt.pt", weights_only=True)
+    others = torch.load(runs["distill-1"] / "ckpt.pt", weights_only=True)["origin"]["teachers"]
+    origin = dict(content["origin"])
+    origin["teachers"] = [*origin["teachers"], *others]
+    torch.save({**content, "origin": origin}, tmp_path / "ckpt.pt")
+    found = evaluated(colakit, tmp_path, runs["finetune-0"], runs["finetune-1"], "--split", "dev")
+    (row,) = found["dev"]["teaching"]
+    assert row["pupils"][0]["teachers"] == ["finetune-0", "finetune-1"]
+    alone = evaluated(colakit, runs["distill-0"], runs["finetune-0"], "--split", "dev")["dev"]["teaching"][0]
+    assert row["teacher_parameters"] == 2 * alone["teacher_parameters"]
+
+
+def test_parts_by_source_are_those_of_the_predictions(
+    runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    models = [runs["finetune-0"], runs["finetune-1"], runs["train-scratch-0"]]
+    found = evaluated(colakit, *models, "--group-by", "source", "--split", "id_dev")
+    parts = found["id_dev"]["parts"]["source"]
+    split = load_corpus(toy / "corpus").split("id_dev")
+    sources = np.array(split.sources)
+    assert (
+        sum(part["num_examples"] for part in parts["parts"]) == len(split) == parts["whole"]["num_examples"]
+    )
+    assert parts["left_out"] == []
+    for part in parts["parts"]:
+        assert part["num_examples"] == int((sources == part["name"]).sum())
+        assert part["scores"] == []  # a fault of the toy grammar is always unacceptable
+    groups = found["id_dev"]["groups"]
+    for score, group in zip(parts["whole"]["scores"], groups, strict=True):
+        assert score["group"] == group["group"]
+        assert score["mcc"] == {"mean": pytest.approx(group["mcc_mean"]), "sd": group["mcc_sd"]}
+
+
+def test_parts_by_phenomenon_are_those_of_the_predictions(
+    runs: dict[str, Path], toy: Path, annotations: Path, colakit: Run, tmp_path: Path
+) -> None:
+    models = [runs["finetune-0"], runs["finetune-1"], runs["train-scratch-0"]]
+    out = tmp_path / "evaluation"
+    found = evaluated(colakit, *models, "--annotations", annotations, "--out", out)
+    assert [name for name, split in found.items() if split["parts"]] == ["dev"]  # which holds the others
+    parts = found["dev"]["parts"]["phenomenon"]
+    sentences = load_corpus(toy / "corpus").split("dev").sentences
+    first = [number for number, sentence in enumerate(sentences) if sentence == sentences[0]]
+    assert parts["left_out"] == first
+    assert parts["whole"]["num_examples"] == len(sentences) - len(first)
+    relative, nothing = parts["parts"]
+    assert (nothing["name"], nothing["num_examples"], nothing["scores"]) == ("Nothing", 0, [])
+    index = [n for n, sentence in enumerate(sentences) if "that" in sentence and n not in first]
+    assert relative["num_examples"] == len(index)
+    expected = []
+    for run in models:
+        halves = [predicted(run, split) for split in ("id_dev", "ood_dev")]
+        labels, answers = (np.concatenate(part)[index] for part in zip(*halves, strict=True))
+        expected.append(matthews_corrcoef(labels, answers))
+    tuned, control = relative["scores"]
+    assert tuned["mcc"]["mean"] == pytest.approx(np.mean(expected[:2]))
+    assert tuned["mcc"]["sd"] == pytest.approx(np.std(expected[:2], ddof=1))
+    assert control["mcc"] == {"mean": pytest.approx(expected[2]), "sd": None}
+    assert (out / "phenomenon-dev.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "evaluation.json").read_text())["splits"] == found
+    assert "| Relative | " in (out / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_both_kinds_of_parts_are_planned_printed_and_drawn_in_the_chosen_format(
+    runs: dict[str, Path], annotations: Path, colakit: Run, tmp_path: Path
+) -> None:
+    flags = ["--group-by", "source", "--annotations", annotations, "--set", "plot.format=svg"]
+    code, out, _ = colakit("evaluate", runs["finetune-0"], *flags, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert "dev by phenomenon (2 parts)" in out
+    assert not (tmp_path / "out").exists()
+    code, out, err = colakit("evaluate", runs["finetune-0"], *flags, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "dev: MCC by source" in out
+    assert "dev: MCC by phenomenon" in out
+    assert f"sentences do not stand in {annotations} and are in no part of it" in " ".join(err.split())
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"evaluation.json", "evaluation.md", "source-dev.svg", "phenomenon-dev.svg"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--group-by", "sorce"], "--group-by sorce: sentences are grouped by source. Did you mean source?"),
+        (["--annotations", "none.tsv"], "none.tsv: No such file"),
+        (["--annotations", "{tmp}/foreign.tsv"], "foreign.tsv: none of its sentences is in dev"),
+        (["--annotations", "{tmp}/faulty.tsv"], "faulty.tsv:2: a feature must be 0 or 1"),
+        (["--group-by", "source", "--data", "{tmp}/table.csv"], "the sources of its sentences are not known"),
+    ],
+)
+def test_faults_are_named_before_a_model_is_asked(
+    flags: list[str], expected: str, runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "foreign.tsv").write_text("Sentence\tLong\nNobody wrote this.\t1\n")
+    (tmp_path / "faulty.tsv").write_text("Sentence\tLong\nNobody wrote this.\tmaybe\n")
+    (tmp_path / "table.csv").write_text("text,label\nIt runs.,acceptable\nIt run.,unacceptable\n")
+    table = ["--set", "data.text_column=text", "--set", "data.label_column=label"]
+    arguments = [flag.format(tmp=tmp_path) for flag in flags] + (table if "--data" in flags else [])
+    for extra in ([], ["--dry-run"]):
+        code, _, err = colakit("evaluate", runs["finetune-0"], *arguments, *extra)
+        assert code == 2
+        assert expected in " ".join(err.split())
+        assert "hint:" in err
+        assert "evaluate: " not in err  # the progress of asking
+
+
+def test_real_cola_by_source_and_phenomenon(shared: Path, toy: Path, colakit: Run, tmp_path: Path) -> None:
+    annotations = shared / "cola" / "CoLA_grammatical_annotations_minor_features.tsv"
+    if not annotations.is_file():
+        pytest.skip(f"needs the published annotations, {annotations}")
+    cola, run = shared / "cola" / "cola_public.zip", tmp_path / "run"
+    train = ["--base", toy / "base", "--data", cola, "--epochs", 1, "--hidden-size", 16, "--out", run]
+    code, _, err = colakit("train-scratch", *train)
+    assert code == 0, err
+    found = evaluated(colakit, run, "--data", cola, "--group-by", "source", "--annotations", annotations)
+    by_source, by_phenomenon = (found["dev"]["parts"][field] for field in ("source", "phenomenon"))
+    assert (len(by_source["parts"]), len(by_phenomenon["parts"])) == (23, 63)
+    assert sum(part["num_examples"] for part in by_source["parts"]) == 1043
+    assert (by_phenomenon["whole"]["num_examples"], len(by_phenomenon["left_out"])) == (1040, 3)
+    alike = [part["name"] for part in by_phenomenon["parts"] if not part["scores"]]
+    assert alike == ["Sem  Violation"]
+    flagged = {part["name"] for part in by_phenomenon["parts"] if part["few"]}
+    assert {"Imperative", "Sem  Violation", "Infl/Agr Violation"} <= flagged
+    assert "Coord" not in flagged

@@ -1,0 +1,376 @@
+"""Figures against scikit-learn, scipy's definitions and plain loops; and models side by side."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
+
+from colakit.evaluation.comparison import Answers, compare, experiment_key
+from colakit.evaluation.metrics import (
+    Interval,
+    Labels,
+    accuracy_of_confusion,
+    best_threshold,
+    bootstrap,
+    confusion,
+    mcc_of_confusion,
+    mcnemar,
+    measure,
+    paired_difference,
+)
+from colakit.inference.decisions import predict_labels, probabilities
+
+LAWS = settings(max_examples=200, deadline=None)
+
+
+@st.composite
+def answered(draw: st.DrawFn, num_labels: int, max_size: int = 60) -> tuple[Labels, Labels]:
+    """Labels of at least two classes, and predictions."""
+    size = draw(st.integers(2, max_size))
+    classes = st.lists(st.integers(0, num_labels - 1), min_size=size, max_size=size)
+    return np.array(draw(classes.filter(lambda x: len(set(x)) > 1))), np.array(draw(classes))
+
+
+def mcc(labels: Labels, predictions: Labels, num_labels: int = 2) -> float:
+    return float(mcc_of_confusion(confusion(labels, predictions, num_labels)))
+
+
+def noisy(labels: Labels, share: float, seed: int) -> Labels:
+    """Two-class predictions that are wrong on about `share` of the sentences."""
+    generator = np.random.default_rng(seed)
+    return np.where(generator.random(len(labels)) < share, 1 - labels, labels)
+
+
+@pytest.fixture
+def labels() -> Labels:
+    return (np.random.default_rng(0).random(300) < 0.7).astype(np.int64)
+
+
+@pytest.mark.parametrize("num_labels", [2, 4])
+def test_mcc_and_accuracy_are_those_of_scikit_learn(num_labels: int) -> None:
+    @LAWS
+    @given(answered(num_labels))
+    def law(pair: tuple[Labels, Labels]) -> None:
+        counts = confusion(*pair, num_labels)
+        assert counts.tolist() == confusion_matrix(*pair, labels=range(num_labels)).tolist()
+        # Both divide the same integers; only the order of the roundings differs.
+        assert float(mcc_of_confusion(counts)) == pytest.approx(matthews_corrcoef(*pair), abs=1e-12)
+        assert float(accuracy_of_confusion(counts)) == pytest.approx(accuracy_score(*pair), abs=1e-12)
+
+    law()
+
+
+def test_leading_axes_are_batches() -> None:
+    generator = np.random.default_rng(0)
+    labels, predictions = generator.integers(0, 3, size=(2, 5, 4, 20))
+    counts = confusion(labels, predictions, 3)
+    assert counts.shape == (5, 4, 3, 3)
+    for place in np.ndindex(5, 4):
+        assert counts[place].tolist() == confusion(labels[place], predictions[place], 3).tolist()
+        assert mcc_of_confusion(counts)[place] == mcc(labels[place], predictions[place], 3)
+
+
+@pytest.mark.parametrize("answer", [0, 1])
+def test_one_answer_to_everything_has_mcc_zero(labels: Labels, answer: int) -> None:
+    assert mcc(labels, np.full_like(labels, answer)) == 0
+    assert mcc(np.full_like(labels, answer), labels) == 0
+
+
+def test_right_and_wrong_throughout_are_plus_and_minus_one(labels: Labels) -> None:
+    assert mcc(labels, labels) == 1
+    assert mcc(labels, 1 - labels) == -1
+
+
+def plain_bootstrap(labels: Labels, predictions: Labels, seed: int) -> NDArray[np.float64]:
+    """MCC of 2000 resamples by scikit-learn's definition in a plain loop."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(2000):
+        index = generator.integers(len(labels), size=len(labels))
+        (tn, fp), (fn, tp) = np.histogram2d(labels[index], predictions[index], bins=2)[0]
+        found.append((tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_bootstrap_is_the_percentile_bootstrap(labels: Labels, share: float) -> None:
+    predictions = noisy(labels, share, 1)
+    found = bootstrap("mcc", labels, [predictions], 2)
+    draws = plain_bootstrap(labels, predictions, 2)
+    assert found.value == pytest.approx(matthews_corrcoef(labels, predictions))
+    assert found.low < found.value < found.high
+    # A 2.5 % point of 2000 draws scatters by 0.06 of their spread; two such differ by less than 0.3 of it.
+    near = 0.3 * float(draws.std())
+    assert [found.low, found.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]).tolist(), abs=near)
+
+
+@pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_hold_their_value_and_follow_the_seed(labels: Labels, statistic: str, seed: int) -> None:
+    runs = [noisy(labels, 0.2, seed), noisy(labels, 0.3, seed + 10)]
+    found = bootstrap(statistic, labels, runs, 2, seed)
+    assert found.low < found.value < found.high
+    assert found == bootstrap(statistic, labels, runs, 2, seed)
+    other = bootstrap(statistic, labels, runs, 2, seed + 1)
+    assert other.value == found.value
+    assert other != found or statistic == "accuracy"  # which takes few values
+    alone = [bootstrap(statistic, labels, [run], 2, seed).value for run in runs]
+    assert found.value == pytest.approx(np.mean(alone))
+
+
+@pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
+def test_a_perfect_model_and_a_single_sentence_have_a_point(labels: Labels, statistic: str) -> None:
+    assert bootstrap(statistic, labels, [labels], 2) == Interval(1.0, 1.0, 1.0)
+    one = np.array([1])
+    assert bootstrap("accuracy", one, [one], 2) == Interval(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
+def test_a_model_differs_from_itself_by_nothing(labels: Labels, statistic: str) -> None:
+    runs = [noisy(labels, 0.2, 0), noisy(labels, 0.3, 1)]
+    assert paired_difference(statistic, labels, runs, runs, 2) == Interval(0.0, 0.0, 0.0)
+
+
+def test_paired_differences_are_antisymmetric_and_narrower_than_unpaired_ones(labels: Labels) -> None:
+    ours = noisy(labels, 0.2, 0)
+    theirs = np.where(np.arange(len(labels)) < 10, 1 - ours, ours)
+    there = paired_difference("accuracy", labels, [ours], [theirs], 2)
+    back = paired_difference("accuracy", labels, [theirs], [ours], 2)
+    assert there.value == pytest.approx(-back.value)
+    assert there.value == pytest.approx(np.mean(ours == labels) - np.mean(theirs == labels))
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    alone = bootstrap("accuracy", labels, [ours], 2)
+    assert there.high - there.low < alone.high - alone.low
+
+
+@pytest.mark.parametrize(
+    ("ours_only", "theirs_only"), [(0, 0), (1, 0), (3, 9), (9, 3), (10, 10), (0, 12), (40, 61)]
+)
+def test_mcnemar_is_the_exact_binomial_tail(ours_only: int, theirs_only: int) -> None:
+    both, neither = 5, 4
+    labels = np.ones(both + neither + ours_only + theirs_only, dtype=np.int64)
+    ours = np.repeat([1, 0, 1, 0], [both, neither, ours_only, theirs_only])
+    theirs = np.repeat([1, 0, 0, 1], [both, neither, ours_only, theirs_only])
+    n, fewer = ours_only + theirs_only, min(ours_only, theirs_only)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    assert mcnemar(labels, ours, theirs) == pytest.approx(min(1.0, 2 * tail))
+
+
+@LAWS
+@given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 1)), min_size=1, max_size=40))
+def test_best_threshold_has_the_highest_mcc_of_all_cuts_right_as_often_as_the_majority(
+    pairs: list[tuple[int, int]],
+) -> None:
+    probs, labels = np.array([p for p, _ in pairs]) / 16, np.array([label for _, label in pairs])
+    threshold = best_threshold(probs, labels)
+    distinct = np.unique(probs)
+    cuts = {
+        cut: (probs >= cut).astype(np.int64) for cut in [0.5, *((distinct[1:] + distinct[:-1]) / 2).tolist()]
+    }
+    majority = max(np.mean(labels == 0), np.mean(labels == 1))
+    scores = {
+        cut: mcc(labels, predictions)
+        for cut, predictions in cuts.items()
+        if cut == 0.5 or np.mean(predictions == labels) >= majority
+    }
+    assert scores[threshold] == pytest.approx(max(scores.values()), abs=1e-12)
+    if scores[0.5] >= max(scores.values()) - 1e-12:
+        assert threshold == 0.5
+
+
+def test_best_threshold_is_the_middle_of_the_equally_good_ones() -> None:
+    probs = 0.6 + 0.03 * np.arange(9)
+    labels = np.array([0, 1, 0, 1, 1, 0, 1, 1, 1])  # 1, 3 or 6 sentences below the cut give the same MCC, 0.5
+    assert best_threshold(probs, labels) == pytest.approx(0.675)
+
+
+def test_best_threshold_of_one_class_is_a_half() -> None:
+    assert best_threshold(np.array([0.1, 0.6, 0.7]), np.ones(3, dtype=np.int64)) == 0.5
+
+
+def test_memory_of_best_threshold_grows_with_the_sentences_not_their_square() -> None:
+    generator = np.random.default_rng(0)
+    count = 2000
+    labels, probs = generator.integers(0, 2, size=count), generator.random(count)
+    tracemalloc.start()
+    best_threshold(probs, labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1000 * count  # bytes; an array of count² numbers takes 16000 * count
+
+
+def test_deciding_at_the_best_threshold_reaches_its_mcc(labels: Labels) -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(300, 2)).astype(np.float32)
+    logits[:, 1] += 0.8 * labels + 1
+    probs = probabilities(logits)
+    cuts = (np.sort(probs[1:, 1]) + np.sort(probs[:-1, 1])) / 2
+    brute = max(mcc(labels, (probs[:, 1] >= cut).astype(np.int64)) for cut in cuts)
+    found = mcc(labels, predict_labels(logits, best_threshold(probs[:, 1], labels)))
+    assert found >= brute
+    assert found > mcc(labels, predict_labels(logits, None))
+
+
+def test_probabilities_and_argmax_are_those_of_torch() -> None:
+    logits = 40 * np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    expected = torch.from_numpy(logits).double().softmax(-1).numpy()
+    np.testing.assert_allclose(probabilities(logits), expected, rtol=1e-6)  # logits were shifted in fp32
+    assert predict_labels(logits, None).tolist() == expected.argmax(1).tolist()
+    assert predict_labels(logits[:, :2], 0.5).tolist() == predict_labels(logits[:, :2], None).tolist()
+    assert predict_labels(np.zeros((1, 2), dtype=np.float32), 0.5).tolist() == [1]
+    assert probabilities(logits[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 200.0])
+def test_measured_loss_is_torchs_cross_entropy(scale: float) -> None:
+    generator = np.random.default_rng(0)
+    logits = (scale * generator.normal(size=(80, 3))).astype(np.float32)
+    labels = generator.integers(0, 3, size=80)
+    expected = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
+    assert measure(logits, labels, predict_labels(logits, None)).loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_measured_shares_are_plain_counts() -> None:
+    labels = np.array([0, 0, 0, 2, 2, 1, 0, 0, 2, 1])
+    predictions = np.array([0, 0, 2, 2, 2, 0, 0, 0, 0, 2])
+    found = measure(np.zeros((10, 3), dtype=np.float32), labels, predictions)
+    assert found.num_examples == 10
+    assert found.accuracy == pytest.approx(0.6)
+    assert found.mcc == pytest.approx(matthews_corrcoef(labels, predictions))
+    assert found.majority_rate == 0.5
+    assert found.predicted_rates == pytest.approx((0.6, 0.0, 0.4))
+    assert found.loss == pytest.approx(math.log(3))
+    assert not found.collapsed
+    assert found.as_dict()["mcc"] == found.mcc
+
+
+@pytest.mark.parametrize("answer", [0, 1])
+def test_a_model_of_one_answer_is_called_collapsed(labels: Labels, answer: int) -> None:
+    found = measure(np.zeros((300, 2), dtype=np.float32), labels, np.full_like(labels, answer))
+    assert found.collapsed
+    assert found.mcc == 0
+    assert max(found.predicted_rates) == 1
+    assert (found.accuracy == found.majority_rate) == (answer == 1)
+
+
+def test_labels_of_one_class_have_figures() -> None:
+    ones = np.ones(4, dtype=np.int64)
+    found = measure(np.tile(np.float32([0, 2]), (4, 1)), ones, ones)
+    assert (found.accuracy, found.mcc, found.majority_rate) == (1, 0, 1)
+
+
+def answers(labels: Labels, group: str, seed: int | None, share: float) -> Answers:
+    predictions = noisy(labels, share, 100 + (seed or 0))
+    logits = np.eye(2, dtype=np.float32)[predictions]
+    return Answers(f"{group}-{seed}", group, seed, logits, predictions)
+
+
+def test_groups_are_means_and_deviations_over_seeds(labels: Labels) -> None:
+    given_answers = [
+        answers(labels, "b", 0, 0.2),
+        answers(labels, "a", 1, 0.3),
+        answers(labels, "b", 1, 0.25),
+        answers(labels, "b", 2, 0.22),
+    ]
+    found = compare("id_dev", labels, given_answers)
+    assert found.split == "id_dev"
+    assert [row.model for row in found.models] == [answer.model for answer in given_answers]
+    assert [(group.group, group.num_seeds) for group in found.groups] == [("b", 3), ("a", 1)]
+    ours = [matthews_corrcoef(labels, answer.predictions) for answer in given_answers if answer.group == "b"]
+    hits = [float(np.mean(answer.predictions == labels)) for answer in given_answers if answer.group == "b"]
+    group = found.groups[0]
+    assert (group.mcc_mean, group.mcc_sd) == pytest.approx((np.mean(ours), np.std(ours, ddof=1)))
+    assert (group.accuracy_mean, group.accuracy_sd) == pytest.approx((np.mean(hits), np.std(hits, ddof=1)))
+    assert (found.groups[1].mcc_sd, found.groups[1].accuracy_sd) == (None, None)
+    assert group.majority_rate == pytest.approx(labels.mean())
+    assert group.num_collapsed == 0
+    for row, answer in zip(found.models, given_answers, strict=True):
+        assert row.mcc == bootstrap("mcc", labels, [answer.predictions], 2)
+        assert row.metrics.mcc == pytest.approx(row.mcc.value)
+
+
+def test_collapsed_seeds_are_counted(labels: Labels) -> None:
+    lost = np.ones_like(labels)
+    collapsed = Answers("a-1", "a", 1, np.eye(2, dtype=np.float32)[lost], lost)
+    found = compare("dev", labels, [answers(labels, "a", 0, 0.2), collapsed])
+    assert found.groups[0].num_collapsed == 1
+    assert found.pairs == ()
+
+
+def test_pairs_are_matched_by_seed(labels: Labels) -> None:
+    ours = [answers(labels, "a", seed, 0.2) for seed in (0, 1, 2)]
+    theirs = [answers(labels, "b", seed, 0.3) for seed in (2, 1, 7)]
+    (pair,) = compare("dev", labels, [*ours, *theirs]).pairs
+    assert (pair.first, pair.second) == ("a", "b")
+    expected = [
+        mcnemar(labels, ours[1].predictions, theirs[1].predictions),
+        mcnemar(labels, ours[2].predictions, theirs[0].predictions),
+    ]
+    assert sorted(pair.mcnemar_p) == sorted(expected)
+    assert pair.mcc == paired_difference(
+        "mcc", labels, [a.predictions for a in ours], [b.predictions for b in theirs], 2
+    )
+
+
+@pytest.mark.parametrize(("seeds", "num_tests"), [((None, None), 1), ((0, 5), 1), ((4, 4), 1)])
+def test_two_single_models_are_paired_whatever_their_seeds(
+    labels: Labels, seeds: tuple[int | None, int | None], num_tests: int
+) -> None:
+    (pair,) = compare(
+        "dev", labels, [answers(labels, "a", seeds[0], 0.2), answers(labels, "b", seeds[1], 0.3)]
+    ).pairs
+    assert len(pair.mcnemar_p) == num_tests
+
+
+def test_groups_of_several_unmatched_seeds_have_no_mcnemar(labels: Labels) -> None:
+    three = [answers(labels, "a", 0, 0.2), answers(labels, "a", 1, 0.2), answers(labels, "b", 2, 0.3)]
+    assert compare("dev", labels, three).pairs[0].mcnemar_p == ()
+
+
+def origin(**changes: Any) -> dict[str, Any]:
+    settings_of_run = {
+        "seed": 0,
+        "device": "cpu",
+        "lora": {"rank": 8},
+        "distill": {"teacher": "runs/finetune-001", "kd_weight": 0.5},
+    }
+    return {"command": "distill", "base": "gpt2", "seed": 0, "settings": settings_of_run | changes}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"device": "cuda"},
+        {"distill": {"teacher": "elsewhere/finetune-009", "kd_weight": 0.5}},
+        {"plot": {"dpi": 300}},
+    ],
+    ids=str,
+)
+def test_seed_machine_and_the_teachers_path_are_not_the_experiment(changes: dict[str, Any]) -> None:
+    assert experiment_key(origin(**changes)) == experiment_key(origin())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        origin(lora={"rank": 4}),
+        origin(distill={"teacher": "runs/finetune-001", "kd_weight": 1.0}),
+        origin() | {"command": "train-scratch"},
+        origin() | {"base": "gpt2-medium"},
+        {"command": "distill", "base": "gpt2", "settings": None},
+    ],
+    ids=["rank", "kd_weight", "command", "base", "unknown"],
+)
+def test_rank_weights_command_and_base_are_the_experiment(other: dict[str, Any]) -> None:
+    assert experiment_key(other) != experiment_key(origin())

@@ -1,0 +1,226 @@
+"""Students beside their teachers: figures worked out by hand, and against scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
+
+from colakit.evaluation import metrics
+from colakit.evaluation.comparison import Answers, experiment_key, teachers_of
+from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread
+from colakit.evaluation.teacher_agreement import (
+    Profile,
+    cohens_kappa,
+    compare_with_teachers,
+    ensemble_predictions,
+    match_teachers,
+)
+
+
+def logits_of(log_odds: Sequence[float]) -> NDArray[np.float32]:
+    return np.stack([np.zeros(len(log_odds)), np.array(log_odds)], axis=1).astype(np.float32)
+
+
+def said(model: str, predictions: Sequence[int] | Labels, group: str = "a", seed: int = 0) -> Answers:
+    found = np.array(predictions, dtype=np.int64)
+    return Answers(model, group, seed, logits_of(2.0 * found - 1), found)
+
+
+def profile(fingerprint: str, *teachers: str, size: int = 100) -> Profile:
+    return Profile(fingerprint, teachers, size, None)
+
+
+def test_kappa_by_hand() -> None:
+    ours, theirs = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
+    # 3 of 4 alike; by chance 1/2·1/4 + 1/2·3/4 = 1/2
+    assert cohens_kappa(ours, theirs, 2) == pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2))
+    assert cohens_kappa(ours, ours, 2) == 1
+    assert cohens_kappa(ours, 1 - ours, 2) == -1
+    assert cohens_kappa(ours, np.ones(4, dtype=np.int64), 2) == 0
+    assert cohens_kappa(np.ones(4, dtype=np.int64), np.ones(4, dtype=np.int64), 2) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
+def test_kappa_is_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    ours, theirs = np.array(pairs).T
+    found = cohens_kappa(ours, theirs, 3)
+    if found is None:
+        assert len(set(ours) | set(theirs)) == 1
+    else:
+        assert found == pytest.approx(cohen_kappa_score(ours, theirs), abs=1e-12)
+
+
+def test_one_teacher_or_several_are_read_alike() -> None:
+    one, other = {"path": "a", "experiment": "x"}, {"path": "b", "experiment": "y"}
+    assert teachers_of({"command": "finetune"}) == []
+    assert teachers_of({"teacher": None, "teachers": []}) == []
+    assert teachers_of({"teacher": one}) == [one]
+    assert teachers_of({"teachers": [one, other]}) == [one, other]
+
+
+def test_settings_that_an_older_version_had_not_make_no_other_experiment_where_they_are_null() -> None:
+    settings = {"seed": 3, "lora": {"rank": 8}, "finetune": {"epochs": 2}, "transfer": {"seed": 1}}
+    later = {**settings, "lora": {"rank": 8, "new": None}, "finetune": {"epochs": 2, "frozen_cache_mib": 5}}
+    another = {**settings, "transfer": {"seed": 2}}
+    keys = [experiment_key({"command": "distill", "settings": each}) for each in (settings, later, another)]
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
+def test_the_teachers_experiments_are_part_of_the_experiment_in_any_order() -> None:
+    one, other = {"experiment": "x"}, {"experiment": "y"}
+    key = experiment_key({"command": "distill", "teachers": [one, other]})
+    assert key == experiment_key({"command": "distill", "teachers": [other, one]})
+    assert key != experiment_key({"command": "distill", "teachers": [one]})
+    assert experiment_key({"command": "distill", "teachers": [one]}) == experiment_key(
+        {"command": "distill", "teacher": one}
+    )
+    named = {"distill": {"teacher": ["runs/a", "runs/b"]}}, {"distill": {"teacher": ["runs/c"]}}
+    assert experiment_key({"settings": named[0]}) == experiment_key({"settings": named[1]})
+
+
+def odds(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
+
+
+@pytest.mark.parametrize(
+    ("cuts", "expected"),
+    [((None, None), [1, 0, 0]), ((odds(1), odds(1)), [1, 0, 0]), ((odds(0), odds(4)), [0, 0, 0])],
+)
+def test_several_teachers_answer_by_the_mean_of_their_log_odds(
+    cuts: tuple[float | None, float | None], expected: list[int]
+) -> None:
+    first = Answers("a", "t", 0, logits_of([2, -2, 1]), np.zeros(3, dtype=np.int64))
+    second = Answers("b", "t", 1, logits_of([1, 1, -3]), np.zeros(3, dtype=np.int64))
+    # means 1.5, -0.5 and -1, against the means of the thresholds' log-odds: 0, 1 and 2
+    assert ensemble_predictions([first, second], cuts).tolist() == expected
+
+
+def test_one_teacher_answers_as_it_does_alone() -> None:
+    alone = Answers("a", "t", 0, logits_of([2, -2]), np.array([0, 1]))  # at a threshold of its own
+    assert ensemble_predictions([alone], [0.9]).tolist() == [0, 1]
+
+
+def test_several_teachers_of_three_classes_answer_by_the_largest_mean_logit() -> None:
+    first = Answers("a", "t", 0, np.float32([[3, 0, 2]]), np.array([0]))
+    second = Answers("b", "t", 1, np.float32([[0, 1, 2]]), np.array([2]))
+    assert ensemble_predictions([first, second], [None, None]).tolist() == [2]
+
+
+def test_students_are_matched_with_teachers_that_are_all_there() -> None:
+    profiles = [
+        profile("t0"),
+        profile("s0", "t0"),
+        profile("s1", "t1"),  # whose teacher is absent
+        profile("s2", "t0", "t2"),
+        profile("t2"),
+        profile("t0"),  # the same model again
+    ]
+    assert match_teachers(profiles) == {1: [0], 3: [0, 4]}
+
+
+def test_agreement_and_share_of_mcc_by_hand() -> None:
+    labels = np.array([1, 1, 0, 0] * 50)
+    answers = [
+        said("t0", labels, "teacher"),
+        said("t1", [1, 0, 0, 0] * 50, "teacher", 1),  # MCC 2/√12
+        said("s0", [1, 0, 0, 0] * 50, "student"),
+        said("s1", [1, 0, 0, 0] * 50, "student", 1),
+        said("s2", labels, "student", 2),  # whose teacher is absent
+    ]
+    profiles = [
+        profile("t0", size=800),
+        profile("t1", size=800),
+        profile("s0", "t0", size=50),
+        profile("s1", "t1", size=50),
+        profile("s2", "t2", size=50),
+    ]
+    (row,) = compare_with_teachers(labels, answers, profiles)
+    assert (row.group, row.teachers, row.num_seeds) == ("student", ("teacher",), 2)
+    assert row.agreement == Spread(7 / 8, pytest.approx(math.sqrt(2) / 8))  # 3/4 and 1
+    assert row.kappa == Spread(3 / 4, pytest.approx(math.sqrt(2) / 4))  # 1/2 and 1
+    assert [(pupil.model, pupil.teachers) for pupil in row.pupils] == [("s0", ("t0",)), ("s1", ("t1",))]
+    each = 2 / math.sqrt(12)
+    assert (row.mcc.value, row.teacher_mcc.value) == (pytest.approx(each), pytest.approx((1 + each) / 2))
+    assert row.mcc_kept is not None
+    assert row.mcc_kept.value == pytest.approx(2 * each / (1 + each))
+    assert row.mcc_kept.low < row.mcc_kept.value < row.mcc_kept.high < 1
+    assert (row.num_parameters, row.teacher_parameters) == (50, 800)
+
+
+def test_a_student_of_two_teachers_stands_beside_both() -> None:
+    labels = np.array([1, 1, 0, 0] * 10)
+    answers = [said("t0", labels, "t"), said("t1", labels, "t", 1), said("s", labels, "s")]
+    profiles = [profile("t0", size=300), profile("t1", size=500), profile("s", "t0", "t1", size=80)]
+    (row,) = compare_with_teachers(labels, answers, profiles)
+    assert row.pupils[0].teachers == ("t0", "t1")
+    assert row.teacher_parameters == 800
+    assert row.agreement == Spread(1, None)
+
+
+def test_models_without_teachers_have_no_row() -> None:
+    labels = np.array([1, 0])
+    assert compare_with_teachers(labels, [said("a", labels)], [profile("a")]) == ()
+
+
+@pytest.fixture
+def labels() -> Labels:
+    return (np.random.default_rng(0).random(300) < 0.7).astype(np.int64)
+
+
+def wrong_on(labels: Labels, share: float, seed: int) -> Labels:
+    return np.where(np.random.default_rng(seed).random(len(labels)) < share, 1 - labels, labels)
+
+
+def test_a_copy_keeps_all_and_a_collapsed_student_nothing(labels: Labels) -> None:
+    teacher = wrong_on(labels, 0.2, 1)
+    sample = Bootstrap(labels, [teacher, teacher, np.ones_like(labels)], 2)
+    assert sample.ratio("mcc", [1], [0]) == Interval(1, 1, 1)
+    assert sample.ratio("mcc", [2], [0]) == Interval(0, 0, 0)
+
+
+def test_nothing_is_a_share_of_what_may_be_nothing(labels: Labels) -> None:
+    student, guessing = wrong_on(labels, 0.2, 1), wrong_on(labels, 0.5, 2)
+    sample = Bootstrap(labels, [student, guessing, 1 - labels, np.ones_like(labels)], 2)
+    assert sample.mean("mcc", [1]).low < 0
+    assert [sample.ratio("mcc", [0], [teacher]) for teacher in (1, 2, 3)] == [None, None, None]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
+def test_the_interval_of_a_share_is_the_paired_percentile_bootstrap(labels: Labels, share: float) -> None:
+    student, teacher = wrong_on(labels, 0.35, 1), wrong_on(labels, share, 2)
+    found = Bootstrap(labels, [student, teacher], 2).ratio("mcc", [0], [1])
+    generator = np.random.default_rng(5)
+    drawn = []
+    for _ in range(1000):
+        index = generator.integers(len(labels), size=len(labels))
+        ours, theirs = (matthews_corrcoef(labels[index], p[index]) for p in (student, teacher))
+        drawn.append(ours / theirs)
+    assert found is not None
+    assert found.value == pytest.approx(
+        matthews_corrcoef(labels, student) / matthews_corrcoef(labels, teacher)
+    )
+    # A 2.5 % point of 1000 draws scatters by 0.08 of their spread, and more where the tail is long.
+    near = 0.4 * float(np.std(drawn))
+    assert [found.low, found.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=near)
+
+
+def test_models_share_their_resamples_however_many_are_drawn_at_a_time(
+    labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [wrong_on(labels, share, 1) for share in (0.1, 0.2, 0.3)]
+    together = Bootstrap(labels, models, 2)
+    monkeypatch.setattr(metrics, "MAX_DRAWN", 7 * len(labels))
+    for place, model in enumerate(models):
+        alone = Bootstrap(labels, [model], 2)
+        for statistic in ("accuracy", "mcc"):
+            assert np.array_equal(alone.drawn[statistic][:, 0], together.drawn[statistic][:, place])
+            assert alone.values[statistic][0] == together.values[statistic][place]

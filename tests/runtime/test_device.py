@@ -1,0 +1,60 @@
+"""What is computed on, and that the choice is explained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colakit.errors import ColakitError
+from colakit.runtime.device import prepare_cpu, resolve_compute
+
+
+def test_denormals_are_taken_for_nought_once_that_is_asked() -> None:
+    tiny = torch.full((16,), 1e-30)
+    torch.set_flush_denormal(False)
+    assert (tiny * 1e-10).min() > 0
+    prepare_cpu()
+    try:
+        assert (tiny * 1e-10).max() == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_it_goes_on_and_says_why() -> None:
+    compute = resolve_compute("auto", "auto")
+    assert compute.device.type in ("cpu", "mps")
+    assert "no usable GPU" in str(compute) or "Apple GPU" in str(compute)
+    with pytest.raises(ColakitError, match=r"--device cuda: not there \(0 CUDA devices found\)"):
+        resolve_compute("cuda", "auto")
+
+
+@pytest.mark.parametrize(
+    ("units", "dtype", "why"),
+    [
+        (
+            {"cpu_name": "Intel Xeon", "amx_bf16": True, "avx512_bf16": True},
+            torch.bfloat16,
+            "CPU with AMX",
+        ),
+        (
+            {"cpu_name": "Intel Xeon", "amx_bf16": False, "avx512_bf16": True},
+            torch.float32,
+            "Intel CPU with AVX512-BF16, no AMX",
+        ),
+        (
+            {"cpu_name": "AMD EPYC", "amx_bf16": False, "avx512_bf16": True},
+            torch.bfloat16,
+            "CPU with AVX512-BF16",
+        ),
+        ({"avx512_bf16": True}, torch.bfloat16, "CPU with AVX512-BF16"),
+        ({}, torch.float32, "CPU without bf16 matrix units"),
+    ],
+)
+def test_precision_is_the_one_that_the_processor_multiplies_sooner(
+    units: dict[str, object], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    compute = resolve_compute("cpu", "auto")
+    assert compute.dtype == dtype
+    assert why in str(compute)

@@ -1,0 +1,757 @@
+"""What is thrown at the readers of other people's files; each case must end in a result or a `ColakitError`.
+
+    python tests/stress/hostile.py --cases 10000        part of `make torture`
+
+A case is the files of one folder: arbitrary bytes, good files with bytes changed, and files that are well
+formed and lie. It is read under a limit on time and on memory, with every warning an error. The short form,
+`test_hostile.py`, draws from the same strategies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import resource
+import shutil
+import signal
+import struct
+import tempfile
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from safetensors.torch import save as safetensors_of
+
+from colakit.config.resolve import resolve
+from colakit.data.annotations import read_annotations
+from colakit.data.corpora import Columns, Split, load_corpus
+from colakit.data.corpus_files import COLA_FILES
+from colakit.data.fetch import verified_files
+from colakit.data.minimal_pairs import group_pairs, read_pairs
+from colakit.data.tokenizer_training import train_tokenizer
+from colakit.data.tokens import SentenceTokenizer, encode_cached
+from colakit.errors import ColakitError
+from colakit.inference.classifier import ADAPTER_NAME, SentenceClassifier, load_classifier, read_origin
+from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
+from colakit.models.lora import LoRAConfig, inject
+from colakit.models.rnn.config import RNNConfig
+from colakit.models.rnn.model import DistilRNN
+from colakit.storage import checkpoints as checkpoint
+from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
+from colakit.storage.gpt2 import load_gpt, save_gpt
+from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
+from colakit.utils.array_cache import ArrayCache
+
+SECONDS = 20.0  # for one case
+BYTES = 2**30  # of address space, beyond what the process has
+FOLDER = Path("case")
+
+Files = dict[str, bytes]
+Cases = st.SearchStrategy[Files]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way into the program for somebody else's files.
+
+    Attributes:
+        cases: what it is given.
+        read: reads the folder that holds a case.
+    """
+
+    cases: Cases
+    read: Callable[[Path], object]
+
+
+# -- how a case is run
+
+
+class TooLongError(Exception):
+    """A case that took longer than `SECONDS`."""
+
+
+class TooMuchError(Exception):
+    """A case that asked for more memory than `BYTES`, even where the program went on without it."""
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Run a block under the limits on time and memory."""
+
+    def give_up(*_: object) -> None:
+        raise TooLongError
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, give_up)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, limits[1]))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def outcome(reader: Reader, case: Files) -> str:
+    """Return `result` or `refused`; any other end is an exception."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    for name, content in case.items():
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / name).write_bytes(content)
+    refusal: ColakitError | None = None
+    try:
+        with bounded(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reader.read(FOLDER)
+    except ColakitError as error:
+        refusal = error
+    if refusal is None:
+        return "result"
+    assert refusal.message
+    assert refusal.exit_code == 2
+    _look_for_limits(refusal)
+    return "refused"
+
+
+def _look_for_limits(error: BaseException | None) -> None:
+    """A reader that catches all catches the limits too; its error still holds them."""
+    while error is not None:
+        if isinstance(error, TooLongError):
+            raise error
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise TooMuchError from error
+        error = error.__cause__ or error.__context__
+
+
+# -- how good files are spoilt
+
+TEXTS = st.text(max_size=20) | st.sampled_from(["", "\0", "../../x", "/etc/passwd", "*" * 5000, "\ud800"])
+NUMBERS = st.integers(-3, 300) | st.sampled_from([2**31, 2**63, -(2**63), 10**12, 10**30, 0.5, 1e308, -1.0])
+ODD_NUMBERS = st.sampled_from([float("nan"), float("inf"), -float("inf")])
+PLAIN = st.none() | st.booleans() | NUMBERS | ODD_NUMBERS | TEXTS
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4), max_leaves=8
+)
+DEEP = st.builds(lambda opening: opening * 50_000, st.sampled_from([b"[", b'{"a":']))
+
+
+@st.composite
+def mangled(draw: st.DrawFn, good: bytes) -> bytes:
+    """Change, cut, repeat or insert bytes, up to five times."""
+    raw = bytearray(good)
+    for _ in range(draw(st.integers(1, 5))):
+        place = draw(st.integers(0, len(raw)))
+        match draw(st.integers(0, 5)):
+            case 0 if place < len(raw):
+                raw[place] ^= 1 << draw(st.integers(0, 7))
+            case 1:
+                del raw[place:]
+            case 2:
+                del raw[place : place + draw(st.integers(1, 40))]
+            case 3:
+                raw[place:place] = draw(st.binary(min_size=1, max_size=12))
+            case 4:  # a number that says more than there is
+                size = draw(st.sampled_from([2, 4, 8]))
+                number = draw(st.sampled_from([0, 1, 2**7, 2**15 - 1, 2**31 - 1, 2**40, 2**63, 2**64 - 1]))
+                raw[place : place + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
+            case _:
+                raw += raw[place : place + draw(st.integers(1, 200))]
+    return bytes(raw)
+
+
+def spoilt(good: bytes) -> st.SearchStrategy[bytes]:
+    """The good bytes, changed; sometimes untouched or anything at all."""
+    return mangled(good) | st.just(good) | st.binary(max_size=60)
+
+
+@st.composite
+def altered(draw: st.DrawFn, good: Any) -> Any:
+    """Plain data with up to three of its values, at any depth, replaced, removed or added."""
+    root = {"root": _copied(good)}
+    for _ in range(draw(st.integers(1, 3))):
+        places: list[tuple[Any, Any]] = []
+        _collect(root, places)
+        where, key = draw(st.sampled_from(places))
+        match draw(st.integers(0, 4)):
+            case 0 if where is not root:
+                del where[key]
+            case 1 if isinstance(where, dict):
+                where[draw(TEXTS)] = draw(VALUES)
+            case _:
+                where[key] = draw(VALUES)
+    return root.get("root")
+
+
+def _collect(value: Any, places: list[tuple[Any, Any]]) -> None:
+    """List (container, key) of everything inside, in order."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        places.append((value, key))
+        if isinstance(value[key], (dict, list)):
+            _collect(value[key], places)
+
+
+def _copied(value: Any) -> Any:
+    """Containers anew, so that altering one case leaves the next alone; tensors and texts as they are."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def json_of(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+def saved(value: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out)
+    return out.getvalue()
+
+
+def members_of(archive: bytes) -> Files:
+    with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
+        return {name: zipped.read(name) for name in zipped.namelist()}
+
+
+def zipped(members: Files, method: int = zipfile.ZIP_STORED) -> bytes:
+    """Pack members, with checksums that fit."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compress_type=method)
+    return out.getvalue()
+
+
+@st.composite
+def repacked(draw: st.DrawFn, archive: bytes) -> bytes:
+    """An archive one of whose members is changed, and whose checksums fit again."""
+    members = members_of(archive)
+    name = draw(st.sampled_from(sorted(members)))
+    members[name] = draw(mangled(members[name]))
+    return zipped(members, draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
+
+
+def tensors() -> st.SearchStrategy[torch.Tensor]:
+    """Tensors of odd types and shapes, some of which claim more elements than they have."""
+    kinds = [torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64, torch.uint8]
+    shapes = st.lists(st.integers(0, 5), max_size=3)
+    plain = st.builds(lambda shape, kind: torch.zeros(shape, dtype=kind), shapes, st.sampled_from(kinds))
+    lying = st.sampled_from([(2**20, 2**20), (2**40,), (5, 0, 2**30)]).map(torch.zeros(1).expand)
+    odd = st.sampled_from([torch.full((3,), float("nan")), torch.zeros(2, 2).to_sparse()])
+    return plain | lying | odd
+
+
+# -- good files, made once
+
+
+@functools.cache
+def tokenizer() -> SentenceTokenizer:
+    return train_tokenizer(["the cat sleeps . the dogs sleep ."] * 4, 280)
+
+
+def gpt_config() -> GPTConfig:
+    sizes = {"vocab_size": tokenizer().vocab_size, "num_positions": 8, "width": 8, "num_layers": 1}
+    return GPTConfig(**sizes, num_heads=2)
+
+
+LABELS = ("unacceptable", "acceptable")
+
+
+@functools.cache
+def folder_of(kind: str) -> Files:
+    """The files of a good base, adapter, checkpoint or classifier, by name."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        GOOD[kind](Path(name))
+        return {
+            path.relative_to(name).as_posix(): path.read_bytes()
+            for path in sorted(Path(name).rglob("*"))
+            if path.is_file()
+        }
+
+
+def _adapter(folder: Path) -> None:
+    model = GPT(gpt_config()).classifier(2)
+    config = LoRAConfig(rank=2, target_modules=("c_attn", "mlp.c_proj"))
+    inject(model, config)
+    write_adapter(model, folder, config, base="base")
+    facts = {"label_names": LABELS, "max_tokens": 8, "threshold": 0.5, "origin": {"command": "finetune"}}
+    (folder / "colakit.json").write_bytes(json_of({**facts, "prefix": True, "suffix": False}))
+
+
+def _classifiers(folder: Path) -> None:
+    student = DistilRNN(RNNConfig(tokenizer().vocab_size, embedding_size=4, hidden_size=4, num_embeddings=5))
+    student.embed_only([1, 2, 3, 4])
+    SentenceClassifier(student, tokenizer(), LABELS, 8, 0.5, origin={"seed": 0}).save(folder / "student.pt")
+    model, lora = GPT(gpt_config()).classifier(2), LoRAConfig(rank=2, target_modules=("c_attn",))
+    inject(model, lora)
+    SentenceClassifier(model, tokenizer(), LABELS, 8, None, lora).save(folder / "tuned.pt")
+
+
+def a_state(step: int) -> dict[str, Any]:
+    weight = torch.arange(6.0).view(2, 3)
+    optimizer = {"state": {0: {"exp_avg": weight}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return {
+        "identity": {"seed": 0, "compute": "cpu"},
+        "step": step,
+        "progress": {"loss_sum": 0.5, "count": step, "best": None},
+        "tensors": {"weight": weight},
+        "optimizer": optimizer,
+        "per_process": [[{"cpu": torch.zeros(16, dtype=torch.uint8)}, None]],
+        "metrics_bytes": 0,
+    }
+
+
+GOOD: dict[str, Callable[[Path], object]] = {
+    "base": lambda folder: save_gpt(GPT(gpt_config()), folder),
+    "adapter": _adapter,
+    "classifiers": _classifiers,
+    "checkpoints": lambda folder: [Checkpoints(folder).save(a_state(step)) for step in (2, 4)],
+}
+
+# -- cases, by reader
+
+ROWS = b"a1\t1\t\tThe cat sleeps.\na1\t0\t*\tThe cat sleep.\nb2\t1\t\tDogs \xe2\x80\xa8 sleep.\r\n"
+TABLE = b'text,mood\nfine,good\n"poor, ""she"" said",bad\nplain,neutral\n'
+CELLS = st.sampled_from(
+    ["0", "1", "2", "1.0", "", " ", "*", "The cat sleeps.", '"', "\u2028", "\ufeff", "é", "\0"]
+)
+ENDS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", ""])
+LINES = st.lists(
+    st.tuples(st.lists(CELLS, min_size=1, max_size=6).map("\t".join), ENDS).map("".join), max_size=6
+)
+
+
+def table_cases() -> Cases:
+    rows = LINES.map("".join).map(str.encode) | spoilt(ROWS)
+    own = spoilt(TABLE) | LINES.map(lambda lines: "".join(["text\tmood\n", *lines]).encode())
+    names = st.sampled_from(["own.csv", "own.tsv", "dev.csv"])
+    tables = st.dictionaries(names, own, min_size=1, max_size=2)
+    corpus = st.fixed_dictionaries({"in_domain_train.tsv": rows}, optional={"in_domain_dev.tsv": rows})
+    return corpus | tables | st.fixed_dictionaries({"train.tsv": rows, "test.tsv": rows})
+
+
+def read_table(folder: Path) -> object:
+    own = sorted(folder.glob("own.*")) + sorted(folder.glob("dev.*"))
+    if not own:
+        return load_corpus(folder)
+    return load_corpus(files={path.stem: path for path in own}, columns=Columns("text", "mood"))
+
+
+MARKS = b"Source\tDomain\tAcceptability\tSentence\tSimple\tCopula\na1\tIn\t1\tThe cat sleeps.\t1\t0\n"
+MARK_CELLS = CELLS | st.sampled_from(["Source", "Acceptability", "Sentence", "Simple"])
+MARK_LINES = st.lists(
+    st.tuples(st.lists(MARK_CELLS, min_size=1, max_size=6).map("\t".join), ENDS).map("".join), max_size=6
+)
+
+
+def annotation_cases() -> Cases:
+    body = LINES.map(lambda lines: MARKS + "".join(lines).encode())
+    files = spoilt(MARKS) | body | MARK_LINES.map("".join).map(str.encode)
+    return st.fixed_dictionaries({"marks.tsv": files}) | st.fixed_dictionaries({"marks.csv": files})
+
+
+def read_marks(folder: Path) -> object:
+    annotations = read_annotations(next(folder.iterdir()))
+    return annotations.parts(annotations.join(Split("dev", ("The cat sleeps.", "The cat sleeps."))))
+
+
+CONFIG = b"""seed: 3
+base: gpt2
+lora: {rank: 4, alpha: 8, target_modules: [c_attn, c_fc]}
+finetune:
+  lr: 3e-4
+  epochs: 2
+data:
+  splits: {train: a.tsv, dev: b.tsv}
+"""
+WORDS = (
+    *("seed: ", "lora: ", "rank: ", "data: {", "splits: ", "finetune:\n  ", "lr: ", "{", "}", "[", "]", ", "),
+    *(": ", "\n", "\n  ", "!!map ", "!!int ", "!!float ", "!!timestamp ", "!!set ", "!!omap ", "!!pairs "),
+    *(
+        "!!binary ",
+        "!!python/object:os.system ",
+        "!x ",
+        "&a ",
+        "*a",
+        "2024-13-45",
+        "0b_",
+        "0x_",
+        "1:99",
+        "no",
+    ),
+    *(
+        "~",
+        "<<: ",
+        "=",
+        "? ",
+        "- ",
+        "|",
+        ">",
+        "'",
+        '"',
+        "#",
+        "%YAML 9.9",
+        "---\n",
+        "...",
+        "1",
+        "3e-4",
+        ".inf",
+    ),
+    *("\t", "\x07", "\ufeff", "\u2028", "é", "&a [*a, *a]", "a: &b {<<: *b}", "9" * 5000, "[" * 2000),
+)
+
+
+def yaml_cases() -> Cases:
+    texts = st.lists(st.sampled_from(WORDS), max_size=14).map("".join).map(str.encode)
+    bombs = st.integers(2, 40).map(_aliases)
+    flat = altered({"seed": 0, "lora": {"rank": 2, "target_modules": ["c_fc"]}, "data": {"splits": {}}})
+    raw = spoilt(CONFIG) | texts | bombs | flat.map(json_of) | DEEP
+    return st.fixed_dictionaries({"settings.yaml": raw})
+
+
+def _aliases(depth: int) -> bytes:
+    lines = ["lora:", "  target_modules: &a0 [x, x]"]
+    lines += [f"  k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
+    return "\n".join([*lines, f"seed: *a{depth - 1}"]).encode()
+
+
+def zip_cases() -> Cases:
+    names = [
+        *(f"raw/{name}" for name in COLA_FILES.values()),
+        "../../evil.tsv",
+        "/train.tsv",
+        "tokenized/dev.tsv",
+    ]
+    texts = spoilt(ROWS) | st.sampled_from([ROWS + b"\n" * 2**23, ROWS * 2**16])
+    methods = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    members = st.dictionaries(st.sampled_from(names), spoilt(ROWS), max_size=4)
+    bombs = st.dictionaries(st.sampled_from(names[:1]), texts, min_size=1)
+    packed = st.builds(zipped, members, st.sampled_from(methods)) | st.builds(
+        zipped, bombs, st.just(zipfile.ZIP_DEFLATED)
+    )
+    good = [zipped({f"raw/{name}": ROWS for name in COLA_FILES.values()}, method) for method in methods]
+    raw = packed | st.sampled_from(good).flatmap(mangled) | st.just(_overlapping())
+    return st.fixed_dictionaries({"given.zip": raw})
+
+
+def _overlapping() -> bytes:
+    """A hundred names for one member."""
+    raw = zipped({"raw/in_domain_train.tsv": ROWS * 2000}, zipfile.ZIP_DEFLATED)
+    start, end = raw.index(b"PK\x01\x02"), raw.index(b"PK\x05\x06")
+    directory = raw[start:end] * 100
+    return (
+        raw[:start]
+        + directory
+        + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 100, 100, len(directory), start, 0)
+    )
+
+
+def read_zip(folder: Path) -> object:
+    """Read it as a corpus that was given, and as CoLA that was downloaded."""
+    with contextlib.suppress(ValueError):  # its way to say that this is not CoLA
+        verified_files((folder / "given.zip").read_bytes())
+    return load_corpus(folder / "given.zip")
+
+
+PAIR = {"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep.", "field": "syntax", "n": 1}
+
+
+def pair_cases() -> Cases:
+    lines = altered(PAIR).map(json_of) | st.just(json_of(PAIR)) | DEEP | st.binary(max_size=20)
+    raw = st.lists(lines, max_size=5).map(b"\n".join) | spoilt(json_of(PAIR) + b"\n" + json_of(PAIR))
+    packed = [
+        st.fixed_dictionaries({"a.jsonl": raw}),
+        st.fixed_dictionaries({"a.jsonl.gz": raw.map(gzip.compress).flatmap(spoilt)}),
+        st.fixed_dictionaries({"a.jsonl.xz": raw.map(lzma.compress).flatmap(spoilt)}),
+    ]
+    return st.one_of(packed)
+
+
+def read_pair_files(folder: Path) -> object:
+    return group_pairs(read_pairs(sorted(folder.iterdir())))
+
+
+ARRAYS = {"ids": np.arange(5, dtype=np.int32), "offsets": np.array([0, 2, 5]), "num_truncated": np.array(0)}
+SENTENCES = ("the cat", "the dogs sleep")
+
+
+def npz_of(arrays: dict[str, Any]) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+def cache_cases() -> Cases:
+    good = npz_of(ARRAYS)
+    header = st.builds(
+        _npy, st.lists(NUMBERS, max_size=3), st.sampled_from(["<i4", "<f8", "|O", "<U9", "|V0", "i4,O", "?"])
+    )
+    lying = header.map(lambda npy: zipped({"ids.npy": npy, "offsets.npy": npy, "num_truncated.npy": npy}))
+    shapes = st.dictionaries(
+        st.sampled_from([*ARRAYS, "other"]),
+        st.lists(st.integers(-5, 2**40), max_size=4).map(np.array) | st.just(np.array(2.5)),
+        max_size=4,
+    )
+    inner = lying | shapes.map(npz_of) | repacked(good) | spoilt(good)
+    raw = inner.map(lambda npz: hashlib.sha256(npz).digest() + npz) | spoilt(
+        hashlib.sha256(good).digest() + good
+    )
+    return st.fixed_dictionaries({"entry": raw})
+
+
+def _npy(shape: list[Any], kind: str) -> bytes:
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {tuple(shape)!r}, }}".encode("latin-1")
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+
+
+def read_cache(folder: Path) -> object:
+    """Put the entry where the cache looks for it; what comes out must be usable, or computed anew."""
+    cache = ArrayCache(folder / "cache")
+    fresh = encode_cached(tokenizer(), SENTENCES, None, cache)
+    (entry,) = (path for path in cache.folder.rglob("*.arrays"))
+    entry.write_bytes((folder / "entry").read_bytes())
+    tokens = encode_cached(tokenizer(), SENTENCES, None, cache)
+    assert len(tokens) == len(fresh)
+    return [tokens.sentence(i) for i in range(len(tokens))]
+
+
+def checkpoint_cases() -> Cases:
+    good = folder_of("checkpoints")
+    newest = "step-00000004"
+    states = (altered(a_state(4)) | tensor_states()).map(saved) | repacked(good[f"{newest}/{STATE}"])
+    fitting = st.builds(_with_manifest, st.just(newest), states, st.just({}))
+    manifest = json.loads(good[f"{newest}/{MANIFEST}"])
+    lying = altered({key: value for key, value in manifest.items() if key != "sha256"})
+    claims = st.builds(_with_manifest, st.just(newest), st.just(good[f"{newest}/{STATE}"]), lying)
+    torn = st.fixed_dictionaries(
+        {
+            f"{newest}/{STATE}": spoilt(good[f"{newest}/{STATE}"]),
+            f"{newest}/{MANIFEST}": spoilt(good[f"{newest}/{MANIFEST}"]) | DEEP,
+        }
+    )
+    before = st.sampled_from([{}, {name: raw for name, raw in good.items() if newest not in name}])
+    return st.builds(lambda new, old: {**old, **new}, fitting | claims | torn, before)
+
+
+def tensor_states() -> st.SearchStrategy[Any]:
+    return tensors().map(lambda tensor: {**a_state(4), "tensors": {"weight": tensor}})
+
+
+def _with_manifest(step: str, state: bytes, claims: Any) -> Files:
+    """A state with a manifest that fits both it and itself, or says what is claimed and fits itself alone."""
+    facts = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    manifest = claims or {"format": checkpoint.FORMAT, "step": 4, "files": {STATE: facts}}
+    text = checkpoint._manifest_text(manifest) if isinstance(manifest, dict) else json.dumps(manifest)
+    return {f"{step}/{STATE}": state, f"{step}/{MANIFEST}": text.encode()}
+
+
+def read_checkpoints(folder: Path) -> object:
+    return Checkpoints(folder).load(lambda damage: None)
+
+
+def classifier_cases() -> Cases:
+    def one(good: bytes) -> st.SearchStrategy[bytes]:
+        content = torch.load(io.BytesIO(good), weights_only=True)
+        names = st.sampled_from([*content["tensors"], "stranger"])
+
+        def with_tensor(name: str, tensor: torch.Tensor) -> Any:
+            return {**content, "tensors": {**content["tensors"], name: tensor}}
+
+        foreign = st.builds(with_tensor, names, tensors())
+        return spoilt(good) | repacked(good) | (altered(content) | foreign).map(saved)
+
+    good = folder_of("classifiers").values()
+    return st.one_of([st.fixed_dictionaries({"ckpt.pt": one(raw)}) for raw in good])
+
+
+def read_ckpt(folder: Path) -> object:
+    read_origin(folder)
+    try:
+        StudentPredictor(folder)(["the cat"])
+    except (OSError, ValueError) as error:
+        _look_for_limits(error)
+    return load_classifier(folder).encode(["the cat"])
+
+
+def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
+    """A safetensors file whose bytes, header or tensors are other than they should be."""
+    length = struct.unpack("<Q", good[:8])[0]
+    header, rest = json.loads(good[8 : 8 + length]), good[8 + length :]
+
+    def with_header(raw: bytes, claimed: int | None) -> bytes:
+        return struct.pack("<Q", len(raw) if claimed is None else claimed) + raw + rest
+
+    lengths = st.none() | st.sampled_from([0, 1, 2**26, 2**32, 2**63, 2**64 - 1])
+    lying = st.builds(with_header, (altered(header) | st.just(header)).map(json_of) | DEEP, lengths)
+    dtypes = st.sampled_from(
+        ["F4", "F8_E8M0", "F8_E4M3", "F6_E2M3", "C64", "BOOL", "I8", "U64", "F64", "BF16"]
+    )
+    tensor_names = [name for name in header if name != "__metadata__"]
+    retyped = st.builds(
+        lambda name, dtype: with_header(json_of({**header, name: {**header[name], "dtype": dtype}}), None),
+        st.sampled_from(tensor_names),
+        dtypes,
+    )
+    names = st.sampled_from([*tensor_names, "stranger", ""])
+    dense = tensors().filter(lambda tensor: tensor.layout == torch.strided and tensor.numel() < 1000)
+    other = st.dictionaries(names, dense.map(torch.clone), max_size=4).map(safetensors_of)
+    return lying | retyped | other | spoilt(good)
+
+
+def base_cases() -> Cases:
+    good = folder_of("base")
+    weights, config = good["model.safetensors"], json.loads(good["config.json"])
+    configs = altered(config).map(json_of) | st.just(good["config.json"]) | spoilt(good["config.json"]) | DEEP
+    index = altered({"weight_map": {"transformer.wte.weight": "part.safetensors"}}).map(json_of)
+    plain = {name: torch.zeros(2, 2) for name in ("transformer.wte.weight", "wpe.weight")}
+    bins = altered(plain).map(saved) | repacked(saved(plain)) | spoilt(saved(plain)) | tensors().map(saved)
+    return st.one_of(
+        st.fixed_dictionaries({"config.json": configs, "model.safetensors": st.just(weights)}),
+        st.fixed_dictionaries(
+            {"config.json": st.just(good["config.json"]), "model.safetensors": safetensors_cases(weights)}
+        ),
+        st.fixed_dictionaries({"config.json": configs, "pytorch_model.bin": bins}),
+        st.fixed_dictionaries(
+            {
+                "config.json": st.just(good["config.json"]),
+                "model.safetensors.index.json": index | spoilt(b'{"weight_map": {"a": "part.safetensors"}}'),
+                "part.safetensors": safetensors_cases(weights),
+            }
+        ),
+    )
+
+
+PATTERNS = (
+    *("(.+)+$x", ".*.*.*.*.*.*.*.*x", "(c|c)*attn", "(.|.)*(.|.)*x", "(", "[", "c_attn", "(?P<x>a)(?P=y)"),
+    *("(" * 3000, "a{9999999}", "((a{99}){99}){99}", r"h\.\d{1,2}\.attn"),
+)
+
+
+def adapter_cases() -> Cases:
+    good = folder_of("adapter")
+    config = json.loads(good["adapter_config.json"])
+    naming = st.builds(
+        lambda key, pattern: {**config, key: pattern},
+        st.sampled_from(["target_modules", "exclude_modules", "base_model_name_or_path"]),
+        st.sampled_from(PATTERNS),
+    ) | st.sampled_from(PATTERNS).map(lambda pattern: {**config, "alpha_pattern": {pattern: 3}})
+    configs = (
+        (altered(config) | naming | st.just(config)).map(json_of) | spoilt(good["adapter_config.json"]) | DEEP
+    )
+    companion = altered(json.loads(good["colakit.json"])).map(json_of) | spoilt(good["colakit.json"]) | DEEP
+    weights = good["adapter_model.safetensors"]
+    kept = {name: st.just(raw) for name, raw in good.items()}
+    return st.one_of(
+        st.fixed_dictionaries({**kept, "adapter_config.json": configs}),
+        st.fixed_dictionaries({**kept, "adapter_model.safetensors": safetensors_cases(weights)}),
+        st.fixed_dictionaries({**kept, "colakit.json": companion}),
+    )
+
+
+@functools.cache
+def base_with_tokenizer() -> Path:
+    """A good base on disk, for adapters to be put on."""
+    from colakit.data.tokenizer_training import save_tokenizer
+
+    folder = Path(tempfile.mkdtemp(prefix="hostile-base-"))
+    for name, raw in folder_of("base").items():
+        (folder / name).write_bytes(raw)
+    save_tokenizer(tokenizer(), folder, max_tokens=8)
+    return folder
+
+
+def read_adapter_folder(folder: Path) -> object:
+    """Put it on a base as a classifier, and on the base's language model."""
+    read_origin(folder)
+    apply_adapter(GPT(gpt_config()), read_adapter(folder), where=ADAPTER_NAME)
+    return load_classifier(folder, base=str(base_with_tokenizer()))
+
+
+@functools.cache
+def readers() -> dict[str, Reader]:
+    """All readers, by what they read."""
+    return {
+        "TSV, CSV": Reader(table_cases(), read_table),
+        "annotations": Reader(annotation_cases(), read_marks),
+        "YAML": Reader(yaml_cases(), lambda folder: resolve(config=folder / "settings.yaml", environment={})),
+        "zip": Reader(zip_cases(), read_zip),
+        "pairs": Reader(pair_cases(), read_pair_files),
+        "cached arrays": Reader(cache_cases(), read_cache),
+        "checkpoints": Reader(checkpoint_cases(), read_checkpoints),
+        "ckpt.pt": Reader(classifier_cases(), read_ckpt),
+        "base": Reader(base_cases(), load_gpt),
+        "adapter": Reader(adapter_cases(), read_adapter_folder),
+    }
+
+
+def throw(reader: Reader, cases: int, count: Counter[str]) -> None:
+    """Give a reader that many cases; the same ones every time.
+
+    Raises:
+        Exception: what the first case raised that did not end as it must, made as small as can be.
+    """
+
+    @hypothesis.settings(
+        max_examples=cases,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=reader.cases)
+    def law(case: Files) -> None:
+        count["cases"] += 1
+        count[outcome(reader, case)] += 1
+
+    law()
+
+
+# -- the long form
+
+
+def run() -> None:
+    """Throw cases at every reader and print the table; the first that ends otherwise is an exception."""
+    parser = argparse.ArgumentParser(description="Give every reader hostile files.")
+    parser.add_argument("--cases", type=int, default=10_000, help="for each reader")
+    parser.add_argument("--only", nargs="*", default=[], help="names of readers")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    chosen = {name: reader for name, reader in readers().items() if name in options.only or not options.only}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
+        os.chdir(folder)
+        print("| files | cases | results | refusals | seconds |\n| --- | ---: | ---: | ---: | ---: |")
+        for name, reader in chosen.items():
+            count, start = Counter[str](), time.monotonic()
+            throw(reader, options.cases, count)
+            told = [f"{count[what]:,}" for what in ("cases", "result", "refused")]
+            print(f"| {' | '.join([name, *told])} | {time.monotonic() - start:.0f} |", flush=True)
+        os.chdir("/")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"\nnothing else; {time.monotonic() - began:.0f} s, at most {most} MiB of memory")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,178 @@
+"""A run in a process of its own that is killed with SIGKILL, at a moment or at a given call that writes.
+
+The code under test knows nothing of this: the child wraps the functions it writes with.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colakit.cli.app import main
+from colakit.storage.checkpoints import Checkpoints
+from colakit.storage.run_folder import RunFolder
+from colakit.training.trainer import Trainer
+
+STARTING, TRAINING, WRITING, ENDED = range(4)
+BEGIN, END = "begin", "end"
+WRITES = ("fsync", "rename", "replace", "unlink", "mkdir", "truncate", "ftruncate", "rmdir")  # of `os`
+
+
+class Child:
+    """One run in a process of its own.
+
+    Args:
+        arguments: colakit's.
+        log: file for what it prints.
+        aim: the writing call at which it kills itself.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, aim: int | None = None) -> None:
+        self.shared = mmap.mmap(-1, 8)  # the phase
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(arguments, log, aim)
+
+    def _become(self, arguments: list[str], log: Path, aim: int | None) -> None:
+        code = 70
+        try:
+            with log.open("ab") as file:
+                for number in (1, 2):
+                    os.dup2(file.fileno(), number)
+            calls = instrument(self.shared, aim)
+            code = main(arguments)
+            log.with_suffix(".calls").write_text(json.dumps(calls), encoding="utf-8")
+        finally:
+            self.shared[0] = ENDED
+            os._exit(code)
+
+    def wait(self, kill_after: float | None = None) -> tuple[int | None, int]:
+        """Return (exit code, or None where it was killed; phase it was in)."""
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(self.pid, signal.SIGKILL)  # a process that has ended stays until it is waited for
+        _, status = os.waitpid(self.pid, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        code = None if killed else os.waitstatus_to_exitcode(status)
+        return code, self.shared[0]
+
+
+def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
+    """Keep the phase in `shared`, list the calls that write, and die at number `aim`."""
+    calls: list[str] = []
+    count = 0
+
+    def is_hit(name: str) -> bool:
+        nonlocal count
+        count += 1
+        calls.append(name)
+        if count == aim:
+            shared[0] = shared[0] if shared[0] == STARTING else WRITING
+        return count == aim
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if is_hit(function.__name__):
+                die()
+            return function(*arguments, **options)
+
+        return call
+
+    def torn_save(value: Any, file: Any) -> None:
+        if is_hit("torch.save"):
+            buffer = io.BytesIO()
+            save(value, buffer)
+            file.write(buffer.getvalue()[: buffer.tell() // 2])
+            file.flush()
+            die()
+        save(value, file)
+
+    def torn_metrics(run: RunFolder, record: dict[str, Any]) -> None:
+        if is_hit("metrics"):
+            with run.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record)[:9])
+            die()
+        append(run, record)
+
+    def stepping(*arguments: Any) -> None:
+        shared[0] = TRAINING
+        after_step(*arguments)
+
+    def saving(*arguments: Any) -> Any:
+        shared[0] = WRITING
+        calls.append(BEGIN)
+        path = save_checkpoint(*arguments)
+        calls.append(END)
+        shared[0] = TRAINING
+        return path
+
+    for name in WRITES:
+        setattr(os, name, counted(getattr(os, name)))
+    save, torch.save = torch.save, torn_save
+    append, RunFolder.append_metrics = RunFolder.append_metrics, torn_metrics  # type: ignore[method-assign]
+    after_step, Trainer._after_step = Trainer._after_step, stepping  # type: ignore[method-assign]
+    save_checkpoint, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
+    return calls
+
+
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+class TwoProcesses:
+    """A run under torchrun, in two processes."""
+
+    def __init__(self, arguments: list[str], out: Path) -> None:
+        self.line = [
+            *TWO_PROCESSES,
+            "-m",
+            "colakit",
+            *arguments,
+            "--quiet",
+            "--resume",
+            "auto",
+            "--out",
+            str(out),
+        ]
+        self.saved = Checkpoints(out / "checkpoints")
+
+    def kill(self, rank: int, after_seconds: float) -> bool:
+        """Start or continue the run, kill one process after it saved, and wait until the job has died of it.
+
+        Returns:
+            False if the run had ended before.
+        """
+        before, deadline = self.saved.found()[:1], time.monotonic() + 120
+        job = self._launch()
+        while self.saved.found()[:1] == before and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(after_seconds)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+        workers = sorted(children.read_text(encoding="ascii").split(), key=int) if children.exists() else []
+        if len(workers) == 2:
+            os.kill(int(workers[rank]), signal.SIGKILL)
+        _, err = job.communicate(timeout=120)
+        assert job.returncode or len(workers) < 2, err
+        return job.returncode != 0
+
+    def finish(self) -> None:
+        """Start or continue the run, and leave it alone."""
+        job = self._launch()
+        _, err = job.communicate(timeout=120)
+        assert job.returncode == 0, err
+
+    def _launch(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

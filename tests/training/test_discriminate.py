@@ -1,0 +1,183 @@
+"""Corrupted sentences, and the stage of pre-training that tells them from real ones."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.toy import ToyGrammar
+from torch.testing import assert_close
+
+from colakit.data.batches import Batch
+from colakit.data.corruption import Corruptor
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
+from colakit.storage.gpt2 import load_gpt
+from colakit.training.objectives import discrimination
+
+Run = Callable[..., tuple[int, str, str]]
+SENTENCES = [
+    "The dogs bark at every cat.",
+    "I like to bark.",
+    "She barked and he was barking?",
+    "These cats have seen him!",
+]
+
+
+@pytest.fixture
+def corruptor() -> Corruptor:
+    return Corruptor(SENTENCES)
+
+
+@pytest.mark.parametrize("kind", ["drop", "swap", "move", "double", "insert", "replace", "inflect"])
+def test_each_corruption_does_what_its_name_says(kind: str, corruptor: Corruptor) -> None:
+    words = ["she", "barked", "at", "the", "dogs"]
+    change = {"drop": -1, "double": 1, "insert": 1}.get(kind, 0)
+    seen = set()
+    for seed in range(100):
+        found = corruptor.kinds[kind](list(words), random.Random(seed))
+        assert len(found) == len(words) + change
+        if kind in ("swap", "move"):
+            assert sorted(found) == sorted(words)
+        if kind in ("replace", "inflect"):
+            assert sum(a != b for a, b in zip(found, words, strict=True)) <= 1
+        if kind == "double":
+            assert sum(a == b for a, b in pairwise(found)) == 1
+        seen.add(tuple(found))
+    assert len(seen) > 3
+
+
+def test_inflection_knows_the_forms_that_were_seen(corruptor: Corruptor) -> None:
+    assert corruptor.forms["bark"] == ["barked", "barking"]
+    assert "dog" not in corruptor.forms  # no other form of it was seen
+    assert corruptor.forms["him"] == ["he", "himself"]
+
+
+def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Corruptor) -> None:
+    for seed, sentence in enumerate(SENTENCES * 50):
+        found = corruptor.corrupt(sentence, random.Random(seed))
+        assert found is not None
+        assert found != sentence
+        assert found[0].isupper()
+        assert found[-1] == sentence[-1]
+        assert found == corruptor.corrupt(sentence, random.Random(seed))
+    assert corruptor.corrupt("Stop!", random.Random(0)) is None
+
+
+def test_a_name_keeps_its_capital_wherever_it_goes(corruptor: Corruptor) -> None:
+    found = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
+    assert len(found) > 20
+    assert not any("john" in str(sentence) for sentence in found)
+    moved = {corruptor.corrupt("Cats have seen him.", random.Random(seed)) for seed in range(60)}
+    assert any(" cats" in str(sentence) for sentence in moved)  # a word that was seen in lower case
+
+
+@pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
+def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
+    body = GPT(config)
+    model = body.classifier(2)
+    ids, lengths = torch.randint(13, (4, 6)), [6, 5, 4, 6]
+    mask = torch.tensor([[1] * length + [0] * (6 - length) for length in lengths])
+    labels = torch.tensor([1, 0, 1, 0])
+    found = discrimination(lm_weight, pair_weight)(model, Batch(ids, mask, labels, group=2))
+    logits = model(ids, mask)
+    assert found.logits is not None
+    assert_close(found.logits, logits)
+    words = body(ids)
+    nats = [
+        F.cross_entropy(words[row, : length - 1], ids[row, 1:length], reduction="sum")
+        for row, length in enumerate(lengths)
+    ]
+    expected = F.cross_entropy(logits, labels, reduction="sum") + lm_weight * (nats[0] + nats[2])
+    for real, corrupted in (nats[:2], nats[2:]):
+        expected = expected + pair_weight * torch.log1p(torch.exp(real - corrupted))
+    assert_close(found.total, expected)
+    leaves = list(model.parameters())
+    wanted = torch.autograd.grad(expected, leaves)
+    for one, two in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+        assert_close(one, two)
+
+
+@pytest.mark.parametrize("pair_weight", [0.0, 1.0])
+def test_corrupted_words_are_read_for_the_preference_alone(pair_weight: float) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
+    model = GPT(config).classifier(2)
+    model.score.weight.data.zero_()
+    ids, mask = torch.randint(13, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    batch = Batch(ids, mask, torch.tensor([1, 0]), group=2)
+    other = replace(batch, input_ids=torch.stack([ids[0], (ids[1] + 1) % 13]))
+    losses = [discrimination(0.5, pair_weight)(model, one).total for one in (batch, other)]
+    assert torch.equal(*losses) == (pair_weight == 0)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    grammar = ToyGrammar(5)
+    path = tmp_path_factory.mktemp("text") / "toy.txt"
+    path.write_text("\n".join(grammar.acceptable() + "\n" for _ in range(800)), encoding="utf-8")
+    return path
+
+
+def test_discriminating_writes_a_base_that_tunes_and_resumes(
+    toy: Path, text: Path, colakit: Run, tmp_path: Path
+) -> None:
+    settings = ["--set", f"pretrain.text.toy={text}", "--sentences", 400, "--lr", 2e-3, "--batch-size", 16]
+    stepwise = ["--set", "discriminate.evaluate_every_steps=10", "--set", "discriminate.val_fraction=0.1"]
+    common = ["--base", toy / "base", "--quiet", *settings, *stepwise]
+    code, answer, err = colakit("discriminate", *common, "--json", "--out", tmp_path / "run")
+    assert code == 0, err
+    summary = json.loads(answer)
+    assert set(summary["splits"]) == {"val"}
+    assert summary["splits"]["val"]["mcc"] > 0.2
+    finished = (tmp_path / "run" / "summary.json").read_bytes()
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed after its last checkpoint
+    code, _, err = colakit("discriminate", *common, "--resume", "--out", tmp_path / "run")
+    assert code == 0, err
+    ends = [json.loads(text) for text in (finished, (tmp_path / "run" / "summary.json").read_bytes())]
+    assert ends[0]["splits"] == ends[1]["splits"]
+    before, after = load_gpt(toy / "base"), load_gpt(tmp_path / "run" / "base")
+    assert before.config == after.config
+    assert not torch.equal(before.transformer.wte.weight, after.transformer.wte.weight)
+    half = [*common, "--set", "discriminate.start_weight=0.5", "--out", tmp_path / "half"]
+    code, _, err = colakit("discriminate", *half)
+    assert code == 0, err
+    start, end, found = (m.state_dict() for m in (before, after, load_gpt(tmp_path / "half" / "base")))
+    for name, value in found.items():
+        assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # bf16
+    models = [tmp_path / "half", tmp_path / "half" / "base", tmp_path / "half" / "ckpt.pt"]
+    code, answer, err = colakit("evaluate", "--text", text, *models, "--json")
+    assert code == 0, err
+    run, base, taught = (found["bits_per_byte"] for found in json.loads(answer)["models"])
+    assert run == base != taught  # a run stands for the base that it has written
+    code, _, err = colakit(
+        *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),
+        *("--quiet", "--out", tmp_path / "tuned"),
+    )
+    assert code == 0, err
+
+
+def test_a_dry_run_leaves_the_cache_alone(
+    toy: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
+    arguments = ["--base", toy / "base", "--set", f"pretrain.text.toy={text}", "--dry-run"]
+    code, out, err = colakit("discriminate", *arguments, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "dry run: nothing was written" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_text_nothing_begins(toy: Path, colakit: Run) -> None:
+    code, _, err = colakit("discriminate", "--base", toy / "base")
+    assert code == 2
+    assert "nothing to read" in err

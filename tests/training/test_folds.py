@@ -1,0 +1,445 @@
+"""`colakit finetune --folds K`: its runs, out-of-fold figures, failures and resuming, and who takes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+
+from colakit.api.session import Session
+from colakit.cli.app import main
+from colakit.config.resolve import resolve
+from colakit.config.yaml import read_yaml
+from colakit.data.transfer import normalised
+from colakit.errors import ColakitError
+from colakit.evaluation.comparison import Entrant, experiment_key, group_names
+from colakit.inference.classifier import load_classifier
+from colakit.runtime.device import resolve_compute
+from colakit.storage.run_folder import RunFolder
+from colakit.training import cross_validation as command
+from colakit.training.task_data import TaskData, load_task
+from colakit.utils.console import Reporter
+from colakit.utils.subprocesses import Child
+
+Run = Callable[..., tuple[int, str, str]]
+K = 2
+
+
+def finetune(toy: Path, *more: object) -> list[str]:
+    shared = ["--base", toy / "base", "--data", toy / "corpus", "--epochs", 4, "--lr", 3e-3, "--seed", 3]
+    return ["finetune", *map(str, [*shared, *more])]
+
+
+@pytest.fixture(scope="module")
+def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command leaves, by its own processes."""
+    folder = tmp_path_factory.mktemp("trained") / "folds"
+    assert main(finetune(toy, "--folds", K, "--out", folder, "--quiet")) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "folds")
+    return tmp_path / "folds"
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """The commands that were run: in this process, which is faster, and ends as a process of theirs would."""
+    found: list[Child] = []
+
+    def run_side_by_side(commands: Sequence[Child], workers: object, tell: object) -> list[str]:
+        for child in commands:
+            found.append(child)
+            if code := main([*child.words, "--quiet"]):
+                raise ColakitError(f"{child.name}: failed", hint="Mend it.", exit_code=code)
+        return [""] * len(commands)
+
+    monkeypatch.setattr(command, "run_side_by_side", run_side_by_side)
+    return found
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def cut(toy: Path) -> TaskData:
+    resolved = resolve(assignments=[f"data.path={toy / 'corpus'}"], environment={})
+    return load_task(Session("finetune", resolved, Reporter(quiet=True)))
+
+
+def fold_of_sentence(sentence: str, count: int) -> int:
+    """Counted from 1, as `docs/distillation.md` has it."""
+    digest = hashlib.sha256(normalised(sentence).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % count + 1
+
+
+# -- what it trains and says
+
+
+def test_its_runs_are_those_of_leave_out(trained: Path, toy: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        run, alone = trained / f"fold-{number}", tmp_path / f"{number}"
+        fold = f"finetune.leave_out={number}/{K}"
+        assert main(finetune(toy, "--set", fold, "--out", alone, "--quiet")) == 0
+        for name in ("metrics.jsonl", "predictions.json"):
+            assert (run / name).read_bytes() == (alone / name).read_bytes()
+        assert read_yaml(run / "settings.yaml")["finetune"]["leave_out"] == f"{number}/{K}"
+        assert summary(run)["leave_out"] == f"{number}/{K}"
+
+
+def test_out_of_fold_figures_are_those_of_the_run_that_has_not_seen_a_sentence(
+    trained: Path, toy: Path
+) -> None:
+    train = cut(toy).train
+    labels, answers = train.require_labels(), np.full(len(train), -1)
+    folds = np.array([fold_of_sentence(sentence, K) for sentence in train.sentences])
+    compute = resolve_compute("auto", "auto")
+    found = summary(trained)
+    for number in (1, 2):
+        classifier = load_classifier(trained / f"fold-{number}")
+        compute.place(classifier.model.requires_grad_(False))
+        place = np.flatnonzero(folds == number)
+        logits = classifier.logits(classifier.encode([train.sentences[i] for i in place]), compute)
+        odds = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
+        assert classifier.threshold is not None
+        answers[place] = odds >= classifier.threshold
+        run = found["runs"][number - 1]
+        assert run["leave_out"] == f"{number}/{K}"
+        assert run["threshold"] == classifier.threshold
+        assert run["left_out"]["num_examples"] == len(place)
+        assert run["left_out"]["mcc"] == pytest.approx(matthews_corrcoef(labels[place], answers[place]))
+        held_out = summary(trained / f"fold-{number}")["splits"]["val"]
+        assert run["val"].items() <= held_out.items()
+    whole = found["out_of_fold"]
+    assert whole["num_examples"] == len(train) == 216
+    assert whole["mcc"] == pytest.approx(matthews_corrcoef(labels, answers))
+    assert whole["mcc"] != 0
+    assert whole["accuracy"] == pytest.approx(accuracy_score(labels, answers))
+    assert whole["majority_rate"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
+    assert whole["mcc_interval"][0] < whole["mcc"] < whole["mcc_interval"][1]
+    saved = RunFolder(trained).read_predictions()["out_of_fold"]
+    np.testing.assert_array_equal(saved, (labels, answers))
+    for part in ("val", "left_out"):
+        for key in ("mcc", "accuracy", "majority_rate"):
+            values = [run[part][key] for run in found["runs"]]
+            assert found[part][key]["mean"] == pytest.approx(np.mean(values))
+            assert found[part][key]["sd"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_it_prints_what_it_writes(copy: Path, colakit: Run, children: list[Child]) -> None:
+    (copy / "summary.json").unlink()  # as if it had been killed while it reported
+    code, out, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
+    assert code == 0, err
+    assert not children
+    found = summary(copy)
+    for number in (
+        found["out_of_fold"]["mcc"],
+        found["left_out"]["mcc"]["mean"],
+        found["val"]["mcc"]["sd"],
+    ):
+        assert f"{number:.3f}" in out
+    assert "216" in out
+    assert "mean ± sd" in out
+    code, out, err = colakit("finetune", "--resume", "--out", copy, "--json")
+    assert code == 0
+    assert json.loads(out) == {**found, "run": str(copy)}
+    assert "is finished; nothing to resume" in err
+
+
+def test_a_dry_run_counts_the_folds_and_touches_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    code, out, err = colakit(*finetune(toy, "--folds", 3, "--dry-run", "--json", "--out", tmp_path / "run"))
+    assert code == 0, err
+    answer, train = json.loads(out), cut(toy).train
+    sizes = [sum(fold_of_sentence(s, 3) == number for s in train.sentences) for number in (1, 2, 3)]
+    assert answer["folds"] == dict(zip(("1/3", "2/3", "3/3"), sizes, strict=True))
+    assert answer["parameters"]["trainable"] > 0
+    assert "parameters train" in err
+    assert not (tmp_path / "run").exists()
+
+
+# -- going on
+
+
+def test_going_on_trains_what_is_missing_with_the_settings_it_began_with(
+    copy: Path, trained: Path, colakit: Run, children: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copy / "fold-2")
+    (copy / "summary.json").unlink()
+    kept = (copy / "fold-1/ckpt.pt").stat().st_mtime_ns
+    monkeypatch.setenv("COLAKIT_GENERATE__TOP_K", "3")
+    code, _, err = colakit(
+        "finetune", "--folds", K, "--resume", "--out", copy, "--set", "finetune.log_every=7"
+    )
+    assert code == 0, err
+    assert [child.name for child in children] == ["fold-2"]
+    assert (copy / "fold-1/ckpt.pt").stat().st_mtime_ns == kept
+    for name in ("predictions.json", "fold-2/predictions.json"):
+        assert (copy / name).read_bytes() == (trained / name).read_bytes()
+    assert summary(copy)["out_of_fold"] == summary(trained)["out_of_fold"]
+    assert read_yaml(copy / "fold-2/settings.yaml")["finetune"]["log_every"] == 7  # free to change
+
+
+def test_auto_begins_and_what_set_a_setting_here_does_not_set_it_again_in_the_children(
+    toy: Path, colakit: Run, children: list[Child], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLAKIT_FINETUNE__EPOCHS", "9")
+    monkeypatch.setenv("COLAKIT_SHARED", "kept")
+    assert "COLAKIT_FINETUNE__EPOCHS" not in command.without_settings(os.environ)
+    assert command.without_settings(os.environ)["COLAKIT_SHARED"] == "kept"
+    monkeypatch.delenv("COLAKIT_FINETUNE__EPOCHS")  # the children are run in this process here
+    out = tmp_path / "new"
+    assert colakit(*finetune(toy, "--folds", K, "--epochs", 1, "--resume", "auto", "--out", out))[0] == 0
+    assert [child.name for child in children] == ["fold-1", "fold-2"]
+    assert read_yaml(out / "fold-1/settings.yaml")["finetune"]["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--folds", "3", "--resume"], "--folds 3: {out} holds 2 folds"),
+        (["--lr", "0.5", "--resume"], "started differently: finetune.lr was 0.003, is 0.5"),
+        (["--base", "gpt2", "--resume=auto"], "started differently: base was"),
+        (["--folds", "2"], "--out {out}: is not empty"),
+    ],
+)
+def test_what_does_not_go_on_from_there_is_refused(
+    flags: list[str], message: str, copy: Path, colakit: Run, children: list[Child]
+) -> None:
+    before = (copy / "settings.yaml").read_bytes()
+    code, _, err = colakit("finetune", "--out", copy, *flags)
+    assert code == 2
+    assert message.format(out=copy) in " ".join(err.split())
+    assert (copy / "settings.yaml").read_bytes() == before
+    assert not children
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--folds", "5", "--set", "finetune.leave_out=1/5"], "--folds with finetune.leave_out=1/5"),
+        (["--folds", "5", "--objective", "language_modelling"], "finetune.objective=language_modelling"),
+        (["--folds", "1"], "--folds"),
+        (["--folds", "1001"], "1000"),
+        (["--folds", "1000"], "no sentence of train falls into fold"),
+        (["--folds", "2", "--target-modules", "nothing"], "nothing"),
+        (["--folds", "2", "--resume"], "which run?"),
+    ],
+)
+def test_refusals_leave_nothing(
+    flags: list[str], message: str, toy: Path, colakit: Run, children: list[Child]
+) -> None:
+    code, _, err = colakit(*finetune(toy, *flags))
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert not children
+    assert not Path("runs").exists()
+
+
+def test_torchrun_and_runs_of_their_own_are_refused(
+    toy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ["--set", "finetune.leave_out=null", "--resume", "--out", trained / "fold-1"]
+    code, _, err = colakit(*finetune(toy, "--folds", 2, *whole))
+    assert code == 2
+    assert "holds a run of its own" in err
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ColakitError, match="under torchrun"):
+        command._refuse(Session("finetune", resolve(environment={}), Reporter(quiet=True)))
+
+
+def test_a_run_in_another_fold_s_place_is_named(copy: Path, colakit: Run) -> None:
+    shutil.rmtree(copy / "fold-2")
+    shutil.copytree(copy / "fold-1", copy / "fold-2")
+    (copy / "summary.json").unlink()
+    code, _, err = colakit("finetune", "--resume", "--out", copy)
+    assert code == 2
+    assert "fold-2: left out fold 1/2; fold 2/2 is wanted here" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(("cores", "given", "expected"), [(8, "", (2, "4")), (8, "1", (2, "1")),
+                                                          (2, "2", (1, "2")), (1, "", (1, "1"))])  # fmt: skip
+def test_cores_are_shared_among_the_processes(
+    cores: int, given: str, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(command, "available_cpus", lambda: cores)
+    session = Session("finetune", resolve(assignments=["device=cpu"], environment={}), Reporter())
+    workers = command._workers(session, 2)
+    assert (len(workers), workers[0]["OMP_NUM_THREADS"]) == expected
+
+
+# -- failures and signals, with processes
+
+
+def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_resumable(
+    copy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # else the first is finished when the other fails
+    monkeypatch.setattr(command, "available_cpus", lambda: 2)
+    (copy / "summary.json").unlink()
+    for number in (1, 2):
+        shutil.rmtree(copy / f"fold-{number}")
+    (copy / "fold-2").mkdir()
+    (copy / "fold-2" / "diary.txt").write_text("somebody else's")
+    code, _, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
+    said = " ".join(err.split())
+    assert code == 2
+    assert f"error: fold-2: --out {copy}/fold-2: is not empty; 0 of 2 folds are finished" in said
+    assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in said
+    assert not list(copy.rglob("run.lock"))
+    (copy / "fold-2" / "diary.txt").unlink()
+    code, _, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
+    assert code == 0, err
+    assert (copy / "predictions.json").read_bytes() == (trained / "predictions.json").read_bytes()
+
+
+def struck(toy: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Train folds that would take long, and send a signal once one has saved; return exit code and stderr."""
+    slow = ["--epochs", 400, "--set", "finetune.save_every_steps=2", "--out", out]
+    words = [sys.executable, "-m", "colakit", *finetune(toy, "--folds", K, *slow)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while process.poll() is None and not list(out.glob("fold-*/checkpoints/step-*")):
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate()
+    return process.returncode, err
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    code, err = struck(toy, out, signal.SIGINT)
+    assert code == 130, err
+    said = " ".join(err.split())
+    assert "error: stopped; 0 of 2 folds are finished" in said
+    assert f"Continue: colakit finetune --folds 2 --resume --out {out}" in said
+    assert not list(out.rglob("run.lock"))
+    assert not list(out.glob("fold-*/summary.json"))
+    begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
+    assert begun
+    for fold in begun:
+        assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
+
+
+def test_folds_whose_parent_is_killed_save_and_leave(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    code, err = struck(toy, out, signal.SIGKILL)
+    assert code == -signal.SIGKILL, err
+    begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
+    assert begun
+    for fold in begun:
+        with RunFolder(fold).lock.held(wait_seconds=60):  # nobody is at work in it
+            assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
+    assert not list(out.glob("fold-*/summary.json"))
+
+
+# -- who takes the folder
+
+
+def test_distill_takes_the_folder_for_its_runs(
+    trained: Path, toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    shared = ["distill", "--data", toy / "corpus", "--epochs", 1, "--quiet"]
+    runs = [trained / f"fold-{number}" for number in (1, 2)]
+    named = [word for run in runs for word in ("--teacher", run)]
+    for name, teachers in (("folder", ["--teacher", trained]), ("runs", named)):
+        code, _, err = colakit(*shared, *teachers, "--out", tmp_path / name)
+        assert code == 0, err
+    one, other = (summary(tmp_path / name) for name in ("folder", "runs"))
+    assert [teacher["path"] for teacher in one["teachers"]] == list(map(str, runs))
+    assert one["out_of_fold"] == 216
+    assert one["teachers"] == other["teachers"]
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("folder", "runs")]
+    assert metrics[0] == metrics[1]
+    assert one["experiment"] == other["experiment"]
+
+
+def test_evaluate_and_plot_take_the_folds_as_one_experiment(
+    trained: Path, colakit: Run, tmp_path: Path
+) -> None:
+    code, out, err = colakit("evaluate", trained, "--split", "dev", "--json")
+    assert code == 0, err
+    dev = json.loads(out)["splits"]["dev"]
+    (group,) = dev["groups"]
+    assert (group["num_seeds"], group["num_folds"]) == (2, 2)
+    scores = [row["metrics"]["mcc"] for row in dev["models"]]
+    assert [row["fold"] for row in dev["models"]] == ["1/2", "2/2"]
+    assert group["mcc_sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert "mean ± sd over seeds and folds" in err
+    assert "2 folds" in err
+    code, out, err = colakit("plot", trained, "--out", tmp_path, "--json")
+    assert code == 0, err
+    figures = {str(Path(figure).relative_to(trained)) for figure in json.loads(out)["figures"][:2]}
+    assert figures == {"fold-1/plots/curves.png", "fold-2/plots/curves.png"}
+
+
+def test_a_folder_with_a_fold_missing_is_refused_with_the_command_that_continues(
+    copy: Path, toy: Path, colakit: Run
+) -> None:
+    (copy / "fold-2" / "summary.json").unlink()
+    pairs = copy / "pairs.jsonl"
+    pairs.write_text('{"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep."}\n')
+    for words in (
+        ["distill", "--data", toy / "corpus", "--teacher", copy],
+        ["evaluate", copy],
+        ["evaluate", "--pairs", pairs, copy],
+        ["plot", copy],
+    ):
+        code, _, err = colakit(*words)
+        assert code == 2
+        assert f"{copy}: fold-2 of 2 is not finished" in " ".join(err.split())
+        assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in " ".join(err.split())
+
+
+def test_where_one_model_is_wanted_the_folder_is_refused(trained: Path, colakit: Run) -> None:
+    code, _, err = colakit("predict", "--model", trained)
+    assert code == 2
+    assert f"such as {trained}/fold-1" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[2]", '{"folds": true}', '{"folds": 1}', '{"folds": "5"}', '{"folds": 1001}']
+)
+def test_a_record_that_is_broken_is_named(text: str, colakit: Run, tmp_path: Path) -> None:
+    (tmp_path / "folds.json").write_text(text)
+    code, _, err = colakit("evaluate", tmp_path)
+    assert code == 2
+    assert f"{tmp_path}/folds.json: " in " ".join(err.split())
+
+
+# -- one experiment
+
+
+def tuned(**finetune: object) -> dict[str, Any]:
+    return {"command": "finetune", "base": "gpt2", "settings": {"finetune": {"lr": 1e-3, **finetune}}}
+
+
+def test_folds_of_one_number_are_one_experiment() -> None:
+    key = experiment_key(tuned(leave_out="1/5"))
+    assert key == experiment_key(tuned(leave_out="4/5"))
+    others = [tuned(leave_out=None), tuned(leave_out="1/4"), tuned(leave_out="1/5", lr=1e-2)]
+    assert key not in map(experiment_key, others)
+    student = {**tuned(leave_out="1/5"), "command": "distill"}  # with its teacher's settings: it saw all
+    assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
+
+
+def test_a_fold_is_repeated_where_its_seed_is_the_same() -> None:
+    entrants = [Entrant(f"{seed}-{fold}", "tuned", "key", seed, fold) for seed in (0, 1) for fold in "ab"]
+    assert len(set(group_names(entrants))) == 1
+    again = Entrant("again", "tuned", "key", 1, "b")
+    assert len(set(group_names([*entrants, again]))) == 2

@@ -1,0 +1,295 @@
+"""Blocks below the first adapted one: they train nothing, drop nothing, and are computed once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from colakit.data.batches import Examples, pad_states
+from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.inference.forward import compute_logits, compute_states
+from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
+from colakit.kernels.native import find_compiler
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT, GPTClassifier, Transformer
+from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.runtime.device import Compute
+from colakit.storage.tensor_files import read_tensors
+from colakit.training.objectives import classification
+
+Run = Callable[..., tuple[int, str, str]]
+LENGTHS = (5, 9, 1, 7, 12, 3, 3, 8)
+TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
+
+
+def classifier(layers: tuple[int, ...] | None, dropout: float = 0.0) -> GPTClassifier:
+    """Return a classifier of four blocks with adapters in some of them, none of which is zero."""
+    torch.manual_seed(0)
+    config = GPTConfig(50, 16, 16, 4, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
+    model = GPT(config).classifier(2)
+    inject(model, LoRAConfig(rank=2, layers_to_transform=layers))
+    train_also(model, layernorm=True, head=True, layers=layers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.train()
+
+
+def examples() -> Examples:
+    generator = np.random.default_rng(0)
+    tokens = Tokens.pack([generator.integers(0, 50, size=length) for length in LENGTHS])
+    return Examples(tokens, generator.integers(0, 2, size=len(LENGTHS)))
+
+
+def with_states(data: Examples, model: GPTClassifier, compute: Compute) -> Examples:
+    return replace(data, states=compute_states(model, data.tokens, compute, batch_size=3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "frozen"),
+    [(None, 0), ((0, 3), 0), ((1,), 1), ((2, 3), 2), ((3,), 3)],
+)
+def test_blocks_below_the_first_adapted_one_are_frozen(layers: tuple[int, ...] | None, frozen: int) -> None:
+    assert classifier(layers).transformer.num_frozen_blocks == frozen
+
+
+def test_the_last_block_is_never_counted_nor_any_above_what_trains() -> None:
+    model = classifier((3,))
+    model.requires_grad_(False)
+    assert model.transformer.num_frozen_blocks == 3  # the last one answers for last tokens alone
+    model.transformer.wpe.weight.requires_grad_(True)
+    assert model.transformer.num_frozen_blocks == 0
+
+
+def test_frozen_blocks_evaluate_while_the_others_train() -> None:
+    model = classifier((2,), dropout=0.5)
+    body = model.transformer
+    assert [block.training for block in body.h] == [False, False, True, True]
+    assert not body.drop.training
+    assert body.h[2].attn.training
+    model.eval().train()
+    assert [block.training for block in body.h] == [False, False, True, True]
+    assert all(module.training for module in classifier(None).modules())
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")),
+    ],
+)
+@pytest.mark.parametrize("layers", [(1, 2, 3), (2,), (3,)])
+def test_states_at_hand_change_neither_loss_nor_gradients(
+    layers: tuple[int, ...], kernels: bool, fp32: Compute, tmp_path: Path
+) -> None:
+    compute = fp32.with_kernels("always", tmp_path) if kernels else fp32
+    model = classifier(layers)
+    data = examples()
+    known = with_states(data, model, compute)
+    found: list[list[Tensor]] = []
+    for each in (data, known):
+        learner = copy.deepcopy(model)
+        with compute.autocast():
+            loss = classification(learner, each.batch([4, 0, 3, 7, 2]))
+        loss.total.backward()
+        assert loss.logits is not None
+        grads = [p.grad for p in learner.parameters() if p.requires_grad]
+        assert all(grad is not None for grad in grads)
+        found.append([loss.total.detach(), loss.logits, *(grad for grad in grads if grad is not None)])
+    assert len(found[0]) > 2 + 8 * len(layers)
+    assert max(grad.abs().max() for grad in found[0][2:]) > 0.1
+    assert_close(found[1], found[0], **TIGHT)
+
+
+def test_states_at_hand_leave_dropout_to_the_blocks_above(fp32: Compute) -> None:
+    model, data = classifier((2, 3), dropout=0.3), examples()
+    losses = []
+    for each in (data, with_states(data, model, fp32)):
+        torch.manual_seed(1)
+        with fp32.autocast():
+            losses.append(classification(model, each.batch([4, 0, 3])).total.detach())
+    assert_close(losses[1], losses[0], **TIGHT)
+    with fp32.autocast():
+        again = classification(model, data.batch([4, 0, 3])).total.detach()
+    assert not torch.isclose(again, losses[0], rtol=1e-3), "nothing was dropped"
+
+
+def test_states_are_the_residual_stream_of_each_token_whatever_stands_beside_it(fp32: Compute) -> None:
+    model, data = classifier((2, 3)), examples()
+    states = compute_states(model, data.tokens, fp32, batch_size=3)
+    assert states.shape == (sum(LENGTHS), 16)
+    assert states.dtype == torch.float32
+    assert not states.is_inference()  # which could not be trained on
+    for i in range(len(LENGTHS)):
+        ids = torch.from_numpy(data.tokens.sentence(i)).long()[None]
+        x = model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
+        for block in model.transformer.h[:2]:
+            x = block(x)
+        assert_close(pad_states(states, data.tokens, np.array([i])), x.detach(), **TIGHT)
+
+
+def test_evaluation_is_the_same_from_states(fp32: Compute) -> None:
+    model, data = classifier((2, 3), dropout=0.3), examples()
+    states = compute_states(model, data.tokens, fp32)
+    wanted = compute_logits(model, data.tokens, fp32)
+    np.testing.assert_array_equal(compute_logits(model, data.tokens, fp32, states=states), wanted)
+
+
+def test_states_serve_the_language_model_beside_the_labels_too(fp32: Compute) -> None:
+    model, data = classifier((2, 3)), examples()
+    batch = with_states(data, model, fp32).batch([4, 0, 3])
+    targets = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, IGNORE_INDEX)
+    known, plain = (
+        model(batch.input_ids, batch.attention_mask, targets=targets, states=states)
+        for states in (batch.states, None)
+    )
+    assert_close(known, plain, **TIGHT)
+
+
+def test_checkpoints_and_fingerprints_without_the_setting_are_what_they_were(
+    tmp_path: Path, toy: Path
+) -> None:
+    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    formats = {}
+    for layers in (None, (2, 3)):
+        lora = LoRAConfig(rank=2, layers_to_transform=layers)
+        saved = SentenceClassifier(classifier(layers).eval(), tokenizer, ("no", "yes"), 16, lora=lora)
+        saved.save(path := tmp_path / f"{layers}.pt")
+        content = read_tensors(path)
+        formats[layers] = content["format"]
+        assert ("layers_to_transform" in content["lora"]) == (layers is not None)
+        found = load_classifier(path)
+        assert found.lora == lora
+        assert found.fingerprint() == saved.fingerprint()
+        assert found.model.transformer.num_frozen_blocks == 0 if layers is None else 2  # type: ignore[union-attr]
+    assert formats == {None: 1, (2, 3): 2}  # an older colakit says of the second that it must be upgraded
+
+
+def test_a_run_begun_when_frozen_blocks_dropped_is_refused(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.session() as before:
+        before.setattr(Transformer, "num_frozen_blocks", 0)
+        assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
+    (tmp_path / "run/summary.json").unlink()
+    code, _, err = colakit(*tuning(toy, "--resume", "--out", tmp_path / "run"))
+    assert code == 2
+    assert "frozen_blocks was None, is 1" in " ".join(err.split())
+
+
+def test_the_seconds_of_a_run_include_the_states(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*arguments: Any, **options: Any) -> Tensor:
+        time.sleep(1.5)
+        return compute_states(*arguments, **options)
+
+    monkeypatch.setattr("colakit.training.classifier_trainer.compute_states", slowly)
+    assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
+    assert summary(tmp_path / "run")["seconds"] > 3  # of train's and of the held-out slice's
+
+
+def test_a_batch_keeps_states_and_tokens_together(fp32: Compute) -> None:
+    model = classifier((2, 3))
+    data = with_states(examples(), model, fp32)
+    assert data.states is not None
+    whole = data.batch([1, 5, 4, 2])
+    for part, index in zip(whole.split(2), ([1, 5], [4, 2]), strict=True):
+        wanted = pad_states(data.states, data.tokens, np.array(index))
+        assert part.states is not None
+        assert part.states.shape[:2] == part.input_ids.shape
+        assert torch.equal(part.states, wanted)
+    wide = whole.with_width(16)
+    assert wide.states is not None
+    assert wide.states.shape == (4, 16, 16)
+    assert torch.equal(wide.states[:, :12], whole.states)  # type: ignore[arg-type]
+    assert not wide.states[:, 12:].any()
+    with torch.no_grad():
+        narrow, padded = (classification(model.eval(), each).total for each in (whole, wide))
+    assert_close(narrow, padded, **TIGHT)
+
+
+# -- the program
+
+
+def tuning(toy: Path, *more: object) -> Sequence[object]:
+    common = ["finetune", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 2, "--batch-size", 16]
+    return [*common, "--set", "finetune.evaluate_every_epochs=1", "--layers-to-transform", "1", *more]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_finetune_computes_them_once_and_learns_the_same(toy: Path, colakit: Run, tmp_path: Path) -> None:
+    plain = ("--precision", "fp32", "--set", "finetune.base_dropout=0.1")
+    code, _, err = colakit(*tuning(toy, *plain, "--out", tmp_path / "once"))
+    assert code == 0, err
+    assert "blocks below 1 learn nothing; they are computed once" in " ".join(err.split())
+    never = ("--set", "finetune.frozen_cache_mib=0")
+    code, out, err = colakit(*tuning(toy, "--dry-run"))
+    assert code == 0, err
+    assert "blocks below 1 learn nothing" in out
+    code, _, err = colakit(*tuning(toy, *plain, *never, "--out", tmp_path / "every"))
+    assert code == 0, err
+    assert "computed at every step" in " ".join(err.split())
+    once, every = (summary(tmp_path / name) for name in ("once", "every"))
+    for split in once["splits"]:
+        assert once["splits"][split]["loss"] == pytest.approx(every["splits"][split]["loss"], rel=1e-3)
+    adapted = json.loads((tmp_path / "once/adapter/adapter_config.json").read_text())
+    assert adapted["layers_to_transform"] == [1]
+    code, _, err = colakit(*tuning(toy, *plain, *never, "--resume", "--out", tmp_path / "once"))
+    assert code == 2
+    assert "finetune.frozen_cache_mib was 1024, is 0" in " ".join(err.split())
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_a_resumed_run_computes_the_same_states(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colakit.training.trainer import Trainer
+
+    assert colakit(*tuning(toy, "--out", tmp_path / "whole"))[0] == 0
+    after_step = Trainer._after_step
+
+    def interrupting(self: Any, report: Any, bar: Any) -> None:
+        after_step(self, report, bar)
+        if report.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_after_step", interrupting)
+    assert colakit(*tuning(toy, "--out", tmp_path / "parts"))[0] == 130
+    monkeypatch.setattr(Trainer, "_after_step", after_step)
+    assert colakit("finetune", "--resume", "--out", tmp_path / "parts")[0] == 0
+    assert (tmp_path / "parts/ckpt.pt").read_bytes() == (tmp_path / "whole/ckpt.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("2", "lora.layers_to_transform: the model has no block 2"),
+        ("-1", "greater than or equal to 0"),
+        ("first", "valid integer"),
+        ("true", "a boolean is not allowed here"),
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(value: str, fault: str, toy: Path, colakit: Run) -> None:
+    named = ["--set", f"lora.layers_to_transform=[{value}]"]
+    code, _, err = colakit("finetune", "--base", toy / "base", "--data", toy / "corpus", *named, "--dry-run")
+    assert code == 2
+    assert fault in " ".join(err.split())

@@ -1,4 +1,4 @@
-"""What a training command hands to the code that trains: model, examples, objective, identity."""
+"""Everything that one training needs: an API function builds a `TrainJob`, a `Trainer` runs it."""
 
 from __future__ import annotations
 
@@ -6,54 +6,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
-from colakit.api.session import Session
-from colakit.config.settings import TrainingSettings
-from colakit.data.batches import Examples
-from colakit.inference.classifier import SentenceClassifier
-from colakit.training.averaging import StartAverage
+from colakit.config.training import LoopSettings
+from colakit.runtime.device import Compute
 from colakit.training.objectives import Objective
-from colakit.training.task_data import TaskData
 
 
-@dataclass
-class Job:
-    """What one of the training commands wants trained.
+@dataclass(kw_only=True)
+class TrainJob:
+    """One training.
 
     Attributes:
-        classifier: its model is trained in place; it is placed on the device already.
-        train: with teacher logits, where the objective needs them.
-        val: chooses the best moment and the threshold.
-        dev: the splits to report, by name.
-        heads: the classifier's model with heads that it needs in training alone; None where it needs none.
-        max_steps: optimizer steps; None leaves it to the epochs.
-        base: where the body is to be written as a base of its own: its average with what it began as.
-        loraplus_lr_ratio: LoRA+'s, 1 otherwise.
-        frozen_cache_mib: memory for what frozen blocks make of sentences, in MiB.
-        sections: settings sections that determine the weights.
-        identity: plain data that must agree between a run and its resumption, besides the settings.
-        facts: what the summary should also say.
+        command: name of the command, for messages and the summary.
+        seed: of initial weights, batch order and dropout.
+        settings: section with learning rate, batch size, schedule and intervals.
+        settings_yaml: all settings of the run, written to its folder.
+        model: trained in place; already on its device.
+        objective: loss of a micro-batch.
+        optimizer: over the model's trainable parameters.
+        max_steps: optimizer steps.
+        identity: plain data that must be equal when the run is resumed.
+        compute: device and arithmetic.
+        cpu_kernels: the setting; with `always` a run that began without kernels is not resumed.
+        graph_width: longest batch in tokens, if a step may be recorded as a CUDA graph; None if it may not
+            (the objective synchronises with the device or changes during training).
+        lines: printed before training.
+        summary: entries added to summary.json.
     """
 
-    session: Session
-    task: TaskData
-    training: TrainingSettings
-    classifier: SentenceClassifier
-    train: Examples
-    val: Examples
-    dev: Mapping[str, Examples]
+    command: str
+    seed: int
+    settings: LoopSettings
+    settings_yaml: str
+    model: nn.Module
     objective: Objective
-    sections: tuple[str, ...]
+    optimizer: torch.optim.Optimizer
+    max_steps: int
     identity: Mapping[str, Any]
-    loraplus_lr_ratio: float = 1.0
-    frozen_cache_mib: int = 0
-    heads: nn.Module | None = None
-    max_steps: int | None = None
-    base: StartAverage | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    compute: Compute
+    cpu_kernels: str = "auto"
+    graph_width: int | None = None
+    lines: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def learner(self) -> nn.Module:
-        """What the optimizer sees."""
-        return self.heads if self.heads is not None else self.classifier.model
+
+def settings_identity(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that determine a run's weights as a flat mapping `section.key` -> value."""
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Return the differences between two mappings as text; empty if they are equal."""
+    differing = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
+    return "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)

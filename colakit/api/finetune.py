@@ -1,171 +1,165 @@
-"""`colakit finetune`: LoRA on the base, or all of it; for classification, or as a language model."""
+"""`finetune`: LoRA on the base, or all weights; as a classifier or as a language model."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from typing import Any
 
-import numpy as np
-from torch import nn
-
-from colakit.api.session import Resume, Session
-from colakit.config.settings import LoRASettings, Settings
-from colakit.data.corpora import Split
-from colakit.data.splits import left_out
+from colakit.api import cross_validation
+from colakit.api.session import Session
 from colakit.data.tokens import SentenceTokenizer
+from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
-from colakit.models.gpt.model import GPT, GPTClassifier, set_dropout
-from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import find_folds
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
-from colakit.training import cross_validation as folds
-from colakit.training import sentence_lm as sentence_model
-from colakit.training.job import Job
+from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
+from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
+from colakit.training.epochs import steps_per_epoch
+from colakit.training.job import settings_identity
+from colakit.training.lm_trainer import SentenceLMTrainer
+from colakit.training.model_setup import (
+    base_origin,
+    load_base,
+    lora_config,
+    lora_plus_ratio,
+    make_trainable,
+    sentence_lm_job,
+    without_fold,
+)
 from colakit.training.objectives import classification
-from colakit.training.run import Training, run_job, run_training
-from colakit.training.task_data import TaskData, examples, load_task, show_plan
+from colakit.training.optimizers import tuning_optimizer
+from colakit.training.run import Resume
+from colakit.training.task_data import TaskData, labelled_examples
+
+CLASSIFIER_ONLY = (
+    *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "metric_for_best_model"),
+    *("threshold", "track_dev", "add_bos", "add_eos", "frozen_cache_mib"),
+)
+"""Settings of `finetune` without effect on a language model: it is evaluated after each epoch by its loss, and
+its sentences are always between two end-of-text tokens."""
 
 
-def run(session: Session, *, resume: Resume, num_folds: int | None = None) -> dict[str, Any]:
-    """Tune the base and report it.
+def finetune(
+    session: Session, *, resume: Resume = Resume.NEVER, num_folds: int | None = None
+) -> dict[str, Any]:
+    """Fine-tune the base, write the run folder and return the summary (or the plan of a dry run).
 
     Args:
-        num_folds: tune so many instead, each without one fold of train; a resumed command knows its own.
+        num_folds: train this many models, each without one fold of train; a resumed command reads it from
+            its folder.
     """
     if num_folds is None and resume is not Resume.NEVER and session.out is not None:
-        begun = find_folds(session.out)
-        num_folds = None if begun is None else begun.count
+        folds = find_folds(session.out)
+        num_folds = None if folds is None else folds.count
     if num_folds is not None:
-        return folds.run(session, num_folds, _plan, resume=resume)
-    if session.settings.finetune.objective == "classification":
-        return run_job(session, _build, _plan, resume=resume)
-    sentence_model.refuse_what_has_no_meaning(session)
+        return cross_validation.cross_validate(session, num_folds, build_model, resume=resume)
+    is_classifier = session.settings.finetune.objective == "classification"
+    if not is_classifier:
+        _refuse_classifier_settings(session)
+    if session.dry_run:
+        task = session.load_task()
+        return session.plan(task, build_model(session, task))
+    with session.training_run(resume) as run:
+        task = session.load_task()
+        if is_classifier:
+            return ClassifierTrainer(classifier_job(session, task), run).train()
+        settings = session.settings
+        job = sentence_lm_job(
+            task,
+            settings.base,
+            settings.finetune,
+            settings.lora,
+            max_tokens=settings.data.max_tokens,
+            compute=session.gpt_training_compute,
+            reporter=session.reporter,
+            **session.job_options(),
+        )
+        return SentenceLMTrainer(job, run).train()
 
-    def plan() -> dict[str, Any]:
-        with without_weights():
-            model = _trainable(GPT(plan_config(session.settings.base)), session.settings, head=False)
-        return show_plan(session, load_task(session), model)
 
-    return run_training(session, lambda: language_model(session, load_task(session)), plan, resume=resume)
-
-
-def _plan(session: Session, task: TaskData) -> GPTClassifier:
-    with without_weights():
-        base = GPT(plan_config(session.settings.base))
-        return _trainable(base.classifier(len(task.corpus.label_names)), session.settings)
-
-
-def _build(session: Session, task: TaskData) -> tuple[Job, list[str]]:
+def build_model(session: Session, task: TaskData, base: GPT | None = None) -> GPT | GPTClassifier:
+    """Return the model to train, with its trainable parameters chosen; without weights if `base` is None."""
     settings = session.settings
-    fold = settings.finetune.leave_out
-    base, tokenizer, fingerprint = _load(settings)
-    longest = base.config.num_positions
-    lora = _adapter(settings)
+    with without_weights() if base is None else nullcontext():
+        model = base or GPT(plan_config(settings.base))
+        if settings.finetune.objective == "classification":
+            classifier = model.classifier(len(task.corpus.label_names))
+            return make_trainable(classifier, settings.finetune, settings.lora)
+        return make_trainable(model, settings.finetune, settings.lora, head=False)
+
+
+def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
+    """Load the base, add a head and an adapter, tokenise the data, and return the job."""
+    settings, tuning = session.settings, session.settings.finetune
+    seed_everything(settings.seed)
+    base = load_base(settings.base, tuning)
+    tokenizer = SentenceTokenizer.from_folder(
+        resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos
+    )
+    fingerprint = base_fingerprint(base)
+    model = build_model(session, task, base)
+    assert isinstance(model, GPTClassifier)
     classifier = SentenceClassifier(
-        model=_trainable(base.classifier(len(task.corpus.label_names)), settings),
+        model=model,
         tokenizer=tokenizer,
         label_names=task.corpus.label_names,
-        max_tokens=min(settings.data.max_tokens or longest, longest),
-        lora=lora,
-        origin=base_origin(session, fingerprint),
+        max_tokens=min(settings.data.max_tokens or base.config.num_positions, base.config.num_positions),
+        lora=lora_config(settings.lora) if tuning.method == "lora" else None,
+        origin=base_origin(
+            session.command, settings.seed, settings.base, fingerprint, settings.model_dump(mode="json")
+        ),
     )
-    session.compute.place(classifier.model)
-    job = Job(
-        session=session,
-        task=task,
-        training=settings.finetune,
-        classifier=classifier,
-        train=examples(session, classifier, _without_fold(task.train, fold)),
-        val=examples(session, classifier, task.val),
-        dev={name: examples(session, classifier, split) for name, split in task.reports.items()},
-        objective=classification,
-        sections=("lora", "finetune") if lora else ("finetune",),
-        identity={"base": fingerprint, "tokenizer": tokenizer.fingerprint(), **task.identity()},
-        loraplus_lr_ratio=settings.lora.loraplus_lr_ratio if lora else 1.0,
-        frozen_cache_mib=settings.finetune.frozen_cache_mib,
-        facts={"base": settings.base, **({"leave_out": fold} if fold else {})},
+    session.compute.place(model)
+    train, val, *dev = (
+        labelled_examples(classifier, split, session.arrays, session.reporter)
+        for split in (without_fold(task.train, tuning.leave_out), task.val, *task.reports.values())
     )
-    start = "random weights in the shape of " if settings.finetune.from_scratch else ""
+    sections = {"lora": settings.lora} if classifier.lora else {}
+    start = "random weights in the shape of " if tuning.from_scratch else ""
     shape = f"{base.config.num_layers} layers of width {base.config.width}"
-    return job, [f"base: {start}{settings.base} ({shape}), {settings.finetune.method}"]
-
-
-def language_model(session: Session, task: TaskData) -> Training:
-    """Make the tuning of the base as a language model of train's sentences, whatever their labels."""
-    settings = session.settings
-    seed_everything(settings.seed)
-    base, tokenizer, fingerprint = _load(settings)
-    between = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=True, suffix=True)
-    train = _without_fold(task.train, settings.finetune.leave_out)
-    return sentence_model.prepare(
-        session, task, _trainable(base, settings, head=False), between, train, fingerprint
+    return ClassifierJob(
+        **session.job_options(),
+        settings=tuning,
+        model=model,
+        objective=classification,
+        optimizer=tuning_optimizer(
+            model,
+            lr=tuning.lr,
+            weight_decay=tuning.weight_decay,
+            loraplus_lr_ratio=lora_plus_ratio(tuning, settings.lora),
+        ),
+        max_steps=tuning.epochs * steps_per_epoch(train, tuning.batch_size),
+        identity={
+            **settings_identity(
+                finetune=tuning.model_dump(mode="json", exclude=MAY_CHANGE),
+                **{name: section.model_dump(mode="json") for name, section in sections.items()},
+            ),
+            "max_tokens": classifier.max_tokens,
+            "base": fingerprint,
+            "tokenizer": tokenizer.fingerprint(),
+            **task.identity(),
+        },
+        compute=session.gpt_training_compute.with_graphs(settings.cuda_graphs),
+        graph_width=base.config.num_positions,
+        lines=[f"base: {start}{settings.base} ({shape}), {tuning.method}"],
+        summary={
+            "base": settings.base,
+            **({"leave_out": tuning.leave_out} if tuning.leave_out else {}),
+        },
+        classifier=classifier,
+        train=train,
+        val=val,
+        dev=dict(zip(task.reports, dev, strict=True)),
+        frozen_cache_mib=tuning.frozen_cache_mib,
     )
 
 
-def _load(settings: Settings) -> tuple[GPT, SentenceTokenizer, str]:
-    """Return the base, its tokenizer with the boundary tokens that are asked for, and its fingerprint."""
-    folder = resolve_base(settings.base)
-    base = GPT(read_config(folder)) if settings.finetune.from_scratch else load_gpt(folder)
-    if settings.finetune.base_dropout is not None:
-        set_dropout(base, settings.finetune.base_dropout)
-    tokenizer = SentenceTokenizer.from_folder(
-        folder, prefix=settings.finetune.add_bos, suffix=settings.finetune.add_eos
-    )
-    return base, tokenizer, base_fingerprint(base)
-
-
-def _without_fold(train: Split, fold: str | None) -> Split:
-    return train if fold is None else train.take(np.flatnonzero(~left_out(train.sentences, fold)), train.name)
-
-
-def base_origin(session: Session, fingerprint: str) -> dict[str, Any]:
-    """Return where a model that was tuned from a base comes from, as plain data."""
-    settings = session.settings
-    folder = Path(settings.base).expanduser()
-    return {
-        "command": session.command,
-        "seed": settings.seed,
-        "base": str(folder.resolve()) if folder.is_dir() else settings.base,
-        "base_fingerprint": fingerprint,
-        "settings": settings.model_dump(mode="json"),
-    }
-
-
-def _adapter(settings: Settings) -> LoRAConfig | None:
-    return lora_config(settings.lora) if settings.finetune.method == "lora" else None
-
-
-def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
-    """Return the model's side of the LoRA settings; `rank` overrides theirs."""
-    return LoRAConfig(
-        rank=rank or settings.rank,
-        alpha=settings.alpha,
-        dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        rslora=settings.rslora,
-        dora=settings.dora,
-        init=settings.init,
-        overrides={name: dict(changes) for name, changes in settings.overrides.items()},
-        layers_to_transform=settings.layers_to_transform,
-    )
-
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-def _trainable(model: Model, settings: Settings, *, head: bool = True) -> Model:
-    """Return the model with an adapter that trains, or with all of it trainable.
-
-    Args:
-        head: whether it has one.
-    """
-    config = _adapter(settings)
-    if config is None:
-        return model.requires_grad_(True)
-    inject(model, config)
-    lora = settings.lora
-    head = head and lora.train_head
-    train_also(model, layernorm=lora.train_layernorm, head=head, layers=lora.layers_to_transform)
-    return model
+def _refuse_classifier_settings(session: Session) -> None:
+    """Raise `ColakitError` for typed settings without effect; those of a file may serve other commands."""
+    for name in CLASSIFIER_ONLY:
+        if session.resolved.was_typed(f"finetune.{name}"):
+            raise ColakitError(
+                f"finetune.{name} has no effect with --objective language_modelling", hint="Leave it out."
+            )

@@ -1,63 +1,48 @@
-"""What every command is given: its settings, where to write, and how to speak."""
+"""One call of a command or API function: settings, console, output folder, device."""
 
 from __future__ import annotations
 
-import itertools
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colakit.config.data import DataSettings
 from colakit.config.resolve import Resolved
-from colakit.config.settings import DataSettings, Settings
+from colakit.config.settings import Settings
+from colakit.config.yaml import to_yaml
 from colakit.errors import ColakitError
 from colakit.utils.console import Reporter
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict` start without torch
+    from torch import nn
+
     from colakit.data.corpora import Corpus
     from colakit.runtime.device import Compute
+    from colakit.training.run import Resume, TrainingRun
+    from colakit.training.task_data import TaskData
     from colakit.utils.array_cache import ArrayCache
-
-RUNS = Path("runs")
-BEFORE_A_CHECKPOINT = {
-    "settings.yaml",
-    "environment.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "run.lock",
-}
-"""What stands in the folder of a run that got no further."""
-MODEL_BEFORE_A_CHECKPOINT = "base"  # pretrain writes one at every evaluation, just before it saves
-
-
-class Resume(str, Enum):
-    """Whether a training command continues the run in `--out`."""
-
-    NEVER = "never"
-    ALWAYS = "always"
-    AUTO = "auto"
 
 
 @dataclass
 class Session:
-    """One invocation of a command.
+    """One call.
 
     Attributes:
-        command: its name.
+        command: its name, also the name of its run folder.
         resolved: validated settings and their origins.
-        out: `--out`, if given.
-        answer: what `--json` prints.
+        reporter: console for progress, warnings and results.
+        out: output folder; None uses the command's default.
+        dry_run: check everything and print the plan; write nothing.
     """
 
     command: str
     resolved: Resolved
-    reporter: Reporter
+    reporter: Reporter = field(default_factory=Reporter)
     out: Path | None = None
     dry_run: bool = False
-    as_json: bool = False
-    answer: dict[str, Any] | None = field(default=None)
 
     @property
     def settings(self) -> Settings:
@@ -66,36 +51,33 @@ class Session:
 
     @cached_property
     def cache_folder(self) -> Path:
-        """Folder of downloads and computed arrays."""
+        """Folder of downloads and cached arrays."""
         from colakit.utils.array_cache import default_cache
 
         return self.settings.cache_folder or default_cache()
 
     @cached_property
     def arrays(self) -> ArrayCache:
-        """The cache of computed arrays, to which a dry run adds nothing."""
+        """Cache of computed arrays; read-only in a dry run."""
         from colakit.utils.array_cache import ArrayCache
 
         return ArrayCache(self.cache_folder, self.reporter.say, keeps=not self.dry_run)
 
     @cached_property
     def compute(self) -> Compute:
-        """The device and precision to use."""
+        """Device and precision."""
         from colakit.runtime.device import resolve_compute
         from colakit.runtime.distributed import local_rank
 
         return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
 
     @cached_property
-    def training_compute(self) -> Compute:
-        """The same for training: kernels are compiled for it, where they are wanted and were not before."""
+    def gpt_training_compute(self) -> Compute:
+        """Device and precision for training a GPT: with CPU kernels, compiled on first use, if enabled."""
         return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus that `data`, by default that of the settings, names.
-
-        It is built in, or CoLA, fetched at need, or files.
-        """
+        """Return the corpus of the settings, or of `data`: built-in, CoLA (downloaded if needed), or files."""
         from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
         from colakit.data.corpora import Columns, load_corpus
 
@@ -121,87 +103,64 @@ class Session:
         self.reporter.say("fetching CoLA")
         return fetch_cola(self.cache_folder, self.settings.data.mirrors)
 
-    def check_out(self) -> None:
-        """Raise `ColakitError` unless `--out`, where it is given, is or can become a writable folder."""
-        if self.out is not None:
-            _check_writable(self.out)
+    def load_task(self) -> TaskData:
+        """Return the corpus divided into train, validation and report splits."""
+        from colakit.training.task_data import split_corpus
 
-    def check_new_run(self, hint: str = "Name another folder, or continue its run with --resume.") -> None:
-        """Raise `ColakitError` unless a run can begin in `--out`, or in `runs` without it.
+        return split_corpus(self.load_corpus(), self.settings.data, self.reporter)
 
-        Args:
-            hint: what to do where the folder holds something.
-        """
-        _check_writable(self.out or RUNS)
-        if self.out is not None and self.out.is_dir() and not _is_free(self.out):
-            raise ColakitError(f"--out {self.out}: is not empty", hint=hint)
+    def job_options(self) -> dict[str, Any]:
+        """Return the fields of a `TrainJob` that are the same for every command."""
+        settings = self.settings
+        return {
+            "command": self.command,
+            "seed": settings.seed,
+            "settings_yaml": to_yaml(settings),
+            "cpu_kernels": settings.cpu_kernels,
+        }
 
-    def is_resuming(self, resume: Resume) -> bool:
-        """Return whether there is a run to continue, so that a command begins one or goes on.
+    @contextmanager
+    def training_run(self, resume: Resume) -> Iterator[TrainingRun]:
+        """Join the processes of `torchrun`, if any, and yield the run in `out`."""
+        from colakit.runtime.distributed import processes
+        from colakit.training.run import is_resuming, training_run
 
-        Raises:
-            ColakitError: if the run that is wanted is not there, or a run cannot begin in `--out`.
-        """
-        from colakit.storage.run_folder import RunFolder
+        is_resuming(self.out, resume)  # raises before the processes connect
+        with processes(self.compute) as group:
+            if not group.is_main:
+                self.reporter = Reporter(quiet=True, results_on_stderr=True)
+            with training_run(self.command, self.out, resume, group=group, reporter=self.reporter) as run:
+                yield run
 
-        if resume is not Resume.NEVER:
-            if self.out is None:
-                raise ColakitError(
-                    f"--resume{' auto' if resume is Resume.AUTO else ''}: which run?",
-                    hint="Name its folder with --out.",
-                )
-            self.check_out()
-            run = RunFolder(self.out)
-            if run.checkpoints.found() or run.summary.is_file():
-                return True
-            if resume is Resume.ALWAYS:
-                raise run.checkpoints.nothing_to_resume()
-        self.check_new_run()
-        return False
+    def plan(self, task: TaskData, model: nn.Module) -> dict[str, Any]:
+        """Print what a training would do, and return it as plain data."""
+        from colakit.models.gpt.model import num_frozen_blocks
 
-    def claim_run_folder(self) -> Path:
-        """Make and return the folder of a new run: `--out`, or the next free number."""
-        if self.out is not None:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ColakitError(
-                    f"--out {self.out}: {error.strerror}", hint="Choose another folder."
-                ) from error
-            return self.out
-        for number in itertools.count(1):
-            folder = RUNS / f"{self.command}-{number:03d}"
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return folder
-        raise AssertionError("there is always a next number")
+        parameters = self.print_parameters(model)
+        if frozen := num_frozen_blocks(model):
+            self.reporter.result(f"blocks below {frozen} are frozen")
+        self.reporter.result(f"compute: {self.compute}")
+        sizes = ", ".join(f"{size} {name}" for name, size in task.sizes().items())
+        self.reporter.result(f"sentences: {sizes}")
+        self.reporter.result("dry run: nothing was written")
+        return {
+            "command": self.command,
+            "settings": self.settings.model_dump(mode="json"),
+            "parameters": parameters,
+            "sentences": task.sizes(),
+            "compute": str(self.compute),
+        }
 
+    def print_parameters(self, model: nn.Module) -> dict[str, object]:
+        """Print the table of parameters by module, and return it as plain data."""
+        from colakit.models.parameters import count_parameters
 
-def _check_writable(out: Path) -> None:
-    try:
-        if out.exists() and not out.is_dir():
-            raise ColakitError(f"--out {out}: is a file; a folder is wanted")
-        nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    except OSError as error:  # a name too long, say
-        raise ColakitError(f"--out {out}: {error.strerror}", hint="Choose another folder.") from error
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ColakitError(f"--out {out}: {nearest} cannot be written to", hint="Choose another folder.")
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, but for what a run leaves that died before its first checkpoint."""
-    from colakit.storage.checkpoints import Checkpoints
-
-    names = {entry.name for entry in folder.iterdir()}
-    names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
-    began = {"settings.yaml", "environment.json"} <= names
-    allowed = BEFORE_A_CHECKPOINT | ({MODEL_BEFORE_A_CHECKPOINT} if began else set())
-    return names <= allowed and not Checkpoints(folder / "checkpoints").found()
-
-
-def saved_settings(run: Path) -> Path | None:
-    """Return the resolved settings that a run folder keeps, if there are any."""
-    path = run / "settings.yaml"
-    return path if path.is_file() else None
+        report = count_parameters(model)
+        rows = [[row.name, f"{row.trainable:,}", f"{row.total:,}"] for row in report.rows]
+        rows.append(["all", f"{report.trainable:,}", f"{report.total:,}"])
+        self.reporter.table("Parameters", ["module", "trainable", "total"], rows)
+        text = f"all {report.total:,} parameters train"
+        if report.trainable < report.total:
+            text = f"{report.trainable:,} of {report.total:,} parameters train (-{report.reduction:.2f} %)"
+        self.reporter.result(text)
+        return report.as_dict()

@@ -116,8 +116,8 @@ class TransferSettings(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")
 
     @property
-    def writes(self) -> bool:
-        """Whether a language model has to write some of it."""
+    def needs_sampler(self) -> bool:
+        """Whether a source samples from a language model."""
         return bool(self.size and {"word_resample", "lm_sample", "lm_sample_corrupt"} & set(self.sources))
 
     @model_validator(mode="after")

@@ -16,6 +16,8 @@ from colakit.data.corruption import Corruptor
 from colakit.errors import ColakitError
 
 SourceName = TypeVar("SourceName", bound=str)
+SOURCES = ("corrupt", "word_resample", "lm_sample", "text", "lm_sample_corrupt", "text_corrupt")
+"""All sources, in the order in which a transfer set is drawn (the order determines the draws)."""
 FORMAT = 5  # raise it when sentences are made differently, so that cached sets are made anew
 PATIENCE = 20  # sentences in a row that are not new, for each one wanted, until a source is called exhausted
 WORDS = range(2, 41)  # of a sentence that is used, or up to the longest of train
@@ -112,7 +114,7 @@ def rounds(draw: Callable[[], Iterable[str]], least: int = 1) -> Iterator[str]:
 
 def shares(wanted: int, weights: Mapping[SourceName, float]) -> dict[SourceName, int]:
     """Return how many of `wanted` sentences each source gives, in proportion to its weight, by name."""
-    weights = dict(sorted(weights.items(), key=lambda one: (one[0].endswith("_edits"), one[0])))
+    weights = dict(sorted(weights.items(), key=lambda item: SOURCES.index(item[0])))
     total = sum(weights.values())
     ends = [round(wanted * reached / total) for reached in accumulate(weights.values())]
     return {name: end - start for name, (start, end) in zip(weights, pairwise([0, *ends]), strict=True)}

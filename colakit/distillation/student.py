@@ -1,141 +1,145 @@
-"""The recurrent student, built alike for `distill` and for its control."""
+"""The recurrent student, built the same way for `distill` and for its control `train-scratch`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colakit.api.session import Session
+from colakit.config.student import StudentSettings, StudentTrainingSettings
 from colakit.data.corpora import Split
 from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.distillation.teachers import TeacherTargets
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.meta_device import without_weights
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.distillation_heads import StudentWithHeads
 from colakit.models.rnn.model import DistilRNN
-from colakit.training.job import Job
+from colakit.runtime.device import Compute
+from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob
+from colakit.training.epochs import steps_per_epoch
+from colakit.training.job import settings_identity
 from colakit.training.objectives import Objective
-from colakit.training.task_data import TaskData, examples
+from colakit.training.optimizers import tuning_optimizer
+from colakit.training.task_data import TaskData, labelled_examples
+from colakit.utils.array_cache import ArrayCache
+from colakit.utils.console import Reporter
 
-EMBEDDING_STD = 0.1  # of embeddings taken from a base, as of those that are drawn
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """What teachers say of N training sentences.
-
-    Attributes:
-        logits: (N, C).
-        hidden: (N, D), last hidden states; None where they are not matched.
-    """
-
-    logits: NDArray[np.float32]
-    hidden: NDArray[np.float16] | None = None
+EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
 
 
-def empty_student(session: Session, task: TaskData, vocab_size: int) -> DistilRNN:
+def empty_student(
+    settings: StudentSettings, task: TaskData, vocab_size: int, reporter: Reporter
+) -> DistilRNN:
     """Return a student without weights, for a dry run."""
-    session.reporter.say("of its embedding, only the rows of tokens that training reads will train")
+    reporter.say("of the student's embedding, only the rows of tokens in the training data train")
     with without_weights():
-        return DistilRNN(_config(session, task, vocab_size))
+        return DistilRNN(_config(settings, len(task.corpus.label_names), vocab_size))
 
 
-def _config(session: Session, task: TaskData, vocab_size: int) -> RNNConfig:
-    shape = session.settings.student.model_dump(exclude={"vocabulary", "embeddings"})
-    kept = session.settings.student.vocabulary
-    rows = None if kept is None or kept >= vocab_size else kept + 1  # row 0 is all others'
-    return RNNConfig(vocab_size, len(task.corpus.label_names), num_embeddings=rows, **shape)
+def _config(settings: StudentSettings, num_labels: int, vocab_size: int) -> RNNConfig:
+    shape = settings.model_dump(exclude={"vocabulary", "embeddings"})
+    kept = settings.vocabulary
+    rows = None if kept is None or kept >= vocab_size else kept + 1  # row 0 is shared by all other tokens
+    return RNNConfig(vocab_size, num_labels, num_embeddings=rows, **shape)
 
 
 def student_job(
-    session: Session,
     task: TaskData,
-    *,
-    backend: SentenceTokenizer,
-    max_tokens: int,
-    objective: Objective,
     train: Split,
-    word_vectors: Callable[[], NDArray[np.float32]],
-    lore: TeacherTargets | None = None,
-    sections: tuple[str, ...] = (),
+    student: StudentSettings,
+    training: StudentTrainingSettings,
+    *,
+    tokenizer: SentenceTokenizer,
+    max_tokens: int,
+    data_max_tokens: int | None,
+    objective: Objective,
+    base_embeddings: Callable[[], NDArray[np.float32]],
+    settings_dump: Mapping[str, Any],
+    compute: Compute,
+    arrays: ArrayCache,
+    reporter: Reporter,
+    command: str,
+    seed: int,
+    settings_yaml: str,
+    cpu_kernels: str,
+    targets: TeacherTargets | None = None,
     identity: Mapping[str, Any] | None = None,
-    facts: Mapping[str, Any] | None = None,
-) -> tuple[Job, list[str]]:
-    """Return the job that trains a student, and a line on its shape.
+    lines: list[str] | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> ClassifierJob:
+    """Return the job that trains a student on `train`, with labels `UNLABELLED` where only teachers know.
 
     Args:
-        backend: the teacher's or the base's tokenizer; a student wants no boundary tokens of it.
-        max_tokens: longest sentence; the teacher's limit, so that both read the same text.
-        train: what is learnt from: labelled, with `UNLABELLED` where only teachers know.
-        word_vectors: returns the base's (V, D) token embedding.
-        lore: what teachers say of `train`.
+        tokenizer: of the teacher or the base; a student reads without boundary tokens.
+        max_tokens: limit of the teacher or the base, so that both read the same text.
+        data_max_tokens: limit of the settings, if any.
+        base_embeddings: returns the (V, D) token embeddings of the base.
+        settings_dump: all settings as plain data, stored in the model.
+        targets: the teachers' outputs on `train`.
+        identity: further plain data that must be equal when the run is resumed.
     """
-    settings = session.settings.student_training
-    model, classifier = _student(session, task, backend, max_tokens, facts or {})
-    said = (lore.logits, lore.hidden) if lore is not None else (None, None)
-    learnt = examples(session, classifier, train, *said)
-    kept = _choose_tokens(model, learnt.tokens)
-    if session.settings.student.embeddings == "base":
-        _begin_as_base(model, word_vectors(), kept)
-    model.train_rows(torch.from_numpy(learnt.tokens.ids.astype(np.int64)))
-    heads = StudentWithHeads(
-        model,
-        teacher_width=None if said[1] is None else said[1].shape[1],
-        predicts_tokens=bool(settings.lm_weight or settings.lm_weight_end),
+    facts = dict(summary or {})
+    model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
+    classifier = SentenceClassifier(
+        model=model,
+        tokenizer=SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id),
+        label_names=task.corpus.label_names,
+        max_tokens=min(data_max_tokens or max_tokens, max_tokens),
+        origin={"command": command, "seed": seed, "settings": dict(settings_dump), **facts},
     )
-    session.compute.place(heads)
-    job = Job(
-        session=session,
-        task=task,
-        training=settings,
-        classifier=classifier,
-        train=learnt,
-        val=examples(session, classifier, task.val),
-        dev={name: examples(session, classifier, split) for name, split in task.reports.items()},
+    logits, hidden = (targets.logits, targets.hidden) if targets is not None else (None, None)
+    examples = labelled_examples(classifier, train, arrays, reporter, logits, hidden)
+    kept = _choose_vocabulary(model, examples.tokens)
+    if student.embeddings == "base":
+        _copy_embeddings(model, base_embeddings(), kept)
+    model.train_rows(torch.from_numpy(examples.tokens.ids.astype(np.int64)))
+    with_heads = StudentWithHeads(
+        model,
+        teacher_width=None if hidden is None else hidden.shape[1],
+        predicts_tokens=bool(training.lm_weight or training.lm_weight_end),
+    )
+    compute.place(with_heads)
+    val, *dev = (
+        labelled_examples(classifier, split, arrays, reporter)
+        for split in (task.val, *task.reports.values())
+    )
+    return ClassifierJob(
+        command=command,
+        seed=seed,
+        settings=training,
+        settings_yaml=settings_yaml,
+        model=with_heads,
         objective=objective,
-        sections=("student", "student_training", *sections),
+        optimizer=tuning_optimizer(with_heads, lr=training.lr, weight_decay=training.weight_decay),
+        max_steps=training.max_steps or training.epochs * steps_per_epoch(examples, training.batch_size),
         identity={
+            **settings_identity(
+                student=student.model_dump(mode="json"),
+                student_training=training.model_dump(mode="json", exclude=MAY_CHANGE),
+            ),
+            "max_tokens": classifier.max_tokens,
             "tokenizer": classifier.tokenizer.fingerprint(),
             **task.identity(),
             "learnt": train.fingerprint(),
             **(identity or {}),
         },
-        heads=heads,
-        max_steps=settings.max_steps,
-        facts=dict(facts or {}),
+        compute=compute,
+        cpu_kernels=cpu_kernels,
+        lines=[*(lines or []), _describe(model)],
+        summary=facts,
+        classifier=classifier,
+        train=examples,
+        val=val,
+        dev=dict(zip(task.reports, dev, strict=True)),
     )
-    return job, [_describe(model)]
 
 
-def _student(
-    session: Session, task: TaskData, backend: SentenceTokenizer, max_tokens: int, facts: Mapping[str, Any]
-) -> tuple[DistilRNN, SentenceClassifier]:
-    """Draw a student's weights; it reads with a tokenizer of its own, without boundary tokens."""
-    settings = session.settings
-    tokenizer = SentenceTokenizer(backend.backend, backend.end_of_text_id)
-    model = DistilRNN(_config(session, task, tokenizer.vocab_size))
-    classifier = SentenceClassifier(
-        model=model,
-        tokenizer=tokenizer,
-        label_names=task.corpus.label_names,
-        max_tokens=min(settings.data.max_tokens or max_tokens, max_tokens),
-        origin={
-            "command": session.command,
-            "seed": settings.seed,
-            "settings": settings.model_dump(mode="json"),
-            **facts,
-        },
-    )
-    return model, classifier
-
-
-def _choose_tokens(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
-    """Give the most frequent tokens rows of their own in the embedding; return them in the rows' order."""
+def _choose_vocabulary(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
+    """Give the most frequent tokens embedding rows of their own; return them in the order of the rows."""
     config = model.config
     if config.num_embeddings is None:
         return np.arange(config.vocab_size)
@@ -145,20 +149,20 @@ def _choose_tokens(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
     return kept
 
 
-def _begin_as_base(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
-    """Set the embeddings of the tokens `kept` to the base's (V, D) own, in their principal directions.
+def _copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
+    """Set the embeddings of the tokens `kept` to the principal components of the base's (V, D) embeddings.
 
-    A student with fewer than D dimensions takes the first of them; one with more draws the others. The
-    vectors are rounded to bf16, as a teacher's checkpoint may hold them: its student starts as its control.
+    A student with fewer than D dimensions gets the first components; further dimensions stay random. The
+    vectors are rounded to bf16, since a teacher's checkpoint may hold them in bf16: the control starts equal.
     """
     width = min(model.config.embedding_size, vectors.shape[1])
     chosen = torch.from_numpy(vectors[kept]).bfloat16().double().numpy()
     chosen -= chosen.mean(axis=0)
-    _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), the least important first
+    _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), least important first
     reduced = chosen @ directions[:, ::-1][:, :width]
     rows = torch.from_numpy((reduced * (EMBEDDING_STD / reduced.std())).astype(np.float32))
     with torch.no_grad():
-        model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be all others'
+        model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be that of all other tokens
 
 
 def _describe(model: DistilRNN) -> str:

@@ -1,8 +1,11 @@
-"""What teachers say about a student's sentences: asked once, kept in the cache, and averaged."""
+"""Teachers: loading them, and their logits and hidden states, computed once, cached and averaged.
+
+Shapes: N sentences, C classes, D width of the teacher.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.api.session import Session
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.errors import ColakitError
@@ -19,29 +21,48 @@ from colakit.inference.classifier import SentenceClassifier, load_classifier
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
+from colakit.runtime.device import Compute
 from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
-from colakit.training.task_data import TaskData, encode
-from colakit.utils.array_cache import Arrays
+from colakit.training.task_data import encode_split
+from colakit.utils.array_cache import ArrayCache, Arrays
+from colakit.utils.console import Reporter
 
-PART = 2**14  # sentences whose logits are one file of the cache
-LOGITS = "teacher-logits"  # that kind of file
-NO_SAMPLES = "Name a model that writes sentences (--set transfer.language_model=BASE), or --transfer-size 0."
+PART = 2**14  # sentences per cached file, so that an interrupted command continues
+NO_SAMPLES = "Name a base to sample from (--set transfer.language_model=BASE), or use --transfer-size 0."
 
-Key = dict[str, Any]  # what logits depend on
-Rows = tuple[int, int]  # sentences of a split from the first up to the second
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """Outputs of the teachers on N training sentences.
+
+    Attributes:
+        logits: (N, C).
+        hidden: (N, D) states that the head reads; None if they are not matched.
+    """
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """One teacher, as people named it."""
+    """A trained classifier whose outputs are cached.
+
+    Attributes:
+        path: as given by the user.
+        fingerprint: of everything that determines its logits.
+    """
 
     path: str
     classifier: SentenceClassifier
     fingerprint: str
+    compute: Compute
+    arrays: ArrayCache
+    reporter: Reporter
 
-    def facts(self) -> dict[str, Any]:
-        """Return plain data on it, for the student's summary."""
+    def summary(self) -> dict[str, Any]:
+        """Return plain data for the student's summary."""
         return {
             "path": self.path,
             "fingerprint": self.fingerprint,
@@ -49,145 +70,135 @@ class Teacher:
             "parameters": count_parameters(self.classifier.model).total,
         }
 
+    def unseen(self, train: Split) -> NDArray[np.bool_]:
+        """Return which sentences of train it was not trained on (`finetune.leave_out`), (N,)."""
+        fold = fold_of(self.classifier.origin)
+        return np.zeros(len(train), dtype=bool) if fold is None else left_out(train.sentences, fold)
 
-def load_teachers(session: Session, task: TaskData) -> list[Teacher]:
-    """Load every teacher that `distill.teacher` names, folds one by one.
+    def logits(self, split: Split) -> NDArray[np.float32]:
+        """Return the (N, C) logits of a split; parts that are cached are not computed again."""
+        starts = range(0, max(1, len(split)), PART)
+        bounds = [(start, min(start + PART, len(split))) for start in starts]
+        keys = [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
+        parts = [self.arrays.find("teacher-logits", key) for key in keys]
+        if missing := [number for number, part in enumerate(parts) if part is None]:
+            count = sum(bounds[number][1] - bounds[number][0] for number in missing)
+            self.reporter.say(f"computing logits of {self.path} for {count:,} sentences ({split.name})")
+            tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
+            self.compute.place(self.classifier.model.requires_grad_(False))
+            with self.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
+
+                def compute(rows: tuple[int, int]) -> Arrays:
+                    part = tokens.part(*rows)
+                    return {"logits": self.classifier.logits(part, self.compute, done=bar.advance)}
+
+                for number in missing:
+                    parts[number] = self.arrays.get(
+                        "teacher-logits", keys[number], partial(compute, bounds[number])
+                    )
+        return np.concatenate([part["logits"] for part in parts if part is not None])
+
+    def hidden_states(self, split: Split) -> NDArray[np.float16]:
+        """Return the (N, D) states that the head reads.
+
+        Raises:
+            ColakitError: if the teacher is a recurrent student.
+        """
+        model = self.classifier.model
+        if not isinstance(model, GPTClassifier):
+            raise ColakitError(f"--teacher {self.path}: only hidden states of a GPT can be matched")
+
+        def compute() -> Arrays:
+            self.compute.place(model.requires_grad_(False))
+            tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
+            with self.reporter.progress(f"hidden states, {split.name}", len(split)) as bar:
+                hidden = compute_hidden(model, tokens, self.compute, done=bar.advance)
+            return {"hidden": hidden.astype(np.float16)}
+
+        return self.arrays.get("teacher-hidden", self._key(split), compute)["hidden"]
+
+    def _key(self, split: Split) -> dict[str, Any]:
+        dtype = str(self.compute.dtype)
+        return {"teacher": self.fingerprint, "data": split.fingerprint(), "dtype": dtype}
+
+    def base(self, given: str | None) -> str:
+        """Return the name of the base it was tuned from: `given`, or as recorded.
+
+        Raises:
+            ColakitError: if it has none.
+        """
+        if not isinstance(self.classifier.model, GPTClassifier):
+            raise ColakitError(f"--teacher {self.path}: has no base to sample from", hint=NO_SAMPLES)
+        return given if given is not None else str(self.classifier.origin.get("base", ""))
+
+    def untuned_base(self, given: str | None) -> str:
+        """Return the name of the base it was tuned from, after comparing fingerprints.
+
+        Raises:
+            ColakitError: if it has none, or another base has this name now.
+        """
+        base = self.base(given)
+        recorded = self.classifier.origin.get("base_fingerprint")
+        try:
+            fingerprint = base_fingerprint(load_gpt(resolve_base(base)))
+        except ColakitError as error:
+            raise ColakitError(f"the teacher's base: {error.message}", hint=NO_SAMPLES) from error
+        if recorded is not None and fingerprint != recorded:
+            raise ColakitError(f"{base}: is not the base that {self.path} was tuned from", hint=NO_SAMPLES)
+        return base
+
+
+def load_teachers(
+    paths: Sequence[str],
+    label_names: tuple[str, ...],
+    *,
+    base: str | None,
+    compute: Compute,
+    arrays: ArrayCache,
+    reporter: Reporter,
+) -> list[Teacher]:
+    """Load the teachers; a folder of folds stands for one teacher per fold.
+
+    Args:
+        label_names: of the data.
+        base: for adapter folders; None is the recorded one.
 
     Raises:
-        ColakitError: if it names none, or they read or label differently from each other or the data, or a
-            fold is not finished.
+        ColakitError: if there are none, their tokenizers or labels differ, or a fold is not finished.
     """
-    paths = session.settings.distill.teacher
     if not paths:
         raise ColakitError(
             "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
         )
-    found = [load_teacher(session, task, path) for path in expand_folds(paths)]
-    first = found[0]
-    for other in found[1:]:
+    teachers = []
+    for path in expand_folds(paths):
+        classifier = load_classifier(path, base=base)
+        classifier.require_labels(label_names, f"--teacher {path}")
+        teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
+    first = teachers[0]
+    for other in teachers[1:]:
         if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
             raise ColakitError(
-                f"--teacher {other.path}: its tokenizer is not that of {first.path}",
-                hint="Teachers of one student share a base.",
+                f"--teacher {other.path}: its tokenizer differs from that of {first.path}",
+                hint="All teachers must share a base.",
             )
-    return found
+    return teachers
 
 
-def load_teacher(session: Session, task: TaskData, path: str) -> Teacher:
-    """Load one teacher.
+def mean_logits(teachers: Sequence[Teacher], split: Split) -> NDArray[np.float32]:
+    """Return the mean of the teachers' (N, C) logits."""
+    return np.mean([teacher.logits(split) for teacher in teachers], axis=0)
 
-    Raises:
-        ColakitError: if there is none, or it labels differently from the data.
+
+def train_logits(teachers: Sequence[Teacher], train: Split) -> tuple[NDArray[np.float32], int]:
+    """Return (N, C) logits for train, and the number of sentences for which they are out of fold.
+
+    For a sentence that some teachers were not trained on, only their logits are averaged: a memorised
+    sentence yields little more than its label. For other sentences all teachers are averaged.
     """
-    base = session.settings.base if session.resolved.was_typed("base") else None
-    classifier = load_classifier(path, base=base)
-    classifier.require_labels(task.corpus.label_names, f"--teacher {path}")
-    return Teacher(path, classifier, classifier.fingerprint())
-
-
-def base_name(session: Session, teacher: Teacher) -> str:
-    """Return what the base of a teacher is called: as it was typed, or as the teacher says.
-
-    Raises:
-        ColakitError: if the teacher has none.
-    """
-    if not isinstance(teacher.classifier.model, GPTClassifier):
-        raise ColakitError(f"--teacher {teacher.path}: has no base that could write samples", hint=NO_SAMPLES)
-    typed = session.resolved.was_typed("base")
-    return str(session.settings.base if typed else teacher.classifier.origin.get("base", ""))
-
-
-def untuned_base(session: Session, teacher: Teacher) -> str:
-    """Return the base that a teacher was tuned from: the typed one, or where the teacher says it lies.
-
-    Raises:
-        ColakitError: if the teacher has none, or what lies there is another one.
-    """
-    base = base_name(session, teacher)
-    wanted = teacher.classifier.origin.get("base_fingerprint")
-    try:
-        found = base_fingerprint(load_gpt(resolve_base(base)))
-    except ColakitError as error:
-        raise ColakitError(f"samples are the teacher's base's: {error.message}", hint=NO_SAMPLES) from error
-    if wanted is not None and found != wanted:
-        raise ColakitError(f"{base}: is not the base that {teacher.path} was tuned from", hint=NO_SAMPLES)
-    return base
-
-
-def mean_logits(session: Session, teachers: list[Teacher], split: Split) -> NDArray[np.float32]:
-    """Return the mean of the teachers' (N, C) logits for a split."""
-    return np.mean([logits_of(session, teacher, split) for teacher in teachers], axis=0)
-
-
-def train_logits(session: Session, teachers: list[Teacher], train: Split) -> tuple[NDArray[np.float32], int]:
-    """Return (N, C) logits for train, and for how many sentences they are out of fold.
-
-    Where some teachers have not trained on a sentence (`finetune.leave_out`), theirs are averaged; a teacher
-    that has learnt a sentence by heart says little more than its label. Otherwise all teachers' are.
-    """
-    logits = np.stack([logits_of(session, teacher, train) for teacher in teachers])  # (teachers, N, C)
-    unseen = np.stack([unseen_by(teacher, train) for teacher in teachers])  # (teachers, N)
+    logits = np.stack([teacher.logits(train) for teacher in teachers])  # (teachers, N, C)
+    unseen = np.stack([teacher.unseen(train) for teacher in teachers])  # (teachers, N)
     out_of_fold = unseen.any(axis=0)
     weights = np.where(out_of_fold, unseen, True).astype(np.float32)[:, :, None]
     mean = (logits * weights).sum(axis=0) / weights.sum(axis=0)
     return mean.astype(np.float32), int(out_of_fold.sum())
-
-
-def hidden_states(session: Session, teacher: Teacher, split: Split) -> NDArray[np.float16]:
-    """Return the (N, D) states that the teacher's head reads.
-
-    Raises:
-        ColakitError: if the teacher is itself a student.
-    """
-    model, compute = teacher.classifier.model, session.compute
-    if not isinstance(model, GPTClassifier):
-        raise ColakitError(f"--teacher {teacher.path}: only a GPT-2's hidden states can be matched")
-
-    def ask() -> Arrays:
-        compute.place(model.requires_grad_(False))
-        tokens = encode(session, teacher.classifier, split, "teacher, ")
-        with session.reporter.progress(f"hidden states, {split.name}", len(split)) as bar:
-            hidden = compute_hidden(model, tokens, compute, done=bar.advance)
-        return {"hidden": hidden.astype(np.float16)}
-
-    return session.arrays.get("teacher-hidden", _key(session, teacher, split), ask)["hidden"]
-
-
-def logits_of(session: Session, teacher: Teacher, split: Split) -> NDArray[np.float32]:
-    """Return a teacher's (N, C) logits for a split, from the cache where it has been asked before.
-
-    They are kept part by part, so that a command that was stopped goes on where it was.
-    """
-    bounds = [(start, min(start + PART, len(split))) for start in range(0, max(1, len(split)), PART)]
-    keys = {rows: _key(session, teacher, split.take(np.arange(*rows), split.name)) for rows in bounds}
-    kept = {rows: session.arrays.find(LOGITS, key) for rows, key in keys.items()}
-    known = {rows: arrays for rows, arrays in kept.items() if arrays is not None}
-    if missing := {rows: key for rows, key in keys.items() if rows not in known}:
-        known |= _ask(session, teacher, split, missing)
-    return np.concatenate([known[rows]["logits"] for rows in bounds])
-
-
-def _ask(session: Session, teacher: Teacher, split: Split, keys: Mapping[Rows, Key]) -> dict[Rows, Arrays]:
-    """Ask a teacher about some parts of a split, each kept under its key as soon as it is answered."""
-    count = sum(end - start for start, end in keys)
-    session.reporter.say(f"asking {teacher.path} about {count:,} sentences ({split.name})")
-    classifier, compute = teacher.classifier, session.compute
-    tokens = encode(session, classifier, split, "teacher, ")
-    compute.place(classifier.model.requires_grad_(False))
-    with session.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
-
-        def ask(rows: Rows) -> Arrays:
-            return {"logits": classifier.logits(tokens.part(*rows), compute, done=bar.advance)}
-
-        return {rows: session.arrays.get(LOGITS, key, partial(ask, rows)) for rows, key in keys.items()}
-
-
-def _key(session: Session, teacher: Teacher, split: Split) -> Key:
-    dtype = str(session.compute.dtype)
-    return {"teacher": teacher.fingerprint, "data": split.fingerprint(), "dtype": dtype}
-
-
-def unseen_by(teacher: Teacher, train: Split) -> NDArray[np.bool_]:
-    """Return which sentences of train the teacher was not trained on, by its own record, (N,)."""
-    fold = fold_of(teacher.classifier.origin)
-    return np.zeros(len(train), dtype=bool) if fold is None else left_out(train.sentences, fold)

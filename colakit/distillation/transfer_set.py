@@ -1,4 +1,4 @@
-"""The transfer set of a run: made once, kept in the cache, shared by every seed; and the control's own."""
+"""The transfer set: unlabelled sentences for teachers to label, made once and cached; and the control's data."""
 
 from __future__ import annotations
 
@@ -9,147 +9,144 @@ from pathlib import Path
 
 import numpy as np
 
-from colakit.api.session import Session
-from colakit.config.settings import TransferSettings
+from colakit.config.student import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.running_text import text_files, whole_sentences
 from colakit.data.transfer import FORMAT, WORDS, Collector, corrupt_sentences, shares
-from colakit.distillation import samplers as writing
+from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
 from colakit.training.task_data import TaskData
-from colakit.utils.array_cache import pack_lines, unpack_lines
+from colakit.utils.array_cache import ArrayCache, pack_lines, unpack_lines
+from colakit.utils.console import Reporter
 from colakit.utils.files import sha256_of
 
-LEXICON = 50_000  # sentences of text that corruptions take their words from
+LEXICON = 50_000  # sentences from which corruptions take their words
 
 
-def transfer_set(
-    session: Session, task: TaskData, settings: TransferSettings, base: Callable[[], str]
+def make_transfer_set(
+    task: TaskData,
+    settings: TransferSettings,
+    arrays: ArrayCache,
+    reporter: Reporter,
+    sampler: TunedSampler | None = None,
 ) -> Split:
     """Return `settings.size` times as many unlabelled sentences as train has.
 
-    None stands in train, in the held-out slice, or in any other split of the corpus, whatever its case,
+    None of them is in train, the validation split or another split of the corpus, compared without case,
     spaces and punctuation.
 
     Args:
-        base: returns the one to sample from, where samples are wanted and `settings.language_model` is none.
+        sampler: needed if `settings.needs_sampler`.
     """
-    wanted = round(settings.size * len(task.train))
-    if not wanted:
+    size = round(settings.size * len(task.train))
+    if not size:
         return Split("transfer", ())
-    writer = TunedSampler(session, task, settings.language_model or base()) if settings.writes else None
-    measuring = [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
+    reserved = [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
     key = {
         "format": FORMAT,
         "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
-        "wanted": wanted,
+        "wanted": size,
         "train": task.train.fingerprint(),
-        "forbidden": [split.fingerprint() for split in measuring],
+        "forbidden": [split.fingerprint() for split in reserved],
         "text": [sha256_of(file) for file in _text(settings)],
-        "writer": writer and {**writer.identity, "sampling": writing.FORMAT},
+        "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
     }
 
-    def gather() -> list[str]:
-        session.reporter.say(f"gathering a transfer set of {wanted:,} sentences")
-        forbidden = [sentence for split in measuring for sentence in split.sentences]
-        collector = Collector(forbidden, known=task.train.sentences, lengths=_lengths(task.train))
-        sources = Sources(settings, task.train.sentences, writer, collector.is_forbidden)
-        with session.reporter.progress("sentences", wanted) as bar:
-            for name, share in shares(wanted, settings.sources).items():
+    def collect() -> list[str]:
+        reporter.say(f"making a transfer set of {size:,} sentences")
+        forbidden = [sentence for split in reserved for sentence in split.sentences]
+        longest = max((len(sentence.split()) for sentence in task.train.sentences), default=0)
+        lengths = range(WORDS.start, max(WORDS.stop, longest + 1))
+        collector = Collector(forbidden, known=task.train.sentences, lengths=lengths)
+        sources = Sources(settings, task.train.sentences, sampler, collector.is_forbidden)
+        with reporter.progress("sentences", size) as bar:
+            for name, share in shares(size, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
         return collector.taken
 
-    return Split(
-        "transfer", tuple(unpack_lines(session.arrays.get("transfer", key, lambda: pack_lines(gather()))))
-    )
+    return Split("transfer", tuple(unpack_lines(arrays.get("transfer", key, lambda: pack_lines(collect())))))
 
 
-def augmented(session: Session, task: TaskData) -> Split:
-    """Return train and `transfer.size` times as much again, labelled by rule, with train's share of labels.
+def augment(task: TaskData, settings: TransferSettings, arrays: ArrayCache, reporter: Reporter) -> Split:
+    """Return train and `transfer.size` times as many sentences labelled by rule, with train's label rates.
 
-    Near misses of train's sentences are called unacceptable; acceptable ones of train are repeated. It is
-    what a student without a teacher can be given of the same size.
+    Corrupted sentences of train are labelled unacceptable; acceptable ones of train are repeated. A student
+    without a teacher can get training data of the same size this way.
 
     Raises:
-        ColakitError: if the labels are not CoLA's, or there is to be no transfer set.
+        ColakitError: if the labels are not CoLA's, or `transfer.size` is 0.
     """
     train = task.train
-    if not session.settings.transfer.size:
+    if not settings.size:
         raise ColakitError("train_scratch.augmented: transfer.size is 0", hint="Set transfer.size.")
     if task.corpus.label_names != COLA_LABELS:
         raise ColakitError(
-            "without a teacher, only near misses of sentences of CoLA's two labels can be labelled",
+            "train_scratch.augmented: corrupted sentences can be labelled only with CoLA's two labels",
             hint="Set train_scratch.augmented=false.",
         )
-    settings = session.settings.transfer.model_copy(update={"sources": {"corrupt": 1.0}, "text": None})
-    made = transfer_set(session, task, settings, lambda: session.settings.base)
+    corrupt_only = settings.model_copy(update={"sources": {"corrupt": 1.0}, "text": None})
+    made = make_transfer_set(task, corrupt_only, arrays, reporter)
     labels = train.require_labels()
     num_good = round(len(made) * float(labels.mean()))
     rng = np.random.default_rng(settings.seed)
     good = np.flatnonzero(labels == 1)
-    repeats = -(-num_good // len(good))
+    passes = -(-num_good // len(good))
     repeated = (
-        np.concatenate([rng.permutation(good) for _ in range(repeats)])[:num_good] if num_good else good[:0]
+        np.concatenate([rng.permutation(good) for _ in range(passes)])[:num_good] if num_good else good[:0]
     )
     bad = made.take(np.arange(len(made) - num_good), "transfer")
-    false = Split("transfer", bad.sentences, np.zeros(len(bad), dtype=np.int64))
-    return join_splits("train", [train, train.take(repeated, "train"), false])
+    unacceptable = Split("transfer", bad.sentences, np.zeros(len(bad), dtype=np.int64))
+    return join_splits("train", [train, train.take(repeated, "train"), unacceptable])
 
 
 class Sources:
-    """Where sentences come from, by the names of `transfer.sources`.
+    """Iterators over sentences, by the names of `transfer.sources`.
 
     Args:
         train: sentences of train.
-        writer: what samples; None where nothing asks for it.
-        is_forbidden: tells the sentences that measure, which are not corrupted either.
+        sampler: None if no source needs it.
+        is_forbidden: returns whether a sentence is in a split that is evaluated; such are not corrupted.
     """
 
     def __init__(
         self,
         settings: TransferSettings,
         train: Sequence[str],
-        writer: TunedSampler | None,
+        sampler: TunedSampler | None,
         is_forbidden: Callable[[str], bool],
     ) -> None:
-        self.settings, self.train, self.writer = settings, train, writer
+        self.settings, self.train, self.sampler = settings, train, sampler
         self.is_forbidden = is_forbidden
         self.rng = random.Random(settings.seed)
-        self.sampled: list[str] = []  # so far, those that were not taken among them
-        self.samples = self._remembered()
+        self.sampled: list[str] = []  # all samples so far, also those that were not collected
+        self.samples = self._recorded_samples()
 
-    def draw(self, name: str, wanted: int) -> Iterator[str]:
-        """Yield sentences of one source, at least `wanted` of them where it has so many."""
+    def draw(self, name: str, count: int) -> Iterator[str]:
+        """Yield sentences of one source, at least `count` of them if it has so many."""
         match name:
             case "corrupt":
                 return corrupt_sentences(self.train, self.train, self.rng)
             case "word_resample":
-                assert self.writer is not None
-                return self.writer.resampled()
+                assert self.sampler is not None
+                return self.sampler.word_resamples()
             case "lm_sample":
                 return self.samples
             case "lm_sample_corrupt":
-                for _ in islice(self.samples, max(0, wanted - len(self.sampled))):
+                for _ in islice(self.samples, max(0, count - len(self.sampled))):
                     pass
                 return corrupt_sentences(self.sampled, [*self.train, *self.sampled[:LEXICON]], self.rng)
         whole = whole_sentences(_text(self.settings), WORDS)
-        found = [sentence for sentence in whole if not self.is_forbidden(sentence)]
-        self.rng.shuffle(found)
-        return iter(found) if name == "text" else corrupt_sentences(found, found[:LEXICON], self.rng)
+        allowed = [sentence for sentence in whole if not self.is_forbidden(sentence)]
+        self.rng.shuffle(allowed)
+        return iter(allowed) if name == "text" else corrupt_sentences(allowed, allowed[:LEXICON], self.rng)
 
-    def _remembered(self) -> Iterator[str]:
-        """Yield what is sampled, and remember it."""
-        assert self.writer is not None
-        for sentence in self.writer.samples():
+    def _recorded_samples(self) -> Iterator[str]:
+        assert self.sampler is not None
+        for sentence in self.sampler.lm_samples():
             if not self.is_forbidden(sentence):
                 self.sampled.append(sentence)
                 yield sentence
-
-
-def _lengths(train: Split) -> range:
-    longest = max((len(sentence.split()) for sentence in train.sentences), default=0)
-    return range(WORDS.start, max(WORDS.stop, longest + 1))
 
 
 def _text(settings: TransferSettings) -> list[Path]:

@@ -1,166 +1,187 @@
-"""The language model that samples for a transfer set: a base, tuned on the sentences of train first."""
+"""The language model that samples for a transfer set: a base, first fine-tuned on the sentences of train."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from colakit.api import finetune
-from colakit.api.session import Session
-from colakit.config.settings import FinetuneSettings
+from colakit.config.finetune import FinetuneSettings, LoRASettings
+from colakit.config.student import TransferSettings
+from colakit.config.yaml import to_yaml
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import rounds
-from colakit.distillation import samplers as writing
+from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.samplers import SentenceSampler
 from colakit.errors import ColakitError
+from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.run_folder import RunFolder
-from colakit.training.run import train_run
-from colakit.training.sentence_lm import FREE_TO_CHANGE
+from colakit.training.lm_trainer import SentenceLMTrainer
+from colakit.training.model_setup import sentence_lm_identity, sentence_lm_job
+from colakit.training.run import Resume, TrainingRun
 from colakit.training.task_data import TaskData
-from colakit.training.trainer import settings_identity
-from colakit.utils.array_cache import WAIT_SECONDS, key_digest, pack_lines, unpack_lines
+from colakit.utils.array_cache import WAIT_SECONDS, ArrayCache, key_digest, pack_lines, unpack_lines
 from colakit.utils.console import Reporter
 
-FORMAT = 1  # raise it when writers are made differently
-TUNING = (  # settings of `finetune` that a writer shares; the others are of classifiers
+FORMAT = 1  # increase when samplers are trained differently
+SHARED = (  # settings of `finetune` that samplers use; the others are for classifiers
     *("method", "lr", "batch_size", "micro_batch_size", "weight_decay", "schedule", "warmup", "decay"),
     *("max_grad_norm", "base_dropout", "log_every", "save_every_steps"),
 )
 
 
+@dataclass
 class TunedSampler:
-    """A base that `transfer.sampler_epochs` passes over train have made write as train does.
+    """A base, fine-tuned for `transfer.sampler_epochs` epochs on train as a language model.
 
-    It is tuned once, as `finetune --objective language_modelling` would, in a run folder in the cache.
+    It is trained once, like `finetune --objective language_modelling`, in a run folder in the cache.
 
-    Args:
-        base: what is tuned; with no epochs, the writer itself.
+    Attributes:
+        base: with 0 epochs it samples as it is.
+        compute: for sampling.
+        training_compute: for fine-tuning.
     """
 
-    def __init__(self, session: Session, task: TaskData, base: str) -> None:
-        self.task, self.base = task, base
-        self.epochs = session.settings.transfer.sampler_epochs
-        settings = session.settings
-        tuning = FinetuneSettings(
+    task: TaskData
+    base: str
+    transfer: TransferSettings
+    finetune: FinetuneSettings
+    lora: LoRASettings
+    max_tokens: int | None
+    compute: Compute
+    training_compute: Compute
+    cpu_kernels: str
+    cache_folder: Path
+    arrays: ArrayCache
+    reporter: Reporter
+
+    def __post_init__(self) -> None:
+        self.tuning = FinetuneSettings(
             objective="language_modelling",
-            epochs=max(1, self.epochs),
-            **{name: getattr(settings.finetune, name) for name in TUNING},
-        )
-        told = settings.model_copy(update={"base": base, "seed": settings.transfer.seed, "finetune": tuning})
-        self.session = replace(
-            session,
-            command="writer",
-            resolved=replace(session.resolved, settings=told),
-            reporter=Reporter(quiet=session.reporter.quiet, within=True),
+            epochs=max(1, self.transfer.sampler_epochs),
+            **{name: getattr(self.finetune, name) for name in SHARED},
         )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Plain data that determines what it writes."""
-        folder, settings = resolve_base(self.base), self.session.settings
-        found = {
+        """Plain data that determines what it samples."""
+        folder, is_tuned = resolve_base(self.base), self.transfer.sampler_epochs > 0
+        identity = {
             "base": base_fingerprint(load_gpt(folder)),
             "tokenizer": SentenceTokenizer.from_folder(folder).vocabulary(),
-            "compute": (self.session.training_compute if self.epochs else self.session.compute).arithmetic,
+            "compute": (self.training_compute if is_tuned else self.compute).arithmetic,
         }
-        if not self.epochs:
-            return found
+        if not is_tuned:
+            return identity
         return {
-            **found,
+            **identity,
             **self.task.identity(),
-            **settings_identity(settings, ("lora", "finetune"), FREE_TO_CHANGE),
+            **sentence_lm_identity(self.tuning, self.lora),
             "format": FORMAT,
-            "seed": settings.seed,
-            "max_tokens": settings.data.max_tokens,
+            "seed": self.transfer.seed,
+            "max_tokens": self.max_tokens,
         }
 
     def folder(self) -> Path:
-        """Return the folder of its weights, which are made now where they were not before.
+        """Return the folder of its weights, after training them if they are not cached.
 
         Raises:
-            ColakitError: if the cache cannot be written, or the tuning ends early.
+            ColakitError: if the cache is not writable, or the training ends early.
         """
-        if not self.epochs:
+        if not self.transfer.sampler_epochs:
             return resolve_base(self.base)
-        run = RunFolder(self.session.cache_folder / "writers" / key_digest(self.identity))
+        folder = RunFolder(self.cache_folder / "writers" / key_digest(self.identity))
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ColakitError(
-                f"{error.filename or run.path}: {error.strerror}",
-                hint="Name another cache: --set cache=FOLDER",
+                f"{error.filename or folder.path}: {error.strerror}",
+                hint="Choose another cache: --set cache=FOLDER",
             ) from error
-        with run.lock.held(WAIT_SECONDS, self._waiting):
-            if not run.summary.is_file():
-                self._tune(run)
-        return run.base
+        with folder.lock.held(WAIT_SECONDS, self._say_waiting):
+            if not folder.summary.is_file():
+                self._train(folder)
+        return folder.base
 
-    def _waiting(self, holder: str) -> None:
-        self.session.reporter.say(f"process {holder} is tuning {self.base} to write; waiting for it")
+    def _say_waiting(self, holder: str) -> None:
+        self.reporter.say(f"waiting for process {holder}, which is training the sampler")
 
-    def _tune(self, run: RunFolder) -> None:
-        self.session.reporter.say(f"tuning {self.base} to write sentences like those of train")
+    def _train(self, folder: RunFolder) -> None:
+        self.reporter.say(f"fine-tuning {self.base} on train, to sample similar sentences")
+        quiet = Reporter(quiet=self.reporter.quiet, within=True)
+        resuming = bool(folder.checkpoints.found())
+        run = TrainingRun("sampler", folder.path, Resume.AUTO, Processes(), quiet, folder, resuming)
         try:
-            training = finetune.language_model(self.session, self.task)
-            resuming = bool(run.checkpoints.found())
-            train_run(self.session, training, run, Processes(), resuming=resuming)
+            job = sentence_lm_job(
+                self.task,
+                self.base,
+                self.tuning,
+                self.lora,
+                command="sampler",
+                seed=self.transfer.seed,
+                max_tokens=self.max_tokens,
+                settings_yaml=to_yaml(self.tuning),
+                compute=self.training_compute,
+                cpu_kernels=self.cpu_kernels,
+                reporter=quiet,
+            )
+            SentenceLMTrainer(job, run).train()
         except ColakitError as error:
             raise ColakitError(
-                f"tuning the writer: {error.message}",
-                hint=f"The same command goes on from there, or begins anew without {run.path}.",
+                f"training the sampler: {error.message}",
+                hint=f"Run the same command again to continue; delete {folder.path} to start over.",
                 exit_code=error.exit_code,
             ) from error
-        shutil.rmtree(run.checkpoints.folder)  # nobody goes on from a writer that is done
+        shutil.rmtree(folder.checkpoints.folder)  # a finished sampler is never resumed
 
-    def samples(self) -> Iterator[str]:
-        """Yield sampled sentences that begin as those of train, without end unless hardly any is complete."""
-        return self._rounds("samples")
+    def lm_samples(self) -> Iterator[str]:
+        """Yield sampled sentences that begin like those of train, until a round yields hardly any."""
+        return self._sample("samples", lambda sampler, seed: sampler.continuations(self._train_sentences, seed))
 
-    def resampled(self) -> Iterator[str]:
-        """Yield sentences of train in which one word is another, without end."""
-        return self._rounds("resampled")
+    def word_resamples(self) -> Iterator[str]:
+        """Yield sentences of train with one word replaced, without end."""
+        return self._sample("resampled", lambda sampler, seed: sampler.word_resamples(self._train_sentences, seed))
 
-    def _rounds(self, kind: Literal["samples", "resampled"]) -> Iterator[str]:
+    @property
+    def _train_sentences(self) -> tuple[str, ...]:
+        return self.task.train.sentences
+
+    def _sample(self, kind: str, draw: Callable[[SentenceSampler, str], Iterator[str]]) -> Iterator[str]:
         numbers = itertools.count()
-        return rounds(lambda: self._round(kind, next(numbers)), self.writer.least)
 
-    def _round(self, kind: Literal["samples", "resampled"], number: int) -> Iterator[str]:
-        """Yield what a round gives; a whole one is kept in the cache, for what goes on or draws more."""
-        settings, arrays = self.session.settings.transfer, self.session.arrays
-        seed = f"{settings.seed}, {kind}, round {number}"
-        train = self.task.train
-        key = {
-            "writer": self.identity,
-            "train": train.fingerprint(),
-            "sampling": writing.FORMAT,
-            "round_size": self.writer.round_size,
-            "temperature": settings.temperature,
-            "seed": seed,
-        }
-        if (found := arrays.find("written", key)) is not None:
-            yield from unpack_lines(found)
-            return
-        written = []
-        draw = self.writer.continuations if kind == "samples" else self.writer.resampled
-        for sentence in draw(train.sentences, seed):
-            written.append(sentence)
-            yield sentence
-        arrays.keep("written", key, pack_lines(written))
+        def sample_round() -> Iterator[str]:
+            """Yield one round; complete rounds are cached, to continue or to draw more later."""
+            seed = f"{self.transfer.seed}, {kind}, round {next(numbers)}"  # changing this text changes all draws
+            key = {
+                "writer": self.identity,
+                "train": self.task.train.fingerprint(),
+                "sampling": SAMPLING_FORMAT,
+                "round_size": self.sampler.round_size,
+                "temperature": self.transfer.temperature,
+                "seed": seed,
+            }
+            if (cached := self.arrays.find("written", key)) is not None:
+                yield from unpack_lines(cached)
+                return
+            sampled = []
+            for sentence in draw(self.sampler, seed):
+                sampled.append(sentence)
+                yield sentence
+            self.arrays.keep("written", key, pack_lines(sampled))
+
+        return rounds(sample_round, self.sampler.least)
 
     @cached_property
-    def writer(self) -> SentenceSampler:
-        """The model that writes, in place."""
-        compute, folder = self.session.compute, self.folder()
+    def sampler(self) -> SentenceSampler:
+        """The model, on its device."""
+        folder = self.folder()
         model = load_gpt(folder).requires_grad_(False).eval()
-        compute.place(model)
+        self.compute.place(model)
         tokenizer = SentenceTokenizer.from_folder(folder)
-        return SentenceSampler(
-            model, tokenizer, compute, temperature=self.session.settings.transfer.temperature
-        )
+        return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)

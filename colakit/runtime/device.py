@@ -95,6 +95,10 @@ class Compute:
             return self
         return replace(self, reason=f"{self.reason}; steps as CUDA graphs", graphs=True)
 
+    def plain(self) -> Compute:
+        """Return this compute without CPU kernels and CUDA graphs."""
+        return replace(self, kernels=None, graphs=False, reason=f"{self.reason}; both off in this run")
+
     def place(self, model: nn.Module) -> nn.Module:
         """Move `model` to the device; a GPT's frozen matrices are stored in `dtype`, everything else in fp32.
 

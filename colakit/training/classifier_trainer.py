@@ -1,4 +1,4 @@
-"""Training a classifier: batches of sentences, live figures, and the best moment on the held-out slice."""
+"""Trains a classifier: batches of sentences, training metrics, best weights on the validation split, result."""
 
 from __future__ import annotations
 
@@ -13,35 +13,69 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Examples
-from colakit.evaluation.metrics import accuracy_of_confusion, best_threshold, mcc_of_confusion, measure
+from colakit.evaluation.comparison import experiment_key
+from colakit.evaluation.metrics import (
+    Metrics,
+    accuracy_of_confusion,
+    best_threshold,
+    mcc_of_confusion,
+    measure,
+    measure_with_intervals,
+)
+from colakit.evaluation.tables import metrics_row
+from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import predict_labels, probabilities
 from colakit.inference.forward import compute_logits, compute_states
 from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
-from colakit.runtime.distributed import Processes
-from colakit.storage.run_folder import RunFolder
-from colakit.training.averaging import EMA
-from colakit.training.epochs import steps, steps_an_epoch
-from colakit.training.job import Job
+from colakit.models.parameters import count_parameters
+from colakit.storage.bases import write_base
+from colakit.storage.gpt2 import base_address
+from colakit.storage.peft import write_adapter
+from colakit.training.averaging import EMA, StartAverage
+from colakit.training.epochs import steps, steps_per_epoch
+from colakit.training.job import TrainJob
 from colakit.training.loop import StepBatch, StepReport
-from colakit.training.objectives import classification
-from colakit.training.optimizers import tuning_optimizer
-from colakit.training.trainer import Lesson, Trainer, settings_identity
+from colakit.training.run import TrainingRun
+from colakit.training.trainer import Trainer
 
-FREE_TO_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
-"""Settings that may differ on resume: they leave the weights alone, or have a fingerprint (teacher)."""
+MAY_CHANGE = {"log_every", "save_every_steps", "track_dev", "teacher"}
+"""Settings that may differ on resume: no influence on the weights, or covered by a fingerprint (teacher)."""
+
+
+@dataclass(kw_only=True)
+class ClassifierJob(TrainJob):
+    """Training of a sentence classifier.
+
+    Attributes:
+        classifier: its model is `model`, or the part of `model` that stays after training.
+        train: with teacher logits if the objective needs them.
+        val: chooses the best weights and the threshold.
+        dev: the splits to report, by name.
+        base: weights averaged with the start, if the body is written as a base to `base/`.
+        frozen_cache_mib: memory for the output of frozen blocks, in MiB.
+    """
+
+    settings: TrainingSettings
+    classifier: SentenceClassifier
+    train: Examples
+    val: Examples
+    dev: Mapping[str, Examples]
+    base: StartAverage | None = None
+    frozen_cache_mib: int = 0
 
 
 @dataclass
 class Progress:
-    """Where a run stands; plain data and tensors, so that it can be saved and restored.
+    """State of a run besides weights: plain data and tensors.
 
     Attributes:
-        loss_sum, count: of the sentences since the last evaluation.
-        best: held-out record of the best evaluation, with its step.
-        best_tensors: the trainable tensors of that moment, on the CPU.
+        loss_sum, count: since the last evaluation.
+        best: validation metrics of the best evaluation, with its step.
+        best_tensors: trainable tensors of that evaluation, on the CPU.
         stale: evaluations since the best one.
-        average: of the weights, on the CPU, where one is kept.
+        average: EMA of the weights on the CPU, if enabled.
     """
 
     loss_sum: float = 0.0
@@ -53,87 +87,57 @@ class Progress:
 
 
 class ClassifierTrainer(Trainer):
-    """Trains a job's classifier; the best moment stays in `progress`."""
+    """Trains the classifier of a job and keeps the best weights."""
 
-    def __init__(self, job: Job, run: RunFolder, group: Processes) -> None:
-        self.job = job
+    job: ClassifierJob
+
+    def __init__(self, job: ClassifierJob, run: TrainingRun) -> None:
+        super().__init__(job, run)
+        self.settings = job.settings
         self.num_labels = len(job.classifier.label_names)
-        self.steps_per_epoch = steps_an_epoch(job.train, job.training.batch_size)
-        super().__init__(job.session, self._lesson(job), run, group)
+        self.steps_per_epoch = steps_per_epoch(job.train, job.settings.batch_size)
         self.evaluate_every = (
-            job.training.evaluate_every_steps or job.training.evaluate_every_epochs * self.steps_per_epoch
+            job.settings.evaluate_every_steps or job.settings.evaluate_every_epochs * self.steps_per_epoch
         )
         self.progress = Progress()
-        decay = job.training.ema_decay
-        self.average = EMA(self.model, decay) if decay is not None else None
+        self.average = None if job.settings.ema_decay is None else EMA(self.model, job.settings.ema_decay)
         # (C, C) counts of this process's training predictions since the last evaluation
         self.confusion = torch.zeros(self.num_labels, self.num_labels, dtype=torch.long)
 
-    def _lesson(self, job: Job) -> Lesson:
-        training, session = job.training, job.session
-        return Lesson(
-            model=job.learner,
-            objective=job.objective,
-            optimizer=tuning_optimizer(
-                job.learner,
-                lr=training.lr,
-                weight_decay=training.weight_decay,
-                loraplus_lr_ratio=job.loraplus_lr_ratio,
-            ),
-            training=training,
-            max_steps=job.max_steps or training.epochs * self.steps_per_epoch,
-            identity={
-                **settings_identity(session.settings, job.sections, FREE_TO_CHANGE),
-                "max_tokens": job.classifier.max_tokens,
-                **job.identity,
-            },
-            widest=_widest_recorded(job),
-        )
-
-    def train(self) -> None:
-        """Train until the last step, an early stop or a signal."""
-        super().train()
-        if self.is_stale():
-            self.session.reporter.say(
-                f"no better evaluation in the last {self.progress.stale}; stopped early"
-            )
-
     def prepare(self) -> None:
-        """Compute what frozen blocks make of train and the held-out slice, where there is room to keep it."""
-        job, model = self.job, self.job.learner
+        """Compute the output of frozen blocks for the train and validation splits once, if memory allows."""
+        job, model = self.job, self.model
         if not (frozen := num_frozen_blocks(model)):
             return
-        assert isinstance(model, GPTClassifier), "no student's body is a GPT"
-        parts = (job.train, job.val)
-        mib = sum(len(part.tokens.ids) for part in parts) * model.config.width * 4 / 2**20
-        which, size = f"blocks below {frozen} learn nothing", f"{mib:.1f} MiB"
+        assert isinstance(model, GPTClassifier), "only GPTs have frozen blocks"
+        mib = sum(len(part.tokens.ids) for part in (job.train, job.val)) * model.config.width * 4 / 2**20
+        title = f"frozen blocks 0 to {frozen - 1}"
         if mib > job.frozen_cache_mib:
-            self.session.reporter.say(
-                f"{which}; they are computed at every step: {size} are more than finetune.frozen_cache_mib"
+            self.reporter.say(
+                f"{title}: computed at every step; a cache of {mib:.1f} MiB exceeds finetune.frozen_cache_mib"
             )
             return
-        self.session.reporter.say(f"{which}; they are computed once, {size} are kept")
-        with self.session.reporter.progress(which, sum(map(len, parts))) as bar:
+        self.reporter.say(f"{title}: computed once, cached in {mib:.1f} MiB")
+        with self.reporter.progress(title, len(job.train) + len(job.val)) as bar:
             compute = partial(compute_states, model, compute=self.compute, done=bar.advance)
             job.train = replace(job.train, states=compute(job.train.tokens))
-            if self.group.is_main:  # which alone evaluates
+            if self.group.is_main:  # only the main process evaluates
                 job.val = replace(job.val, states=compute(job.val.tokens))
 
     def batches(self) -> Iterator[StepBatch]:
-        """Return the steps of the epochs, from this one on."""
-        training = self.job.training
+        """Yield the input of the steps after `self.step`."""
         return steps(
             self.job.train,
-            batch_size=training.batch_size,
-            micro_batch_size=training.micro_batch_size,
-            seed=self.session.settings.seed,
+            batch_size=self.settings.batch_size,
+            micro_batch_size=self.settings.micro_batch_size,
+            seed=self.job.seed,
             start=self.step,
             max_steps=self.max_steps,
             processes=self.group,
         )
 
     def observe(self, report: StepReport) -> str:
-        """Count losses and predictions."""
+        """Update EMA, loss and confusion counts; return the text of the progress bar."""
         progress = self.progress
         if self.average is not None:
             self.average.update(report.step)
@@ -144,93 +148,85 @@ class ClassifierTrainer(Trainer):
             cells = labels[labelled] * self.num_labels + logits[labelled].argmax(dim=1)
             counts = torch.bincount(cells, minlength=self.num_labels**2).cpu()
             self.confusion += counts.view(self.num_labels, self.num_labels)
-        return self._live_line(report.epoch)
-
-    def _live_line(self, epoch: int) -> str:
-        """Training figures since the last evaluation, and the best evaluation so far."""
-        progress = self.progress
-        counts = self.confusion.numpy()
-        line = f"epoch {epoch + 1}: loss {progress.loss_sum / progress.count:.3f}"
-        if counts.any():  # a transfer set has no labels
-            line += f", accuracy {100 * accuracy_of_confusion(counts):.1f} %"
-            line += f", MCC {mcc_of_confusion(counts):.3f}"
-        if progress.best is None:
-            return line
-        best = progress.best
-        return f"{line} | best held out: accuracy {100 * best['accuracy']:.1f} %, MCC {best['mcc']:.3f}"
+        confusion = self.confusion.numpy()
+        text = f"epoch {report.epoch + 1}: loss {progress.loss_sum / progress.count:.3f}"
+        if confusion.any():  # a transfer set has no labels
+            text += f", accuracy {100 * accuracy_of_confusion(confusion):.1f} %"
+            text += f", MCC {mcc_of_confusion(confusion):.3f}"
+        if (best := progress.best) is not None:
+            text += f" | best val: accuracy {100 * best['accuracy']:.1f} %, MCC {best['mcc']:.3f}"
+        return text
 
     def is_stale(self) -> bool:
-        """Whether patience is at its end."""
-        patience = self.job.training.patience
+        """Return whether `patience` evaluations in a row brought no improvement."""
+        patience = self.settings.patience
         return patience is not None and self.progress.stale >= patience
 
     # -- evaluation
 
     def is_evaluation_due(self) -> bool:
-        """Whether this step ends with an evaluation."""
+        """Return whether this step ends with an evaluation."""
         return self.step % self.evaluate_every == 0
 
     def evaluate(self) -> str:
-        """Measure the held-out slice, and keep the weights (or their average) if it is the best yet."""
+        """Evaluate on the validation split; keep the weights (or their EMA) if they are the best so far."""
         with self.average.in_place() if self.average is not None else nullcontext():
             return self._evaluate()
 
     def _evaluate(self) -> str:
         progress = self.progress
-        held_out, dev = self.group.broadcast(self._measure_all() if self.group.is_main else ({}, {}))
-        counts = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
+        val, dev = self.group.broadcast(self._measure() if self.group.is_main else ({}, {}))
+        confusion = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
         epoch = self.step / self.steps_per_epoch
         train = {"loss": progress.loss_sum / progress.count}
-        if counts.any():
-            train["accuracy"] = float(accuracy_of_confusion(counts))
-            train["mcc"] = float(mcc_of_confusion(counts))
-        self.log("evaluation", epoch=epoch, train=train, val=held_out, **({"dev": dev} if dev else {}))
+        if confusion.any():
+            train["accuracy"] = float(accuracy_of_confusion(confusion))
+            train["mcc"] = float(mcc_of_confusion(confusion))
+        self.log("evaluation", epoch=epoch, train=train, val=val, **({"dev": dev} if dev else {}))
         progress.stale += 1
-        if progress.best is None or self._key(held_out) > self._key(progress.best):
-            progress.best = {**held_out, "step": self.step, "epoch": epoch}
+        if progress.best is None or self._score(val) > self._score(progress.best):
+            progress.best = {**val, "step": self.step, "epoch": epoch}
             progress.best_tensors = self.trainable()
             progress.stale = 0
         progress.loss_sum, progress.count = 0.0, 0
         self.confusion.zero_()
         return (
-            f"epoch {epoch:.2f} held-out loss {held_out['loss']:.3f} "
-            f"accuracy {100 * held_out['accuracy']:.1f} % MCC {held_out['mcc']:.3f}"
+            f"epoch {epoch:.2f} val loss {val['loss']:.3f} "
+            f"accuracy {100 * val['accuracy']:.1f} % MCC {val['mcc']:.3f}"
         )
 
-    def _key(self, held_out: Mapping[str, Any]) -> tuple[float, float]:
-        """What makes an evaluation better; the lower loss breaks ties."""
-        metric_for_best_model = self.job.training.metric_for_best_model
-        if metric_for_best_model == "loss":
-            return -held_out["loss"], held_out["mcc"]
-        return held_out[metric_for_best_model], -held_out["loss"]
+    def _score(self, val: Mapping[str, Any]) -> tuple[float, float]:
+        """Return the sort key of an evaluation; the lower loss breaks ties."""
+        if self.settings.metric_for_best_model == "loss":
+            return -val["loss"], val["mcc"]
+        return val[self.settings.metric_for_best_model], -val["loss"]
 
-    def _measure_all(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return figures of the held-out slice, and of the dev splits where they are tracked.
+    def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return metrics of the validation split, and of the dev splits if they are tracked.
 
-        The threshold is the one that the run would end with now, so that what is best here is best there.
+        The threshold is the one that the run would choose if it ended now.
         """
-        held_out = self.logits(self.job.val)
-        threshold = self.best_threshold(held_out)
+        val_logits = self.logits(self.job.val)
+        threshold = self.best_threshold(val_logits)
 
-        def figures(logits: NDArray[np.float32], data: Examples) -> dict[str, Any]:
+        def metrics(logits: NDArray[np.float32], data: Examples) -> dict[str, Any]:
             return asdict(measure(logits, data.labels, predict_labels(logits, threshold)))
 
-        tracked = self.job.dev if self.job.training.track_dev else {}
-        dev = {name: figures(self.logits(data), data) for name, data in tracked.items()}
-        return figures(held_out, self.job.val), dev
+        tracked = self.job.dev if self.settings.track_dev else {}
+        dev = {name: metrics(self.logits(data), data) for name, data in tracked.items()}
+        return metrics(val_logits, self.job.val), dev
 
     def logits(self, data: Examples) -> NDArray[np.float32]:
-        """Return the (N, C) logits of N sentences, by the weights as they are now."""
-        model = self.job.classifier.model
-        return compute_logits(model, data.tokens, self.compute, states=data.states)
+        """Return the (N, C) logits of N sentences with the current weights."""
+        return compute_logits(self.job.classifier.model, data.tokens, self.compute, states=data.states)
 
     def best_threshold(self, logits: NDArray[np.float32]) -> float | None:
-        """Return the threshold that is best for the held-out slice's (N, C) logits, if there is one."""
-        if self.job.training.threshold == "argmax" or logits.shape[1] != 2:
+        """Return the best threshold for the (N, C) logits of the validation split; None for argmax."""
+        if self.settings.threshold == "argmax" or logits.shape[1] != 2:
             return None
         return best_threshold(probabilities(logits)[:, 1], self.job.val.labels)
 
-    # -- stopping and resuming
+    # -- checkpoints
 
     def progress_state(self) -> dict[str, Any]:
         """Return `progress` as plain data and tensors."""
@@ -243,15 +239,79 @@ class ClassifierTrainer(Trainer):
         return self.confusion
 
     def restore_progress(self, progress: dict[str, Any], process: Tensor) -> None:
-        """Go back to what the two methods above returned."""
+        """Restore what `progress_state` and `process_state` returned."""
         self.progress = Progress(**progress)
         if self.average is not None:
             self.average.restore(self.progress.average)
         self.confusion = process
 
+    # -- result
 
-def _widest_recorded(job: Job) -> int | None:
-    """Return `Lesson.widest`: the other objectives wait for the device, or change as training goes on."""
-    if job.objective is not classification or not isinstance(job.learner, GPTClassifier):
-        return None
-    return job.learner.config.num_positions
+    def finish(self) -> dict[str, Any]:
+        """Load the best weights, choose the threshold, evaluate dev once, write and print the result."""
+        job, classifier, best = self.job, self.job.classifier, self.progress.best
+        assert best is not None, "the last step ends with an evaluation"
+        if self.is_stale():
+            self.reporter.say(f"stopped early: no improvement in {self.progress.stale} evaluations")
+        self.load_trainable(self.progress.best_tensors)
+        classifier.model.eval()
+        parts = {"val": job.val, **job.dev}
+        logits = {name: self.logits(data) for name, data in parts.items()}
+        classifier.threshold = self.best_threshold(logits["val"])
+        predictions = {name: predict_labels(row, classifier.threshold) for name, row in logits.items()}
+        measured = {
+            name: measure_with_intervals(data.labels, logits[name], predictions[name])
+            for name, data in parts.items()
+        }
+        summary = {
+            "command": job.command,
+            "model": classifier.name,
+            "experiment": experiment_key(classifier.origin),
+            "seed": job.seed,
+            "labels": list(classifier.label_names),
+            "best": best,
+            "threshold": classifier.threshold,
+            "splits": {
+                name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
+            },
+            "parameters": count_parameters(classifier.model).as_dict(),
+            "steps": self.step,
+            "seconds": round(self.seconds, 2),
+            "examples_per_second": round(self.counted_per_second, 1),
+            "compute": str(self.compute),
+            **job.summary,
+        }
+        self.folder.write_predictions(
+            {name: (parts[name].labels, labels) for name, labels in predictions.items()}
+        )
+        self._write_model()
+        self.folder.write_summary(summary)  # last: its presence means that the run is finished
+        self._print(summary, {name: metrics for name, (metrics, _) in measured.items()})
+        return summary
+
+    def _write_model(self) -> None:
+        classifier = self.job.classifier
+        if self.job.base is not None:
+            assert isinstance(classifier.model, GPTClassifier)
+            with self.job.base.in_place():
+                write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
+        classifier.save(self.folder.checkpoint)
+        if classifier.lora is not None:
+            base = base_address(classifier.origin["base"])
+            write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
+            self.folder.write_companion(classifier.companion())
+
+    def _print(self, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
+        columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
+        title = f"{summary['command']}, seed {summary['seed']}, after {summary['best']['epoch']:.2f} epochs"
+        if summary["threshold"] is not None:
+            title += f", threshold {summary['threshold']:.3f} chosen on val"
+        self.reporter.table(title, columns, [metrics_row(name, row) for name, row in measured.items()])
+        for name, metrics in measured.items():
+            if metrics.collapsed:
+                label = summary["labels"][int(np.argmax(metrics.predicted_rates))]
+                self.reporter.warn(
+                    f"{name}: the model predicts {label!r} for every sentence: MCC 0, accuracy is the rate "
+                    f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
+                )
+        self.reporter.result(f"{self.folder.checkpoint} ({summary['seconds']:.0f} s of training)")

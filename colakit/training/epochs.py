@@ -1,4 +1,4 @@
-"""The steps of epochs over sentences, from any step on: what a resumed run goes on with."""
+"""Batches of the optimizer steps, in an order that depends on seed and epoch only; starts at any step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.runtime.distributed import Processes
 from colakit.training.loop import StepBatch
 
-Index = NDArray[np.int64]
 
-
-def steps_an_epoch(examples: Examples, batch_size: int) -> int:
-    """Return the steps that read every sentence once; the last may be short."""
+def steps_per_epoch(examples: Examples, batch_size: int) -> int:
+    """Return the optimizer steps that read every sentence once; the last batch may be smaller."""
     return -(-len(examples) // batch_size)
 
 
@@ -28,29 +26,29 @@ def steps(
     start: int,
     max_steps: int,
     processes: Processes,
-    count: Callable[[Index], int] = len,
+    count: Callable[[NDArray[np.int64]], int] = len,
 ) -> Iterator[StepBatch]:
-    """Yield this process's share of every step after `start`; the order is a function of seed and epoch.
+    """Yield this process's share of every step after `start`.
 
     Args:
-        batch_size: sentences a step, over all processes.
-        micro_batch_size: sentences a backward pass; None is the whole batch.
-        start: steps that were taken before.
-        max_steps: steps in all; the last epoch may end early.
-        count: terms of the loss in the sentences of a step.
+        batch_size: sentences per step over all processes.
+        micro_batch_size: sentences per backward pass; None is the whole batch.
+        start: completed steps.
+        max_steps: steps in total; the last epoch may be incomplete.
+        count: returns the terms of the loss in the sentences of a step.
     """
-    an_epoch = steps_an_epoch(examples, batch_size)
-    for epoch in range(start // an_epoch, -(-max_steps // an_epoch)):
-        before = epoch * an_epoch
+    per_epoch = steps_per_epoch(examples, batch_size)
+    for epoch in range(start // per_epoch, -(-max_steps // per_epoch)):
+        earlier = epoch * per_epoch
         plan = plan_epoch(examples.tokens.lengths, batch_size, seed, epoch, examples.group)
-        done = max(0, start - before)
-        for position, index in enumerate(plan[done : max_steps - before], start=done + 1):
+        done = max(0, start - earlier)
+        for position, index in enumerate(plan[done : max_steps - earlier], start=done + 1):
             share = micro_batches(
                 examples,
                 index,
                 micro_batch_size or batch_size,
                 rank=processes.rank,
                 world_size=processes.world_size,
-                progress=(before + position) / max_steps,
+                progress=(earlier + position) / max_steps,
             )
             yield StepBatch(share, count(index), epoch, f"batch {position} of epoch {epoch + 1}")

@@ -1,136 +1,300 @@
-"""Training a language model: windows of text, and bits per byte on what was held out."""
+"""Trains language models: on windows of running text (pretrain), or on sentences (finetune, samplers)."""
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
-from colakit.api.session import Session
-from colakit.data.tokens import SentenceTokenizer
+from colakit.config.finetune import FinetuneSettings
+from colakit.config.pretrain import PretrainSettings
+from colakit.data.batches import Examples
+from colakit.data.tokens import SentenceTokenizer, plan_inference
 from colakit.data.windows import Windows
 from colakit.errors import ColakitError
-from colakit.inference.forward import bits_per_byte
+from colakit.inference.forward import bits_per_byte, evaluating
 from colakit.models.gpt.model import GPT
-from colakit.runtime.distributed import Processes
+from colakit.models.lora import merge_and_unload
 from colakit.storage.bases import write_base
-from colakit.storage.run_folder import RunFolder
+from colakit.storage.gpt2 import base_fingerprint
 from colakit.training.averaging import StartAverage
+from colakit.training.epochs import steps, steps_per_epoch
+from colakit.training.job import TrainJob
 from colakit.training.loop import StepBatch, StepReport
-from colakit.training.trainer import Lesson, Trainer
+from colakit.training.objectives import language_modelling
+from colakit.training.run import TrainingRun
+from colakit.training.trainer import Trainer
+
+EVALUATION_BATCH = 128  # sentences
+
+
+@dataclass(kw_only=True)
+class LMJob(TrainJob):
+    """Language modelling of running text.
+
+    Attributes:
+        tokenizer: written with the base.
+        train, val: windows of text.
+        average: of the first and the current weights; it is evaluated and written.
+    """
+
+    settings: PretrainSettings
+    model: GPT
+    tokenizer: SentenceTokenizer
+    train: Windows
+    val: Windows
+    average: StartAverage
 
 
 class LMTrainer(Trainer):
-    """Trains a language model on windows; the base in the run folder is renewed at every evaluation."""
+    """Trains on windows; writes the base at every evaluation."""
 
+    job: LMJob
     model: GPT
 
-    def __init__(
-        self,
-        session: Session,
-        lesson: Lesson,
-        run: RunFolder,
-        group: Processes,
-        tokenizer: SentenceTokenizer,
-        train: Windows,
-        val: Windows,
-    ) -> None:
-        super().__init__(session, lesson, run, group)
-        self.settings = session.settings.pretrain
-        self.average = StartAverage(self.model, self.settings.start_weight)
-        self.tokenizer, self.train_windows, self.val = tokenizer, train, val
-        self.steps_per_epoch = max(1, len(train) // lesson.training.batch_size)
-        self.loss_sum = 0.0
-        self.count = 0
-        if lesson.training.batch_size % group.world_size:
+    def __init__(self, job: LMJob, run: TrainingRun) -> None:
+        super().__init__(job, run)
+        self.steps_per_epoch = max(1, len(job.train) // job.settings.batch_size)
+        self.loss_sum, self.count = 0.0, 0  # since the last evaluation
+        if job.settings.batch_size % run.group.world_size:
             raise ColakitError(
-                f"pretrain.batch_size (={lesson.training.batch_size}) must be a multiple of the processes "
-                f"(={group.world_size})"
+                f"pretrain.batch_size (={job.settings.batch_size}) must be a multiple of the number of "
+                f"processes (={run.group.world_size})"
             )
 
     def batches(self) -> Iterator[StepBatch]:
-        """Yield steps; an epoch ends where no whole batch is left."""
-        size = self.training.batch_size
+        """Yield the input of the steps after `self.step`; an epoch has whole batches only."""
+        train, settings = self.job.train, self.job.settings
+        size, micro = settings.batch_size, settings.micro_batch_size or settings.batch_size
         while self.step < self.max_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
-            plan = self.train_windows.plan(self.session.settings.seed, epoch)
+            plan = train.plan(self.job.seed, epoch)
             for position in range(done, min(self.steps_per_epoch, done + self.max_steps - self.step)):
                 rows = plan[np.arange(position * size, (position + 1) * size) % len(plan)]
                 share = rows[self.group.rank :: self.group.world_size]
-                micro = self.training.micro_batch_size or size
-                batches = [
-                    self.train_windows.batch(share[i : i + micro]) for i in range(0, len(share), micro)
-                ]
-                count = self.train_windows.count(rows)
-                yield StepBatch(batches, count, epoch, f"batch {position + 1} of epoch {epoch + 1}")
+                batches = [train.batch(share[i : i + micro]) for i in range(0, len(share), micro)]
+                yield StepBatch(batches, train.count(rows), epoch, f"batch {position + 1} of epoch {epoch + 1}")
 
     def observe(self, report: StepReport) -> str:
-        """Add up the loss."""
+        """Accumulate the loss; return the text of the progress bar."""
         self.loss_sum += report.loss * report.count
         self.count += report.count
-        return f"epoch {report.epoch + 1}: loss {self.loss_sum / self.count:.3f} nats a token"
+        return f"epoch {report.epoch + 1}: loss {self.loss_sum / self.count:.3f} nats/token"
 
     def is_evaluation_due(self) -> bool:
-        """Whether this step ends with an evaluation."""
-        every = self.training.evaluate_every_steps
+        """Return whether this step ends with an evaluation."""
+        every = self.job.settings.evaluate_every_steps
         return every is not None and self.step % every == 0
 
     def evaluate(self) -> str:
-        """Measure bits per byte on a part of each held-out text, and write the base as it is now."""
+        """Measure bits per byte on a part of each validation text; write the current base."""
         measured: dict[str, float] = {}
         if self.group.is_main:
-            measured = self.write_and_measure(limit=self.settings.evaluate_windows)
-        train_loss = self.loss_sum / self.count
-        self.log(
-            "evaluation", epoch=self.step / self.steps_per_epoch, train=train_loss, bits_per_byte=measured
-        )
+            measured = self.write_and_measure(limit=self.job.settings.evaluate_windows)
+        epoch, loss = self.step / self.steps_per_epoch, self.loss_sum / self.count
+        self.log("evaluation", epoch=epoch, train=loss, bits_per_byte=measured)
         self.loss_sum, self.count = 0.0, 0
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
-        return f"step {self.step}: held-out bits per byte: {figures}"
+        return f"step {self.step}: val bits/byte: " + ", ".join(f"{n} {v:.3f}" for n, v in measured.items())
 
     def write_and_measure(self, limit: int | None) -> dict[str, float]:
-        """Write model and tokenizer to `base/`, in bf16; return the model's bits per byte of held-out texts.
+        """Write model (bf16) and tokenizer to `base/`; return bits per byte by validation text.
 
         Args:
-            limit: windows of each text to measure, evenly spread; None measures all.
+            limit: windows per text, evenly spaced; None measures all.
         """
-        with self.average.in_place():
-            write_base(self.model.transformer, self.tokenizer, self.run.base)
+        val = self.job.val
+        with self.job.average.in_place():
+            write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
             return {
-                name: bits_per_byte(self.model, self.val.measured(name, limit), self.compute)
-                for name in self.val.sources
+                name: bits_per_byte(self.model, val.measured(name, limit), self.compute) for name in val.sources
             }
 
-    # -- stopping and resuming
-
     def progress_state(self) -> dict[str, Any]:
-        """Return the loss since the last evaluation, and how long the run is to be."""
+        """Return the loss since the last evaluation and the planned length of the run."""
         return {"loss_sum": self.loss_sum, "count": self.count, "max_steps": self.max_steps}
 
-    def require_same_end(self, progress: Mapping[str, Any]) -> None:
-        """Raise `ColakitError` unless the finished run has as many steps as are wanted now."""
-        if (had := progress.get("max_steps", self.max_steps)) != self.max_steps:
-            raise ColakitError(
-                f"{self.run.path}: is finished after {had} steps; {self.max_steps} are wanted now",
-                hint=f"Go on from its base in another folder: --init-from {shlex.quote(str(self.run.base))}",
-            )
-
-    def process_state(self) -> None:
-        """A process knows nothing of its own."""
-
     def restore_progress(self, progress: dict[str, Any], process: None) -> None:
-        """Go back to what `progress_state` returned.
+        """Restore what `progress_state` returned.
 
         Raises:
-            ColakitError: if the run is to be longer or shorter, and the last step's rate would have differed.
+            ColakitError: if the planned length changed and the learning rate of the last step depends on it.
         """
-        was, last = progress.get("max_steps", self.max_steps), self.step - 1
-        if self.lr_at(was)(last) != self.lr_at(self.max_steps)(last):
+        planned, last = progress["max_steps"], self.step - 1
+        if self.lr_at(planned)(last) != self.lr_at(self.max_steps)(last):
             raise ColakitError(
-                f"{self.run.path}: {was} steps were planned, now {self.max_steps}; "
-                f"at step {self.step} the rate depends on it",
-                hint=f"Resume with its own settings: --config {self.run.settings}",
+                f"{self.folder.path}: {planned} steps were planned, now {self.max_steps}; the learning rate "
+                f"at step {self.step} depends on it",
+                hint=f"Resume with its own settings: --config {self.folder.settings}",
             )
         self.loss_sum, self.count = progress["loss_sum"], progress["count"]
+
+    def require_same_length(self, progress: Mapping[str, Any]) -> None:
+        """Raise `ColakitError` if the finished run has another number of steps."""
+        if (finished := progress["max_steps"]) != self.max_steps:
+            raise ColakitError(
+                f"{self.folder.path}: is finished after {finished} steps (got {self.max_steps})",
+                hint="Continue from its base in another folder: "
+                f"--init-from {shlex.quote(str(self.folder.base))}",
+            )
+
+    def finish(self) -> dict[str, Any]:
+        """Measure all validation text; write and print the result."""
+        measured = self.write_and_measure(limit=None)
+        summary = {
+            "command": self.job.command,
+            "model": "gpt2",
+            "seed": self.job.seed,
+            "bits_per_byte": measured,
+            "tokens": self.step * self.job.settings.step_tokens,
+            "steps": self.step,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "seconds": round(self.seconds, 2),
+            "tokens_per_second": round(self.counted_per_second, 1),
+            "compute": str(self.compute),
+        }
+        self.folder.write_summary(summary)
+        rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
+        self.reporter.table("Bits per byte, validation text", ["text", "bits per byte"], rows)
+        self.reporter.result(f"{self.folder.base} ({self.seconds:.0f} s of training)")
+        return summary
+
+
+@dataclass(kw_only=True)
+class SentenceLMJob(TrainJob):
+    """Language modelling of sentences, each between two end-of-text tokens.
+
+    Attributes:
+        base: name of the base.
+        tokenizer: written with the tuned base.
+        train, val: sentences.
+    """
+
+    settings: FinetuneSettings
+    model: GPT
+    base: str
+    tokenizer: SentenceTokenizer
+    train: Examples
+    val: Examples
+
+
+@dataclass
+class Progress:
+    """State of a run besides weights: plain data and tensors.
+
+    Attributes:
+        nll, count: in nats, and tokens, since the last evaluation.
+        best: validation loss in nats per token of the best evaluation, with its step.
+        best_tensors: trainable tensors of that evaluation, on the CPU.
+    """
+
+    nll: float = 0.0
+    count: int = 0
+    best: dict[str, Any] | None = None
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SentenceLMTrainer(Trainer):
+    """Fine-tunes a language model on sentences and keeps the weights with the least validation loss."""
+
+    job: SentenceLMJob
+    model: GPT
+
+    def __init__(self, job: SentenceLMJob, run: TrainingRun) -> None:
+        super().__init__(job, run)
+        self.steps_per_epoch = steps_per_epoch(job.train, job.settings.batch_size)
+        self.progress = Progress()
+
+    def batches(self) -> Iterator[StepBatch]:
+        """Yield the input of the steps after `self.step`; a step counts its tokens."""
+        return steps(
+            self.job.train,
+            batch_size=self.job.settings.batch_size,
+            micro_batch_size=self.job.settings.micro_batch_size,
+            seed=self.job.seed,
+            start=self.step,
+            max_steps=self.max_steps,
+            processes=self.group,
+            count=lambda index: _count_targets(self.job.train, index),
+        )
+
+    def observe(self, report: StepReport) -> str:
+        """Accumulate the loss; return the text of the progress bar."""
+        self.progress.nll += report.loss * report.count
+        self.progress.count += report.count
+        return f"epoch {report.epoch + 1}: loss {self.progress.nll / self.progress.count:.3f} nats/token"
+
+    def is_evaluation_due(self) -> bool:
+        """Return whether this step ends an epoch."""
+        return self.step % self.steps_per_epoch == 0
+
+    def evaluate(self) -> str:
+        """Measure the validation loss; keep the weights if they are the best so far."""
+        progress = self.progress
+        loss = self.group.broadcast(self._val_loss() if self.group.is_main else None)
+        assert loss is not None
+        epoch = self.step / self.steps_per_epoch
+        self.log("evaluation", epoch=epoch, train=progress.nll / progress.count, val=loss)
+        if progress.best is None or loss < progress.best["loss"]:
+            progress.best = {"loss": loss, "step": self.step, "epoch": epoch}
+            progress.best_tensors = self.trainable()
+        progress.nll, progress.count = 0.0, 0
+        return f"epoch {epoch:.2f} val loss {loss:.3f} nats/token"
+
+    def _val_loss(self) -> float:
+        """Return the loss of the validation split in nats per token."""
+        val, nll, count = self.job.val, 0.0, 0
+        with evaluating(self.model):
+            for index in plan_inference(val.tokens.lengths, EVALUATION_BATCH):
+                batch = val.batch(index).to(self.compute.device)
+                with self.compute.autocast():
+                    nll += language_modelling(self.model, batch).total.item()
+                count += _count_targets(val, index)
+        return nll / count
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return `progress` as plain data and tensors."""
+        return vars(self.progress)
+
+    def restore_progress(self, progress: dict[str, Any], process: None) -> None:
+        """Restore what `progress_state` returned."""
+        self.progress = Progress(**progress)
+
+    def finish(self) -> dict[str, Any]:
+        """Load the best weights, write the base, and print the result."""
+        best = self.progress.best
+        assert best is not None, "the last step ends with an evaluation"
+        self.load_trainable(self.progress.best_tensors)
+        merge_and_unload(self.model)
+        write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
+        summary = {
+            "command": self.job.command,
+            "model": "gpt2",
+            "objective": "language_modelling",
+            "seed": self.job.seed,
+            "base": self.job.base,
+            "base_fingerprint": base_fingerprint(self.model),
+            "best": best,
+            "steps": self.step,
+            "seconds": round(self.seconds, 2),
+            "tokens_per_second": round(self.counted_per_second, 1),
+            "compute": str(self.compute),
+        }
+        self.folder.write_summary(summary)
+        self.reporter.table(
+            "Validation split, as a language model",
+            ["epoch", "nats/token", "perplexity"],
+            [[f"{best['epoch']:.2f}", f"{best['loss']:.4f}", f"{math.exp(best['loss']):.1f}"]],
+        )
+        self.reporter.result(f"{self.folder.base} ({self.seconds:.0f} s of training)")
+        return summary
+
+
+def _count_targets(examples: Examples, index: NDArray[np.int64]) -> int:
+    """Return the number of predicted tokens in the sentences at `index`: all but the first of each."""
+    return int((examples.tokens.lengths[index] - 1).sum())

@@ -1,173 +1,203 @@
-"""How a training command begins: processes, run folder, a resumed run's settings."""
+"""The run folder of a training: claiming, locking, resuming, and error messages that say how to continue."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import os
+import shlex
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from colakit.api.session import Resume, Session
-from colakit.config.yaml import to_yaml
 from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
-from colakit.runtime.distributed import Processes, processes
-from colakit.runtime.seeding import seed_everything
-from colakit.runtime.signals import stop_requests
-from colakit.storage.checkpoints import Checkpoint, read_checkpoint
+from colakit.runtime.distributed import Processes
+from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from colakit.storage.run_folder import RunFolder
-from colakit.training.classifier_trainer import ClassifierTrainer
-from colakit.training.finish import report
-from colakit.training.job import Job
-from colakit.training.task_data import TaskData, load_task, show_plan
-from colakit.training.trainer import Trainer, how_to_continue
 from colakit.utils.console import Reporter
 
-BuildJob = Callable[[Session, TaskData], tuple[Job, list[str]]]
-BuildEmptyModel = Callable[[Session, TaskData], nn.Module]
+RUNS = Path("runs")
+BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
+"""Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
+
+
+class Resume(str, Enum):
+    """Whether a training command continues the run in `--out`."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    AUTO = "auto"
 
 
 @dataclass
-class Training:
-    """A training that is ready to begin.
+class TrainingRun:
+    """Where one training runs.
 
     Attributes:
-        lines: for people, what it will do.
-        fit: makes the fit, given the run folder and the processes.
-        finish: writes and prints the result of a fit that has ended, and returns the summary.
+        command: name of the command, for the folder's name and messages.
+        out: `--out`; None takes the next free `runs/COMMAND-NNN`.
+        resume: as given by the user.
+        group: the processes that train together.
+        reporter: console; quiet in all but the main process.
+        folder: None until `open`.
+        resuming: whether the run continues from a checkpoint (or is finished).
+        locks: released at the end of the run.
     """
 
-    lines: list[str]
-    fit: Callable[[RunFolder, Processes], Trainer]
-    finish: Callable[[RunFolder, Any], dict[str, Any]]
+    command: str
+    out: Path | None
+    resume: Resume
+    group: Processes
+    reporter: Reporter
+    folder: RunFolder | None = None
+    resuming: bool = False
+    locks: ExitStack = field(default_factory=ExitStack)
 
+    def open(self) -> RunFolder:
+        """Return the run folder, the same in every process; create and lock it if it is new.
 
-def run_job(
-    session: Session,
-    build: BuildJob,
-    plan: BuildEmptyModel,
-    *,
-    resume: Resume,
-    load: Callable[[Session], TaskData] = load_task,
-) -> dict[str, Any]:
-    """Build a classifier's job from the settings and train it; return the summary, or a dry run's plan.
+        Commands call it after building the job, so that a refused command leaves no folder.
+        """
+        if self.folder is None:
+            if self.group.is_main and not self.locked:
+                self.out = claim_run_folder(self.command, self.out)
+                self.lock()
+            path, self.resuming = self.group.broadcast((str(self.out), self.resuming))
+            self.folder = RunFolder(Path(path))
+            self.reporter.say(f"run folder: {self.folder.path}")
+        return self.folder
 
-    Args:
-        build: returns the job and, for people, lines on what it will do.
-        plan: returns the model without its weights; it reads no more than it must.
-        load: returns the corpus, cut.
-    """
+    locked: bool = False
 
-    def show() -> dict[str, Any]:
-        task = load(session)
-        return show_plan(session, task, plan(session, task))
+    def lock(self) -> None:
+        """Lock the folder, and check again whether there is a run to resume: another process may have run."""
+        assert self.out is not None
+        self.locks.enter_context(RunFolder(self.out).lock.held())
+        self.locked = True
+        self.resuming = is_resuming(self.out, self.resume)
 
-    def prepare() -> Training:
-        task = load(session)
-        seed_everything(session.settings.seed)
-        job, lines = build(session, task)
-        return Training(
-            lines,
-            fit=lambda run, group: ClassifierTrainer(job, run, group),
-            finish=lambda run, fit: report(job, run, fit),
-        )
+    def checkpoint(self) -> Checkpoint | None:
+        """Return the newest complete checkpoint, the same in every process; None for a finished run without."""
+        assert self.folder is not None
+        chosen = None
+        if self.group.is_main and (self.folder.checkpoints.found() or not self.folder.summary.is_file()):
+            chosen = self.folder.checkpoints.load(self.reporter.warn)
+        path = self.group.broadcast(None if chosen is None else str(chosen.path))
+        return chosen if chosen is not None or path is None else read_checkpoint(Path(path))
 
-    return run_training(session, prepare, show, resume=resume)
-
-
-def run_training(
-    session: Session, prepare: Callable[[], Training], show: Callable[[], dict[str, Any]], *, resume: Resume
-) -> dict[str, Any]:
-    """Train what `prepare` returns, in every process; in a dry run, return what `show` returns."""
-    resuming = session.is_resuming(resume)
-    if session.dry_run:
-        return show()
-    with processes(session.compute) as group, ExitStack() as held:
-        if not group.is_main:
-            session.reporter = Reporter(quiet=True, results_on_stderr=True)
-        there = session.out is not None and session.out.is_dir()
-        if there and group.is_main:  # before the long work of preparing
-            resuming = _alone(session, held, resume)
-        training = prepare()
-        if not there and group.is_main:  # not before it, so that what is refused leaves no folder
-            session.out = session.claim_run_folder()
-            resuming = _alone(session, held, resume)
-        folder, resuming = group.broadcast((str(session.out), resuming))
-        run = RunFolder(Path(folder))
-        for line in (*training.lines, f"run folder: {run.path}"):
-            session.reporter.say(line)
-        with _honest_ending(session, run):
-            summary = train_run(session, training, run, group, resuming=resuming)
-    return {**summary, "run": str(run.path)}
-
-
-def _alone(session: Session, held: ExitStack, resume: Resume) -> bool:
-    """Lock the run folder, and look again: whoever was there before may have changed what there is to do."""
-    assert session.out is not None
-    held.enter_context(RunFolder(session.out).lock.held())
-    return session.is_resuming(resume)
-
-
-def train_run(
-    session: Session, training: Training, run: RunFolder, group: Processes, *, resuming: bool
-) -> dict[str, Any]:
-    """Train in a locked run folder, from its last checkpoint or from the start; return the summary."""
-    fit = training.fit(run, group)
-    if resuming:
-        checkpoint = _shared_checkpoint(session, run, group)
-        if group.broadcast(run.summary.is_file()):
-            if checkpoint is not None:
-                fit.require_identity(checkpoint.state["identity"])
-                fit.require_same_end(checkpoint.state["progress"])
-            session.reporter.say(f"{run.path} is finished; nothing to resume")
-            return run.read_summary()
-        assert checkpoint is not None, "there is no summary, hence a checkpoint"
-        fit.restore(checkpoint)
-        if group.is_main:
-            run.tidy()
-            # its process may have died before it had removed the oldest
-            run.checkpoints.keep(checkpoint.path)
-    elif group.is_main:
-        run.create(to_yaml(session.settings), fit.compute)
-    session.reporter.say(f"compute: {fit.compute}")
-    group.barrier()
-    fit.train()
-    with stop_requests(at_once=True):
-        return training.finish(run, fit) if group.is_main else {}
-
-
-def _shared_checkpoint(session: Session, run: RunFolder, group: Processes) -> Checkpoint | None:
-    """Return the newest whole checkpoint, the same in every process; None for a finished run without any."""
-    chosen = None
-    if group.is_main and (run.checkpoints.found() or not run.summary.is_file()):
-        chosen = run.checkpoints.load(session.reporter.warn)
-    path = group.broadcast(None if chosen is None else str(chosen.path))
-    return chosen if chosen is not None or path is None else read_checkpoint(Path(path))
+    def how_to_continue(self) -> str:
+        """Return the hint for a run that ended before its last step."""
+        assert self.folder is not None
+        resume = "--resume" if self.folder.checkpoints.found() else "--resume auto"
+        return f"Continue: colakit {self.command} {resume} --out {shlex.quote(str(self.folder.path))}"
 
 
 @contextmanager
-def _honest_ending(session: Session, run: RunFolder) -> Iterator[None]:
-    """Where a run ends early, say where the good state lies and how to continue."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise ColakitError(
-            f"left at once; {run.standing()}",
-            hint=how_to_continue(session.command, run),
-            exit_code=getattr(stop, "exit_code", EXIT_INTERRUPTED),
-        ) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ColakitError(
-            f"{error.filename or run.path}: {error.strerror or error}; {run.standing()}",
-            hint=f"Make room, or mend it. {how_to_continue(session.command, run)}",
-            exit_code=EXIT_FAILED,
-        ) from error
-    except ColakitError as error:
-        if error.exit_code != EXIT_FAILED:
+def training_run(
+    command: str, out: Path | None, resume: Resume, *, group: Processes, reporter: Reporter
+) -> Iterator[TrainingRun]:
+    """Yield the run of a training command; errors after `open` say what is saved and how to continue.
+
+    Raises:
+        ColakitError: if the run to resume does not exist, or a run cannot start in `out`.
+    """
+    run = TrainingRun(command, out, resume, group, reporter, resuming=is_resuming(out, resume))
+    with run.locks:
+        if out is not None and out.is_dir() and group.is_main:  # before the work of building the job
+            run.lock()
+        try:
+            yield run
+        except KeyboardInterrupt as stop:
+            if run.folder is None:
+                raise
+            raise ColakitError(
+                f"Interrupted; {run.folder.standing()}",
+                hint=run.how_to_continue(),
+                exit_code=getattr(stop, "exit_code", EXIT_INTERRUPTED),
+            ) from None
+        except BrokenPipeError:
             raise
-        message = f"{error.message}; {run.standing()}"
-        raise ColakitError(message, hint=error.hint, exit_code=EXIT_FAILED) from error
+        except OSError as error:
+            if run.folder is None:
+                raise
+            raise ColakitError(
+                f"{error.filename or run.folder.path}: {error.strerror or error}; {run.folder.standing()}",
+                hint=f"Free disk space or repair the folder. {run.how_to_continue()}",
+                exit_code=EXIT_FAILED,
+            ) from error
+        except ColakitError as error:
+            if run.folder is None or error.exit_code != EXIT_FAILED:
+                raise
+            message = f"{error.message}; {run.folder.standing()}"
+            raise ColakitError(message, hint=error.hint, exit_code=EXIT_FAILED) from error
+
+
+def is_resuming(out: Path | None, resume: Resume) -> bool:
+    """Return whether a command continues the run in `out` (True) or starts one (False).
+
+    Raises:
+        ColakitError: if the run to resume does not exist, or a run cannot start in `out`.
+    """
+    if resume is not Resume.NEVER:
+        if out is None:
+            raise ColakitError(
+                f"--resume{' auto' if resume is Resume.AUTO else ''}: no run folder given",
+                hint="Name its folder with --out.",
+            )
+        check_writable(out)
+        run = RunFolder(out)
+        if run.checkpoints.found() or run.summary.is_file():
+            return True
+        if resume is Resume.ALWAYS:
+            raise run.checkpoints.nothing_to_resume()
+    check_new_run(out)
+    return False
+
+
+def check_new_run(
+    out: Path | None, hint: str = "Choose another folder, or continue its run with --resume."
+) -> None:
+    """Raise `ColakitError` unless a run can start in `out` (`runs/` if None)."""
+    check_writable(out or RUNS)
+    if out is not None and out.is_dir() and not _is_free(out):
+        raise ColakitError(f"--out {out}: folder is not empty", hint=hint)
+
+
+def check_writable(out: Path) -> None:
+    """Raise `ColakitError` unless `out` is a writable folder or can be created."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise ColakitError(f"--out {out}: is a file; a folder is needed")
+        nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    except OSError as error:  # for example a name that is too long
+        raise ColakitError(f"--out {out}: {error.strerror}", hint="Choose another folder.") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ColakitError(f"--out {out}: {nearest} is not writable", hint="Choose another folder.")
+
+
+def claim_run_folder(command: str, out: Path | None) -> Path:
+    """Create and return the folder of a new run: `out`, or the next free number in `runs/`."""
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ColakitError(f"--out {out}: {error.strerror}", hint="Choose another folder.") from error
+        return out
+    for number in itertools.count(1):
+        folder = RUNS / f"{command}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def _is_free(folder: Path) -> bool:
+    """Return whether a folder is empty, except for the files of a run that has no checkpoint yet."""
+    names = {entry.name for entry in folder.iterdir()}
+    names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+    has_started = {"settings.yaml", "environment.json"} <= names
+    allowed = BEFORE_FIRST_CHECKPOINT | ({"base"} if has_started else set())
+    return names <= allowed and not Checkpoints(folder / "checkpoints").found()

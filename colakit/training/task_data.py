@@ -1,29 +1,26 @@
-"""What the three training commands share before they train: corpus, held-out slice, plan."""
+"""A corpus split for training: train, validation, and the splits to report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from colakit.api.session import Session
+from colakit.config.data import DataSettings
 from colakit.data.batches import Examples
 from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus, Split
 from colakit.data.splits import train_val_split
 from colakit.data.tokens import Tokens
-from colakit.evaluation.metrics import Metrics
 from colakit.inference.classifier import SentenceClassifier
-from colakit.models.gpt.model import num_frozen_blocks
-from colakit.models.parameters import ParameterReport, count_parameters
+from colakit.utils.array_cache import ArrayCache
+from colakit.utils.console import Reporter
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A corpus cut into what is trained on, what chooses, and what is reported on."""
+    """A corpus divided into what trains, what chooses epoch and threshold, and what is reported."""
 
     corpus: Corpus
     train: Split
@@ -31,94 +28,58 @@ class TaskData:
     reports: dict[str, Split]
 
     def identity(self) -> dict[str, str]:
-        """Return fingerprints of all that a run reads."""
+        """Return the fingerprint of every split that a run reads."""
         parts = {"train": self.train, "val": self.val, **self.reports}
         return {name: split.fingerprint() for name, split in parts.items()}
 
+    def sizes(self) -> dict[str, int]:
+        """Return the number of sentences by split."""
+        parts = {"train": self.train, "val": self.val, **self.reports}
+        return {name: len(split) for name, split in parts.items()}
 
-def load_task(session: Session) -> TaskData:
-    """Read the corpus, warn of what is odd in it, and hold out the slice that chooses."""
-    corpus = session.load_corpus()
+
+def split_corpus(corpus: Corpus, data: DataSettings, reporter: Reporter) -> TaskData:
+    """Print notes on irregular data and divide train into train and validation splits."""
     for check in check_corpus(corpus):
         for text in check.warnings():
-            session.reporter.say(f"note: {text}")
-    data = session.settings.data
+            reporter.say(f"note: {text}")
     train, val = train_val_split(corpus.split("train"), data.val_fraction, data.val_seed)
     reports = {name: corpus.splits[name] for name in corpus.report_splits() if name != "train"}
     return TaskData(corpus, train, val, reports)
 
 
-def examples(
-    session: Session,
-    classifier: SentenceClassifier,
-    split: Split,
-    teacher_logits: NDArray[np.float32] | None = None,
-    teacher_hidden: NDArray[np.float16] | None = None,
-) -> Examples:
-    """Tokenise a labelled split as `classifier` reads it."""
-    tokens = encode(session, classifier, split)
-    return Examples(tokens, split.require_labels(), teacher_logits, teacher_hidden)
-
-
-def encode(session: Session, classifier: SentenceClassifier, split: Split, whose: str = "") -> Tokens:
-    """Tokenise a split as `classifier` reads it, and say how many sentences had to be cut.
+def encode_split(
+    classifier: SentenceClassifier, split: Split, arrays: ArrayCache, reporter: Reporter, reader: str = ""
+) -> Tokens:
+    """Tokenise a split for `classifier`; warn about truncated sentences.
 
     Args:
-        whose: for the warning, the model that reads them.
+        reader: prefix of the warning, for example `teacher, `.
     """
-    tokens = classifier.encode(split.sentences, session.arrays)
-    if tokens.num_truncated:
-        session.reporter.warn(
-            f"{whose}{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
-            f"{classifier.max_tokens} tokens and were cut"
-        )
+    tokens = classifier.encode(split.sentences, arrays)
+    warn_truncated(tokens, split, classifier.max_tokens, reporter, reader)
     return tokens
 
 
-def show_parameters(session: Session, model: nn.Module) -> ParameterReport:
-    """Print the table of parameters and return the report."""
-    report = count_parameters(model)
-    rows = [[row.name, f"{row.trainable:,}", f"{row.total:,}"] for row in report.rows]
-    rows.append(["all", f"{report.trainable:,}", f"{report.total:,}"])
-    session.reporter.table("Parameters", ["module", "trainable", "total"], rows)
-    counted = f"all {report.total:,} parameters train"
-    if report.trainable < report.total:
-        counted = f"{report.trainable:,} of {report.total:,} parameters train (-{report.reduction:.2f} %)"
-    session.reporter.result(counted)
-    return report
+def warn_truncated(
+    tokens: Tokens, split: Split, max_tokens: int | None, reporter: Reporter, reader: str = ""
+) -> None:
+    """Warn if sentences were truncated."""
+    if tokens.num_truncated:
+        reporter.warn(
+            f"{reader}{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
+            f"{max_tokens} tokens and were truncated"
+        )
 
 
-def show_plan(session: Session, task: TaskData, model: nn.Module) -> dict[str, Any]:
-    """Print what a run would do, and return it as plain data."""
-    report = show_parameters(session, model)
-    sizes = {"train": len(task.train), "val": len(task.val)} | {n: len(s) for n, s in task.reports.items()}
-    counted = ", ".join(f"{size} {name}" for name, size in sizes.items())
-    frozen = num_frozen_blocks(model)
-    told = [f"blocks below {frozen} learn nothing"] if frozen else []
-    for line in (*told, f"compute: {session.compute}", f"sentences: {counted}"):
-        session.reporter.result(line)
-    session.reporter.result("dry run: nothing was written")
-    return {
-        "command": session.command,
-        "settings": session.settings.model_dump(mode="json"),
-        "parameters": report.as_dict(),
-        "sentences": sizes,
-        "compute": str(session.compute),
-    }
-
-
-def percent(value: float) -> str:
-    """Write a share as a percentage with two decimals."""
-    return f"{100 * value:.2f}"
-
-
-def metrics_row(name: str, metrics: Metrics) -> list[str]:
-    """Return a table row: name, sentences, accuracy, majority rate, MCC, loss."""
-    return [
-        name,
-        str(metrics.num_examples),
-        percent(metrics.accuracy),
-        percent(metrics.majority_rate),
-        f"{metrics.mcc:.3f}",
-        f"{metrics.loss:.3f}",
-    ]
+def labelled_examples(
+    classifier: SentenceClassifier,
+    split: Split,
+    arrays: ArrayCache,
+    reporter: Reporter,
+    teacher_logits: NDArray[np.float32] | None = None,
+    teacher_hidden: NDArray[np.float16] | None = None,
+) -> Examples:
+    """Tokenise a labelled split for `classifier`."""
+    tokens = encode_split(classifier, split, arrays, reporter)
+    return Examples(tokens, split.require_labels(), teacher_logits, teacher_hidden)

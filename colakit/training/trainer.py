@@ -1,175 +1,171 @@
-"""A run's training: steps become progress, metrics.jsonl, evaluations and resumable states."""
+"""Runs a `TrainJob`: progress bar, metrics.jsonl, evaluation, checkpoints, resuming, stopping."""
 
 from __future__ import annotations
 
-import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from colakit.api.session import Session
-from colakit.config.settings import LoopSettings, Settings
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
-from colakit.models.gpt.model import Transformer, num_frozen_blocks
-from colakit.runtime.distributed import Processes
+from colakit.models.gpt.model import num_frozen_blocks
 from colakit.runtime.seeding import restore_rng, rng_state, seed_everything
 from colakit.runtime.signals import StopRequest, stop_requests
 from colakit.storage.checkpoints import Checkpoint
 from colakit.storage.run_folder import RunFolder
 from colakit.training.cuda_graphs import StepGraphs
-from colakit.training.loop import SPOILT_HINT, StepBatch, StepReport, train
-from colakit.training.objectives import Objective
+from colakit.training.job import TrainJob, differences
+from colakit.training.loop import NOT_FINITE_HINT, StepBatch, StepReport, train
+from colakit.training.run import TrainingRun
 from colakit.training.schedule import warmup_then
 from colakit.utils.console import ProgressTask
 
-BEFORE = {"pretrain.start_weight": 0.0, "discriminate.start_weight": 0.0, "finetune.frozen_cache_mib": 1024}
-"""Settings that came later than the first runs, with what those did before; None goes without saying."""
-
-
-@dataclass
-class Lesson:
-    """What is trained, by what, and for how long.
-
-    Attributes:
-        model: in place, on the device it trains on.
-        objective: its loss.
-        optimizer: of its trainable parameters.
-        training: rate, batch, schedule and how often things are done.
-        max_steps: optimizer steps in all.
-        identity: plain data that must agree between a run and its resumption.
-        widest: most tokens of a batch, where a step can be recorded: it never waits for the device, and its
-            loss is one function from the first to the last. None where it cannot.
-    """
-
-    model: nn.Module
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    training: LoopSettings
-    max_steps: int
-    identity: Mapping[str, Any]
-    widest: int | None = None
-
 
 class Trainer(ABC):
-    """One run's training, step by step: the consumer of `engine.training.train`.
+    """Trains a job's model in a run folder.
 
-    What is particular to classifiers or to language models (batches, figures, evaluation) is a subclass's.
+    Subclasses add what differs between classifiers and language models: batches, metrics, evaluation, result.
 
     Args:
-        session: the command.
-        lesson: what is trained.
-        run: where metrics and states go.
-        group: the processes that train together.
+        job: model, objective, optimizer and settings.
+        run: folder, processes and console.
     """
 
-    def __init__(self, session: Session, lesson: Lesson, run: RunFolder, group: Processes) -> None:
-        self.session, self.lesson, self.run, self.group = session, lesson, run, group
-        self.training = lesson.training
-        is_gpt = any(isinstance(module, Transformer) for module in lesson.model.modules())
-        self.compute = session.training_compute if is_gpt else session.compute  # kernels are GPT's
-        if lesson.widest is not None and group.world_size == 1:
-            self.compute = self.compute.with_graphs(session.settings.cuda_graphs)
-        self.graphs: StepGraphs | None = None
-        self.graphs_failed = False  # and are not tried again, so that a resumed run ends with the same bytes
-        self.model, self.optimizer = lesson.model, lesson.optimizer
-        self.max_steps = lesson.max_steps
+    folder: RunFolder
+
+    def __init__(self, job: TrainJob, run: TrainingRun) -> None:
+        self.job, self.run = job, run
+        self.group, self.reporter = run.group, run.reporter
+        self.model, self.optimizer, self.max_steps = job.model, job.optimizer, job.max_steps
+        self.compute = job.compute if run.group.world_size == 1 else replace(job.compute, graphs=False)
         self.step = 0
         self.saved_step: int | None = None
-        self.max_micro_batch_size: int | None = None  # micro-batch, since memory ran out
-        self.seconds = 0.0  # of training, evaluations included; not those that a kill has lost
-        self.began = 0.0  # by the monotonic clock; sessions before this one are taken off
-        self.counted = 0
-        seed_everything(session.settings.seed, group.rank)
+        self.max_micro_batch_size: int | None = None  # set after running out of memory
+        self.graphs: StepGraphs | None = None
+        self.graphs_failed = False  # stays so in a resumed run, which must end with the same bytes
+        self.seconds = 0.0  # of training and evaluation; time lost to a kill is not counted
+        self.start_time = 0.0  # monotonic clock, minus the seconds of earlier sessions
+        self.counted = 0  # terms of the loss
+        seed_everything(job.seed, run.group.rank)
 
-    # -- what a subclass brings
+    # -- defined by subclasses
 
     @abstractmethod
     def batches(self) -> Iterator[StepBatch]:
-        """Yield what the steps after `self.step` learn from."""
+        """Yield the input of the steps after `self.step`."""
 
     @abstractmethod
     def observe(self, report: StepReport) -> str:
-        """Take note of a step; return a line on how training goes, for the progress bar."""
+        """Accumulate training metrics of a step; return the text of the progress bar."""
 
     @abstractmethod
     def is_evaluation_due(self) -> bool:
-        """Whether this step ends with an evaluation (the last one always does)."""
+        """Return whether this step ends with an evaluation (the last step always does)."""
 
     @abstractmethod
     def evaluate(self) -> str:
-        """Measure on held-out data, log it, and return a line on it."""
+        """Evaluate on validation data, log the metrics, and return a line of text."""
 
     @abstractmethod
     def progress_state(self) -> dict[str, Any]:
-        """Return where the run stands, besides `step`: plain data and tensors that all processes share."""
-
-    @abstractmethod
-    def process_state(self) -> Any:
-        """Return what only this process knows."""
+        """Return plain data and tensors to restore, equal in all processes."""
 
     @abstractmethod
     def restore_progress(self, progress: dict[str, Any], process: Any) -> None:
-        """Go back to what the two methods above returned."""
+        """Restore what `progress_state` and `process_state` returned."""
 
-    def require_same_end(self, progress: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to add
-        """Raise `ColakitError` where a finished run is asked to go further than it went."""
+    @abstractmethod
+    def finish(self) -> dict[str, Any]:
+        """Write and print the result of the finished training (main process only); return the summary."""
+
+    def process_state(self) -> Any:
+        """Return what differs between processes."""
+        return None
+
+    def require_same_length(self, progress: Mapping[str, Any]) -> None:  # noqa: B027 - optional
+        """Raise `ColakitError` if a finished run is asked for more steps than it has."""
 
     def is_stale(self) -> bool:
-        """Whether to stop early."""
+        """Return whether to stop early."""
         return False
 
-    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
-        """Compute what all steps need, in the training's time."""
+    def prepare(self) -> None:  # noqa: B027 - optional
+        """Compute what all steps need; counted as training time."""
 
-    # -- the loop's consumer
+    # -- training
 
-    def train(self) -> None:
-        """Train until the last step, an early stop or a signal."""
-        self.began = time.monotonic() - self.seconds
+    def train(self) -> dict[str, Any]:
+        """Train to the last step, an early stop or a signal; return the summary.
+
+        A resumed run continues from its last checkpoint. A finished one returns its summary.
+        """
+        for line in self.job.lines:
+            self.reporter.say(line)
+        self.folder = self.run.open()
+        if self.run.resuming:
+            checkpoint = self.run.checkpoint()
+            if self.group.broadcast(self.folder.summary.is_file()):
+                return self._finished_summary(checkpoint)
+            assert checkpoint is not None, "a run without a summary has a checkpoint"
+            self.restore(checkpoint)
+        elif self.group.is_main:
+            self.folder.create(self.job.settings_yaml, self.compute)
+        self.reporter.say(f"compute: {self.compute}")
+        self.group.barrier()
+        self.start_time = time.monotonic() - self.seconds
         self.prepare()
         self.model.train()
         self.graphs = self._step_graphs()
         reports = train(
             self.group.replicate(self.model, self.compute),
             self.batches(),
-            self.lesson.objective,
+            self.job.objective,
             self.optimizer,
             lr_at=self.lr_at(self.max_steps),
             compute=self.compute,
             group=self.group,
-            max_grad_norm=self.training.max_grad_norm,
+            max_grad_norm=self.job.settings.max_grad_norm,
             start_step=self.step,
             max_micro_batch_size=self.max_micro_batch_size,
             graphs=self.graphs,
         )
-        what = f"{self.session.command}, seed {self.session.settings.seed}"
-        with stop_requests() as stop, self.session.reporter.progress(what, self.max_steps, self.step) as bar:
+        title = f"{self.job.command}, seed {self.job.seed}"
+        with stop_requests() as stop, self.reporter.progress(title, self.max_steps, self.step) as bar:
             while not self.is_stale() and (report := next(reports, None)) is not None:
                 self._after_step(report, bar)
-                self._leave_if_asked(stop)
+                self._stop_if_requested(stop)
+        with stop_requests(at_once=True):
+            summary = self.finish() if self.group.is_main else {}
+        return {**summary, "run": str(self.folder.path)}
+
+    def _finished_summary(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        if checkpoint is not None:
+            self.require_identity(checkpoint.state["identity"])
+            self.require_same_length(checkpoint.state["progress"])
+        self.reporter.say(f"{self.folder.path} is finished; nothing to resume")
+        return {**self.folder.read_summary(), "run": str(self.folder.path)}
 
     def _step_graphs(self) -> StepGraphs | None:
-        if not self.compute.graphs or self.lesson.widest is None or self.graphs_failed:
+        if not self.compute.graphs or self.job.graph_width is None or self.graphs_failed:
             return None
         return StepGraphs(
             [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
             self.compute.device,
-            batch_size=self.training.batch_size,
-            widest=self.lesson.widest,
+            batch_size=self.job.settings.batch_size,
+            widest=self.job.graph_width,
         )
 
     def lr_at(self, max_steps: int) -> Callable[[int], float]:
-        """Return the multiplier of the peak rate at each step of a run of `max_steps`."""
+        """Return the multiplier of the peak learning rate as a function of the step, for `max_steps` steps."""
+        settings = self.job.settings
         return warmup_then(
-            self.training.schedule,
-            warmup_steps=round(self.training.warmup * max_steps),
+            settings.schedule,
+            warmup_steps=round(settings.warmup * max_steps),
             max_steps=max_steps,
-            decay=self.training.decay,
+            decay=settings.decay,
         )
 
     def _after_step(self, report: StepReport, bar: ProgressTask) -> None:
@@ -177,89 +173,84 @@ class Trainer(ABC):
         self.counted += report.count
         if report.max_micro_batch_size != self.max_micro_batch_size:
             self.max_micro_batch_size = report.max_micro_batch_size
-            self.session.reporter.warn(
-                f"step {report.step}: memory ran out; going on with micro-batches of at most "
-                f"{report.max_micro_batch_size}, and the same batch"
+            self.reporter.warn(
+                f"step {report.step}: out of memory; micro-batches now have at most "
+                f"{report.max_micro_batch_size} sentences (same batch size)"
             )
         if self.graphs is not None and self.graphs.failure is not None:
-            self.session.reporter.warn(
-                f"step {report.step}: going on without CUDA graphs ({self.graphs.failure})"
-            )
+            self.reporter.warn(f"step {report.step}: continuing without CUDA graphs ({self.graphs.failure})")
             self.graphs, self.graphs_failed = None, True
-        self.seconds = time.monotonic() - self.began
-        line = self.observe(report)
-        if report.step % self.training.log_every == 0:
+        self.seconds = time.monotonic() - self.start_time
+        text = self.observe(report)
+        if report.step % self.job.settings.log_every == 0:
             self.log("step", loss=report.loss, lr=report.lr, grad_norm=report.grad_norm)
-        bar.advance(note=line)
-        evaluated = report.step == self.max_steps or self.is_evaluation_due()
-        if evaluated:
+        bar.advance(note=text)
+        is_evaluated = report.step == self.max_steps or self.is_evaluation_due()
+        if is_evaluated:
             bar.advance(0, note=self.evaluate())
             self.model.train()
-            self.seconds = time.monotonic() - self.began
-        every = self.training.save_every_steps
-        if evaluated or (every and report.step % every == 0):
+            self.seconds = time.monotonic() - self.start_time
+        every = self.job.settings.save_every_steps
+        if is_evaluated or (every and report.step % every == 0):
             self._save()
 
-    def log(self, event: str, **figures: Any) -> None:
-        """Add a line to metrics.jsonl."""
+    def log(self, event: str, **values: Any) -> None:
+        """Append a record to metrics.jsonl."""
         if self.group.is_main:
-            self.run.append_metrics({"event": event, "step": self.step, **figures})
+            self.folder.append_metrics({"event": event, "step": self.step, **values})
 
     @property
     def counted_per_second(self) -> float:
-        """Training speed, evaluations included, in what `StepReport.count` counts, a second."""
+        """Terms of the loss (`StepReport.count`) per second, evaluation included."""
         return self.counted / max(self.seconds, 1e-9)
 
-    # -- stopping and resuming
+    # -- checkpoints
 
     def _save(self) -> None:
         if self.saved_step == self.step:
             return
-        gathered = self.group.all_gather([rng_state(self.compute.device), self.process_state()])
+        per_process = self.group.all_gather([rng_state(self.compute.device), self.process_state()])
         self.saved_step = self.step
         if not self.group.is_main:
             return
         tensors = self.trainable()
-        self._require_finite(tensors)
-        self.run.sync_metrics()
+        if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ColakitError(  # the last checkpoint with finite weights must not be replaced
+                f"step {self.step}: {not_finite[0]} is not finite",
+                hint=NOT_FINITE_HINT,
+                exit_code=EXIT_FAILED,
+            )
+        self.folder.sync_metrics()
         state = {
             "identity": self._identity(),
             "step": self.step,
             "progress": self.progress_state(),
             "tensors": tensors,
             "optimizer": self.optimizer.state_dict(),
-            "per_process": gathered,
-            "metrics_bytes": self.run.metrics_bytes(),
+            "per_process": per_process,
+            "metrics_bytes": self.folder.metrics_bytes(),
             "max_micro_batch_size": self.max_micro_batch_size,
             "graphs_failed": self.graphs_failed,
         }
-        self.run.checkpoints.save(state, {"seconds": self.seconds, "counted": self.counted})
-
-    def _require_finite(self, tensors: Mapping[str, Tensor]) -> None:
-        """Never let weights that are spoilt take the place of the last good ones."""
-        if spoilt := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise ColakitError(
-                f"step {self.step}: {spoilt[0]} is not finite any more",
-                hint=SPOILT_HINT,
-                exit_code=EXIT_FAILED,
-            )
+        self.folder.checkpoints.save(state, {"seconds": self.seconds, "counted": self.counted})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a saved state, refusing one that another job left."""
+        """Restore a checkpoint.
+
+        Raises:
+            ColakitError: if another job or another number of processes wrote it.
+        """
         state = checkpoint.state
         self.require_identity(state["identity"])
         if len(state["per_process"]) != self.group.world_size:
             raise ColakitError(
-                f"{self.run.path}: was written by {len(state['per_process'])} processes; "
-                f"there are {self.group.world_size} now",
-                hint="Resume with as many processes as it began with.",
+                f"{self.folder.path}: was written by {len(state['per_process'])} processes "
+                f"(got {self.group.world_size})",
+                hint="Resume with the same number of processes.",
             )
         rng, process = state["per_process"][self.group.rank]
         self.step = self.saved_step = state["step"]
-        self.max_micro_batch_size = state.get(
-            "max_micro_batch_size"
-        )  # checkpoints from before they were kept lack these
-        self.graphs_failed = state.get("graphs_failed", False)
+        self.max_micro_batch_size, self.graphs_failed = state["max_micro_batch_size"], state["graphs_failed"]
         try:
             self.load_trainable(state["tensors"])
             self.restore_progress(state["progress"], process)
@@ -267,90 +258,73 @@ class Trainer(ABC):
             restore_rng(rng, self.compute.device)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ColakitError(
-                f"{checkpoint.path}: is not what this command writes ({first_line(error)})",
-                hint="Start the run anew in another folder.",
+                f"{checkpoint.path}: not a checkpoint of this command ({first_line(error)})",
+                hint="Start a new run in another folder.",
             ) from error
         if self.group.is_main:
-            self.run.truncate_metrics(state["metrics_bytes"])
+            self.folder.truncate_metrics(state["metrics_bytes"])
+            self.folder.tidy()
+            self.folder.checkpoints.keep(checkpoint.path)  # a killed process may have left a third one
         self.seconds = checkpoint.notes.get("seconds", 0.0)
         self.counted = int(checkpoint.notes.get("counted", 0))
-        self.session.reporter.say(f"resuming {self.run.path} after step {self.step} of {self.max_steps}")
+        self.reporter.say(f"resuming {self.folder.path} after step {self.step} of {self.max_steps}")
 
     def _identity(self) -> dict[str, Any]:
-        seed = self.session.settings.seed
-        frozen = num_frozen_blocks(self.lesson.model)  # older versions dropped in them, too
-        own = {**self.lesson.identity, **({"frozen_blocks": frozen} if frozen else {})}
-        return {"seed": seed, **own, "compute": self.compute.arithmetic}
+        frozen = num_frozen_blocks(self.model)
+        own = {"seed": self.job.seed, **self.job.identity, "frozen_blocks": frozen}
+        return {**own, "compute": self.compute.arithmetic}
 
     def require_identity(self, saved: Mapping[str, Any]) -> None:
-        """Raise `ColakitError`, listing what differs, unless this run was started as the saved one was.
+        """Raise `ColakitError`, listing the differences, unless the saved run was started like this one.
 
-        A run that was begun without kernels or graphs goes on without, unless they are asked for.
+        A run that started without kernels or CUDA graphs continues without them unless they are required.
         """
-        plain = self.session.compute
-        if self.session.settings.cpu_kernels != "always" and saved.get("compute") == plain.arithmetic:
+        plain = self.job.compute.plain()
+        if self.job.cpu_kernels != "always" and saved.get("compute") == plain.arithmetic:
             self.compute = plain
-        if differing := differences({**BEFORE, **saved}, {**BEFORE, **self._identity()}):
-            if self.compute.kernels is None and "kernels" in str(saved.get("compute")):
-                hint = "It began with kernels, for which a C compiler and --set cpu_kernels=auto are needed."
-            elif not self.compute.graphs and "graphs" in str(saved.get("compute")):
-                hint = "It began with CUDA graphs, for which a GPU and --set cuda_graphs=auto are needed."
-            else:
-                hint = f"Resume with its own settings: --config {self.run.settings}"
-                if saved.get("compute") != self.compute.arithmetic:
-                    hint += f"; compute follows --device and --precision, now {self.compute}"
-            raise ColakitError(f"{self.run.path}: the run was started differently: {differing}", hint=hint)
+        if not (differing := differences(saved, self._identity())):
+            return
+        if self.compute.kernels is None and "kernels" in str(saved.get("compute")):
+            hint = "The run started with CPU kernels: install a C compiler and use --set cpu_kernels=auto."
+        elif not self.compute.graphs and "graphs" in str(saved.get("compute")):
+            hint = "The run started with CUDA graphs: use a GPU and --set cuda_graphs=auto."
+        else:
+            hint = f"Resume with its own settings: --config {self.folder.settings}"
+            if saved.get("compute") != self.compute.arithmetic:
+                hint += f"; compute follows --device and --precision (now {self.compute})"
+        raise ColakitError(f"{self.folder.path}: the run was started differently: {differing}", hint=hint)
 
     def trainable(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of the parameters that train."""
+        """Return CPU copies of the trainable parameters."""
         return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put saved values into the parameters that train, which must be the same ones."""
+        """Copy saved values into the trainable parameters.
+
+        Raises:
+            ColakitError: if names or shapes differ.
+        """
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         shapes, saved = ({n: tuple(t.shape) for n, t in named.items()} for named in (parameters, tensors))
         if differing := [n for n in sorted({*shapes, *saved}) if shapes.get(n) != saved.get(n)]:
             raise ColakitError(
-                f"{self.run.path}: {', '.join(differing[:3])}: saved {saved.get(differing[0])}, "
-                f"wanted {shapes.get(differing[0])}",
-                hint="The checkpoint is another model's.",
+                f"{self.folder.path}: {', '.join(differing[:3])}: saved shape {saved.get(differing[0])}, "
+                f"expected {shapes.get(differing[0])}",
+                hint="The checkpoint belongs to another model.",
             )
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[name])
 
-    def _leave_if_asked(self, stop: StopRequest) -> None:
-        if self.group.world_size > 1:  # all leave after the same step, or none would finish the next
-            if self.step % self.training.log_every:
+    def _stop_if_requested(self, stop: StopRequest) -> None:
+        if self.group.world_size > 1:  # all processes must stop after the same step
+            if self.step % self.job.settings.log_every:
                 return
             stop.signal = int(self.group.max(stop.signal or 0)) or None
         if stop.signal is None:
             return
         self._save()
         raise ColakitError(
-            f"stopped after step {self.step} of {self.max_steps}; {self.run.standing()}",
-            hint=how_to_continue(self.session.command, self.run),
+            f"Stopped after step {self.step} of {self.max_steps}; {self.folder.standing()}",
+            hint=self.run.how_to_continue(),
             exit_code=stop.exit_code,
         )
-
-
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two mappings, for people; empty where nothing does."""
-    differing = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
-    return "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
-
-
-def how_to_continue(command: str, run: RunFolder) -> str:
-    """Return the hint that a run ends with which has not reached its end."""
-    resume = "--resume" if run.checkpoints.found() else "--resume auto"
-    return f"Continue: colakit {command} {resume} --out {shlex.quote(str(run.path))}"
-
-
-def settings_identity(settings: Settings, sections: tuple[str, ...], free: set[str]) -> dict[str, Any]:
-    """Return the settings that a run's weights depend on: those of `sections` except the keys in `free`."""
-    dumped = settings.model_dump(mode="json")
-    return {
-        f"{section}.{key}": value
-        for section in sections
-        for key, value in dumped[section].items()
-        if key not in free
-    }

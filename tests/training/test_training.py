@@ -20,7 +20,7 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
-from colakit.training.epochs import steps, steps_an_epoch
+from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.loop import StepBatch, StepReport, train
 from colakit.training.objectives import (
     Loss,
@@ -361,7 +361,7 @@ def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
 @pytest.mark.parametrize("max_steps", [1, 4, 5, 9, 12])
 def test_steps_go_on_from_anywhere_and_end_where_they_must(max_steps: int) -> None:
     examples = make_examples(30)
-    assert steps_an_epoch(examples, 8) == 4
+    assert steps_per_epoch(examples, 8) == 4
 
     def taken(start: int) -> list[tuple[list[int], int, str, float]]:
         found = steps(

@@ -25,7 +25,8 @@ from colakit.runtime.cpu import available_cpus
 from colakit.storage.folds import FoldsFolder, find_folds
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
-from colakit.training.run import Resume, check_writable, claim_run_folder, is_resuming
+from colakit.storage.resume import Resume
+from colakit.training.run import check_writable, claim_run_folder, is_resuming
 from colakit.training.task_data import TaskData
 from colakit.utils.subprocesses import Child, run_side_by_side
 

@@ -25,7 +25,7 @@ from colakit.storage.folds import expand_folds
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import distillation, line
-from colakit.training.run import Resume
+from colakit.storage.resume import Resume
 from colakit.training.task_data import TaskData
 
 

@@ -30,7 +30,7 @@ from colakit.training.model_setup import (
 )
 from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
-from colakit.training.run import Resume
+from colakit.storage.resume import Resume
 from colakit.training.task_data import TaskData, labelled_examples
 
 CLASSIFIER_ONLY = (

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict`
 
     from colakit.data.corpora import Corpus
     from colakit.runtime.device import Compute
-    from colakit.training.run import Resume, TrainingRun
+    from colakit.storage.resume import Resume
+from colakit.training.run import TrainingRun
     from colakit.training.task_data import TaskData
     from colakit.utils.array_cache import ArrayCache
 
@@ -36,6 +37,7 @@ class Session:
         reporter: console for progress, warnings and results.
         out: output folder; None uses the command's default.
         dry_run: check everything and print the plan; write nothing.
+        as_json: stdout carries one JSON object.
     """
 
     command: str
@@ -43,6 +45,7 @@ class Session:
     reporter: Reporter = field(default_factory=Reporter)
     out: Path | None = None
     dry_run: bool = False
+    as_json: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -131,6 +134,13 @@ class Session:
                 self.reporter = Reporter(quiet=True, results_on_stderr=True)
             with training_run(self.command, self.out, resume, group=group, reporter=self.reporter) as run:
                 yield run
+
+    def check_out(self) -> None:
+        """Raise `ColakitError` unless `out`, if given, is a writable folder or can be created."""
+        from colakit.training.run import check_writable
+
+        if self.out is not None:
+            check_writable(self.out)
 
     def plan(self, task: TaskData, model: nn.Module) -> dict[str, Any]:
         """Print what a training would do, and return it as plain data."""

@@ -12,7 +12,7 @@ from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import line, supervised
-from colakit.training.run import Resume
+from colakit.storage.resume import Resume
 from colakit.training.task_data import TaskData
 
 

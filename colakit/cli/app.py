@@ -1,334 +1,54 @@
-"""The `colakit` command; torch is imported inside commands."""
+"""The program `colakit`. Torch is imported inside commands, so that `--help` is fast."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from colakit import __version__
-from colakit.api.session import Resume, Session
-from colakit.cli.options import command
+from colakit.cli.commands.config import config_schema_command, config_show_command
+from colakit.cli.commands.data import data_check_command, data_fetch_command, data_write_command
+from colakit.cli.commands.demo import demo_command
+from colakit.cli.commands.discriminate import discriminate_command
+from colakit.cli.commands.distill import distill_command
+from colakit.cli.commands.doctor import doctor_command
+from colakit.cli.commands.evaluate import evaluate_command
+from colakit.cli.commands.finetune import finetune_command
+from colakit.cli.commands.generate import generate_command
+from colakit.cli.commands.plot import plot_command
+from colakit.cli.commands.predict import predict_command
+from colakit.cli.commands.pretrain import pretrain_command
+from colakit.cli.commands.train_scratch import train_scratch_command
 from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.storage.resume import Resume
 from colakit.utils.console import print_error
-
-BASE_AND_DATA = {"--base": "base", "--data": "data.path"}
-STUDENT_FLAGS = {
-    "--cell": "student.cell",
-    "--hidden-size": "student.hidden_size",
-    "--epochs": "student_training.epochs",
-    "--lr": "student_training.lr",
-    "--batch-size": "student_training.batch_size",
-}
 
 app = typer.Typer(
     name="colakit",
-    help="Tune a pretrained GPT-2 with LoRA for sentence classification, and distil it into a small RNN.",
+    help="Fine-tune a pretrained GPT-2 with LoRA for sentence classification; distil it into a small RNN.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Fetch CoLA; write the built-in corpus; check any.", no_args_is_help=True)
-config_app = typer.Typer(help="Show the resolved settings; print their schema.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch CoLA, write the built-in corpus, check a corpus.", no_args_is_help=True)
+config_app = typer.Typer(help="Show the resolved settings or their schema.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-
-ResumeOption = Annotated[
-    Resume,
-    typer.Option(
-        "--resume",
-        metavar="[auto]",
-        help="Continue the run in --out; with `auto`, begin one if there is none to continue.",
-        show_default=False,
-    ),
-]
-
-
-def _run(session: Session, module: str, **arguments: Any) -> None:
-    run = importlib.import_module(f"colakit.{module}").run
-    if "torch" in sys.modules:  # the command computes with it
-        from colakit.runtime.device import prepare_cpu
-
-        prepare_cpu()
-    session.answer = run(session, **arguments)
-
-
-@command(
-    app,
-    "generate",
-    {
-        "--base": "base",
-        "--max-new-tokens": "generate.max_new_tokens",
-        "--temperature": "generate.temperature",
-        "--top-k": "generate.top_k",
-        "--top-p": "generate.top_p",
-        "--num-samples": "generate.num_samples",
-    },
-    data_on_stdout=True,
-)
-def generate(
-    session: Session,
-    *,
-    prompt: Annotated[str | None, typer.Option(help="Text to continue; stdin where it is not given.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter folder, run folder or ckpt.pt to put on the base.")
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(min=1, help="Inject fresh adapters of this rank first; the text must not change."),
-    ] = None,
-) -> None:
-    """Continue a prompt with the base model, or with an adapter on it."""
-    _run(session, "cli.commands.generate", prompt=prompt, adapter=adapter, rank=rank)
-
-
-@command(
-    app,
-    "pretrain",
-    {
-        "--init-from": "pretrain.init_from",
-        "--tokenizer": "pretrain.tokenizer",
-        "--vocab-size": "pretrain.vocab_size",
-        "--num-layers": "pretrain.num_layers",
-        "--width": "pretrain.width",
-        "--num-heads": "pretrain.num_heads",
-        "--num-positions": "pretrain.num_positions",
-        "--window": "pretrain.window",
-        "--tokens": "pretrain.tokens",
-        "--optimizer": "pretrain.optimizer",
-        "--lr": "pretrain.lr",
-        "--batch-size": "pretrain.batch_size",
-    },
-)
-def pretrain(
-    session: Session,
-    *,
-    texts: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz)."),
-    ] = None,
-    resume: ResumeOption = Resume.NEVER,
-) -> None:
-    """Train a GPT-2 of your own on running text: a base for the other commands."""
-    _run(session, "api.pretrain", texts=texts or [], resume=resume)
-
-
-@command(
-    app,
-    "discriminate",
-    {
-        "--base": "base",
-        "--sentences": "discriminate.sentences",
-        "--lr": "discriminate.lr",
-        "--batch-size": "discriminate.batch_size",
-    },
-)
-def discriminate(session: Session, *, resume: ResumeOption = Resume.NEVER) -> None:
-    """Teach a base to tell real sentences from corrupted ones: a second stage of pre-training."""
-    _run(session, "api.discriminate", resume=resume)
-
-
-@command(
-    app,
-    "finetune",
-    {
-        **BASE_AND_DATA,
-        "--objective": "finetune.objective",
-        "--method": "finetune.method",
-        "--rank": "lora.rank",
-        "--alpha": "lora.alpha",
-        "--lora-dropout": "lora.dropout",
-        "--target-modules": "lora.target_modules",
-        "--layers-to-transform": "lora.layers_to_transform",
-        "--epochs": "finetune.epochs",
-        "--lr": "finetune.lr",
-        "--batch-size": "finetune.batch_size",
-    },
-)
-def finetune(
-    session: Session,
-    *,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            max=1000,
-            metavar="K",
-            help="Tune K models, each without one fold of train, side by side; --out/fold-1 to fold-K.",
-        ),
-    ] = None,
-    resume: ResumeOption = Resume.NEVER,
-) -> None:
-    """Tune the base with LoRA: to label sentences, or to write some like those of train.
-
-    With --folds, K runs are trained in processes of their own: as many side by side as there are cores
-    (OMP_NUM_THREADS is the threads of each), on a GPU one after the other. Then every sentence of train is
-    judged by the model that has not seen it.
-    """
-    _run(session, "api.finetune", resume=resume, num_folds=folds)
-
-
-@command(
-    app,
-    "distill",
-    {
-        "--teacher": "distill.teacher",
-        "--transfer-size": "transfer.size",
-        "--transfer-text": "transfer.text",
-        "--temperature": "distill.temperature",
-        "--kd-weight": "distill.kd_weight",
-        **STUDENT_FLAGS,
-        **BASE_AND_DATA,
-    },
-)
-def distill(session: Session, *, resume: ResumeOption = Resume.NEVER) -> None:
-    """Train a small recurrent student to answer as its teacher does."""
-    _run(session, "api.distill", resume=resume)
-
-
-@command(app, "train-scratch", {**STUDENT_FLAGS, **BASE_AND_DATA})
-def train_scratch(session: Session, *, resume: ResumeOption = Resume.NEVER) -> None:
-    """Train the same student on the labels alone: the control that distilling has to beat."""
-    _run(session, "api.train_scratch", resume=resume)
-
-
-@command(
-    app,
-    "evaluate",
-    {
-        **BASE_AND_DATA,
-        "--split": "evaluate.splits",
-        "--batch-size": "evaluate.batch_size",
-        "--group-by": "evaluate.group_by",
-        "--annotations": "evaluate.annotations",
-    },
-)
-def evaluate(
-    session: Session,
-    *,
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL…",
-            help="Runs, ckpt.pt files, adapters; with --pairs or --text bases too.",
-        ),
-    ] = None,
-    pairs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Minimal pairs, JSON lines with `sentence_good` and `sentence_bad` (.jsonl, .gz, .xz), or a "
-            "folder of them; repeatable.",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Running text (plain, .gz, .xz) or a folder of it, to measure in bits per byte; repeatable.",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Measure any number of models on any splits, side by side; with --pairs or --text, as language models.
-
-    Where neither --data nor --config names data, it is the data that the models were trained on. Students
-    whose teachers are among the models are compared with them. --group-by source and --annotations FILE
-    report parts of a split apart; with --out they are also drawn.
-
-    With --pairs, nothing is tuned: a model is right about a pair where it gives the acceptable sentence the
-    higher log-probability. With --text, it is the bits a byte of running text takes. In both, the base is
-    scored where it is named or no MODEL is.
-    """
-    if pairs and text:
-        raise ColakitError("--pairs with --text: they are measured apart", hint="Leave one of them out.")
-    if text:
-        _run(session, "evaluation.bits_per_byte", models=models or [], texts=text)
-    elif pairs:
-        _run(session, "api.evaluate_pairs", models=models or [], pairs=pairs)
-    elif models:
-        _run(session, "api.evaluate", models=models)
-    else:
-        raise ColakitError(
-            "evaluate: no MODEL is named",
-            hint="Give run folders, ckpt.pt files or adapters; or minimal pairs (--pairs), or text (--text).",
-        )
-
-
-@command(app, "plot", {"--format": "plot.format"})
-def plot(
-    session: Session, *, runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")]
-) -> None:
-    """Draw the curves of run folders, and compare them."""
-    _run(session, "cli.commands.plot", runs=runs)
-
-
-@command(app, "predict", {"--base": "base", "--batch-size": "predict.batch_size"}, data_on_stdout=True)
-def predict(
-    session: Session,
-    *,
-    model: Annotated[str, typer.Option(help="ckpt.pt, run folder or adapter folder.")],
-    file: Annotated[
-        Path | None, typer.Argument(help="A sentence a line; stdin where it is not given or `-`.")
-    ] = None,
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of TSV.")] = False,
-) -> None:
-    """Label sentences, with probabilities."""
-    _run(session, "cli.commands.predict", model=model, file=file, jsonl=jsonl)
-
-
-@command(app, "demo", dict(BASE_AND_DATA), config="demo")
-def demo(session: Session) -> None:
-    """Show the whole pipeline on the embedded base and corpus, in minutes and without a network."""
-    _run(session, "cli.commands.demo")
-
-
-@command(data_app, "fetch")
-def data_fetch(session: Session) -> None:
-    """Download CoLA into the cache, verified file by file."""
-    _run(session, "cli.commands.data", action="fetch")
-
-
-@command(data_app, "check", {"--data": "data.path"})
-def data_check(
-    session: Session,
-    *,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where there is a warning.")] = False,
-) -> None:
-    """Count a corpus: labels, majority rates, duplicates, contradictions, overlap between splits."""
-    _run(session, "cli.commands.data", action="check", strict=strict)
-
-
-@command(data_app, "write", {"--data": "data.path"})
-def data_write(session: Session) -> None:
-    """Write the built-in corpus into --out: CoLA's three files, and the minimal pairs of its dev splits."""
-    _run(session, "cli.commands.data", action="write")
-
-
-@command(config_app, "show", dict(BASE_AND_DATA))
-def config_show(session: Session) -> None:
-    """Print the resolved settings as YAML, with where each value came from."""
-    _run(session, "cli.commands.config", action="show")
-
-
-@command(config_app, "schema")
-def config_schema(session: Session) -> None:
-    """Print the JSON Schema of the settings."""
-    _run(session, "cli.commands.config", action="schema")
-
-
-@command(app, "doctor", dict(BASE_AND_DATA))
-def doctor(session: Session) -> None:
-    """Tell versions, device, precision and why, threads, caches, and what of the network answers."""
-    _run(session, "cli.commands.doctor")
+for _command in (
+    *(generate_command, pretrain_command, discriminate_command, finetune_command, distill_command),
+    *(train_scratch_command, evaluate_command, plot_command, predict_command, demo_command, doctor_command),
+):
+    _command.add_to(app)
+for _command in (data_fetch_command, data_check_command, data_write_command):
+    _command.add_to(data_app)
+for _command in (config_show_command, config_schema_command):
+    _command.add_to(config_app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -347,9 +67,9 @@ def _main(
 
 
 def with_bare_resume(arguments: Sequence[str]) -> list[str]:
-    """Write a `--resume` that no mode follows as `--resume=always`: typer's options always take a value."""
+    """Write `--resume` without a mode as `--resume=always`: Typer options always take a value."""
     modes = {mode.value for mode in Resume}
-    following = [*arguments[1:], ""]  # one too many where there are none at all
+    following = [*arguments[1:], ""]
     return [
         f"--resume={Resume.ALWAYS.value}" if word == "--resume" and after not in modes else word
         for word, after in zip(arguments, following, strict=False)
@@ -357,20 +77,20 @@ def with_bare_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; known faults are printed without a traceback."""
+    """Run one command line and return its exit code; expected errors are printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # whatever the locale says: sentences hold any letter
+        if isinstance(stream, TextIOWrapper):  # sentences may hold any letter, whatever the locale
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
     try:
         app(args=with_bare_resume(sys.argv[1:] if arguments is None else arguments), prog_name="colakit")
     except ColakitError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
             print_error(error.message, error.hint)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print_error(f"{error.filename or 'stdout'}: {error.strerror}", "Make room and run it again.")
+        print_error(f"{error.filename or 'stdout'}: {error.strerror}", "Free disk space and run it again.")
         return EXIT_FAILED
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else int(bool(finished.code))

@@ -1,7 +1,4 @@
-"""From settings to flags: how a command of the program is declared.
-
-Flags are made from the settings they set, so that help, bounds and defaults stand in one place.
-"""
+"""Command options: flags are generated from the settings they set, with their help and defaults."""
 
 from __future__ import annotations
 
@@ -9,24 +6,43 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from colakit.api.session import Resume, Session, saved_settings
+from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.config.settings import describe_type, leaf_fields
+from colakit.storage.resume import Resume
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.utils.console import Reporter, print_json
 
 FIELDS = dict(leaf_fields())
+BASE_AND_DATA = {"--base": "base", "--data": "data.path"}
 SHARED_FLAGS = {"--seed": "seed", "--device": "device", "--precision": "precision"}
+STUDENT_FLAGS = {
+    "--cell": "student.cell",
+    "--hidden-size": "student.hidden_size",
+    "--epochs": "student_training.epochs",
+    "--lr": "student_training.lr",
+    "--batch-size": "student_training.batch_size",
+}
+ResumeOption = Annotated[
+    Resume,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Continue the run in --out. With `auto`, start one if there is none.",
+        show_default=False,
+    ),
+]
 
 
 def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
-    """A flag whose text goes to pydantic as it is, so that all faults are found at once and worded alike."""
+    """Return a text option; pydantic validates the value, so that all errors are reported at once."""
     field = FIELDS[key]
     default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
     kind = describe_type(field.annotation)
@@ -72,66 +88,82 @@ def _common_parameters() -> list[inspect.Parameter]:
     ]
 
 
-class _LastValueCounts(TyperCommand):
-    """A command that says so where an option of one value has several: typer takes the last in silence."""
+class _WarnsOfRepeats(TyperCommand):
+    """Warns if an option with one value is given twice; Typer silently takes the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words behind the command's name."""
+        """Parse the words after the name of the command."""
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option, times in Counter(given).items():
             takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
             if takes_one and times > 1:
-                said = f"{option.opts[0]} takes one value and was given {times}; the last one counts"
-                Reporter().warn(said)
+                Reporter().warn(f"{option.opts[0]} was given {times} times; the last value is used")
         return super().parse_args(ctx, args)
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of the program, made by the decorator `command`.
+
+    Attributes:
+        name: after `colakit` or its group.
+        callback: called by Typer with all options.
+        help: text of `--help`.
+    """
+
+    name: str
+    callback: Callable[..., None]
+    help: str
+
+    def add_to(self, group: typer.Typer) -> None:
+        """Register the command."""
+        group.command(self.name, cls=_WarnsOfRepeats, help=self.help)(self.callback)
+
+
 def command(
-    group: typer.Typer,
     name: str,
     flags: Mapping[str, str] | None = None,
     *,
     data_on_stdout: bool = False,
     config: str | None = None,
-) -> Callable[[Callable[..., None]], None]:
-    """Register a command whose flags stand for settings.
-
-    The function below it takes a `Session` and its own arguments, and hands them on to the command's module.
+) -> Callable[[Callable[..., dict[str, Any] | None]], Command]:
+    """Make a command of a function that takes a `Session` and its own options and returns the `--json` object.
 
     Args:
-        flags: flag -> dotted key of the setting.
+        flags: flag -> dotted key of the setting it sets.
         data_on_stdout: stdout carries data even without `--json`.
-        config: what `--config` is where it is not given.
+        config: default of `--config`.
     """
     all_flags = {**(flags or {}), **SHARED_FLAGS}
 
-    def register(function: Callable[..., None]) -> None:
+    def register(function: Callable[..., dict[str, Any] | None]) -> Command:
         def callback(**options: Any) -> None:
             options["config"] = options["config"] or (Path(config) if config else None)
-            session = _context(name, all_flags, options, data_on_stdout)
+            session = _session(name, all_flags, options, data_on_stdout)
             try:
-                function(session, **options)
+                answer = function(session, **options)
             except KeyboardInterrupt:
-                raise ColakitError("interrupted", exit_code=EXIT_INTERRUPTED) from None
-            if session.as_json and session.answer is not None and os.environ.get("RANK", "0") == "0":
-                print_json(session.answer)
+                raise ColakitError("Interrupted.", exit_code=EXIT_INTERRUPTED) from None
+            if session.as_json and answer is not None and os.environ.get("RANK", "0") == "0":
+                print_json(answer)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]
         parameters = [*own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name, cls=_LastValueCounts, help=inspect.cleandoc(function.__doc__ or ""))(callback)
+        return Command(name, callback, inspect.cleandoc(function.__doc__ or ""))
 
     return register
 
 
-def _context(name: str, flags: Mapping[str, str], options: dict[str, Any], data_on_stdout: bool) -> Session:
-    """Take the common options and the settings' flags out of `options`, and resolve them."""
+def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_on_stdout: bool) -> Session:
+    """Remove the common options and the flags of settings from `options`; return the session they define."""
     chosen = {key: (flag, _joined(options.pop(_parameter_name(flag)))) for flag, key in flags.items()}
     config, out, as_json = options.pop("config"), options.pop("out"), options.pop("as_json")
     if config is None and out is not None and options.get("resume", Resume.NEVER) is not Resume.NEVER:
-        config = saved_settings(out)
+        saved = out / "settings.yaml"
+        config = saved if saved.is_file() else None
     resolved = resolve(
         flags={key: pair for key, pair in chosen.items() if pair[1] is not None},
         assignments=options.pop("assign") or (),
@@ -142,7 +174,7 @@ def _context(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
 
 
 def _joined(value: str | list[str] | None) -> str | None:
-    """A flag for several names takes them apart by commas, or one at a time."""
+    """Join the values of a repeatable flag by commas."""
     return ",".join(value) or None if isinstance(value, list) else value
 
 

@@ -24,7 +24,8 @@ from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.run_folder import RunFolder
 from colakit.training.lm_trainer import SentenceLMTrainer
 from colakit.training.model_setup import sentence_lm_identity, sentence_lm_job
-from colakit.training.run import Resume, TrainingRun
+from colakit.storage.resume import Resume
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import WAIT_SECONDS, ArrayCache, key_digest, pack_lines, unpack_lines
 from colakit.utils.console import Reporter

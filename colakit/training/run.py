@@ -8,26 +8,18 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
 from colakit.runtime.distributed import Processes
 from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
+from colakit.storage.resume import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.utils.console import Reporter
 
 RUNS = Path("runs")
 BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
 """Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
-
-
-class Resume(str, Enum):
-    """Whether a training command continues the run in `--out`."""
-
-    NEVER = "never"
-    ALWAYS = "always"
-    AUTO = "auto"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`colakit config`: the resolved settings, and their schema."""
+"""`colakit config`: resolved settings and their schema."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ import sys
 from typing import Any
 
 from colakit.api.session import Session
+from colakit.cli.options import BASE_AND_DATA, command
 from colakit.config.resolve import DEFAULT
 from colakit.config.settings import Settings, leaf_fields
 from colakit.config.yaml import parse_yaml, to_yaml
 
 
-def run(session: Session, *, action: str) -> dict[str, Any] | None:
-    """Print what `action`, show or schema, asks for."""
-    if action == "schema":
-        schema = Settings.model_json_schema()
-        if not session.as_json:
-            sys.stdout.write(json.dumps(schema, indent=2) + "\n")
-        return schema
+@command("show", dict(BASE_AND_DATA))
+def config_show_command(session: Session) -> dict[str, Any]:
+    """Print the resolved settings as YAML, each with its origin."""
     origins = {key: session.resolved.origins.get(key, DEFAULT) for key, _ in leaf_fields()}
     if not session.as_json:
         sys.stdout.write(_annotate(to_yaml(session.settings), origins))
     return {"settings": session.settings.model_dump(mode="json"), "origins": origins}
 
 
+@command("schema")
+def config_schema_command(session: Session) -> dict[str, Any]:
+    """Print the JSON Schema of the settings."""
+    schema = Settings.model_json_schema()
+    if not session.as_json:
+        sys.stdout.write(json.dumps(schema, indent=2) + "\n")
+    return schema
+
+
 def _annotate(text: str, origins: dict[str, str]) -> str:
-    """Add to every key's first line a comment with its origin; the result is still the same YAML."""
+    """Append the origin to the first line of every key as a comment; the YAML keeps its meaning."""
     lines, section = [], ""
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
@@ -40,7 +46,7 @@ def _annotate(text: str, origins: dict[str, str]) -> str:
 
 
 def _is_whole(line: str) -> bool:
-    """Whether no text goes on in the next line, of which a comment would become a part."""
+    """Return whether a value ends on this line, so that a comment does not become part of it."""
     try:
         parse_yaml(line.strip())
     except ValueError:

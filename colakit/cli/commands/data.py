@@ -1,49 +1,51 @@
-"""`colakit data`: fetch CoLA, write the built-in corpus, check any."""
+"""`colakit data`: fetch CoLA, write the built-in corpus, check a corpus."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from colakit.api.session import Session
-from colakit.data.builtin.corpus import BUILTIN_NAMES, PAIRS_FILE, VERSION, write_builtin
-from colakit.data.checks import check_corpus
-from colakit.data.corpus_files import COLA_FILES
-from colakit.data.fetch import COLA_URL, cola_folder, fetch_cola, is_fetched
+from colakit.cli.options import command
 from colakit.errors import ColakitError
-from colakit.training.task_data import percent
 
 
-def run(session: Session, *, action: str, strict: bool = False) -> dict[str, Any]:
-    """Do what `action`, fetch, write or check, asks for."""
-    if action == "write":
-        return _write(session)
-    return _fetch(session) if action == "fetch" else _check(session, strict)
+@command("fetch")
+def data_fetch_command(session: Session) -> dict[str, Any]:
+    """Download CoLA into the cache and verify every file."""
+    from colakit.data.fetch import COLA_URL, cola_folder, fetch_cola, is_fetched
 
-
-def _fetch(session: Session) -> dict[str, Any]:
     session.check_out()
     cache = session.out or session.cache_folder
-    had = is_fetched(cache)
+    was_cached = is_fetched(cache)
     if session.dry_run:
-        session.reporter.result(f"{'have' if had else 'would fetch'} {COLA_URL} in {cola_folder(cache)}")
+        session.reporter.result(
+            f"{'already in cache' if was_cached else 'would fetch'}: {COLA_URL} in {cola_folder(cache)}"
+        )
     else:
         fetch_cola(cache, session.settings.data.mirrors)
         session.reporter.result(
-            f"CoLA {'was' if had else 'is now'} in {cola_folder(cache)}, its checksums verified"
+            f"CoLA {'was already' if was_cached else 'is now'} in {cola_folder(cache)}, checksums verified"
         )
-    return {"folder": str(cola_folder(cache)), "was_cached": had}
+    return {"folder": str(cola_folder(cache)), "was_cached": was_cached}
 
 
-def _write(session: Session) -> dict[str, Any]:
+@command("write", {"--data": "data.path"})
+def data_write_command(session: Session) -> dict[str, Any]:
+    """Write the built-in corpus to --out: CoLA's three files, and the minimal pairs of its dev splits."""
+    from colakit.data.builtin.corpus import BUILTIN_NAMES, PAIRS_FILE, VERSION, write_builtin
+    from colakit.data.corpus_files import COLA_FILES
+
     path = session.settings.data.path
     if "data.path" in session.resolved.origins and path not in BUILTIN_NAMES:
         raise ColakitError(
-            f"--data {path}: is not made here; only the built-in corpus is written",
+            f"--data {path}: only the built-in corpus can be written",
             hint="Run `colakit data write --data builtin --out FOLDER`",
         )
     if session.out is None:
-        raise ColakitError("data write: no folder to write to", hint="Name one with --out.")
+        raise ColakitError("data write: no folder given", hint="Name one with --out.")
     session.check_out()
     names = [*COLA_FILES.values(), PAIRS_FILE]
     if not session.dry_run:
@@ -53,7 +55,16 @@ def _write(session: Session) -> dict[str, Any]:
     return {"folder": str(session.out), "files": names, "version": VERSION}
 
 
-def _check(session: Session, strict: bool) -> dict[str, Any]:
+@command("check", {"--data": "data.path"})
+def data_check_command(
+    session: Session,
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if there is a warning.")] = False,
+) -> dict[str, Any]:
+    """Report labels, majority rates, duplicates, contradictions and overlap between splits."""
+    from colakit.data.checks import check_corpus
+    from colakit.evaluation.tables import percent
+
     corpus = session.load_corpus()
     checks = check_corpus(corpus)
     rows = [
@@ -75,6 +86,6 @@ def _check(session: Session, strict: bool) -> dict[str, Any]:
         session.reporter.warn(text)
     if strict and warnings:
         raise ColakitError(
-            f"--strict: {len(warnings)} warnings", hint="Mend the data, or leave --strict out."
+            f"--strict: {len(warnings)} warnings", hint="Correct the data, or remove --strict."
         )
     return {"corpus": corpus.name, "splits": [asdict(check) for check in checks], "warnings": warnings}

@@ -1,4 +1,4 @@
-"""`colakit demo`: every command in turn on the embedded base and corpus."""
+"""`colakit demo`: the whole pipeline on the base and corpus of the package."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from colakit.api import distill, evaluate, finetune, train_scratch
-from colakit.api.session import Resume, Session
-from colakit.cli.commands import generate, plot
+from colakit.api.session import Session
+from colakit.cli.options import BASE_AND_DATA, command
 
 PROMPT = "The children"
 
 
-def run(session: Session) -> dict[str, Any]:
-    """Generate, tune, distil, train the control, compare and plot, all below one folder."""
-    began = time.monotonic()
+@command("demo", dict(BASE_AND_DATA), config="demo")
+def demo_command(session: Session) -> dict[str, Any]:
+    """Run the whole pipeline on the base and corpus of the package; takes minutes, needs no network."""
+    from colakit.api.distill import distill
+    from colakit.api.evaluate import evaluate
+    from colakit.api.finetune import finetune
+    from colakit.api.plot import plot
+    from colakit.api.train_scratch import train_scratch
+    from colakit.cli.commands.generate import generate
+    from colakit.training.run import check_new_run, claim_run_folder
+
+    start = time.monotonic()
     if session.dry_run:
-        return finetune.run(session, resume=Resume.NEVER)
-    session.check_new_run(hint="Name another folder; a demo begins at its beginning.")
-    out = session.claim_run_folder()
+        return finetune(session)
+    check_new_run(session.out, hint="Choose another folder; a demo cannot be resumed.")
+    out = claim_run_folder(session.command, session.out)
     runs = [out / name for name in ("finetune", "distill", "train-scratch")]
 
-    def step(command: str, act: Callable[[Session], dict[str, Any]], folder: str, **changes: Any) -> Any:
-        session.reporter.heading(f"colakit {command}")
-        settings = session.settings.model_copy(update=changes)
-        resolved = replace(session.resolved, settings=settings)
-        return act(replace(session, command=command, resolved=resolved, out=out / folder))
+    def step(name: str, function: Callable[[Session], dict[str, Any]], folder: str, **changes: Any) -> Any:
+        session.reporter.heading(f"colakit {name}")
+        resolved = replace(session.resolved, settings=session.settings.model_copy(update=changes))
+        return function(replace(session, command=name, resolved=resolved, out=out / folder))
 
-    generating = session.settings.generate.model_copy(update={"max_new_tokens": 20})
-    step(
-        "generate",
-        lambda c: generate.run(c, prompt=PROMPT, adapter=None, rank=None),
-        "generate",
-        generate=generating,
-    )
-    step("finetune", lambda c: finetune.run(c, resume=Resume.NEVER), "finetune")
-    taught = session.settings.distill.model_copy(update={"teacher": (str(runs[0]),)})
-    step("distill", lambda c: distill.run(c, resume=Resume.NEVER), "distill", distill=taught)
-    step("train-scratch", lambda c: train_scratch.run(c, resume=Resume.NEVER), "train-scratch")
-    compared = step("evaluate", lambda c: evaluate.run(c, models=[str(run) for run in runs]), "evaluation")
-    figures = step("plot", lambda c: plot.run(c, runs=runs), "plots")
-    seconds = time.monotonic() - began
-    session.reporter.result(f"everything lies in {out} ({seconds:.0f} s)")
-    return {"run": str(out), "seconds": round(seconds, 1), **figures, "evaluation": compared}
+    short = session.settings.generate.model_copy(update={"max_new_tokens": 20})
+    step("generate", lambda s: generate(s, prompt=PROMPT), "generate", generate=short)
+    step("finetune", finetune, "finetune")
+    with_teacher = session.settings.distill.model_copy(update={"teacher": (str(runs[0]),)})
+    step("distill", distill, "distill", distill=with_teacher)
+    step("train-scratch", train_scratch, "train-scratch")
+    comparison = step("evaluate", lambda s: evaluate(s, models=[str(run) for run in runs]), "evaluation")
+    figures = step("plot", lambda s: plot(s, runs=runs), "plots")
+    seconds = time.monotonic() - start
+    session.reporter.result(f"all results are in {out} ({seconds:.0f} s)")
+    return {"run": str(out), "seconds": round(seconds, 1), **figures, "evaluation": comparison}

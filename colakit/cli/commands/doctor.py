@@ -1,4 +1,4 @@
-"""`colakit doctor`: what this machine and installation give."""
+"""`colakit doctor`: versions, device, precision, caches, network."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
-
 from colakit import __version__
 from colakit.api.session import Session
-from colakit.data.fetch import COLA_URL, is_fetched
-from colakit.runtime.cpu import available_cpus
-from colakit.storage.run_folder import PACKAGES, package_version
+from colakit.cli.options import BASE_AND_DATA, command
 
 ANSWER_SECONDS = 3.0
 
 
-def run(session: Session) -> dict[str, Any]:
-    """Print the facts, one a row, and return them."""
+@command("doctor", dict(BASE_AND_DATA))
+def doctor_command(session: Session) -> dict[str, Any]:
+    """Print versions, device, precision and its reason, threads, caches, and network access."""
+    import torch
+    from huggingface_hub import constants
+
+    from colakit.data.fetch import COLA_URL, is_fetched
+    from colakit.runtime.cpu import available_cpus
+    from colakit.storage.run_folder import PACKAGES, package_version
+
     compute = session.compute
     facts: dict[str, Any] = {
         "colakit": __version__,
@@ -29,26 +33,21 @@ def run(session: Session) -> dict[str, Any]:
         **{name: package_version(name) or "not installed" for name in PACKAGES},
         "device": str(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
-        "why": (compute if session.dry_run else session.training_compute).reason,
+        "why": (compute if session.dry_run else session.gpt_training_compute).reason,
         "threads": f"{torch.get_num_threads()} of {available_cpus()} cores",
         "cache": str(session.cache_folder),
         "CoLA": "fetched" if is_fetched(session.cache_folder) else "not fetched",
-        "hub": _answers(_hub_address()),
+        "hub": _answers(constants.ENDPOINT),
         "CoLA site": _answers(COLA_URL),
     }
     session.reporter.table(
-        "colakit doctor", ["what", "found"], [[key, str(value)] for key, value in facts.items()]
+        "colakit doctor", ["item", "value"], [[key, str(value)] for key, value in facts.items()]
     )
     return facts
 
 
-def _hub_address() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
 def _answers(url: str) -> str:
+    """Return whether a TCP connection to the host of `url` succeeds, as text."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

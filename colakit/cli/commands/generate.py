@@ -1,32 +1,64 @@
-"""`colakit generate`: continue a prompt."""
+"""`colakit generate`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import typer
 
-from colakit.api.finetune import lora_config
 from colakit.api.session import Session
-from colakit.data.tables import decode
-from colakit.data.tokens import SentenceTokenizer
+from colakit.cli.options import command
 from colakit.errors import ColakitError
-from colakit.inference.generation import generate_tokens
-from colakit.inference.language_models import load_language_model
-from colakit.models.gpt.model import GPT
-from colakit.models.lora import inject
-from colakit.models.meta_device import without_weights
-from colakit.storage.gpt2 import plan_config
-from colakit.training.task_data import show_parameters
+
+if TYPE_CHECKING:
+    from colakit.data.tokens import SentenceTokenizer
 
 
-def run(session: Session, *, prompt: str | None, adapter: str | None, rank: int | None) -> dict[str, Any]:
-    """Print the prompt with its continuation; return texts for `--json`."""
+@command(
+    "generate",
+    {
+        "--base": "base",
+        "--max-new-tokens": "generate.max_new_tokens",
+        "--temperature": "generate.temperature",
+        "--top-k": "generate.top_k",
+        "--top-p": "generate.top_p",
+        "--num-samples": "generate.num_samples",
+    },
+    data_on_stdout=True,
+)
+def generate_command(
+    session: Session,
+    *,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue (default: stdin).")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter folder, run folder or ckpt.pt to load on the base.")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Inject fresh adapters of this rank; they do not change the text."),
+    ] = None,
+) -> dict[str, Any]:
+    """Continue a prompt with the base, or with an adapter on it."""
+    return generate(session, prompt=prompt, adapter=adapter, rank=rank)
+
+
+def generate(
+    session: Session, *, prompt: str | None, adapter: str | None = None, rank: int | None = None
+) -> dict[str, Any]:
+    """Print the prompt with its continuation; return the texts."""
+    import torch
+
+    from colakit.data.tables import decode
+    from colakit.inference.generation import generate_tokens
+    from colakit.inference.language_models import load_language_model
+    from colakit.models.lora import inject
+    from colakit.training.model_setup import lora_config
+
     if adapter is not None and rank is not None:
         raise ColakitError(
-            "--rank with --adapter: fresh adapters go into a plain base", hint="Leave one of them out."
+            "--rank with --adapter: fresh adapters are for a plain base", hint="Remove one of them."
         )
     settings = session.settings.generate
     if session.dry_run:
@@ -37,7 +69,7 @@ def run(session: Session, *, prompt: str | None, adapter: str | None, rank: int 
         session.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
     text = prompt if prompt is not None else decode(sys.stdin.buffer.read(), "stdin").rstrip("\r\n")
     session.compute.place(model.requires_grad_(False)).eval()
-    ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt is the end-of-text token
+    ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt becomes the end-of-text token
     if len(ids) > model.config.num_positions:
         session.reporter.warn(
             f"the model reads the last {model.config.num_positions} of the prompt's {len(ids)} tokens"
@@ -56,25 +88,31 @@ def run(session: Session, *, prompt: str | None, adapter: str | None, rank: int 
     )
     streaming = settings.num_samples == 1 and not session.as_json
     rows: list[list[int]] = [[] for _ in range(settings.num_samples)]
-    shown = _Stream(tokenizer, text) if streaming else None
+    stream = _Stream(tokenizer, text) if streaming else None
     for step in tokens:
         for row, token in zip(rows, step.tolist(), strict=True):
             row.append(token)
-        if shown is not None:
-            shown.update(rows[0])
+        if stream is not None:
+            stream.update(rows[0])
     texts = [text + tokenizer.decode(row) for row in rows]
-    if shown is not None:
-        shown.finish(rows[0])
+    if stream is not None:
+        stream.finish(rows[0])
     elif not session.as_json:
         sys.stdout.write("\n---\n".join(texts) + "\n")
     return {"prompt": text, "texts": texts, "seed": session.settings.seed}
 
 
 def _plan(session: Session, adapter: str | None, rank: int | None) -> dict[str, Any]:
-    """Print what would be done; of the base, only its shape is read."""
+    """Print the plan; reads only the configuration of the base."""
+    from colakit.models.gpt.model import GPT
+    from colakit.models.lora import inject
+    from colakit.models.meta_device import without_weights
+    from colakit.storage.gpt2 import plan_config
+    from colakit.training.model_setup import lora_config
+
     if adapter is not None and not Path(adapter).expanduser().exists():
         raise ColakitError(
-            f"--adapter {adapter}: not there", hint="Give an adapter folder, a run or a ckpt.pt."
+            f"--adapter {adapter}: not found", hint="Give an adapter folder, a run or a ckpt.pt."
         )
     answer: dict[str, Any] = {"max_new_tokens": session.settings.generate.max_new_tokens, "adapter": adapter}
     if adapter is None:
@@ -82,13 +120,13 @@ def _plan(session: Session, adapter: str | None, rank: int | None) -> dict[str, 
             model = GPT(plan_config(session.settings.base)).requires_grad_(False)
             if rank is not None:
                 inject(model, lora_config(session.settings.lora, rank))
-        answer["parameters"] = show_parameters(session, model).as_dict()
+        answer["parameters"] = session.print_parameters(model)
     session.reporter.result(f"would add {answer['max_new_tokens']} tokens on {session.compute}")
     return answer
 
 
 class _Stream:
-    """Writes text as it grows, holding back a character that is not complete yet."""
+    """Writes text token by token; incomplete characters wait for their remaining bytes."""
 
     def __init__(self, tokenizer: SentenceTokenizer, prompt: str) -> None:
         self.tokenizer, self.written = tokenizer, ""

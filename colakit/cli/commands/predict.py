@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
 
 from colakit.api.session import Session
+from colakit.cli.options import command
 from colakit.errors import ColakitError
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.utils.files import replacing
@@ -24,8 +27,17 @@ CHUNK_CHARACTERS = 2**22  # after which a chunk ends early
 CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
 
 
-def run(session: Session, *, model: str, file: Path | None, jsonl: bool) -> dict[str, Any]:
-    """Write a row for each line of `file` or stdin; return counts for `--json`."""
+@command("predict", {"--base": "base", "--batch-size": "predict.batch_size"}, data_on_stdout=True)
+def predict_command(
+    session: Session,
+    *,
+    model: Annotated[str, typer.Option(help="Run folder, ckpt.pt or adapter folder.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Text file, one sentence per line (default or `-`: stdin).")
+    ] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write JSON lines instead of TSV.")] = False,
+) -> dict[str, Any]:
+    """Label sentences, with probabilities."""
     session.check_out()
     if session.dry_run:
         return _show(session, _load(session, model))
@@ -33,7 +45,7 @@ def run(session: Session, *, model: str, file: Path | None, jsonl: bool) -> dict
     if predictor.threshold is not None:
         name = predictor.label_names[1]
         session.reporter.say(
-            f"{name}: where p({name}) is at least {predictor.threshold:.3f}, chosen on the held-out slice"
+            f"{name}: if p({name}) >= {predictor.threshold:.3f} (threshold chosen on the validation split)"
         )
     counts = dict.fromkeys(predictor.label_names, 0)
     num_truncated = 0
@@ -46,7 +58,7 @@ def run(session: Session, *, model: str, file: Path | None, jsonl: bool) -> dict
             num_truncated += _predict(predictor, chunk, out, jsonl, counts)
     if num_truncated:
         session.reporter.warn(
-            f"{num_truncated} sentences are longer than {predictor.max_tokens} tokens and were cut"
+            f"{num_truncated} sentences are longer than {predictor.max_tokens} tokens and were truncated"
         )
     return {"sentences": sum(counts.values()), "labels": counts, "truncated": num_truncated}
 
@@ -95,12 +107,11 @@ def _load(session: Session, model: str) -> SentenceClassifier:
 def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
     from colakit.models.rnn.model import DistilRNN
-    from colakit.training.task_data import show_parameters
 
     alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)
     compute = "cpu, float32 (a student, without torch)" if alone else str(session.compute)
     session.reporter.result(f"would label sentences with {classifier.name} on {compute}")
-    show_parameters(session, classifier.model)
+    session.print_parameters(classifier.model)
     return {"model": classifier.name, "compute": compute}
 
 
@@ -111,7 +122,7 @@ def _predict(
     jsonl: bool,
     counts: dict[str, int],
 ) -> int:
-    """Write a row for each sentence; return how many were cut."""
+    """Write one row per sentence; return the number of truncated ones."""
     found, names = predictor(sentences), predictor.label_names
     for sentence, label, probs in zip(sentences, found.labels.tolist(), found.probs.tolist(), strict=True):
         counts[names[label]] += 1

@@ -1,0 +1,44 @@
+"""`colakit pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from colakit.api.session import Session
+from colakit.cli.options import ResumeOption, command
+from colakit.storage.resume import Resume
+
+
+@command(
+    "pretrain",
+    {
+        "--init-from": "pretrain.init_from",
+        "--tokenizer": "pretrain.tokenizer",
+        "--vocab-size": "pretrain.vocab_size",
+        "--num-layers": "pretrain.num_layers",
+        "--width": "pretrain.width",
+        "--num-heads": "pretrain.num_heads",
+        "--num-positions": "pretrain.num_positions",
+        "--window": "pretrain.window",
+        "--tokens": "pretrain.tokens",
+        "--optimizer": "pretrain.optimizer",
+        "--lr": "pretrain.lr",
+        "--batch-size": "pretrain.batch_size",
+    },
+)
+def pretrain_command(
+    session: Session,
+    *,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz)."),
+    ] = None,
+    resume: ResumeOption = Resume.NEVER,
+) -> dict[str, Any]:
+    """Pre-train a GPT-2 on running text: a base for the other commands."""
+    from colakit.api.pretrain import pretrain
+
+    return pretrain(session, texts=texts or [], resume=resume)

@@ -37,8 +37,8 @@ from support.toy import ToyGrammar
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.corpora import load_corpus
 from colakit.data.tokens import Tokens
+from colakit.kernels.attention import aligned_ends
 from colakit.kernels.matmul import product
-from colakit.models.gpt.attention import rounded_ends
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, inject, train_also
@@ -260,7 +260,7 @@ class Finetuning:
         ]
         plan = self.plan()
         ends = (torch.from_numpy(self.examples.tokens.lengths[index] - 1) for index in plan)
-        tokens = [int((rounded_ends(last, int(last.max()) + 1) + 1).sum()) for last in ends]  # ours
+        tokens = [int((aligned_ends(last, int(last.max()) + 1) + 1).sum()) for last in ends]  # ours
         inputs = {
             size: torch.randn(max(tokens), size, device=compute.device).to(compute.dtype)
             for size in {side for weight in layers.values() for side in weight.shape}

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from colakit.kernels import fused
 from colakit.kernels import linear_cross_entropy as cross_entropy
+from colakit.kernels.attention import short_attention
 from colakit.kernels.fused import Dropout, drop, gelu_tanh, lora_linear
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
-from colakit.models.gpt.attention import short_attention
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
 

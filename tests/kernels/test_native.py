@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from colakit.errors import ColakitError
+from colakit.kernels.attention import aligned_ends, short_attention
 from colakit.kernels.fused import Dropout, gelu_tanh
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
 from colakit.kernels.native import MOST_TOKENS, Kernels, Mask, find_compiler, kernels_for
-from colakit.models.gpt.attention import rounded_ends, short_attention
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.lora import LoRAConfig, inject
@@ -334,7 +334,7 @@ def test_a_classifier_trains_without_padding(compute: Compute, monkeypatch: pyte
     ],
 )
 def test_sentences_are_rounded_up_with_the_padding_there_is(lengths: list[int], rounded: list[int]) -> None:
-    assert (rounded_ends(torch.tensor(lengths) - 1, 9) + 1).tolist() == rounded
+    assert (aligned_ends(torch.tensor(lengths) - 1, 9) + 1).tolist() == rounded
 
 
 @pytest.mark.parametrize(

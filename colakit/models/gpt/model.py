@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colakit.kernels.attention import aligned_ends, can_pack
 from colakit.kernels.fused import Dropout
 from colakit.kernels.linear_cross_entropy import Weigh, linear_cross_entropy
 from colakit.kernels.matmul import Linear
-from colakit.models.gpt.attention import Attention, KVCache, packs, rounded_ends
+from colakit.models.gpt.attention import Attention, KVCache
 from colakit.models.gpt.config import ACTIVATIONS, GPTConfig
 from colakit.models.meta_device import without_weights
 
@@ -132,7 +133,7 @@ class Transformer(nn.Module):
         if (
             last is not None
             and cache is None
-            and packs(input_ids, last, self.config.num_heads, self.wte.weight)
+            and can_pack(input_ids, last, self.config.num_heads, self.wte.weight)
         ):
             return self._packed(input_ids, last, states)
         if states is None:
@@ -152,7 +153,7 @@ class Transformer(nn.Module):
     def _packed(self, input_ids: Tensor, last: Tensor, states: Tensor | None) -> Tensor:
         """Return the state (B, D) at `last` (B,); of what stands behind it in (B, T), next to nothing is."""
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)  # (B, T)
-        ends = rounded_ends(last, input_ids.shape[1])
+        ends = aligned_ends(last, input_ids.shape[1])
         kept = positions <= ends[:, None]
         starts = F.pad((ends + 1).cumsum(0), (1, 0))  # (B + 1,)
         x = self._embedded(input_ids[kept], positions[kept]) if states is None else states[kept]  # (N, D)

@@ -15,7 +15,7 @@ from colakit.data.splits import left_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier, set_dropout
-from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import find_folds
@@ -45,7 +45,7 @@ def run(session: Session, *, resume: Resume, num_folds: int | None = None) -> di
 
     def plan() -> dict[str, Any]:
         with without_weights():
-            model = _trainable(GPT(plan_config(session.settings.base)), session.settings, head=False)
+            model = _trainable(GPT(plan_config(session.settings.base)), session.settings)
         return show_plan(session, load_task(session), model)
 
     return run_training(session, lambda: language_model(session, load_task(session)), plan, resume=resume)
@@ -99,9 +99,7 @@ def language_model(session: Session, task: TaskData) -> Training:
     base, tokenizer, fingerprint = _load(settings)
     between = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=True, suffix=True)
     train = _without_fold(task.train, settings.finetune.leave_out)
-    return sentence_model.prepare(
-        session, task, _trainable(base, settings, head=False), between, train, fingerprint
-    )
+    return sentence_model.prepare(session, task, _trainable(base, settings), between, train, fingerprint)
 
 
 def _load(settings: Settings) -> tuple[GPT, SentenceTokenizer, str]:
@@ -147,7 +145,8 @@ def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
         rslora=settings.rslora,
         dora=settings.dora,
         init=settings.init,
-        overrides={name: dict(changes) for name, changes in settings.overrides.items()},
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
         layers_to_transform=settings.layers_to_transform,
     )
 
@@ -155,17 +154,11 @@ def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _trainable(model: Model, settings: Settings, *, head: bool = True) -> Model:
-    """Return the model with an adapter that trains, or with all of it trainable.
-
-    Args:
-        head: whether it has one.
-    """
+def _trainable(model: Model, settings: Settings) -> Model:
+    """Return the model with a trainable adapter, or with all of its weights trainable."""
     config = _adapter(settings)
     if config is None:
         return model.requires_grad_(True)
     inject(model, config)
-    lora = settings.lora
-    head = head and lora.train_head
-    train_also(model, layernorm=lora.train_layernorm, head=head, layers=lora.layers_to_transform)
+    train_modules(model, settings.lora.modules_to_save, layers=settings.lora.layers_to_transform)
     return model

@@ -41,7 +41,7 @@ from colakit.kernels.attention import aligned_ends
 from colakit.kernels.matmul import product
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
-from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import prepare_cpu, resolve_compute
 from colakit.storage.gpt2 import load_gpt, save_gpt
 from colakit.training.cuda_graphs import StepGraphs
@@ -179,7 +179,7 @@ class Finetuning:
         compute = resolve_compute("auto", precision).with_kernels("auto", default_cache() / "native")
         model = load_gpt(self.base).classifier(2)
         inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
-        train_also(model, layernorm=False, head=True)
+        train_modules(model, ("score",))
         compute.place(model)
         optimizer = tuning_optimizer(model, lr=1e-4, weight_decay=0.0, loraplus_lr_ratio=1.0)
         compute, graphs = compute.with_graphs("auto"), None

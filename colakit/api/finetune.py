@@ -83,11 +83,11 @@ def build_model(session: Session, task: TaskData, base: GPT | None = None) -> GP
     """Return the model to train, with its trainable parameters chosen; without weights if `base` is None."""
     settings = session.settings
     with without_weights() if base is None else nullcontext():
-        model = base or GPT(plan_config(settings.base))
+        model: GPT | GPTClassifier = base or GPT(plan_config(settings.base))
         if settings.finetune.objective == "classification":
-            classifier = model.classifier(len(task.corpus.label_names))
-            return make_trainable(classifier, settings.finetune, settings.lora)
-        return make_trainable(model, settings.finetune, settings.lora, head=False)
+            assert isinstance(model, GPT)
+            model = model.classifier(len(task.corpus.label_names))
+        return make_trainable(model, settings.finetune, settings.lora)
 
 
 def classifier_job(session: Session, task: TaskData) -> ClassifierJob:

@@ -22,8 +22,11 @@ class LoRASettings(Section):
         min_length=1,
         description="exact dotted tails of linear layers",
     )
-    overrides: dict[str, dict[str, Annotated[float, BeforeValidator(no_bool), Field(gt=0)]]] = Field(
-        {}, description="rank and alpha of single modules, by dotted tail"
+    rank_pattern: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(
+        {}, description="Module suffix -> rank; the longest matching suffix decides."
+    )
+    alpha_pattern: dict[str, Annotated[float, BeforeValidator(no_bool), Field(gt=0)]] = Field(
+        {}, description="Module suffix -> alpha; the longest matching suffix decides."
     )
     layers_to_transform: Numbers | None = Field(
         None, description="blocks that are adapted, numbered from 0, such as 9,10,11; null is all"
@@ -32,18 +35,10 @@ class LoRASettings(Section):
     dora: bool = Field(False, description="learn row magnitudes apart (DoRA)")
     init: Literal["kaiming", "pissa"] = Field("kaiming", description="start of A and B")
     loraplus_lr_ratio: float = Field(1.0, ge=1, description="LoRA+: learning rate of B over that of A")
-    train_layernorm: bool = Field(True, description="train the LayerNorms too")
-    train_head: bool = Field(True, description="train the classification head too")
-
-    @field_validator("overrides")
-    @classmethod
-    def _whole_ranks(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        for name, changes in value.items():
-            if unknown := set(changes) - {"rank", "alpha"}:
-                raise ValueError(f"{name}: only rank and alpha can be overridden (got {', '.join(unknown)})")
-            if not float(changes.get("rank", 1)).is_integer():
-                raise ValueError(f"{name}: rank must be a whole number (got {changes['rank']})")
-        return {name: {k: int(v) if k == "rank" else v for k, v in c.items()} for name, c in value.items()}
+    modules_to_save: Names = Field(
+        ("score", "ln_1", "ln_2", "ln_f"),
+        description="Modules trained in full beside the adapters: the head `score` and LayerNorms.",
+    )
 
     @model_validator(mode="after")
     def _one_variant(self) -> LoRASettings:

@@ -148,7 +148,8 @@ def _shape(classifier: SentenceClassifier) -> dict[str, Any]:
     if classifier.lora is not None:
         lora = asdict(classifier.lora)
         lora["target_modules"] = list(classifier.lora.target_modules)
-        lora["overrides"] = {name: dict(changes) for name, changes in classifier.lora.overrides.items()}
+        lora["rank_pattern"] = dict(classifier.lora.rank_pattern)
+        lora["alpha_pattern"] = dict(classifier.lora.alpha_pattern)
         if classifier.lora.layers_to_transform is None:  # and fingerprints stay what they were without it
             del lora["layers_to_transform"]
     kind = "rnn" if isinstance(classifier.model, DistilRNN) else "gpt"

@@ -6,15 +6,15 @@ Shapes: D_in and D_out of the adapted layer, R rank.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685, §4.1) takes scaling = alpha/R; rsLoRA (Kalajdzievski 2023,
 arXiv:2312.03732) alpha/√R. DoRA (Liu et al. 2024, arXiv:2402.09353, eq. 5) rescales every output row to a
-learnt magnitude. PiSSA (Meng et al. 2024, arXiv:2404.02948, §3) starts A and B at the principal part of W
-and freezes the rest. All four follow PEFT in every number, which `tests/test_peft_parity.py` checks.
+learnt magnitude. PiSSA (Meng et al. 2024, arXiv:2404.02948, §3) initialises A and B with the principal part
+of W and freezes the rest. `tests/storage/test_peft_parity.py` checks all four against PEFT.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,19 +28,22 @@ from colakit.kernels.fused import lora_linear
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """How to adapt a model.
+    """The hyperparameters of the adapters of one model.
+
+    A module is named by an exact dotted suffix: `c_proj` matches both projections of every block,
+    `attn.c_proj` the attention's, `h.0.attn.c_proj` the first block's.
 
     Attributes:
         rank: R.
         alpha: numerator of the scaling.
-        dropout: probability on the adapter's input, in training mode.
-        target_modules: exact dotted tails of module names; `c_proj` is both projections of a block,
-            `attn.c_proj` only the attention's, `h.0.attn.c_proj` only the first block's.
+        dropout: dropout probability on the adapter's input, in training mode.
+        target_modules: suffixes of the linear layers to adapt.
         rslora: scale by alpha/√R instead of alpha/R.
-        dora: learn the rows' magnitudes apart from their directions.
+        dora: learn the magnitude of each output row separately.
         init: `kaiming` (A Kaiming-uniform, B zero) or `pissa`.
-        overrides: `rank` and `alpha` of single modules, by dotted tail; the longest matching tail decides.
-        layers_to_transform: numbers of the blocks to adapt, from 0; None adapts all.
+        rank_pattern: suffix -> rank of the modules it matches; the longest matching suffix decides.
+        alpha_pattern: suffix -> alpha, likewise.
+        layers_to_transform: indices of the blocks to adapt, from 0; None adapts all.
     """
 
     rank: int = 8
@@ -50,7 +53,8 @@ class LoRAConfig:
     rslora: bool = False
     dora: bool = False
     init: str = "kaiming"
-    overrides: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     layers_to_transform: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -67,14 +71,9 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer with a trainable low-rank update.
+    """A frozen linear layer `base` with a trainable low-rank update."""
 
-    Args:
-        base: the layer to wrap; it is frozen, and kept as it is.
-        config: rank, alpha, dropout and variant.
-    """
-
-    merged_from: Tensor | None  # the weight as it was before `merge`
+    merged_from: Tensor | None  # the base weight before `merge`
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
@@ -89,7 +88,7 @@ class LoRALinear(nn.Module):
         self.magnitude = nn.Parameter(self._row_norms()) if config.dora else None  # (D_out,)
         self.merged_from = None
         if config.init == "pissa":
-            self._start_at_principal_part()
+            self._init_pissa()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, D_out) for (…, D_in)."""
@@ -104,20 +103,20 @@ class LoRALinear(nn.Module):
 
     def _dora_forward(self, x: Tensor) -> Tensor:
         assert self.magnitude is not None
-        # ‖W + ΔW‖ is a constant to the gradient (DoRA §4.3)
+        # ‖W + ΔW‖ is treated as a constant in the backward pass (DoRA §4.3)
         rescale = self.magnitude / self._row_norms().detach()
         plain = self.base(x)
         dropped = self.dropout(x)
-        turned = plain if dropped is x else F.linear(dropped, self.base.weight)
-        if turned is plain and self.base.bias is not None:
-            turned = plain - self.base.bias
+        without_bias = plain if dropped is x else F.linear(dropped, self.base.weight)
+        if without_bias is plain and self.base.bias is not None:
+            without_bias = plain - self.base.bias
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
-        return plain + (rescale - 1) * turned + rescale * update
+        return plain + (rescale - 1) * without_bias + rescale * update
 
     def _row_norms(self) -> Tensor:  # (D_out,)
         return torch.linalg.norm(self.base.weight.float() + self.scaling * self.lora_b @ self.lora_a, dim=1)
 
-    def _start_at_principal_part(self) -> None:
+    def _init_pissa(self) -> None:
         """Move the R leading singular directions of W into the adapter; the base keeps the residual."""
         weight = self.base.weight.data
         u, s, vt = torch.linalg.svd(weight.float(), full_matrices=False)
@@ -128,12 +127,12 @@ class LoRALinear(nn.Module):
         self.keep_start(self.lora_a.data, self.lora_b.data)
 
     def keep_start(self, start_a: Tensor, start_b: Tensor) -> None:
-        """Remember where PiSSA started, for an update relative to the untouched W: W' = W + s(BA - B₀A₀)."""
+        """Store PiSSA's initial factors, so that the update can be written for W: W' = W + s(BA - B₀A₀)."""
         self.register_buffer("start_a", start_a.detach().clone())
         self.register_buffer("start_b", start_b.detach().clone())
 
     def merged_weight(self) -> Tensor:
-        """Return the weight (D_out, D_in), in the base's dtype, that gives the adapted layer's outputs."""
+        """Return the merged weight (D_out, D_in) in the base's dtype."""
         weight = self.base.weight.float() + self.scaling * self.lora_b @ self.lora_a
         if self.magnitude is not None:
             weight = weight * (self.magnitude / self._row_norms())[:, None]
@@ -151,92 +150,112 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
     """Freeze `model`, wrap its targeted linear layers in `LoRALinear`, and return their names.
 
     Raises:
-        ColakitError: if a target or an override matches no linear layer, or a block is not there.
+        ColakitError: if a name matches no linear layer, or the model lacks a block of `layers_to_transform`.
     """
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name != "score"  # the head trains whole or not at all
+        if isinstance(module, nn.Linear) and name != "score"  # the head is trained in full or not at all
     }
-    if config.layers_to_transform is not None:
-        _require_blocks(config.layers_to_transform, linears)
-        linears = {n: module for n, module in linears.items() if block_of(n) in config.layers_to_transform}
-    chosen = [
+    layers = config.layers_to_transform
+    if layers is not None:
+        blocks = {block for block in map(block_of, linears) if block is not None}
+        if missing := sorted(set(layers) - blocks):
+            raise ColakitError(
+                f"lora.layers_to_transform: the model has no block {missing[0]}",
+                hint=f"Its blocks are 0 to {max(blocks, default=0)}.",
+            )
+        linears = {name: module for name, module in linears.items() if block_of(name) in layers}
+    targets = [
         name for name in linears if any(matches_suffix(target, name) for target in config.target_modules)
     ]
-    _require_matches(config.target_modules, linears, "lora.target_modules", config.layers_to_transform)
-    _require_matches(config.overrides, chosen, "lora.overrides", config.layers_to_transform)
+    _require_matches("target_modules", config.target_modules, linears, layers)
+    _require_matches("rank_pattern", config.rank_pattern, targets, layers)
+    _require_matches("alpha_pattern", config.alpha_pattern, targets, layers)
     model.requires_grad_(False)
-    for name in chosen:
+    for name in targets:
         parent, _, leaf = name.rpartition(".")
         layer = LoRALinear(linears[name], module_config(config, name))
         setattr(model.get_submodule(parent), leaf, layer.train(model.training))
-    return chosen
+    return targets
 
 
 def block_of(name: str) -> int | None:
-    """Return the number of the block that dotted `name` lies in, None outside of blocks."""
-    found = re.search(r"(?:^|\.)h\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    """Return the index of the block that contains module `name`, None outside of the blocks."""
+    match = re.search(r"(?:^|\.)h\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
-def matches_suffix(tail: str, name: str) -> bool:
-    """Tell whether dotted `name` ends in the whole components of `tail`."""
-    return name == tail or name.endswith("." + tail)
+def matches_suffix(suffix: str, name: str) -> bool:
+    """Return whether the last components of dotted `name` are those of `suffix`."""
+    return name == suffix or name.endswith("." + suffix)
 
 
 def module_config(config: LoRAConfig, name: str) -> LoRAConfig:
-    """Return `config` with the overrides for module `name` applied."""
-    tails = sorted((tail for tail in config.overrides if matches_suffix(tail, name)), key=len)
-    changes: dict[str, Any] = {}
-    for tail in tails:
-        changes.update(config.overrides[tail])
-    return replace(config, **changes, overrides={})
+    """Return the config of module `name`: `config` with its patterns applied."""
 
+    def longest(pattern: Mapping[str, Any], default: Any) -> Any:
+        suffixes = [suffix for suffix in pattern if matches_suffix(suffix, name)]
+        return pattern[max(suffixes, key=len)] if suffixes else default
 
-def _require_blocks(numbers: Iterable[int], names: Iterable[str]) -> None:
-    there = {block for block in map(block_of, names) if block is not None}
-    if missing := sorted(set(numbers) - there):
-        raise ColakitError(
-            f"lora.layers_to_transform: the model has no block {missing[0]}",
-            hint=f"Its blocks are 0 to {max(there, default=0)}.",
-        )
+    rank = longest(config.rank_pattern, config.rank)
+    alpha = longest(config.alpha_pattern, config.alpha)
+    return replace(config, rank=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
 def _require_matches(
-    tails: Iterable[str], names: Iterable[str], setting: str, blocks: Sequence[int] | None
+    setting: str,
+    suffixes: Iterable[str],
+    names: Iterable[str],
+    layers: Sequence[int] | None,
+    kind: str = "linear layer",
 ) -> None:
+    """Raise `ColakitError` if one of `suffixes` matches no module of `names`."""
     names = list(names)
-    where = "the model" if blocks is None else f"its blocks {', '.join(map(str, blocks))}"
-    leaves = sorted(
-        {name.rpartition(".")[2] for name in names} | {".".join(n.split(".")[-2:]) for n in names}
-    )
-    for tail in tails:
-        if not any(matches_suffix(tail, name) for name in names):
+    scope = "the model" if layers is None else f"its blocks {', '.join(map(str, layers))}"
+    leaves = sorted({name.rpartition(".")[2] for name in names})
+    allowed = sorted({*leaves, *(".".join(name.split(".")[-2:]) for name in names)})
+    for suffix in suffixes:
+        if not any(matches_suffix(suffix, name) for name in names):
             raise ColakitError(
-                f"{setting}: {tail!r} matches no linear layer of {where}.{did_you_mean(tail, leaves)}",
-                hint="Name exact modules, for example --target-modules c_attn,mlp.c_proj",
+                f"lora.{setting}: {suffix!r} matches no {kind} of {scope}.{did_you_mean(suffix, allowed)}",
+                hint=f"Name exact modules: {', '.join(leaves)}",
             )
 
 
-def train_also(
-    model: nn.Module, *, layernorm: bool, head: bool, layers: Collection[int] | None = None
+def train_modules(
+    model: nn.Module,
+    modules: Sequence[str] = ("score", "ln_1", "ln_2", "ln_f"),
+    *,
+    layers: Sequence[int] | None = None,
 ) -> None:
-    """Unfreeze the LayerNorms and the head `score`, as asked; trainable tensors become fp32.
+    """Unfreeze the head `score` and the LayerNorms that `modules` names, and make them fp32.
 
     Args:
-        layers: blocks whose LayerNorms are meant, as in `LoRAConfig.layers_to_transform`, besides the final
-            one.
+        modules: exact dotted suffixes, as PEFT's `modules_to_save`. `score` is ignored where the model has
+            no classification head.
+        layers: `LoRAConfig.layers_to_transform`: LayerNorms of other blocks stay frozen.
+
+    Raises:
+        ColakitError: if a name matches neither the head nor a LayerNorm.
     """
-    for name, module in model.named_modules():
-        block = block_of(name)
-        meant = layernorm and (layers is None or block is None or block in layers)
-        if (meant and isinstance(module, nn.LayerNorm)) or (head and name == "score"):
+    candidates = {
+        name: module
+        for name, module in model.named_modules()
+        if name == "score"
+        or (
+            isinstance(module, nn.LayerNorm)
+            and (layers is None or block_of(name) is None or block_of(name) in layers)
+        )
+    }
+    _require_matches("modules_to_save", modules, {"score", *candidates}, layers, "head or LayerNorm")
+    for name, module in candidates.items():
+        if any(matches_suffix(suffix, name) for suffix in modules):
             module.float().requires_grad_(True)
 
 
 def merge(model: nn.Module) -> None:
-    """Fold every adapter into its base weight; a second call changes nothing."""
+    """Merge every adapter into its base weight; a second call changes nothing."""
     for _, layer in lora_layers(model):
         if layer.merged_from is None:
             merged = layer.merged_weight()
@@ -245,7 +264,7 @@ def merge(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge`: the very weights from before are put back, bit for bit."""
+    """Undo `merge`, restoring the base weights bit for bit."""
     for _, layer in lora_layers(model):
         if layer.merged_from is not None:
             layer.base.weight.data = layer.merged_from
@@ -253,7 +272,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 def merge_and_unload(model: nn.Module) -> None:
-    """Put a plain layer with the merged weight in the place of every adapted one."""
+    """Replace every adapted layer by its base layer with the merged weight."""
     for name, layer in list(lora_layers(model)):
         if layer.merged_from is None:
             layer.base.weight.data = layer.merged_weight()
@@ -264,10 +283,10 @@ def merge_and_unload(model: nn.Module) -> None:
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, loraplus_lr_ratio: float
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups: matrices decay, vectors do not; `loraplus_lr_ratio` speeds up B and vectors.
+    """Return AdamW's parameter groups: weight decay on matrices alone, B and vectors at the LoRA+ rate.
 
-    LoRA+ is Hayou et al. 2024 (arXiv:2402.12354); which tensors take the higher rate follows PEFT's
-    `create_loraplus_optimizer`. With `loraplus_lr_ratio` 1 it is AdamW's usual split.
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B at `lr * loraplus_lr_ratio`. As in PEFT's
+    `create_loraplus_optimizer`, so are vectors.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -280,5 +299,5 @@ def parameter_groups(
 
 
 def trainable_names(model: nn.Module) -> Sequence[str]:
-    """Return the names of the parameters that train."""
+    """Return the names of the trainable parameters."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

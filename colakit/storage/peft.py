@@ -123,10 +123,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
     default_alpha = float(raw.get("lora_alpha") or 8)
     patterns = raw.get("alpha_pattern") or {}
-    overrides: dict[str, dict[str, float]] = {}
-    for module, rank in ranks.items():
+    alphas: dict[str, float] = {}
+    for module in ranks:
         matching = [value for key, value in patterns.items() if _fits(rf"(.*\.)?({key})", module)]
-        overrides[module] = {"rank": rank, "alpha": float(matching[0]) if matching else default_alpha}
+        alphas[module] = float(matching[0]) if matching else default_alpha
     init = str(raw.get("init_lora_weights", True)).lower()
     if init.startswith(("olora", "corda", "eva", "loftq", "lora_ga", "pissa_niter")):  # the last is random
         raise ColakitError(
@@ -141,7 +141,8 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
         rslora=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),
         init="pissa" if init == "pissa" else "kaiming",  # PEFT, too, repeats the decomposition here
-        overrides=overrides,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
     )
 
 

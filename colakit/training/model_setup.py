@@ -14,7 +14,7 @@ from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.models.gpt.model import GPT, set_dropout
-from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, read_config, resolve_base
@@ -48,24 +48,18 @@ def lora_config(settings: LoRASettings, rank: int | None = None) -> LoRAConfig:
         rslora=settings.rslora,
         dora=settings.dora,
         init=settings.init,
-        overrides={name: dict(changes) for name, changes in settings.overrides.items()},
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
         layers_to_transform=settings.layers_to_transform,
     )
 
 
-def make_trainable(
-    model: Model, settings: FinetuneSettings, lora: LoRASettings, *, head: bool = True
-) -> Model:
-    """Return `model` with a trainable adapter, or with all parameters trainable (`method: full`).
-
-    Args:
-        head: whether the model has a classification head.
-    """
+def make_trainable(model: Model, settings: FinetuneSettings, lora: LoRASettings) -> Model:
+    """Return `model` with a trainable adapter, or with all parameters trainable (`method: full`)."""
     if settings.method == "full":
         return model.requires_grad_(True)
     inject(model, lora_config(lora))
-    head = head and lora.train_head
-    train_also(model, layernorm=lora.train_layernorm, head=head, layers=lora.layers_to_transform)
+    train_modules(model, lora.modules_to_save, layers=lora.layers_to_transform)
     return model
 
 
@@ -114,7 +108,7 @@ def sentence_lm_job(
     model = load_base(base, settings)
     tokenizer = SentenceTokenizer.from_folder(resolve_base(base), prefix=True, suffix=True)
     fingerprint, positions = base_fingerprint(model), model.config.num_positions
-    make_trainable(model, settings, lora, head=False)
+    make_trainable(model, settings, lora)
     longest = min(max_tokens or positions, positions)
 
     def examples(split: Split) -> Examples:

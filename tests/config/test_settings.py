@@ -142,8 +142,8 @@ def test_a_boolean_is_no_number_and_no_text(key: str, word: str) -> None:
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("lora.overrides", "{{c_attn: {{rank: {0}}}}}"),
-        ("lora.overrides", "{{c_attn: {{alpha: {0}}}}}"),
+        ("lora.rank_pattern", "{{c_attn: {0}}}"),
+        ("lora.alpha_pattern", "{{c_attn: {0}}}"),
         ("lora.target_modules", "[c_attn, {0}]"),
         ("data.splits", "{{train: {0}}}"),
         ("data.splits", "{{{0}: train.tsv}}"),
@@ -300,8 +300,8 @@ def test_numbers_are_finite(key: str, text: str) -> None:
         "distill.temperature=0",
         "generate.top_p=0",
         "lora.target_modules=[]",
-        "lora.overrides={c_attn: {rank: 1.5}}",
-        "lora.overrides={c_attn: {dropout: 0.1}}",
+        "lora.rank_pattern={c_attn: 1.5}",
+        "lora.alpha_pattern={c_attn: 0}",
         "device=cuda:x",
         "finetune.lr=",
     ],
@@ -354,7 +354,8 @@ data:
   label_names: ['yes', 'no', '1']
   mirrors: http://a/x.zip, http://b/y.zip
 lora:
-  overrides: {c_attn: {rank: 4, alpha: 8}}
+  rank_pattern: {c_attn: 4}
+  alpha_pattern: {c_attn: 8}
 finetune: {lr: 3e-4, max_grad_norm: null, micro_batch_size: 4}
 """
 

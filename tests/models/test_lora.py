@@ -18,7 +18,7 @@ from colakit.models.lora import (
     lora_layers,
     merge,
     parameter_groups,
-    train_also,
+    train_modules,
     unmerge,
 )
 from colakit.models.parameters import count_parameters
@@ -41,7 +41,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rslora with dora": {"rslora": True, "dora": True},
     "pissa": {"init": "pissa"},
     "rslora with pissa": {"rslora": True, "init": "pissa"},
-    "overrides": {"overrides": {"c_proj": {"rank": 2, "alpha": 3.0}, "h.0.attn.c_attn": {"rank": 5}}},
+    "patterns": {
+        "rank_pattern": {"c_proj": 2, "h.0.attn.c_attn": 5},
+        "alpha_pattern": {"c_proj": 3.0},
+    },
 }
 STARTS_AT_ZERO = [name for name, settings in VARIANTS.items() if settings.get("init") != "pissa"]
 
@@ -178,31 +181,30 @@ def test_a_target_is_a_dotted_tail(target: str, expected: set[str]) -> None:
         ({"target_modules": ("c_attn", "mlp.c_porj")}, "mlp.c_proj"),
         ({"target_modules": ("proj",)}, "c_proj"),
         ({"target_modules": ("wte", "c_attn")}, "c_attn, c_fc"),
-        ({"overrides": {"c_fcc": {"rank": 2}}}, "c_fc"),
-        ({"target_modules": ("attn.c_proj",), "overrides": {"mlp.c_proj": {"rank": 2}}}, "c_proj"),
+        ({"rank_pattern": {"c_fcc": 2}}, "c_fc"),
+        ({"alpha_pattern": {"c_fcc": 2.0}}, "c_fc"),
+        ({"target_modules": ("attn.c_proj",), "rank_pattern": {"mlp.c_proj": 2}}, "c_proj"),
     ],
 )
 def test_an_unmatched_name_is_refused_with_the_near_one(settings: dict[str, Any], near: str) -> None:
     model = classifier()
     before = trainable(model)
-    key = "lora.overrides" if "overrides" in settings else "lora.target_modules"
+    key = "lora." + list(settings)[-1]
     with pytest.raises(ColakitError, match=rf"{key}: .* matches no linear layer.*{near}"):
         inject(model, LoRAConfig(**settings))
     assert trainable(model) == before, "a refusal leaves the model as it was"
     assert not list(lora_layers(model))
 
 
-OVERRIDES = {
-    "c_proj": {"rank": 2, "alpha": 4.0},
-    "attn.c_proj": {"rank": 3, "alpha": 9.0},
-    "h.1.attn.c_proj": {"rank": 5, "alpha": 1.0},
-}
+RANKS = {"c_proj": 2, "attn.c_proj": 3, "h.1.attn.c_proj": 5}
+ALPHAS = {"c_proj": 4.0, "attn.c_proj": 9.0, "h.1.attn.c_proj": 1.0}
 
 
-@pytest.mark.parametrize("order", [list(OVERRIDES), list(reversed(OVERRIDES))], ids=["rising", "falling"])
-def test_the_longest_override_decides(order: list[str]) -> None:
+@pytest.mark.parametrize("order", [list(RANKS), list(reversed(RANKS))], ids=["rising", "falling"])
+def test_the_longest_matching_suffix_of_a_pattern_decides(order: list[str]) -> None:
     model = classifier()
-    inject(model, LoRAConfig(rank=8, alpha=16.0, overrides={tail: OVERRIDES[tail] for tail in order}))
+    ranks, alphas = {suffix: RANKS[suffix] for suffix in order}, {suffix: ALPHAS[suffix] for suffix in order}
+    inject(model, LoRAConfig(rank=8, alpha=16.0, rank_pattern=ranks, alpha_pattern=alphas))
     found = {
         name.removeprefix("transformer."): (layer.rank, layer.scaling) for name, layer in lora_layers(model)
     }
@@ -217,9 +219,9 @@ def test_the_longest_override_decides(order: list[str]) -> None:
     )
 
 
-def test_an_override_of_one_setting_leaves_the_other() -> None:
+def test_rank_and_alpha_patterns_are_independent() -> None:
     model = classifier()
-    inject(model, LoRAConfig(rank=8, alpha=16.0, overrides={"c_fc": {"alpha": 4.0}, "c_attn": {"rank": 4}}))
+    inject(model, LoRAConfig(rank=8, alpha=16.0, alpha_pattern={"c_fc": 4.0}, rank_pattern={"c_attn": 4}))
     layers = dict(lora_layers(model))
     assert layers["transformer.h.0.mlp.c_fc"].scaling == 4 / 8
     assert layers["transformer.h.0.attn.c_attn"].scaling == 16 / 4
@@ -241,22 +243,52 @@ def test_impossible_configs_are_refused(settings: dict[str, Any], message: str) 
 # -- what trains
 
 
-@pytest.mark.parametrize("layernorm", [True, False])
-@pytest.mark.parametrize("head", [True, False])
-def test_trainable_names_are_exactly_what_was_asked_for(layernorm: bool, head: bool) -> None:
+NORMS = ("h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2", "ln_f")
+
+
+@pytest.mark.parametrize(
+    ("modules", "norms"),
+    [
+        (("score", "ln_1", "ln_2", "ln_f"), NORMS),
+        (("ln_1", "ln_2", "ln_f"), NORMS),
+        (("score",), ()),
+        (("score", "h.1.ln_1", "transformer.ln_f"), ("h.1.ln_1", "ln_f")),
+        ((), ()),
+    ],
+)
+def test_only_adapters_and_named_modules_are_trainable(
+    modules: tuple[str, ...], norms: tuple[str, ...]
+) -> None:
     model = adapted("kaiming")
-    train_also(model, layernorm=layernorm, head=head)
-    norms = ["h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2", "ln_f"]
+    train_modules(model, modules)
     expected = adapter_names("lora_a", "lora_b")
-    expected |= {f"transformer.{norm}.{part}" for norm in norms for part in ("weight", "bias") if layernorm}
-    expected |= {"score.weight"} if head else set()
+    expected |= {f"transformer.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    expected |= {"score.weight"} if "score" in modules else set()
     assert trainable(model) == expected
+
+
+def test_a_language_model_has_no_head_to_train() -> None:
+    model = GPT(SHAPE).requires_grad_(False)
+    train_modules(model, ("score", "ln_f"))
+    assert trainable(model) == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
+
+
+@pytest.mark.parametrize(("module", "layers"), [("ln_3", None), ("c_attn", None), ("h.0.ln_1", (1,))])
+def test_an_unmatched_module_to_save_is_refused_with_the_allowed_names(
+    module: str, layers: tuple[int, ...] | None
+) -> None:
+    model = adapted("kaiming")
+    before = trainable(model)
+    with pytest.raises(ColakitError, match=rf"modules_to_save: '{module}' matches no head") as refusal:
+        train_modules(model, ("score", module), layers=layers)
+    assert refusal.value.hint == "Name exact modules: ln_1, ln_2, ln_f, score"
+    assert trainable(model) == before
 
 
 def test_of_some_blocks_only_their_adapters_and_norms_and_what_is_above_them_train() -> None:
     model = classifier()
     inject(model, LoRAConfig(rank=3, layers_to_transform=(1,)))
-    train_also(model, layernorm=True, head=True, layers=(1,))
+    train_modules(model, layers=(1,))
     norms = ["h.1.ln_1", "h.1.ln_2", "ln_f"]
     expected = {name for name in adapter_names("lora_a", "lora_b") if ".h.1." in name}
     expected |= {f"transformer.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
@@ -293,7 +325,7 @@ def test_gpt2_small_has_the_published_parameter_counts() -> None:
     with torch.device("meta"):
         model = GPT(GPTConfig()).classifier(2)
         inject(model, LoRAConfig(rank=4))
-    train_also(model, layernorm=True, head=True)
+    train_modules(model)
     report = count_parameters(model)
     assert (report.trainable, report.total) == (629_760, 125_031_168)
     assert round(report.reduction, 2) == 99.50
@@ -304,7 +336,7 @@ def test_gpt2_small_has_the_published_parameter_counts() -> None:
 @pytest.mark.parametrize("loraplus_lr_ratio", [1.0, 16.0])
 def test_parameter_groups_speed_up_b_and_vectors_and_decay_matrices(loraplus_lr_ratio: float) -> None:
     model = adapted("dora")
-    train_also(model, layernorm=True, head=True)
+    train_modules(model)
     groups = parameter_groups(model, lr=1e-3, weight_decay=0.1, loraplus_lr_ratio=loraplus_lr_ratio)
     settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}

@@ -21,7 +21,7 @@ from colakit.data.batches import Batch, pad
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.models.gpt.model import GPTClassifier
-from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, parameter_groups, train_also
+from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, parameter_groups, train_modules
 from colakit.runtime.device import Compute
 from colakit.storage.gpt2 import load_gpt
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
@@ -49,26 +49,23 @@ VARIANTS = {
     "rslora with pissa": Variant(
         {"use_rslora": True, "init_lora_weights": "pissa"}, {"rslora": True, "init": "pissa"}
     ),
-    "overrides": Variant(
+    "patterns": Variant(
         {
             "rank_pattern": {"attn.c_proj": 2, "h.1.mlp.c_fc": 6},
             "alpha_pattern": {"attn.c_proj": 5, "h.0.attn.c_attn": 3},
         },
         {
-            "overrides": {
-                "attn.c_proj": {"rank": 2, "alpha": 5.0},
-                "h.1.mlp.c_fc": {"rank": 6},
-                "h.0.attn.c_attn": {"alpha": 3.0},
-            }
+            "rank_pattern": {"attn.c_proj": 2, "h.1.mlp.c_fc": 6},
+            "alpha_pattern": {"attn.c_proj": 5.0, "h.0.attn.c_attn": 3.0},
         },
     ),
-    "overrides with pissa": Variant(
+    "patterns with pissa": Variant(
         {"rank_pattern": {"attn.c_proj": 2}, "alpha_pattern": {"c_fc": 3}, "init_lora_weights": "pissa"},
-        {"overrides": {"attn.c_proj": {"rank": 2}, "c_fc": {"alpha": 3.0}}, "init": "pissa"},
+        {"rank_pattern": {"attn.c_proj": 2}, "alpha_pattern": {"c_fc": 3.0}, "init": "pissa"},
     ),
-    "overrides with rslora and dora": Variant(
+    "patterns with rslora and dora": Variant(
         {"rank_pattern": {"c_fc": 3}, "alpha_pattern": {"c_fc": 5}, "use_rslora": True, "use_dora": True},
-        {"overrides": {"c_fc": {"rank": 3, "alpha": 5.0}}, "rslora": True, "dora": True},
+        {"rank_pattern": {"c_fc": 3}, "alpha_pattern": {"c_fc": 5.0}, "rslora": True, "dora": True},
     ),
     "projections": Variant(
         {"target_modules": ["c_attn", "c_proj"]}, {"target_modules": ("c_attn", "c_proj")}
@@ -132,11 +129,13 @@ def our_config(variant: str, **settings: Any) -> LoRAConfig:
     return LoRAConfig(**{"rank": 4, "alpha": 8.0, **VARIANTS[variant].ours, **settings})
 
 
-def adapted_by_us(base: Path, config: LoRAConfig, *, layernorm: bool = False) -> GPTClassifier:
+def adapted_by_us(
+    base: Path, config: LoRAConfig, modules_to_save: tuple[str, ...] = ("score",)
+) -> GPTClassifier:
     torch.manual_seed(1)
     model = load_gpt(base).classifier(NUM_LABELS)
     inject(model, config)
-    train_also(model, layernorm=layernorm, head=True)
+    train_modules(model, modules_to_save)
     return model
 
 
@@ -255,7 +254,7 @@ def check_losses(expected: list[float], actual: list[float]) -> None:
 @every_variant
 def test_peft_opens_what_colakit_writes(base: Path, tmp_path: Path, variant: str, fp32: Compute) -> None:
     config = our_config(variant)
-    ours = adapted_by_us(base, config, layernorm=True)
+    ours = adapted_by_us(base, config, ("score", "ln_1", "ln_2", "ln_f"))
     fresh = our_logits(ours)
     our_losses(ours, torch.optim.AdamW(learning(ours), lr=1e-2), fp32)
     write_adapter(ours, tmp_path, config, base=str(base))
@@ -266,7 +265,7 @@ def test_peft_opens_what_colakit_writes(base: Path, tmp_path: Path, variant: str
 @every_variant
 def test_colakit_opens_what_it_writes(base: Path, tmp_path: Path, variant: str) -> None:
     config = our_config(variant)
-    ours = adapted_by_us(base, config, layernorm=True)
+    ours = adapted_by_us(base, config, ("score", "ln_1", "ln_2", "ln_f"))
     shake(ours)
     write_adapter(ours, tmp_path, config, base=str(base))
     same(our_logits(reopened(base, tmp_path)), our_logits(ours))
@@ -322,7 +321,7 @@ def test_some_blocks_adapted_are_opened_by_peft_and_by_colakit(
     torch.manual_seed(1)
     ours = load_gpt(base).classifier(NUM_LABELS)
     inject(ours, config)
-    train_also(ours, layernorm=True, head=True, layers=layers)
+    train_modules(ours, layers=layers)
     shake(ours)
     write_adapter(ours, tmp_path, config, base=str(base))
     model = GPT2ForSequenceClassification.from_pretrained(base)

@@ -26,7 +26,7 @@ from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
 from colakit.kernels.native import find_compiler
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, GPTClassifier, Transformer
-from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute
 from colakit.storage.tensor_files import read_tensors
 from colakit.training.objectives import classification
@@ -42,7 +42,7 @@ def classifier(layers: tuple[int, ...] | None, dropout: float = 0.0) -> GPTClass
     config = GPTConfig(50, 16, 16, 4, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
     model = GPT(config).classifier(2)
     inject(model, LoRAConfig(rank=2, layers_to_transform=layers))
-    train_also(model, layernorm=True, head=True, layers=layers)
+    train_modules(model, layers=layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from colakit.data.batches import Batch
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.models.lora import LoRAConfig, inject, train_also
+from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute
 from colakit.storage.run_folder import RunFolder
 from colakit.training.cuda_graphs import WIDTH, Gradients, Replay, StepGraphs
@@ -66,7 +66,7 @@ def classifier(dropout: float, layers: tuple[int, ...] | None = None) -> GPTClas
     config = GPTConfig(50, 20, 16, 2, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
     model = GPT(config).classifier(2)
     inject(model, LoRAConfig(rank=2, layers_to_transform=layers))
-    train_also(model, layernorm=True, head=True, layers=layers)
+    train_modules(model, layers=layers)
     return model.train()
 
 

@@ -15,7 +15,7 @@ from colakit.data.tokens import Tokens
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
-from colakit.models.lora import LoRAConfig, inject, train_also, trainable_names
+from colakit.models.lora import LoRAConfig, inject, train_modules, trainable_names
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
@@ -49,7 +49,7 @@ def make_classifier(seed: int = 0) -> nn.Module:
     config = GPTConfig(VOCABULARY, 16, 16, 2, 2, None, "gelu_new", 1e-5, 0.0, 0.0, 0.0)
     model = GPT(config).classifier(2)
     inject(model, LoRAConfig(rank=2))
-    train_also(model, layernorm=True, head=True)
+    train_modules(model)
     return model.train()
 
 

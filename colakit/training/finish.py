@@ -15,6 +15,7 @@ from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
 from colakit.storage.bases import write_base
 from colakit.storage.gpt2 import base_address
+from colakit.storage.model_file import write_companion
 from colakit.storage.peft import write_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.training.classifier_trainer import ClassifierTrainer
@@ -90,7 +91,7 @@ def _write(job: Job, run: RunFolder, summary: dict[str, Any]) -> None:
             classifier.lora,
             base=base_address(classifier.origin["base"]),
         )
-        run.write_companion(classifier.companion())
+        write_companion(run.adapter, classifier.companion())
     run.write_summary(summary)
 
 

@@ -22,8 +22,9 @@ from colakit.evaluation.comparison import (
 )
 from colakit.evaluation.metrics import Labels
 from colakit.evaluation.teacher_agreement import Profile, match_teachers
-from colakit.inference.classifier import CHECKPOINT_NAME, SentenceClassifier, load_classifier
+from colakit.inference.classifier import SentenceClassifier, load_classifier
 from colakit.models.parameters import count_parameters
+from colakit.storage.model_file import CHECKPOINT_NAME
 from colakit.training.task_data import encode
 
 

@@ -10,10 +10,11 @@ from colakit.api.session import Session
 from colakit.data.tokens import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import distinct_names
-from colakit.inference.classifier import CHECKPOINT_NAME, check_base, load_classifier
+from colakit.inference.classifier import check_base, load_classifier
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import load_gpt, resolve_base
+from colakit.storage.model_file import CHECKPOINT_NAME
 from colakit.storage.peft import apply_adapter, read_adapter
 
 LanguageModel = tuple[GPT, SentenceTokenizer]

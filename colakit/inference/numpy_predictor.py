@@ -20,8 +20,7 @@ from colakit.inference.decisions import Predictions
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
-from colakit.storage.archives import Archive
-from colakit.storage.model_file import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
+from colakit.storage.model_file import FORMAT, check_metadata, read_student_file, student_name
 
 MAX_BATCH_TOKENS = 2**13  # padding included; each worker holds some 20 KB a token
 MAX_WORKERS = 8
@@ -45,22 +44,19 @@ class StudentPredictor:
 
     def __init__(self, where: str | Path, batch_size: int = INFERENCE_BATCH) -> None:
         keep_freed_memory()
-        path = Path(where).expanduser()
-        with Archive(path / CHECKPOINT_NAME if path.is_dir() else path) as archive:
-            content = archive.content
-            try:
-                if content["kind"] != "rnn" or content["format"] > CHECKPOINT_FORMAT:
-                    raise ValueError("no student's, or of a newer format")
-                tensors = {name: archive.array(stored) for name, stored in content["tensors"].items()}
-                self._model = NumpyRNN(RNNConfig(**content["config"]), tensors)
-                check_facts(content, self._model.config.num_labels)
-                self._tokenizer = SentenceTokenizer.from_dict(content["tokenizer"])
-                self.name = student_name(content["origin"], self._model.config.cell)
-            except Exception as error:  # whatever missing or foreign content leads to
-                raise ValueError(f"not what colakit writes ({first_line(error)})") from error
-        self.label_names = tuple(content["label_names"])
-        self.max_tokens: int | None = content["max_tokens"]
-        self.threshold: float | None = content["threshold"]
+        metadata, tensors = read_student_file(Path(where).expanduser())
+        try:
+            if metadata["kind"] != "rnn" or metadata["format"] != FORMAT:
+                raise ValueError(f"format {metadata['format']}, not {FORMAT}")
+            self._model = NumpyRNN(RNNConfig(**metadata["config"]), tensors)
+            check_metadata(metadata, self._model.config.num_labels)
+            self._tokenizer = SentenceTokenizer.from_dict(metadata["tokenizer"])
+            self.name = student_name(metadata["origin"], self._model.config.cell)
+        except Exception as error:  # missing or foreign content can raise anything
+            raise ValueError(f"{where}: not a student file of colakit ({first_line(error)})") from error
+        self.label_names = tuple(metadata["label_names"])
+        self.max_tokens: int | None = metadata["max_tokens"]
+        self.threshold: float | None = metadata["threshold"]
         self._batch_size = batch_size
 
     def __call__(self, sentences: Sequence[str]) -> Predictions:

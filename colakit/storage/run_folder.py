@@ -5,7 +5,7 @@ environment.json   versions, device, git commit
 metrics.jsonl      a JSON object a line, no times in it: two runs alike write the same bytes
 checkpoints/       all it takes to continue: weights, optimizer, randomness, place in the data, twice
 summary.json       the result
-ckpt.pt, adapter/  the best model
+ckpt.pt, adapter/  the best model; student.safetensors beside a student's ckpt.pt
 base/              a base in the transformers layout (pretrain, discriminate, a language model)
 plots/             figures
 run.lock           while it runs: the number of its process
@@ -117,10 +117,6 @@ class RunFolder:
         """Return where the good state lies, for the last line of a run that did not finish."""
         found = self.checkpoints.found()
         return f"{found[0]} holds everything up to its step" if found else "there is no checkpoint yet"
-
-    def write_companion(self, companion: dict[str, Any]) -> None:
-        """Write, beside PEFT's files, what a classifier needs that PEFT has no place for."""
-        write_json(self.adapter / "colakit.json", companion)
 
     def write_predictions(self, found: Mapping[str, tuple[Labels, Labels]]) -> None:
         """Write split name -> (labels, predictions), both (N,)."""

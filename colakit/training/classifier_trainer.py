@@ -32,6 +32,7 @@ from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
 from colakit.models.parameters import count_parameters
 from colakit.storage.bases import write_base
 from colakit.storage.gpt2 import base_address
+from colakit.storage.model_file import write_companion
 from colakit.storage.peft import write_adapter
 from colakit.training.averaging import EMA, StartAverage
 from colakit.training.epochs import steps, steps_per_epoch
@@ -299,7 +300,7 @@ class ClassifierTrainer(Trainer):
         if classifier.lora is not None:
             base = base_address(classifier.origin["base"])
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
-            self.folder.write_companion(classifier.companion())
+            write_companion(self.folder.adapter, classifier.companion())
 
     def _print(self, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
         columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]

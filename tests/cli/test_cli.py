@@ -627,7 +627,7 @@ def test_a_malicious_checkpoint_never_runs(toy: Path, colakit: Run, tmp_path: Pa
     ):
         code, _, err = colakit(*command)
         assert code == 2, err
-        assert "is no checkpoint of colakit's" in err
+        assert "not a colakit model file" in err
     assert not canary.exists()
 
 
@@ -642,7 +642,7 @@ def test_a_truncated_checkpoint_is_refused(
     assert "ckpt.pt" in err
 
 
-def test_a_checkpoint_of_a_newer_format_asks_for_an_upgrade(
+def test_a_model_file_of_another_format_asks_for_an_upgrade(
     runs: dict[str, Path], colakit: Run, tmp_path: Path
 ) -> None:
     content = torch.load(runs["distill"] / "ckpt.pt", weights_only=True)

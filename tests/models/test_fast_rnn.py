@@ -242,7 +242,7 @@ def test_predicting_in_threads_leaves_the_limit_on_threads_as_it_was(
 
 def test_numpy_predicts_with_students_alone(tmp_path: Path) -> None:
     gpt_classifier().save(tmp_path / "ckpt.pt")
-    with pytest.raises(ValueError, match="no student's"):
+    with pytest.raises(OSError, match=r"student\.safetensors"):
         StudentPredictor(tmp_path)
 
 

@@ -57,6 +57,7 @@ from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
 from colakit.storage.gpt2 import load_gpt, save_gpt
+from colakit.storage.model_file import METADATA_KEY
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
 from colakit.utils.array_cache import ArrayCache
 
@@ -300,12 +301,14 @@ def _adapter(folder: Path) -> None:
 
 
 def _classifiers(folder: Path) -> None:
+    (folder / "rnn").mkdir()
+    (folder / "gpt").mkdir()
     student = DistilRNN(RNNConfig(tokenizer().vocab_size, embedding_size=4, hidden_size=4, num_embeddings=5))
     student.embed_only([1, 2, 3, 4])
-    SentenceClassifier(student, tokenizer(), LABELS, 8, 0.5, origin={"seed": 0}).save(folder / "student.pt")
+    SentenceClassifier(student, tokenizer(), LABELS, 8, 0.5, origin={"seed": 0}).save(folder / "rnn/ckpt.pt")
     model, lora = GPT(gpt_config()).classifier(2), LoRAConfig(rank=2, target_modules=("c_attn",))
     inject(model, lora)
-    SentenceClassifier(model, tokenizer(), LABELS, 8, None, lora).save(folder / "tuned.pt")
+    SentenceClassifier(model, tokenizer(), LABELS, 8, None, lora).save(folder / "gpt/ckpt.pt")
 
 
 def a_state(step: int) -> dict[str, Any]:
@@ -581,16 +584,35 @@ def classifier_cases() -> Cases:
         foreign = st.builds(with_tensor, names, tensors())
         return spoilt(good) | repacked(good) | (altered(content) | foreign).map(saved)
 
-    good = folder_of("classifiers").values()
-    return st.one_of([st.fixed_dictionaries({"ckpt.pt": one(raw)}) for raw in good])
+    good = folder_of("classifiers")
+    student = good["rnn/student.safetensors"]
+    lying = st.builds(with_metadata, st.just(student), altered(metadata_of(student)) | DEEP.map(bytes.decode))
+    return st.one_of(
+        *(st.fixed_dictionaries({"ckpt.pt": one(good[f"{kind}/ckpt.pt"])}) for kind in ("rnn", "gpt")),
+        st.fixed_dictionaries({"student.safetensors": safetensors_cases(student) | lying}),
+    )
+
+
+def metadata_of(raw: bytes) -> Any:
+    """Return the metadata in the header of a student file."""
+    return json.loads(json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])["__metadata__"][METADATA_KEY])
+
+
+def with_metadata(raw: bytes, metadata: Any) -> bytes:
+    """Return a student file with other metadata; a string is taken as JSON."""
+    length = struct.unpack("<Q", raw[:8])[0]
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    header = json.loads(raw[8 : 8 + length])
+    encoded = json_of({**header, "__metadata__": {METADATA_KEY: text}})
+    return struct.pack("<Q", len(encoded)) + encoded + raw[8 + length :]
 
 
 def read_ckpt(folder: Path) -> object:
-    read_origin(folder)
     try:
         StudentPredictor(folder)(["the cat"])
     except (OSError, ValueError) as error:
         _look_for_limits(error)
+    read_origin(folder)
     return load_classifier(folder).encode(["the cat"])
 
 

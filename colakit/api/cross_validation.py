@@ -20,7 +20,8 @@ from colakit.data.splits import left_out
 from colakit.distillation.teachers import load_teachers
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
-from colakit.evaluation.out_of_fold import FoldOutput, combine_folds, fold_tables
+from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
+from colakit.evaluation.tables import print_tables
 from colakit.runtime.cpu import available_cpus
 from colakit.storage.folds import FoldsFolder, find_folds
 from colakit.training.classifier_trainer import MAY_CHANGE
@@ -207,7 +208,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         logits = teacher.logits(task.train)  # of all of train: `distill` needs them later
         labels = teacher.classifier.predict_labels(logits)
         unseen = teacher.unseen(task.train)
-        outputs.append(FoldOutput(run.path.name, fold, run.read_summary(), logits, labels, unseen))
+        outputs.append(FoldModel(run.path.name, fold, run.read_summary(), unseen, logits, labels))
     labels = task.train.require_labels()
     result, predictions = combine_folds(labels, outputs)
     summary = {
@@ -220,8 +221,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
     }
     folds.shared.write_predictions({"out_of_fold": (labels, predictions)})
     folds.shared.write_summary(summary)
-    for title, columns, rows in fold_tables(summary):
-        session.reporter.table(title, columns, rows)
+    print_tables(fold_tables(summary), session.reporter)
     if result["out_of_fold"]["collapsed"]:
         session.reporter.warn("all models predict one class for all sentences they were not trained on")
     session.reporter.result(f"{folds.path}: {folds.count} runs, usable with `colakit distill --teacher`")

@@ -18,13 +18,13 @@ from colakit.data.splits import left_out
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
 from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.inference.encoding import encode_split
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
 from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
-from colakit.training.task_data import encode_split
 from colakit.utils.array_cache import ArrayCache, Arrays
 from colakit.utils.console import Reporter
 

@@ -13,6 +13,7 @@ from colakit.data.batches import Examples
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.data.tokens import SentenceTokenizer
+from colakit.inference.encoding import warn_truncated
 from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute
@@ -23,7 +24,7 @@ from colakit.training.job import settings_identity
 from colakit.training.lm_trainer import SentenceLMJob
 from colakit.training.objectives import language_modelling
 from colakit.training.optimizers import tuning_optimizer
-from colakit.training.task_data import TaskData, warn_truncated
+from colakit.training.task_data import TaskData
 from colakit.utils.console import Reporter
 
 Model = TypeVar("Model", bound=nn.Module)

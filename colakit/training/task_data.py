@@ -12,8 +12,8 @@ from colakit.data.batches import Examples
 from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus, Split
 from colakit.data.splits import train_val_split
-from colakit.data.tokens import Tokens
 from colakit.inference.classifier import SentenceClassifier
+from colakit.inference.encoding import encode_split
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
 
@@ -46,30 +46,6 @@ def split_corpus(corpus: Corpus, data: DataSettings, reporter: Reporter) -> Task
     train, val = train_val_split(corpus.split("train"), data.val_fraction, data.val_seed)
     reports = {name: corpus.splits[name] for name in corpus.report_splits() if name != "train"}
     return TaskData(corpus, train, val, reports)
-
-
-def encode_split(
-    classifier: SentenceClassifier, split: Split, arrays: ArrayCache, reporter: Reporter, reader: str = ""
-) -> Tokens:
-    """Tokenise a split for `classifier`; warn about truncated sentences.
-
-    Args:
-        reader: prefix of the warning, for example `teacher, `.
-    """
-    tokens = classifier.encode(split.sentences, arrays)
-    warn_truncated(tokens, split, classifier.max_tokens, reporter, reader)
-    return tokens
-
-
-def warn_truncated(
-    tokens: Tokens, split: Split, max_tokens: int | None, reporter: Reporter, reader: str = ""
-) -> None:
-    """Warn if sentences were truncated."""
-    if tokens.num_truncated:
-        reporter.warn(
-            f"{reader}{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
-            f"{max_tokens} tokens and were truncated"
-        )
 
 
 def labelled_examples(

@@ -63,7 +63,9 @@ def generate(
     settings = session.settings.generate
     if session.dry_run:
         return _plan(session, adapter, rank)
-    model, tokenizer = load_language_model(session, adapter)
+    model, tokenizer = load_language_model(
+        adapter, session.settings.base, base_typed=session.resolved.was_typed("base")
+    )
     if rank is not None:
         names = inject(model, lora_config(session.settings.lora, rank))
         session.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")

@@ -24,9 +24,9 @@ from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
 from colakit.runtime.cpu import available_cpus
 from colakit.storage.folds import FoldsFolder, find_folds
+from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
-from colakit.storage.resume import Resume
 from colakit.training.run import check_writable, claim_run_folder, is_resuming
 from colakit.training.task_data import TaskData
 from colakit.utils.subprocesses import Child, run_side_by_side

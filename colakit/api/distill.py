@@ -22,10 +22,10 @@ from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import expand_folds
+from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import distillation, line
-from colakit.storage.resume import Resume
 from colakit.training.task_data import TaskData
 
 
@@ -143,7 +143,7 @@ def _transfer_set(session: Session, task: TaskData, teacher: Teacher) -> Split:
 
 
 def _val_metrics(session: Session, teachers: list[Teacher], task: TaskData) -> Metrics:
-    """Return the metrics of the mean teacher on the validation split: argmax, or a single teacher's threshold."""
+    """Return the metrics of the mean of the teachers on val (argmax; a single teacher: its threshold)."""
     logits = mean_logits(teachers, task.val)
     single = teachers[0].classifier if len(teachers) == 1 else None
     labels = single.predict_labels(logits) if single is not None else logits.argmax(axis=1)

@@ -15,6 +15,7 @@ from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import find_folds
 from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
+from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
 from colakit.training.job import settings_identity
@@ -30,14 +31,13 @@ from colakit.training.model_setup import (
 )
 from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
-from colakit.storage.resume import Resume
 from colakit.training.task_data import TaskData, labelled_examples
 
 CLASSIFIER_ONLY = (
     *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "metric_for_best_model"),
     *("threshold", "track_dev", "add_bos", "add_eos", "frozen_cache_mib"),
 )
-"""Settings of `finetune` without effect on a language model: it is evaluated after each epoch by its loss, and
+"""Settings of `finetune` without effect on a language model: it is evaluated by its loss after each epoch, and
 its sentences are always between two end-of-text tokens."""
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict`
     from colakit.data.corpora import Corpus
     from colakit.runtime.device import Compute
     from colakit.storage.resume import Resume
-from colakit.training.run import TrainingRun
+    from colakit.training.run import TrainingRun
     from colakit.training.task_data import TaskData
     from colakit.utils.array_cache import ArrayCache
 
@@ -80,7 +80,7 @@ class Session:
         return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus of the settings, or of `data`: built-in, CoLA (downloaded if needed), or files."""
+        """Return the corpus of `data` (default: the settings): built-in, CoLA (fetched if needed), or files."""
         from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
         from colakit.data.corpora import Columns, load_corpus
 

@@ -10,9 +10,9 @@ from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import line, supervised
-from colakit.storage.resume import Resume
 from colakit.training.task_data import TaskData
 
 
@@ -34,7 +34,9 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
     train = task.train
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)
-    seed_everything(settings.seed)  # the same initial weights as a distilled student, whatever was drawn before
+    seed_everything(
+        settings.seed
+    )  # same initial weights as `distill`, whatever was drawn before
     return student_job(
         task,
         train,

@@ -16,8 +16,8 @@ from typer.core import TyperCommand, TyperOption
 from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.config.settings import describe_type, leaf_fields
-from colakit.storage.resume import Resume
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
+from colakit.storage.resume import Resume
 from colakit.utils.console import Reporter, print_json
 
 FIELDS = dict(leaf_fields())
@@ -127,7 +127,7 @@ def command(
     data_on_stdout: bool = False,
     config: str | None = None,
 ) -> Callable[[Callable[..., dict[str, Any] | None]], Command]:
-    """Make a command of a function that takes a `Session` and its own options and returns the `--json` object.
+    """Make a command of a function: it takes a `Session` and its own options, and returns the `--json` object.
 
     Args:
         flags: flag -> dotted key of the setting it sets.

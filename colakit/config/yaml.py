@@ -63,7 +63,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"a value cannot be read: {' '.join(str(error).split())}") from error
 
 
-def to_yaml(settings: Settings) -> str:
+def to_yaml(settings: BaseModel) -> str:
     """Return the settings as YAML that `--config` takes back."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, width=float("inf"))
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from colakit.data.corruption import join_words, split_words
@@ -85,11 +84,13 @@ class SentenceSampler:
         A prompt is the end-of-text token and up to half of the words of a sentence of `beginnings`. A sample
         ends with the end-of-text token or at the start of a second sentence; others are dropped.
         """
-        generators = Generators.seeded(seed)
+        draws = Generators.seeded(seed)
         lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
         room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
-        heads = [_beginning(generators.rng.choice(beginnings), generators.rng) for _ in range(self.round_size)]
-        for _, prompts, added in self._continued(heads, room, generators, self.tokenizer.end_of_text_id):
+        heads = [
+            _beginning(draws.rng.choice(beginnings), draws.rng) for _ in range(self.round_size)
+        ]
+        for _, prompts, added in self._continued(heads, room, draws, self.tokenizer.end_of_text_id):
             for prompt, new in zip(prompts, added, strict=True):
                 if text := self._first_sentence(prompt[1:], new):
                     yield text
@@ -99,18 +100,18 @@ class SentenceSampler:
 
         The model reads only the words before it, so the new word often does not fit the rest.
         """
-        generators = Generators.seeded(seed)
-        drawn = (_gap(generators.rng.choice(originals), generators.rng) for _ in range(self.round_size))
+        draws = Generators.seeded(seed)
+        drawn = (_gap(draws.rng.choice(originals), draws.rng) for _ in range(self.round_size))
         gaps = [gap for gap in drawn if gap is not None]
         heads = [" ".join(gap.words[: gap.position]) for gap in gaps]
-        for rows, _, added in self._continued(heads, WORD_TOKENS, generators):
+        for rows, _, added in self._continued(heads, WORD_TOKENS, draws):
             for row, new in zip(rows, added, strict=True):
                 gap, word = gaps[row], self._first_word(new)
                 if word is not None and word != gap.words[gap.position]:
                     yield gap.filled(word)
 
     def _continued(
-        self, heads: Sequence[str], num_tokens: int, generators: Generators, stop: int | None = None
+        self, heads: Sequence[str], num_tokens: int, draws: Generators, stop: int | None = None
     ) -> Iterator[tuple[list[int], list[list[int]], list[list[int]]]]:
         """Yield batches of prompts of equal length: their indices, prompt tokens and sampled tokens."""
         encoded = self.tokenizer.encode(heads)
@@ -119,7 +120,7 @@ class SentenceSampler:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         same_length = (list(rows) for _, rows in itertools.groupby(by_length, key=lambda i: len(prompts[i])))
         batches = [batch for rows in same_length for batch in _chunks(rows, self.batch_size)]
-        generators.rng.shuffle(batches)  # a consumer that stops early must not get the short ones only
+        draws.rng.shuffle(batches)  # a consumer that stops early must not get the short ones only
         for rows in batches:
             batch = [prompts[i] for i in rows]
             tokens = generate_tokens(
@@ -129,7 +130,7 @@ class SentenceSampler:
                 compute=self.compute,
                 temperature=self.temperature,
                 stop_id=stop,
-                generator=generators.generator,
+                generator=draws.generator,
             )
             yield rows, batch, torch.stack(list(tokens), dim=1).tolist()
 

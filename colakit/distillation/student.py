@@ -104,8 +104,7 @@ def student_job(
     )
     compute.place(with_heads)
     val, *dev = (
-        labelled_examples(classifier, split, arrays, reporter)
-        for split in (task.val, *task.reports.values())
+        labelled_examples(classifier, split, arrays, reporter) for split in (task.val, *task.reports.values())
     )
     return ClassifierJob(
         command=command,
@@ -114,7 +113,9 @@ def student_job(
         settings_yaml=settings_yaml,
         model=with_heads,
         objective=objective,
-        optimizer=tuning_optimizer(with_heads, lr=training.lr, weight_decay=training.weight_decay),
+        optimizer=tuning_optimizer(
+            with_heads, lr=training.lr, weight_decay=training.weight_decay, loraplus_lr_ratio=1.0
+        ),
         max_steps=training.max_steps or training.epochs * steps_per_epoch(examples, training.batch_size),
         identity={
             **settings_identity(

@@ -1,4 +1,4 @@
-"""The transfer set: unlabelled sentences for teachers to label, made once and cached; and the control's data."""
+"""The transfer set (unlabelled sentences for teachers to label, cached) and the control's augmented data."""
 
 from __future__ import annotations
 

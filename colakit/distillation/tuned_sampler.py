@@ -21,10 +21,10 @@ from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.resume import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.training.lm_trainer import SentenceLMTrainer
 from colakit.training.model_setup import sentence_lm_identity, sentence_lm_job
-from colakit.storage.resume import Resume
 from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import WAIT_SECONDS, ArrayCache, key_digest, pack_lines, unpack_lines
@@ -143,22 +143,24 @@ class TunedSampler:
 
     def lm_samples(self) -> Iterator[str]:
         """Yield sampled sentences that begin like those of train, until a round yields hardly any."""
-        return self._sample("samples", lambda sampler, seed: sampler.continuations(self._train_sentences, seed))
+        return self._sample(
+            "samples", lambda seed: self.sampler.continuations(self.task.train.sentences, seed)
+        )
 
     def word_resamples(self) -> Iterator[str]:
         """Yield sentences of train with one word replaced, without end."""
-        return self._sample("resampled", lambda sampler, seed: sampler.word_resamples(self._train_sentences, seed))
+        return self._sample(
+            "resampled", lambda seed: self.sampler.word_resamples(self.task.train.sentences, seed)
+        )
 
-    @property
-    def _train_sentences(self) -> tuple[str, ...]:
-        return self.task.train.sentences
-
-    def _sample(self, kind: str, draw: Callable[[SentenceSampler, str], Iterator[str]]) -> Iterator[str]:
+    def _sample(self, kind: str, draw: Callable[[str], Iterator[str]]) -> Iterator[str]:
         numbers = itertools.count()
 
         def sample_round() -> Iterator[str]:
             """Yield one round; complete rounds are cached, to continue or to draw more later."""
-            seed = f"{self.transfer.seed}, {kind}, round {next(numbers)}"  # changing this text changes all draws
+            seed = (
+                f"{self.transfer.seed}, {kind}, round {next(numbers)}"  # changes all draws
+            )
             key = {
                 "writer": self.identity,
                 "train": self.task.train.fingerprint(),
@@ -171,7 +173,7 @@ class TunedSampler:
                 yield from unpack_lines(cached)
                 return
             sampled = []
-            for sentence in draw(self.sampler, seed):
+            for sentence in draw(seed):
                 sampled.append(sentence)
                 yield sentence
             self.arrays.keep("written", key, pack_lines(sampled))

@@ -1,4 +1,4 @@
-"""Trains a classifier: batches of sentences, training metrics, best weights on the validation split, result."""
+"""Trains a classifier: batches of sentences, metrics, best weights on the validation split, result."""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ class TrainJob:
 
 def settings_identity(**sections: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that determine a run's weights as a flat mapping `section.key` -> value."""
-    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return {
+        f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()
+    }
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:

@@ -79,7 +79,9 @@ class LMTrainer(Trainer):
                 rows = plan[np.arange(position * size, (position + 1) * size) % len(plan)]
                 share = rows[self.group.rank :: self.group.world_size]
                 batches = [train.batch(share[i : i + micro]) for i in range(0, len(share), micro)]
-                yield StepBatch(batches, train.count(rows), epoch, f"batch {position + 1} of epoch {epoch + 1}")
+                yield StepBatch(
+                    batches, train.count(rows), epoch, f"batch {position + 1} of epoch {epoch + 1}"
+                )
 
     def observe(self, report: StepReport) -> str:
         """Accumulate the loss; return the text of the progress bar."""
@@ -112,7 +114,8 @@ class LMTrainer(Trainer):
         with self.job.average.in_place():
             write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
             return {
-                name: bits_per_byte(self.model, val.measured(name, limit), self.compute) for name in val.sources
+                name: bits_per_byte(self.model, val.measured(name, limit), self.compute)
+                for name in val.sources
             }
 
     def progress_state(self) -> dict[str, Any]:

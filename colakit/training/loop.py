@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -123,9 +124,8 @@ def train(
             param_group["lr"] = param_group["peak_lr"] * lr_at(step)
         gradients = None
         if graphs is not None and max_micro_batch_size is None and len(batch.micro_batches) == 1:
-            gradients = graphs.gradients(
-                batch.micro_batches[0], lambda static, count=batch.count: _gradients(setup, [static], count)
-            )
+            whole_batch = partial(_whole_batch_gradients, setup, batch.count)
+            gradients = graphs.gradients(batch.micro_batches[0], whole_batch)
         if gradients is None:
             gradients, max_micro_batch_size = _gradients_in_memory(setup, batch, step, max_micro_batch_size)
         loss = (group.sum(gradients.total) / batch.count).item()  # synchronises with the device
@@ -150,6 +150,10 @@ def train(
         )
 
 
+def _whole_batch_gradients(setup: _Setup, count: int, batch: Batch) -> Gradients:
+    return _gradients(setup, [batch], count)
+
+
 def _gradients_in_memory(
     setup: _Setup, batch: StepBatch, step: int, max_micro_batch_size: int | None
 ) -> tuple[Gradients, int | None]:
@@ -167,9 +171,7 @@ def _gradients_in_memory(
         restore_rng(rng, device)
 
 
-def _half_size(
-    micro_batches: list[Batch], group: Processes, step: int, error: torch.OutOfMemoryError
-) -> int:
+def _half_size(micro_batches: list[Batch], group: Processes, step: int, error: torch.OutOfMemoryError) -> int:
     """Return half the current micro-batch size; raise `ColakitError` if it cannot be halved."""
     size, least = max(map(len, micro_batches)), micro_batches[0].group
     if size > least and group.world_size == 1:  # other processes would wait for an all-reduce that never ends

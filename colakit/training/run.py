@@ -70,7 +70,7 @@ class TrainingRun:
         self.resuming = is_resuming(self.out, self.resume)
 
     def checkpoint(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, the same in every process; None for a finished run without."""
+        """Return the newest complete checkpoint, the same in every process; a finished run may have none."""
         assert self.folder is not None
         chosen = None
         if self.group.is_main and (self.folder.checkpoints.found() or not self.folder.summary.is_file()):

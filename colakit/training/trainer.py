@@ -159,7 +159,7 @@ class Trainer(ABC):
         )
 
     def lr_at(self, max_steps: int) -> Callable[[int], float]:
-        """Return the multiplier of the peak learning rate as a function of the step, for `max_steps` steps."""
+        """Return the learning rate schedule of `max_steps` steps, as a multiplier of the peak rate."""
         settings = self.job.settings
         return warmup_then(
             settings.schedule,

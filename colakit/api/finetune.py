@@ -161,5 +161,5 @@ def _refuse_classifier_settings(session: Session) -> None:
     for name in CLASSIFIER_ONLY:
         if session.resolved.was_typed(f"finetune.{name}"):
             raise ColakitError(
-                f"finetune.{name} has no effect with --objective language_modelling", hint="Leave it out."
+                f"finetune.{name} has no effect with --objective language-modelling", hint="Leave it out."
             )

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from colakit.api.session import Resume, Session
-from colakit.config.settings import PretrainSettings
+from colakit.api import pretrain_real_fake as real_fake
+from colakit.api.session import Session
+from colakit.config.pretrain import PretrainSettings, RealFakeSettings
 from colakit.data.running_text import (
     FORMAT,
     Stream,
@@ -32,22 +33,22 @@ from colakit.models.meta_device import without_weights
 from colakit.runtime.device import compiles
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
-from colakit.storage.run_folder import RunFolder
-from colakit.training.lm_trainer import LMTrainer
+from colakit.storage.resume import Resume
+from colakit.training.averaging import StartAverage
+from colakit.training.classifier_trainer import ClassifierTrainer
+from colakit.training.job import settings_identity
+from colakit.training.lm_trainer import LMJob, LMTrainer
 from colakit.training.objectives import language_modelling
 from colakit.training.optimizers import pretraining_optimizer
-from colakit.training.run import Training, run_training
-from colakit.training.task_data import show_parameters
-from colakit.training.trainer import Lesson, settings_identity
 from colakit.utils.array_cache import Arrays, pack_lines, unpack_lines
 from colakit.utils.files import sha256_of
 
-FREE_TO_CHANGE = {
+MAY_CHANGE = {
     *("text", "init_from", "tokenizer"),
     *("tokens", "log_every", "save_every_steps", "evaluate_every_steps"),
 }
-"""Settings that may differ on resume: the first row's have fingerprints, the rest leave the weights alone
-or, as `tokens`, may grow as long as the rate has not begun to fall."""
+"""Settings that may differ on resume. First row: covered by fingerprints. Second row: no influence on the weights
+(`tokens` may grow until the learning rate begins to fall)."""
 FLAG = "--init-from"
 SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
 
@@ -61,24 +62,52 @@ class Texts:
     val: dict[str, Stream]
 
 
-def run(session: Session, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
-    """Pre-train, and write the base to `base/` in the run folder."""
-    settings = session.settings
-    changed = settings.pretrain
+def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
+    """Pre-train a base with `pretrain.objective`, and write it to `base/` in the run folder.
+
+    Args:
+        texts: text files or folders, named by their file names; empty uses `pretrain.text`.
+    """
+    settings = session.settings.pretrain
     if texts:
-        named = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
-        if len(named) < len(texts):
+        text = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
+        if len(text) < len(texts):
             raise ColakitError(
-                "two of the texts have one name", hint="Name them: --set pretrain.text.NAME=PATH"
+                "two texts have the same name", hint="Name them: --set pretrain.text.NAME=PATH"
             )
-        changed = changed.model_copy(update={"text": named})
-    if changed.init_from is not None:
-        changed = _with_shape_of(session, changed, changed.init_from)
-    session.resolved.settings = settings.model_copy(update={"pretrain": changed})
-    if not changed.text:
-        raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
-    check_upsample(changed.upsample, changed.text)
-    return run_training(session, lambda: _prepare(session), lambda: _plan(session), resume=resume)
+        settings = settings.model_copy(update={"text": text})
+    if not settings.text:
+        raise ColakitError("no text to train on", hint="Name text files or folders: colakit pretrain TEXT…")
+    check_upsample(settings.upsample, settings.text)
+    _refuse_unused(session)
+    changes: dict[str, Any] = {"pretrain": settings}
+    if settings.objective == "real-fake":
+        changes["base"] = settings.init_from
+    elif settings.init_from is not None:
+        changes["pretrain"] = _with_shape_of(session, settings, settings.init_from)
+    session.resolved.settings = session.settings.model_copy(update=changes)
+    if session.dry_run:
+        return _plan(session)
+    with session.training_run(resume) as run:
+        if settings.objective == "real-fake":
+            job = real_fake.real_fake_job(session, real_fake.load_real_fake_data(session))
+            return ClassifierTrainer(job, run).train()
+        return LMTrainer(_lm_job(session), run).train()
+
+
+def _refuse_unused(session: Session) -> None:
+    """Refuse a setting that was typed for the other objective; a config file may set both."""
+    objective = session.settings.pretrain.objective
+    for key in filter(session.resolved.was_typed, session.resolved.origins):
+        section, _, name = key.partition(".")
+        if objective == "real-fake":
+            unused = section == "pretrain" and name not in real_fake.PRETRAIN_SETTINGS
+        else:
+            unused = section == "real_fake"
+        if unused:
+            other = f"real_fake.{name}" if name in RealFakeSettings.model_fields else None
+            hint = f"Set {other} instead: --set {other}=VALUE" if section == "pretrain" and other else None
+            raise ColakitError(f"{key} is not used by --objective {objective}", hint=hint or "Leave it out.")
 
 
 def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:
@@ -112,41 +141,53 @@ def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> P
 
 
 def _plan(session: Session) -> dict[str, Any]:
+    """Print the plan of a dry run, and return it as plain data."""
     settings = session.settings.pretrain
+    if settings.objective == "real-fake":
+        task = real_fake.load_real_fake_data(session)
+        with without_weights():
+            base = GPT(plan_config(session.settings.base, FLAG))
+            return session.plan(task, base.classifier(len(real_fake.LABELS)))
     files = {name: text_files(path) for name, path in settings.text.items()}
-    begun = settings.init_from
-    shape = _shape(settings, _planned_vocabulary(settings)) if begun is None else plan_config(begun, FLAG)
+    if settings.init_from is not None:
+        config = plan_config(settings.init_from, FLAG)
+    else:
+        tokenizer = _given_tokenizer(settings)
+        config = _config(settings, settings.vocab_size if tokenizer is None else tokenizer.vocab_size)
     with without_weights():
-        report = show_parameters(session, GPT(shape))
-    for name, found in files.items():
-        size = sum(file.stat().st_size for file in found)
-        session.reporter.result(f"{name}: {len(found)} files, {size:,} bytes")
+        parameters = session.print_parameters(GPT(config))
+    for name, paths in files.items():
+        size = sum(path.stat().st_size for path in paths)
+        session.reporter.result(f"{name}: {len(paths)} files, {size:,} bytes")
     steps = settings.max_steps
     session.reporter.result(f"{steps:,} steps of {settings.step_tokens:,} tokens")
     session.reporter.result("dry run: nothing was written")
-    return {"parameters": report.as_dict(), "steps": steps, "files": {n: len(f) for n, f in files.items()}}
+    return {"parameters": parameters, "steps": steps, "files": {n: len(f) for n, f in files.items()}}
 
 
-def _prepare(session: Session) -> Training:
-    settings, seed = session.settings.pretrain, session.settings.seed
+def _lm_job(session: Session) -> LMJob:
+    """Read and tokenise the text, build or load the model, and return the job."""
+    settings = session.settings.pretrain
     texts = _read(session)
-    seed_everything(seed)
+    seed_everything(session.settings.seed)
     tokenizer = texts.tokenizer
-    model, begun_as = _first_model(settings, tokenizer)
+    model, identity = _first_model(settings, tokenizer)
     set_dropout(model, settings.dropout)
     session.compute.place(model)
     compiled, how = compiles(session.compute.device, settings.compile)
     if compiled:
         model.transformer.compile()
-    facts = Vocabulary.of(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
 
     def windows(streams: dict[str, Stream], repeats: dict[str, int], num_tokens: int) -> Windows:
         sources = {name: TextSource(stream, repeats.get(name, 1)) for name, stream in streams.items()}
-        return Windows(sources, facts, num_tokens, tokenizer.end_of_text_id)
+        return Windows(sources, vocabulary, num_tokens, tokenizer.end_of_text_id)
 
     train = windows(texts.train, settings.upsample, settings.window_tokens)
-    val = windows(texts.val, {}, settings.num_positions)
-    lesson = Lesson(
+    sizes = ", ".join(f"{name} {len(stream):,}" for name, stream in texts.train.items())
+    return LMJob(
+        **session.job_options(),
+        settings=settings,
         model=model,
         objective=language_modelling,
         optimizer=pretraining_optimizer(
@@ -156,33 +197,31 @@ def _prepare(session: Session) -> Training:
             muon_lr=settings.muon_lr,
             weight_decay=settings.weight_decay,
         ),
-        training=settings,
         max_steps=settings.max_steps,
         identity={
-            **settings_identity(session.settings, ("pretrain",), FREE_TO_CHANGE),
-            **begun_as,
+            **settings_identity(pretrain=settings.model_dump(mode="json", exclude=MAY_CHANGE)),
+            **identity,
             "tokenizer": tokenizer.fingerprint(),
             "text": {name: stream.fingerprint() for name, stream in texts.train.items()},
         },
-    )
-    sizes = ", ".join(f"{name} {len(stream):,}" for name, stream in texts.train.items())
-    lines = [
-        f"tokens to learn from: {sizes}; {len(train) * settings.window_tokens:,} an epoch",
-        f"model: {settings.num_layers} layers of width {settings.width}, "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"{settings.init_from or 'random'} at first; {how}",
-    ]
-    return Training(
-        lines,
-        fit=lambda run, group: LMTrainer(session, lesson, run, group, tokenizer, train, val),
-        finish=lambda run, fit: _finish(session, run, fit),
+        compute=session.gpt_training_compute,
+        lines=[
+            f"training tokens: {sizes}; {len(train) * settings.window_tokens:,} per epoch",
+            f"model: {settings.num_layers} layers of width {settings.width}, "
+            f"{sum(p.numel() for p in model.parameters()):,} parameters, "
+            f"initial weights: {settings.init_from or 'random'}; {how}",
+        ],
+        tokenizer=tokenizer,
+        train=train,
+        val=windows(texts.val, {}, settings.num_positions),
+        average=StartAverage(model, settings.start_weight),
     )
 
 
 def _first_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tuple[GPT, dict[str, str]]:
     """Return the model as training begins with it, and what tells a base from another."""
     if settings.init_from is None:
-        return GPT(_shape(settings, tokenizer.vocab_size)), {}
+        return GPT(_config(settings, tokenizer.vocab_size)), {}
     model = load_gpt(resolve_base(settings.init_from, FLAG))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ColakitError(
@@ -191,12 +230,6 @@ def _first_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tu
             hint="Fetch the base again.",
         )
     return model, {"base": base_fingerprint(model)}
-
-
-def _planned_vocabulary(settings: PretrainSettings) -> int:
-    """Return V of the tokenizer that is taken, or else of the one that is to be learnt."""
-    given = _given_tokenizer(settings)
-    return settings.vocab_size if given is None else given.vocab_size
 
 
 def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
@@ -208,7 +241,7 @@ def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     return None
 
 
-def _shape(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
+def _config(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
     return GPTConfig(
         vocab_size=vocab_size,
         num_positions=settings.num_positions,
@@ -256,25 +289,3 @@ def _trained_tokenizer(session: Session, files: dict[str, list[Path]]) -> Senten
 
     (written,) = unpack_lines(session.arrays.get("vocabulary", key, learn))
     return SentenceTokenizer.from_dict(json.loads(written))
-
-
-def _finish(session: Session, run: RunFolder, fit: LMTrainer) -> dict[str, Any]:
-    """Measure all held-out text, write and print the result."""
-    measured = fit.write_and_measure(limit=None)
-    summary = {
-        "command": session.command,
-        "model": "gpt2",
-        "seed": session.settings.seed,
-        "bits_per_byte": measured,
-        "tokens": fit.step * session.settings.pretrain.step_tokens,
-        "steps": fit.step,
-        "parameters": sum(p.numel() for p in fit.model.parameters()),
-        "seconds": round(fit.seconds, 2),
-        "tokens_per_second": round(fit.counted_per_second, 1),
-        "compute": str(fit.compute),
-    }
-    run.write_summary(summary)
-    rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
-    session.reporter.table("Bits per byte, held out", ["text", "bits per byte"], rows)
-    session.reporter.result(f"{run.base} ({fit.seconds:.0f} s of training)")
-    return summary

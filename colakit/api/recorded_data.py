@@ -75,7 +75,7 @@ def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) ->
 
 def _recorded(model: str) -> DataSettings | None:
     origin = read_origin(model)
-    if origin.get("command") == "discriminate":  # reads running text, and ignores `data`
+    if origin.get("command") == "pretrain":  # trained on running text; its `data` settings are unused
         return None
     settings: Any = origin.get("settings")
     data = settings.get("data") if isinstance(settings, dict) else None

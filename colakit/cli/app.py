@@ -15,7 +15,6 @@ from colakit import __version__
 from colakit.cli.commands.config import config_schema_command, config_show_command
 from colakit.cli.commands.data import data_check_command, data_fetch_command, data_write_command
 from colakit.cli.commands.demo import demo_command
-from colakit.cli.commands.discriminate import discriminate_command
 from colakit.cli.commands.distill import distill_command
 from colakit.cli.commands.doctor import doctor_command
 from colakit.cli.commands.evaluate import evaluate_command
@@ -41,7 +40,7 @@ config_app = typer.Typer(help="Show the resolved settings or their schema.", no_
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 for _command in (
-    *(generate_command, pretrain_command, discriminate_command, finetune_command, distill_command),
+    *(generate_command, pretrain_command, finetune_command, distill_command),
     *(train_scratch_command, evaluate_command, plot_command, predict_command, demo_command, doctor_command),
 ):
     _command.add_to(app)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
-from colakit.config.settings import Settings
 from colakit.errors import ColakitError
 
 ASSETS = Path(__file__).parents[1] / "assets"  # files that come with the package

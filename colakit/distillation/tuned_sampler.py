@@ -41,7 +41,7 @@ SHARED = (  # settings of `finetune` that samplers use; the others are for class
 class TunedSampler:
     """A base, fine-tuned for `transfer.sampler_epochs` epochs on train as a language model.
 
-    It is trained once, like `finetune --objective language_modelling`, in a run folder in the cache.
+    It is trained once, like `finetune --objective language-modelling`, in a run folder in the cache.
 
     Attributes:
         base: with 0 epochs it samples as it is.
@@ -64,7 +64,7 @@ class TunedSampler:
 
     def __post_init__(self) -> None:
         self.tuning = FinetuneSettings(
-            objective="language_modelling",
+            objective="language-modelling",
             epochs=max(1, self.transfer.sampler_epochs),
             **{name: getattr(self.finetune, name) for name in SHARED},
         )

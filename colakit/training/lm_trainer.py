@@ -278,7 +278,7 @@ class SentenceLMTrainer(Trainer):
         summary = {
             "command": self.job.command,
             "model": "gpt2",
-            "objective": "language_modelling",
+            "objective": "language-modelling",
             "seed": self.job.seed,
             "base": self.job.base,
             "base_fingerprint": base_fingerprint(self.model),

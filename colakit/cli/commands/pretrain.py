@@ -15,6 +15,7 @@ from colakit.storage.resume import Resume
 @command(
     "pretrain",
     {
+        "--objective": "pretrain.objective",
         "--init-from": "pretrain.init_from",
         "--tokenizer": "pretrain.tokenizer",
         "--vocab-size": "pretrain.vocab_size",
@@ -27,6 +28,7 @@ from colakit.storage.resume import Resume
         "--optimizer": "pretrain.optimizer",
         "--lr": "pretrain.lr",
         "--batch-size": "pretrain.batch_size",
+        "--sentences": "real_fake.sentences",
     },
 )
 def pretrain_command(
@@ -38,7 +40,7 @@ def pretrain_command(
     ] = None,
     resume: ResumeOption = Resume.NEVER,
 ) -> dict[str, Any]:
-    """Pre-train a GPT-2 on running text: a base for the other commands."""
+    """Pre-train a GPT-2 base on running text; --objective real-fake is a second stage."""
     from colakit.api.pretrain import pretrain
 
     return pretrain(session, texts=texts or [], resume=resume)

@@ -37,8 +37,8 @@ CLASSIFIER_ONLY = (
     *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "metric_for_best_model"),
     *("threshold", "track_dev", "add_bos", "add_eos", "frozen_cache_mib"),
 )
-"""Settings of `finetune` without effect on a language model: it is evaluated by its loss after each epoch, and
-its sentences are always between two end-of-text tokens."""
+"""Settings of `finetune` without effect on a language model: it is evaluated by its loss after each epoch.
+Its sentences are always between two end-of-text tokens."""
 
 
 def finetune(

@@ -47,8 +47,8 @@ MAY_CHANGE = {
     *("text", "init_from", "tokenizer"),
     *("tokens", "log_every", "save_every_steps", "evaluate_every_steps"),
 }
-"""Settings that may differ on resume. First row: covered by fingerprints. Second row: no influence on the weights
-(`tokens` may grow until the learning rate begins to fall)."""
+"""Settings that may differ on resume. First row: covered by fingerprints. Second row: no influence on the
+weights (`tokens` may grow until the learning rate begins to fall)."""
 FLAG = "--init-from"
 SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
 

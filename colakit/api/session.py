@@ -80,7 +80,7 @@ class Session:
         return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus of `data` (default: the settings): built-in, CoLA (fetched if needed), or files."""
+        """Return the corpus of `data` (default: the settings): built-in, CoLA (fetched), or files."""
         from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
         from colakit.data.corpora import Columns, load_corpus
 

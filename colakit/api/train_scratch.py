@@ -34,9 +34,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
     train = task.train
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)
-    seed_everything(
-        settings.seed
-    )  # same initial weights as `distill`, whatever was drawn before
+    seed_everything(settings.seed)  # same initial weights as `distill`, whatever was drawn before
     return student_job(
         task,
         train,

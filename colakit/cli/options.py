@@ -127,7 +127,7 @@ def command(
     data_on_stdout: bool = False,
     config: str | None = None,
 ) -> Callable[[Callable[..., dict[str, Any] | None]], Command]:
-    """Make a command of a function: it takes a `Session` and its own options, and returns the `--json` object.
+    """Make a command of a function that takes a `Session` and its own options, and returns `--json` data.
 
     Args:
         flags: flag -> dotted key of the setting it sets.

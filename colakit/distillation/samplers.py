@@ -87,9 +87,7 @@ class SentenceSampler:
         draws = Generators.seeded(seed)
         lengths = self.tokenizer.encode(beginnings[:LENGTHS]).lengths
         room = min(self.model.config.num_positions, max(SENTENCE_TOKENS, int(np.quantile(lengths, 0.95))))
-        heads = [
-            _beginning(draws.rng.choice(beginnings), draws.rng) for _ in range(self.round_size)
-        ]
+        heads = [_beginning(draws.rng.choice(beginnings), draws.rng) for _ in range(self.round_size)]
         for _, prompts, added in self._continued(heads, room, draws, self.tokenizer.end_of_text_id):
             for prompt, new in zip(prompts, added, strict=True):
                 if text := self._first_sentence(prompt[1:], new):

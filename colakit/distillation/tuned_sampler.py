@@ -158,9 +158,7 @@ class TunedSampler:
 
         def sample_round() -> Iterator[str]:
             """Yield one round; complete rounds are cached, to continue or to draw more later."""
-            seed = (
-                f"{self.transfer.seed}, {kind}, round {next(numbers)}"  # changes all draws
-            )
+            seed = f"{self.transfer.seed}, {kind}, round {next(numbers)}"  # changes all draws
             key = {
                 "writer": self.identity,
                 "train": self.task.train.fingerprint(),

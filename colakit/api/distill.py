@@ -122,24 +122,30 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
 
 
 def _transfer_set(session: Session, task: TaskData, teacher: Teacher) -> Split:
+    settings, sampler = session.settings.transfer, None
+    if settings.needs_sampler:
+        base = settings.language_model or teacher.untuned_base(_typed_base(session))
+        sampler = tuned_sampler(session, task, base)
+    return make_transfer_set(task, settings, session.arrays, session.reporter, sampler)
+
+
+def tuned_sampler(session: Session, task: TaskData, base: str) -> TunedSampler:
+    """Return the sampler for the settings; it is trained when it first samples, unless it is cached."""
     settings = session.settings
-    sampler = None
-    if settings.transfer.needs_sampler:
-        sampler = TunedSampler(
-            task,
-            settings.transfer.language_model or teacher.untuned_base(_typed_base(session)),
-            settings.transfer,
-            settings.finetune,
-            settings.lora,
-            settings.data.max_tokens,
-            session.compute,
-            session.gpt_training_compute,
-            settings.cpu_kernels,
-            session.cache_folder,
-            session.arrays,
-            session.reporter,
-        )
-    return make_transfer_set(task, settings.transfer, session.arrays, session.reporter, sampler)
+    return TunedSampler(
+        task,
+        base,
+        settings.transfer,
+        settings.finetune,
+        settings.lora,
+        settings.data.max_tokens,
+        session.compute,
+        session.gpt_training_compute,
+        settings.cpu_kernels,
+        session.cache_folder,
+        session.arrays,
+        session.reporter,
+    )
 
 
 def _val_metrics(session: Session, teachers: list[Teacher], task: TaskData) -> Metrics:

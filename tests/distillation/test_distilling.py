@@ -15,17 +15,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from colakit.api.distill import _word_vectors
+from colakit.api.distill import _load_teachers, _token_embeddings
 from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.data.splits import left_out
-from colakit.distillation.teachers import load_teachers, logits_of, mean_logits, train_logits
+from colakit.distillation.teachers import mean_logits, train_logits
 from colakit.inference.classifier import SentenceClassifier, load_classifier
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.distillation_heads import StudentWithHeads
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage.gpt2 import load_gpt
-from colakit.training.task_data import load_task
 from colakit.utils.console import Reporter
 
 Run = Callable[..., tuple[int, str, str]]
@@ -58,19 +57,19 @@ def distilling(toy: Path, teachers: list[Path]) -> Session:
 
 def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, folds: list[Path]) -> None:
     session = distilling(toy, folds)
-    task = load_task(session)
-    first, second = load_teachers(session, task)
-    found, num_out_of_fold = train_logits(session, [first, second], task.train)
-    alone = [mean_logits(session, [teacher], task.train) for teacher in (first, second)]
+    task = session.load_task()
+    first, second = _load_teachers(session, task)
+    found, num_out_of_fold = train_logits([first, second], task.train)
+    alone = [mean_logits([teacher], task.train) for teacher in (first, second)]
     in_first = left_out(task.train.sentences, "1/2")
     assert 0.3 < in_first.mean() < 0.7
     np.testing.assert_array_equal(found, np.where(in_first[:, None], *alone))
     assert num_out_of_fold == len(task.train)
-    of_one, some = train_logits(session, [first], task.train)
+    of_one, some = train_logits([first], task.train)
     np.testing.assert_array_equal(of_one, alone[0])
     assert some == in_first.sum()
-    both = mean_logits(session, [first, second], task.val)
-    each = [mean_logits(session, [teacher], task.val) for teacher in (first, second)]
+    both = mean_logits([first, second], task.val)
+    each = [mean_logits([teacher], task.val) for teacher in (first, second)]
     np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-6)
 
 
@@ -78,20 +77,22 @@ def test_a_teacher_goes_on_where_it_was_stopped(
     toy: Path, folds: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = distilling(toy, folds[:1])
-    task = load_task(session)
-    (teacher,) = load_teachers(session, task)
-    whole = logits_of(session, teacher, task.train)
+    task = session.load_task()
+    (teacher,) = _load_teachers(session, task)
+    whole = teacher.logits(task.train)
     monkeypatch.setattr("colakit.distillation.teachers.PART", 50)
     monkeypatch.setattr(SentenceClassifier, "logits", stops_after(2, original := SentenceClassifier.logits))
     with pytest.raises(KeyboardInterrupt):
-        logits_of(session, teacher, task.train)
+        teacher.logits(task.train)
     monkeypatch.setattr(SentenceClassifier, "logits", original)
     capsys.readouterr()
-    found = logits_of(session, teacher, task.train)
-    assert f"asking {teacher.path} about {len(task.train) - 100} sentences" in capsys.readouterr().err
+    found = teacher.logits(task.train)
+    assert (
+        f"computing logits of {teacher.path} for {len(task.train) - 100} sentences" in capsys.readouterr().err
+    )
     np.testing.assert_allclose(found, whole, atol=1e-5)
-    logits_of(session, teacher, task.train)
-    assert "asking" not in capsys.readouterr().err
+    teacher.logits(task.train)
+    assert "computing logits" not in capsys.readouterr().err
 
 
 def stops_after(times: int, method: Callable[..., object]) -> Callable[..., object]:
@@ -267,7 +268,7 @@ def student() -> DistilRNN:
 
 def test_a_student_that_teaches_has_a_vector_for_every_token(student: DistilRNN) -> None:
     student.embed_only([3, 9, 4, 0, 1, 2])
-    vectors = _word_vectors(student)
+    vectors = _token_embeddings(student)
     assert vectors.shape == (11, 4)
     weight = student.embedding.weight.detach().numpy()
     np.testing.assert_array_equal(vectors[[3, 9, 5, 10]], weight[[1, 2, 0, 0]])

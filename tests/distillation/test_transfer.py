@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from colakit.api.distill import tuned_sampler
 from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
@@ -18,12 +19,12 @@ from colakit.data.splits import left_out
 from colakit.data.tokens import SentenceTokenizer
 from colakit.data.transfer import WORDS, Collector, corrupt_sentences, normalised, shares
 from colakit.distillation.samplers import SentenceSampler
-from colakit.distillation.transfer_set import Sources, augmented, transfer_set
+from colakit.distillation.transfer_set import Sources, augment, make_transfer_set
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.storage.gpt2 import load_gpt
-from colakit.training.task_data import TaskData, load_task
+from colakit.training.task_data import TaskData
 from colakit.utils.console import Reporter
 
 TRAIN = [
@@ -98,15 +99,18 @@ def made(data: Path, **settings: object) -> tuple[Session, TaskData]:
     assignments = [f"data.path={data}", *(f"transfer.{key}={value}" for key, value in settings.items())]
     resolved = resolve(flags={}, assignments=assignments, config=None)
     session = Session("distill", resolved, Reporter(quiet=False), None, False, False)
-    return session, load_task(session)
+    return session, session.load_task()
 
 
-def no_base() -> str:
-    raise AssertionError("nothing asks for a base")
+def draw(session: Session, task: TaskData, base: Path | str | None = None) -> Split:
+    settings = session.settings.transfer
+    base = settings.language_model or base
+    sampler = tuned_sampler(session, task, str(base)) if settings.needs_sampler else None
+    return make_transfer_set(task, settings, session.arrays, session.reporter, sampler)
 
 
-def draw(session: Session, task: TaskData, base: Callable[[], str] = no_base) -> Split:
-    return transfer_set(session, task, session.settings.transfer, base)
+def augmented(session: Session, task: TaskData) -> Split:
+    return augment(task, session.settings.transfer, session.arrays, session.reporter)
 
 
 def forms(split: Split) -> set[str]:
@@ -156,17 +160,17 @@ def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixtu
 
 def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path, tmp_path: Path) -> None:
     sizes = {"size": 0.2, "sources": "{lm_sample_corrupt: 1, lm_sample: 1}"}
-    ours = draw(*made(toy / "corpus", **sizes), lambda: str(toy / "base"))
+    ours = draw(*made(toy / "corpus", **sizes), toy / "base")
     named = draw(*made(toy / "corpus", **sizes, language_model=toy / "base"))
     assert ours.sentences == named.sentences
     with pytest.raises(ColakitError, match="no-such-base"):
-        draw(*made(toy / "corpus", **sizes), lambda: "./no-such-base")
+        draw(*made(toy / "corpus", **sizes), "./no-such-base")
 
 
 def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
     """What `lm_sample_corrupt` needs beyond `samples` are further sentences, not the same ones again."""
     session, task = made(toy / "corpus", sampler_epochs=0)
-    settings, writer = session.settings.transfer, TunedSampler(session, task, str(toy / "base"))
+    settings, writer = session.settings.transfer, tuned_sampler(session, task, str(toy / "base"))
     sources = Sources(settings, task.train.sentences, writer, lambda sentence: False)
     first = list(islice(sources.draw("lm_sample", 50), 50))
     next(sources.draw("lm_sample_corrupt", 80))
@@ -177,7 +181,7 @@ def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
 
 def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
     session, task = made(toy / "corpus", size=0.2, sources="{lm_sample_corrupt: 1}")
-    drawn = draw(session, task, lambda: str(toy / "base"))
+    drawn = draw(session, task, toy / "base")
     assert len(drawn) == round(0.2 * len(task.train))
 
 
@@ -213,10 +217,12 @@ def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Co
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
     writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
-    assert list(writer.resampled(["Go!", "Stop"], "a seed")) == []  # the first word is never written anew
+    assert (
+        list(writer.word_resamples(["Go!", "Stop"], "a seed")) == []
+    )  # the first word is never written anew
     original = "The old cat sees the dog."
     words = original.removesuffix(".").split()
-    written = list(writer.resampled([original], "a seed"))
+    written = list(writer.word_resamples([original], "a seed"))
     assert len(written) > 20
     for sentence in written:
         found = sentence.removesuffix(".").split()
@@ -258,7 +264,7 @@ def test_a_rule_labels_near_misses_of_cola_alone() -> None:
     task = TaskData(Corpus("made", ("no", "yes"), {"train": train}), train, train, {})
     resolved = resolve(flags={}, assignments=[], config=None)
     session = Session("train-scratch", resolved, Reporter(quiet=True), None, False, False)
-    with pytest.raises(ColakitError, match="only near misses"):
+    with pytest.raises(ColakitError, match="corrupted sentences can be labelled only with CoLA's two labels"):
         augmented(session, task)
 
 
@@ -268,7 +274,7 @@ def test_what_a_writer_reads_and_computes_in_tells_writers_apart(toy: Path) -> N
         session = Session(
             "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
         )
-        return TunedSampler(session, load_task(session), str(toy / "base")).identity
+        return tuned_sampler(session, session.load_task(), str(toy / "base")).identity
 
     usual = identity("precision=fp32")
     for told in ("precision=bf16", "data.max_tokens=8", "finetune.lr=0.1", "lora.rank=2", "transfer.seed=1"):
@@ -310,16 +316,16 @@ def test_no_transfer_set_cannot_be_augmented(toy: Path) -> None:
 def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def writer(**settings: object) -> TunedSampler:
         session, task = made(toy / "corpus", **settings)
-        return TunedSampler(session, task, str(toy / "base"))
+        return tuned_sampler(session, task, str(toy / "base"))
 
     untuned = writer(sampler_epochs=0)
     assert untuned.folder() == toy / "base"
     tuned = writer(sampler_epochs=1)
     weights = (tuned.folder() / "model.safetensors").read_bytes()
-    assert "tuning" in capsys.readouterr().err
+    assert "fine-tuning" in capsys.readouterr().err
     assert weights != (toy / "base" / "model.safetensors").read_bytes()
     assert writer(sampler_epochs=1).folder() == tuned.folder()
-    assert "tuning" not in capsys.readouterr().err
+    assert "fine-tuning" not in capsys.readouterr().err
     assert writer(sampler_epochs=2).folder() != tuned.folder()
     assert writer(sampler_epochs=1, seed=1).folder() != tuned.folder()
     assert untuned.identity != tuned.identity
@@ -336,19 +342,19 @@ def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute)
 
     def writer(**settings: object) -> TunedSampler:
         session, task = made(toy / "corpus", sampler_epochs=0, **settings)
-        found = TunedSampler(session, task, str(toy / "base"))
+        found = tuned_sampler(session, task, str(toy / "base"))
         model = load_gpt(toy / "base").requires_grad_(False).eval()
         tokenizer = SentenceTokenizer.from_folder(toy / "base")
-        found.writer = Watched(model, tokenizer, fp32, temperature=1.0, batch_size=4)
+        found.sampler = Watched(model, tokenizer, fp32, temperature=1.0, batch_size=4)
         return found
 
-    first = list(islice(writer().samples(), 140))  # of 64 a round
+    first = list(islice(writer().lm_samples(), 140))  # of 64 a round
     assert len(asked) == len(set(asked)) >= 3
     stopped, asked[:] = list(asked), []
-    assert list(islice(writer().samples(), 200))[:140] == first
+    assert list(islice(writer().lm_samples(), 200))[:140] == first
     assert asked[0] == stopped[-1]  # the one that was not whole
     asked.clear()
-    assert list(islice(writer(seed=1).samples(), 60)) != first[:60]
+    assert list(islice(writer(seed=1).lm_samples(), 60)) != first[:60]
     assert asked
 
 

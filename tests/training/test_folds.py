@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
+from colakit.api import cross_validation as command
 from colakit.api.session import Session
 from colakit.cli.app import main
 from colakit.config.resolve import resolve
@@ -28,8 +29,7 @@ from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names
 from colakit.inference.classifier import load_classifier
 from colakit.runtime.device import resolve_compute
 from colakit.storage.run_folder import RunFolder
-from colakit.training import cross_validation as command
-from colakit.training.task_data import TaskData, load_task
+from colakit.training.task_data import TaskData
 from colakit.utils.console import Reporter
 from colakit.utils.subprocesses import Child
 
@@ -78,7 +78,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def cut(toy: Path) -> TaskData:
     resolved = resolve(assignments=[f"data.path={toy / 'corpus'}"], environment={})
-    return load_task(Session("finetune", resolved, Reporter(quiet=True)))
+    return Session("finetune", resolved, Reporter(quiet=True)).load_task()
 
 
 def fold_of_sentence(sentence: str, count: int) -> int:
@@ -258,7 +258,7 @@ def test_torchrun_and_runs_of_their_own_are_refused(
     assert "holds a run of its own" in err
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ColakitError, match="under torchrun"):
-        command._refuse(Session("finetune", resolve(environment={}), Reporter(quiet=True)))
+        command._check_settings(Session("finetune", resolve(environment={}), Reporter(quiet=True)))
 
 
 def test_a_run_in_another_fold_s_place_is_named(copy: Path, colakit: Run) -> None:

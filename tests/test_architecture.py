@@ -130,3 +130,21 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command = command.commands[words.pop(0)]
     command.make_context("colakit", words)  # raises on an unknown flag or a missing argument
+
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_paths_of_the_documents_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|c|md|yaml)|tests/[\w/]+)`", text)
+    roots = (ROOT, ROOT / "colakit")
+    assert [path for path in paths if not any((root / path).exists() for root in roots)] == []

@@ -19,7 +19,7 @@ from colakit.data.tokens import Tokens
 from colakit.inference import numpy_predictor as student_predictor
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import probabilities
-from colakit.inference.forward import Rows, compute_logits, soonest
+from colakit.inference.forward import Forward, compute_logits, fastest_forward
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
 from colakit.models.gpt.config import GPTConfig
@@ -46,7 +46,7 @@ def same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def in_numpy(model: DistilRNN) -> Rows:
+def in_numpy(model: DistilRNN) -> Forward:
     """Return numpy's path of `model`, with tensors in and out."""
     plain = NumpyRNN(model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     return lambda input_ids, mask: torch.from_numpy(plain(input_ids.numpy(), mask.numpy()))
@@ -62,7 +62,7 @@ every_path = pytest.mark.parametrize("path", [FastRNN, in_numpy], ids=["torch", 
 @pytest.mark.parametrize("bidirectional", [True, False], ids=["both", "forward"])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_the_fast_path_says_what_the_plain_one_says(
-    cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Rows]
+    cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Forward]
 ) -> None:
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
     input_ids, mask = ragged()
@@ -86,7 +86,7 @@ def test_in_bf16_it_says_nearly_that(cell: str) -> None:
 
 @torch.no_grad()
 @every_path
-def test_tokens_that_share_a_row_share_it_on_the_fast_path(path: Callable[[DistilRNN], Rows]) -> None:
+def test_tokens_that_share_a_row_share_it_on_the_fast_path(path: Callable[[DistilRNN], Forward]) -> None:
     model = student(num_embeddings=12)
     model.embed_only(range(5, 16))
     same(path(model)(*ragged()), model(*ragged()))
@@ -94,7 +94,7 @@ def test_tokens_that_share_a_row_share_it_on_the_fast_path(path: Callable[[Disti
 
 @torch.no_grad()
 @every_path
-def test_gates_that_are_shut_for_good_are_no_fault(path: Callable[[DistilRNN], Rows]) -> None:
+def test_gates_that_are_shut_for_good_are_no_fault(path: Callable[[DistilRNN], Forward]) -> None:
     model = student(cell="lstm")
     model.layers[0][0].bias_hh_l0[:7] = -200.0  # exp(200) is beyond fp32
     same(path(model)(*ragged()), model(*ragged()))
@@ -139,9 +139,9 @@ def test_the_fast_path_does_not_change_the_model_and_follows_no_later_change() -
 def test_only_a_student_on_a_cpu_takes_the_fast_path(fp32: Compute) -> None:
     model, gpu = student(), replace(fp32, device=torch.device("cuda"))
     gpt = GPT(GPTConfig(vocab_size=VOCAB, num_positions=8, width=8, num_layers=1, num_heads=2)).classifier(2)
-    assert isinstance(soonest(model, fp32), FastRNN)
-    assert soonest(model, gpu) is model
-    assert soonest(gpt, fp32) is gpt
+    assert isinstance(fastest_forward(model, fp32), FastRNN)
+    assert fastest_forward(model, gpu) is model
+    assert fastest_forward(gpt, fp32) is gpt
 
 
 @torch.no_grad()
@@ -183,6 +183,10 @@ def test_a_predictor_labels_as_the_classifier_does(
     alone = [predictor([sentence]) for sentence in SENTENCES]
     np.testing.assert_allclose(np.concatenate([one.probs for one in alone]), found.probs, atol=1e-5)
     assert found.num_truncated == sum(one.num_truncated for one in alone) == 1
+
+
+def test_a_string_is_one_sentence(predictor: Predictor | StudentPredictor) -> None:
+    np.testing.assert_array_equal(predictor(SENTENCES[0]).probs, predictor([SENTENCES[0]]).probs)
 
 
 def test_a_predictor_of_no_sentences_says_nothing(predictor: Predictor | StudentPredictor) -> None:

@@ -135,5 +135,5 @@ def _word_vectors(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dtype[
     if isinstance(model, GPTClassifier):
         weight = model.transformer.wte.weight
     else:
-        weight = model.embedding.weight[model.rows(torch.arange(model.config.vocab_size))]
+        weight = model.embedding.weight[model.embedding_rows(torch.arange(model.config.vocab_size))]
     return weight.detach().float().cpu().numpy()

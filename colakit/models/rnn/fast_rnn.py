@@ -47,17 +47,17 @@ class FastRNN:
             for layer in self.layers:
                 states = run(_TORCH, self.model.config.cell, [layer], x, index, order)  # (T, B, W)
                 x, index = states.flatten(0, 1), _numbers(states)
-            return self.model.answer(self.model.pool(states.transpose(0, 1), attention_mask, lengths))
+            return self.model.classify(self.model.pool(states.transpose(0, 1), attention_mask, lengths))
 
     def _order(self, lengths: Tensor, tokens: int) -> Tensor:
         """Return the places (T, B) of tokens as a backward direction reads them."""
         if len(lengths) == 1 and int(lengths) == tokens:  # without padding, it begins at the end
             return torch.arange(tokens - 1, -1, -1)[:, None]
-        return self.model.reversal(lengths, tokens).t() * len(lengths) + torch.arange(len(lengths))
+        return self.model.reversal_indices(lengths, tokens).t() * len(lengths) + torch.arange(len(lengths))
 
     def _embedded(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings (U, E) of the distinct tokens, and which of them each token is, (T, B)."""
-        rows = self.model.rows(input_ids).t()
+        rows = self.model.embedding_rows(input_ids).t()
         if rows.shape[1] == 1:  # of so few tokens, finding the equal ones costs more than it saves
             return self.model.embedding(rows[:, 0]), torch.arange(len(rows))[:, None]
         distinct, index = rows.unique(return_inverse=True)

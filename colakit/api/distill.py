@@ -176,5 +176,5 @@ def _token_embeddings(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dt
     if isinstance(model, GPTClassifier):
         weight = model.transformer.wte.weight
     else:
-        weight = model.embedding.weight[model.rows(torch.arange(model.config.vocab_size))]
+        weight = model.embedding.weight[model.embedding_rows(torch.arange(model.config.vocab_size))]
     return weight.detach().float().cpu().numpy()

@@ -1,10 +1,11 @@
-"""From logits to labels.
+"""Probabilities and predicted labels from logits.
 
 Shapes: N sentences, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of N sentences.
+    """Predictions for N sentences.
 
     Attributes:
         labels: (N,) indices into the classifier's label names.
         probs: (N, C).
-        num_truncated: sentences that were cut to the longest that the classifier reads.
+        num_truncated: sentences truncated to the classifier's `max_tokens`.
     """
 
     labels: NDArray[np.int64]
@@ -27,9 +28,14 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], threshold: float | None, num_truncated: int) -> Predictions:
-        """Return what (N, C) logits say; `threshold` as `predict_labels` takes it."""
+        """Return the predictions for (N, C) logits; `threshold` as in `predict_labels`."""
         probs = probabilities(logits)
         return cls(predict_labels(logits, threshold, probs), probs, num_truncated)
+
+
+def as_list(sentences: str | Sequence[str]) -> list[str]:
+    """Return a list of sentences; a single string is one sentence."""
+    return [sentences] if isinstance(sentences, str) else list(sentences)
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -41,12 +47,13 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def predict_labels(
     logits: NDArray[np.float32], threshold: float | None, probs: NDArray[np.float64] | None = None
 ) -> NDArray[np.int64]:
-    """Return (N,) labels: the likeliest class; of two, 1 where its probability is ≥ `threshold`.
+    """Return (N,) labels: the argmax or, with a threshold, 1 where the probability of class 1 reaches it.
 
     Args:
-        probs: `probabilities(logits)`, where they are known already.
+        threshold: for two classes only.
+        probs: `probabilities(logits)`, if already computed.
     """
     if threshold is None:
         return logits.argmax(axis=1).astype(np.int64)
-    assert logits.shape[1] == 2, "a threshold decides between two classes"
+    assert logits.shape[1] == 2, "a threshold needs two classes"
     return ((probabilities(logits) if probs is None else probs)[:, 1] >= threshold).astype(np.int64)

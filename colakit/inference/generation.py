@@ -1,4 +1,4 @@
-"""Sampling text from a language model, one token at a time, with a KV cache.
+"""Text generation with a KV cache, one token at a time.
 
 Shapes: B samples, T prompt tokens, V vocabulary.
 """
@@ -15,7 +15,7 @@ from colakit.models.gpt.model import GPT
 from colakit.runtime.device import Compute
 
 
-@torch.inference_mode()  # as a decorator it is off while the consumer runs; a `with` in a generator is not
+@torch.inference_mode()  # a `with` inside a generator would also cover the consumer's code
 def generate_tokens(
     model: GPT,
     prompt: Tensor,
@@ -28,27 +28,26 @@ def generate_tokens(
     stop_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the next token (B,) of every sample until all have stopped or `max_new_tokens` are out.
+    """Yield the next token (B,) of every sample until all have stopped or `max_new_tokens` were yielded.
 
-    A sample that has stopped goes on with `stop_id`, and costs nothing any more once a third of those
-    computed have stopped. Where the model's positions run out, the oldest half of the text is forgotten and
-    the rest read again.
+    A stopped sample yields `stop_id`. Stopped samples are dropped from the batch once they are a third of it.
+    When the model's positions run out, the older half of the text is dropped and the rest encoded again.
 
     Args:
         prompt: (B, T) int64, T ≥ 1.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep the k likeliest tokens only.
-        top_p: keep the likeliest tokens whose probabilities add up to p (Holtzman et al. 2020,
-            arXiv:1904.09751).
+        temperature: divides the logits; 0 is greedy.
+        top_k: sample from the k most likely tokens.
+        top_p: sample from the most likely tokens whose probabilities sum to p (nucleus sampling, Holtzman et
+            al. 2020, arXiv:1904.09751).
         stop_id: token that ends a sample.
-        generator: source of randomness, on the CPU.
+        generator: on the CPU.
     """
     positions = model.config.num_positions
     text = prompt[:, -positions:].to(compute.device)
-    room = min(positions, text.shape[1] + max_new_tokens)
-    going = torch.arange(len(text), device=compute.device)  # samples that `text` and `cache` still have
+    capacity = min(positions, text.shape[1] + max_new_tokens)
+    active = torch.arange(len(text), device=compute.device)  # samples still in `text` and `cache`
     stopped = torch.zeros(len(text), dtype=torch.bool, device=compute.device)
-    cache = KVCache(model.config, len(text), room, compute.device, compute.dtype)
+    cache = KVCache(model.config, len(text), capacity, compute.device, compute.dtype)
     unread = text
     for _ in range(max_new_tokens):
         if cache.length + unread.shape[1] > positions:
@@ -63,14 +62,14 @@ def generate_tokens(
             yield unread[:, 0]
             continue
         tokens = torch.full_like(stopped, stop_id, dtype=torch.long)
-        tokens[going] = torch.where(stopped[going], stop_id, unread[:, 0])
+        tokens[active] = torch.where(stopped[active], stop_id, unread[:, 0])
         yield tokens
         stopped = tokens == stop_id
-        kept = (~stopped[going]).nonzero()[:, 0]
+        kept = (~stopped[active]).nonzero()[:, 0]
         if not len(kept):
             return
-        if 3 * len(kept) <= 2 * len(going):
-            going, text, unread = going[kept], text[kept], unread[kept]
+        if 3 * len(kept) <= 2 * len(active):
+            active, text, unread = active[kept], text[kept], unread[kept]
             cache.keep(kept)
 
 
@@ -91,9 +90,9 @@ def sample(
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # the likeliest token always stays
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # always keeps the most likely token
         logits = torch.empty_like(logits).scatter(-1, order, ordered)
-    reached = logits.softmax(dim=-1).cumsum(dim=-1)  # one uniform number a row, not one for each token
-    drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device) * reached[:, -1:]
-    found = torch.searchsorted(reached, drawn, right=True)[:, 0]
-    return found.clamp(max=logits.shape[-1] - 1)
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # inverse-CDF sampling: one uniform draw per row
+    drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, drawn, right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[-1] - 1)

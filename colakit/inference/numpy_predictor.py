@@ -1,4 +1,4 @@
-"""Labels and probabilities of sentences from a student's `ckpt.pt`, with numpy and the Rust tokenizer alone.
+"""Labels and probabilities of sentences from a student's `student.safetensors`, without importing torch.
 
 Shapes: B batch, T tokens, N sentences, C classes.
 """
@@ -16,29 +16,30 @@ from threadpoolctl import threadpool_limits
 
 from colakit.data.tokens import INFERENCE_BATCH, SentenceTokenizer, Tokens, plan_inference
 from colakit.errors import first_line
-from colakit.inference.decisions import Predictions
+from colakit.inference.decisions import Predictions, as_list
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
 from colakit.storage.model_file import FORMAT, check_metadata, read_student_file, student_name
 
-MAX_BATCH_TOKENS = 2**13  # padding included; each worker holds some 20 KB a token
+MAX_BATCH_TOKENS = 2**13  # with padding; a worker needs about 20 KB per token
 MAX_WORKERS = 8
-_ONE_AT_A_TIME = threading.Lock()  # the limit on threads is the whole process's
+_BLAS_LOCK = threading.Lock()  # threadpool_limits acts on the whole process
 
 
 class StudentPredictor:
-    """Labels sentences as `Predictor` does, from the file of a recurrent student, without importing torch.
+    """Label sentences with a recurrent student, as `Predictor` does, without importing torch.
 
         predictor = StudentPredictor("runs/distill-001")
         predictor(["The cat sleep."]).labels
 
     Args:
-        where: a `ckpt.pt`, or the folder of its run.
-        batch_size: sentences computed at a time, by each core; sentences of like length go together.
+        where: a `student.safetensors`, or the run folder or `ckpt.pt` that it belongs to. A `ckpt.pt`
+            that was copied without it needs `Predictor`.
+        batch_size: largest number of sentences that each core computes at a time.
 
     Raises:
-        ValueError: if it is no student's file, or is damaged.
+        ValueError: if it is not a student's file, is damaged, or was not written with the `ckpt.pt`.
         OSError: if it cannot be read.
     """
 
@@ -59,13 +60,13 @@ class StudentPredictor:
         self.threshold: float | None = metadata["threshold"]
         self._batch_size = batch_size
 
-    def __call__(self, sentences: Sequence[str]) -> Predictions:
-        """Return labels and probabilities in the order of the sentences."""
-        tokens = self._tokenizer.encode(sentences, self.max_tokens)
+    def __call__(self, sentences: str | Sequence[str]) -> Predictions:
+        """Return the predictions for one sentence or several, in their order."""
+        tokens = self._tokenizer.encode(as_list(sentences), self.max_tokens)
         return Predictions.of(self._logits(tokens), self.threshold, tokens.num_truncated)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Return (N, C) logits; of several batches, every core takes one at a time."""
+        """Return (N, C) logits; several batches are spread over the cores, one BLAS thread each."""
         rows = np.empty((len(tokens), self._model.config.num_labels), dtype=np.float32)
 
         def compute(index: NDArray[np.int64]) -> None:
@@ -77,13 +78,13 @@ class StudentPredictor:
                 compute(index)
             return rows
         workers = min(available_cpus(), MAX_WORKERS)
-        with _ONE_AT_A_TIME, threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+        with _BLAS_LOCK, threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(compute, plan):
                 pass
         return rows
 
     def _plan(self, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Yield batches in order of length, smaller ones where sentences are very long."""
+        """Yield batches in order of length, of at most `MAX_BATCH_TOKENS` tokens or one sentence."""
         for index in plan_inference(lengths, self._batch_size):
             size = max(1, MAX_BATCH_TOKENS // int(lengths[index[-1]]))
             yield from (index[start : start + size] for start in range(0, len(index), size))

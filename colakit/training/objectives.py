@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from colakit.data.batches import UNLABELLED, Batch
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
-from colakit.models.rnn.distillation_heads import Answer
+from colakit.models.rnn.distillation_heads import StudentOutput
 
 
 class Loss(NamedTuple):
@@ -161,10 +161,10 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (student_logits - teacher_logits).square().mean(dim=-1)
 
 
-def _ask(model: nn.Module, batch: Batch) -> Answer:
+def _ask(model: nn.Module, batch: Batch) -> StudentOutput:
     answer = model(batch.input_ids, batch.attention_mask)
-    return answer if isinstance(answer, Answer) else Answer(answer)
+    return answer if isinstance(answer, StudentOutput) else StudentOutput(answer)
 
 
-def _with_tokens(total: Tensor, answer: Answer, weight: Schedule | None, now: float) -> Tensor:
-    return total if answer.nats is None or weight is None else total + weight(now) * answer.nats
+def _with_tokens(total: Tensor, answer: StudentOutput, weight: Schedule | None, now: float) -> Tensor:
+    return total if answer.nll is None or weight is None else total + weight(now) * answer.nll

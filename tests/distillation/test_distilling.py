@@ -305,7 +305,7 @@ def test_an_apprentice_predicts_neighbours_from_either_side(student: DistilRNN) 
     assert found.hidden is not None
     assert found.hidden.shape == (2, 3)
     assert_close(found.logits, student(ids, mask))
-    states = student.read(ids, mask).first
+    states = student.encode(ids, mask).first
     table = student.embedding.weight
 
     def nats(head: int, row: int, place: int, target: int) -> torch.Tensor:
@@ -315,14 +315,14 @@ def test_an_apprentice_predicts_neighbours_from_either_side(student: DistilRNN) 
 
     following = nats(0, 0, 0, 1) + nats(0, 0, 1, 2) + nats(0, 1, 0, 4)
     preceding = nats(1, 0, 1, 0) + nats(1, 0, 2, 1) + nats(1, 0, 3, 2) + nats(1, 1, 1, 3)
-    assert_close(found.nats, following + preceding)
+    assert_close(found.nll, following + preceding)
 
 
 def test_no_direction_sees_what_it_is_to_predict(student: DistilRNN) -> None:
     apprentice = StudentWithHeads(student, predicts_tokens=True)
     student.embed_only([0, 1, 2, 3, 4, 5])
     mask = torch.ones(1, 4, dtype=torch.long)
-    one, other = (student.read(torch.tensor([[0, 1, last, 3]]), mask).first for last in (2, 4))
+    one, other = (student.encode(torch.tensor([[0, 1, last, 3]]), mask).first for last in (2, 4))
     assert_close(one[:, :2, :5], other[:, :2, :5])  # forward, before the token that differs
     assert_close(one[:, 3:, 5:], other[:, 3:, 5:])  # backward, after it
-    assert apprentice(torch.tensor([[0, 1, 2, 3]]), mask).nats is not None
+    assert apprentice(torch.tensor([[0, 1, 2, 3]]), mask).nll is not None

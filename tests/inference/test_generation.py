@@ -1,4 +1,4 @@
-"""Sampling: what each knob means, and what must never change the text."""
+"""Text generation: effect of each sampling option, and invariance to batching and adapters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def text(
 
 @torch.no_grad()
 def greedy_without_cache(model: GPT, prompt: Tensor, num: int) -> Tensor:
-    """Return the likeliest continuation; a text that outgrows the positions loses its older half."""
+    """Return the greedy continuation; a text beyond the positions loses its older half."""
     window, found = prompt[:, -POSITIONS:], []
     for _ in range(num):
         if window.shape[1] > POSITIONS:
@@ -74,7 +74,7 @@ def drawn(**knobs: Any) -> Tensor:
     ],
     ids=str,
 )
-def test_the_sharpest_setting_of_every_knob_is_greedy(
+def test_sharpest_setting_of_each_option_is_greedy(
     model: GPT, prompt: Tensor, fp32: Compute, knobs: dict[str, Any]
 ) -> None:
     assert torch.equal(text(model, prompt, fp32, **knobs), greedy_without_cache(model, prompt, 10))
@@ -97,7 +97,7 @@ def test_the_sharpest_setting_of_every_knob_is_greedy(
     ],
     ids=str,
 )
-def test_draws_follow_the_allowed_tokens_renormalised(knobs: dict[str, Any], allowed: set[int]) -> None:
+def test_samples_follow_the_renormalised_distribution(knobs: dict[str, Any], allowed: set[int]) -> None:
     shares = drawn(**knobs)
     assert set(shares.nonzero().flatten().tolist()) == allowed
     probs = PROBS ** (1 / knobs.get("temperature", 1.0))
@@ -106,14 +106,14 @@ def test_draws_follow_the_allowed_tokens_renormalised(knobs: dict[str, Any], all
     torch.testing.assert_close(shares, expected / expected.sum(), atol=0.018, rtol=0)
 
 
-def test_top_k_and_top_p_judge_every_row_by_itself() -> None:
+def test_top_k_and_top_p_act_per_row() -> None:
     rows = torch.stack([PROBS, PROBS.flip(0)]).log().repeat(500, 1)
     for knobs in ({"top_k": 1, "top_p": None}, {"top_k": None, "top_p": 0.3}):
         tokens = sample(rows, 1.0, **knobs, generator=None)  # type: ignore[arg-type]
         assert torch.equal(tokens, torch.tensor([1, 3]).repeat(500))
 
 
-def test_one_seed_gives_one_text(model: GPT, prompt: Tensor, fp32: Compute) -> None:
+def test_same_seed_gives_same_text(model: GPT, prompt: Tensor, fp32: Compute) -> None:
     knobs = {"temperature": 1.0, "top_k": 20, "top_p": 0.9}
     first = text(model, prompt, fp32, seed=1, **knobs)
     torch.manual_seed(99)  # torch's own generator has no part in it
@@ -122,7 +122,7 @@ def test_one_seed_gives_one_text(model: GPT, prompt: Tensor, fp32: Compute) -> N
 
 
 @pytest.mark.parametrize("length", [1, 3, POSITIONS - 1, POSITIONS, POSITIONS + 5])
-def test_text_goes_on_beyond_the_model_s_positions(model: GPT, length: int, fp32: Compute) -> None:
+def test_text_continues_beyond_the_model_s_positions(model: GPT, length: int, fp32: Compute) -> None:
     prompt = torch.randint(0, 40, (2, length), generator=torch.Generator().manual_seed(3))
     num = 3 * POSITIONS
     assert torch.equal(
@@ -130,15 +130,13 @@ def test_text_goes_on_beyond_the_model_s_positions(model: GPT, length: int, fp32
     )
 
 
-def test_samples_do_not_depend_on_their_company(model: GPT, prompt: Tensor, fp32: Compute) -> None:
+def test_samples_do_not_depend_on_the_batch(model: GPT, prompt: Tensor, fp32: Compute) -> None:
     together = text(model, prompt, fp32, temperature=0)
     alone = [text(model, row[None], fp32, temperature=0) for row in prompt]
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_a_sample_ends_at_the_stop_token_and_all_end_the_text(
-    model: GPT, prompt: Tensor, fp32: Compute
-) -> None:
+def test_samples_end_at_the_stop_token(model: GPT, prompt: Tensor, fp32: Compute) -> None:
     free = text(model, prompt, fp32, num=40, temperature=1.0)
     stop_id = int(free[0, 4])
     stopped = text(model, prompt, fp32, num=400, temperature=1.0, stop_id=stop_id)
@@ -149,7 +147,7 @@ def test_a_sample_ends_at_the_stop_token_and_all_end_the_text(
         assert (row[end:] == stop_id).all()
 
 
-def test_samples_go_on_as_they_would_have_when_others_have_ended(model: GPT, fp32: Compute) -> None:
+def test_dropping_stopped_samples_preserves_the_others(model: GPT, fp32: Compute) -> None:
     prompts = torch.randint(40, (24, 3), generator=torch.Generator().manual_seed(1))
     free = text(model, prompts, fp32, num=40, temperature=0)
     stop_id = int(free[:, :20].flatten().mode().values)
@@ -168,7 +166,7 @@ def test_fresh_adapters_do_not_change_the_text(model: GPT, prompt: Tensor, fp32:
     assert torch.equal(text(model, prompt, fp32, temperature=1.0), before)
 
 
-def test_a_consumer_may_learn_between_tokens(model: GPT, prompt: Tensor, fp32: Compute) -> None:
+def test_consumer_may_train_between_tokens(model: GPT, prompt: Tensor, fp32: Compute) -> None:
     tokens = generate_tokens(model, prompt, max_new_tokens=3, compute=fp32)
     for _ in tokens:
         assert not torch.is_inference_mode_enabled()

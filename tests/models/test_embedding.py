@@ -1,4 +1,4 @@
-"""An embedding of which a part trains learns what the whole would, and stands for it."""
+"""A partial embedding trains its rows exactly as the full embedding would."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 from colakit.models.parameters import count_parameters
 from colakit.models.rnn.distillation_heads import StudentWithHeads
-from colakit.models.rnn.partial_embedding import PartEmbedding
+from colakit.models.rnn.partial_embedding import PartialEmbedding
 
 READ = torch.tensor([[7, 3, 29, 3], [0, 7, 7, 12]])
 
 
-def whole() -> nn.Embedding:
+def full_embedding() -> nn.Embedding:
     torch.manual_seed(0)
     return nn.Embedding(VOCAB, 5)
 
@@ -23,41 +23,41 @@ def whole() -> nn.Embedding:
 @pytest.mark.parametrize(
     "trained", [[], [3], [29, 0, 12, 7, 3], range(VOCAB)], ids=["none", "one", "some", "all"]
 )
-def test_every_token_has_its_row(trained: list[int]) -> None:
-    full = whole()
-    part = PartEmbedding(full, torch.tensor(list(trained), dtype=torch.long))
+def test_partial_embedding_returns_every_token_s_row(trained: list[int]) -> None:
+    full = full_embedding()
+    part = PartialEmbedding(full, torch.tensor(list(trained), dtype=torch.long))
     everything = torch.arange(VOCAB).view(5, 6)
     for mode in (True, False):
         assert torch.equal(part.train(mode)(everything), full(everything))
-    assert torch.equal(part.whole(), full.weight)
+    assert torch.equal(part.full_weight(), full.weight)
     assert part.weight.shape == (len(trained), 5)
     assert sum(p.numel() for p in part.parameters()) == full.weight.numel()
-    assert {name: p.requires_grad for name, p in part.named_parameters()} == {"weight": True, "others": False}
+    assert {name: p.requires_grad for name, p in part.named_parameters()} == {"weight": True, "frozen": False}
 
 
-def test_its_state_is_the_whole_s() -> None:
-    full = whole()
-    part = PartEmbedding(full, torch.tensor([4, 9]))
+def test_state_dict_is_that_of_the_full_embedding() -> None:
+    full = full_embedding()
+    part = PartialEmbedding(full, torch.tensor([4, 9]))
     assert part.state_dict().keys() == full.state_dict().keys()
     with torch.no_grad():
         part.weight.add_(1)
-    twin = whole()
+    twin = full_embedding()
     twin.load_state_dict(part.state_dict())
     expected = full.weight.detach().clone()
     expected[[4, 9]] += 1
     assert torch.equal(twin.weight.detach(), expected)
 
 
-def test_a_copy_was_made() -> None:
-    full = whole()
-    part = PartEmbedding(full, torch.tensor([4, 9]))
+def test_partial_embedding_copies_the_rows() -> None:
+    full = full_embedding()
+    part = PartialEmbedding(full, torch.tensor([4, 9]))
     with torch.no_grad():
         full.weight.zero_()
-    assert part.whole().abs().min() > 0
+    assert part.full_weight().abs().min() > 0
 
 
 def trained(embedding: nn.Module, weight_decay: float) -> Tensor:
-    """Return the rows after some steps that read different tokens of `READ`."""
+    """Return the rows after six steps on alternating rows of `READ`."""
     parameters = [p for p in embedding.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=weight_decay)
     goal = torch.linspace(-1, 1, 5)
@@ -69,18 +69,19 @@ def trained(embedding: nn.Module, weight_decay: float) -> Tensor:
     return embedding.state_dict()["weight"]
 
 
-def test_the_rows_that_are_read_learn_what_the_whole_s_would() -> None:
+def test_trained_rows_get_the_updates_of_the_full_embedding() -> None:
     read = READ.unique()
-    found, expected = (trained(e, 0.1) for e in (PartEmbedding(whole(), read), whole()))
+    found, expected = (trained(e, 0.1) for e in (PartialEmbedding(full_embedding(), read), full_embedding()))
     assert_close(found[read], expected[read], atol=1e-6, rtol=0)  # norms are summed over fewer zeros
-    assert (expected[read] - whole().weight[read]).abs().min() > 0.01
+    assert (expected[read] - full_embedding().weight[read]).abs().min() > 0.01
     others = torch.ones(VOCAB, dtype=torch.bool).index_fill(0, read, False)
-    assert torch.equal(found[others], whole().weight[others])
-    assert_close(trained(PartEmbedding(whole(), read), 0.0), trained(whole(), 0.0), atol=1e-6, rtol=0)
+    assert torch.equal(found[others], full_embedding().weight[others])
+    partial, full = trained(PartialEmbedding(full_embedding(), read), 0.0), trained(full_embedding(), 0.0)
+    assert_close(partial, full, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [{}, {"num_embeddings": 12}], ids=["all", "frequent"])
-def test_a_student_that_trains_rows_answers_as_before(shape: dict[str, int]) -> None:
+def test_train_rows_preserves_logits_and_state_dict(shape: dict[str, int]) -> None:
     model, mask = student(**shape), torch.ones_like(READ)
     if shape:
         model.embed_only(range(2, 13))
@@ -94,23 +95,23 @@ def test_a_student_that_trains_rows_answers_as_before(shape: dict[str, int]) -> 
         assert torch.equal(tensor, before[name]), name
 
 
-def test_an_apprentice_predicts_among_the_tokens_whose_rows_train() -> None:
+def test_token_heads_predict_among_the_trained_rows() -> None:
     torch.manual_seed(0)
     model, mask = student(dropout=0.0), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     ids = torch.tensor([[7, 3, 29, 3], [12, 7, 7, 0]])  # 0 is padding
-    apprentice = StudentWithHeads(model, predicts_tokens=True)
+    heads = StudentWithHeads(model, predicts_tokens=True)
     model.train_rows(torch.tensor([3, 7, 12, 29]))
-    found = apprentice(ids, mask).nats
+    found = heads(ids, mask).nll
     assert found is not None
-    states, table = model.read(ids, mask).first, whole_table(model)[[3, 7, 12, 29]]
+    states, table = model.encode(ids, mask).first, whole_table(model)[[3, 7, 12, 29]]
     number = {3: 0, 7: 1, 12: 2, 29: 3}
     total = torch.zeros(())
     for row, length in enumerate((4, 3)):
-        for place in range(length):
-            for head, seen, step in ((0, states[row, place, :7], 1), (1, states[row, place, 7:], -1)):
-                if 0 <= place + step < length:
-                    logits = table @ apprentice.to_tokens[head](seen)
-                    target = torch.tensor(number[int(ids[row, place + step])])
+        for position in range(length):
+            for head, seen, step in ((0, states[row, position, :7], 1), (1, states[row, position, 7:], -1)):
+                if 0 <= position + step < length:
+                    logits = table @ heads.to_tokens[head](seen)
+                    target = torch.tensor(number[int(ids[row, position + step])])
                     total = total + nn.functional.cross_entropy(logits, target)
     assert_close(found, total, atol=1e-4, rtol=1e-5)
 

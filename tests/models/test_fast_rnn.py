@@ -1,4 +1,4 @@
-"""The student's fast paths, torch's and numpy's, say what the plain one says."""
+"""FastRNN and NumpyRNN equal DistilRNN, and the predictors equal the classifier."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from colakit.data.tokenizer_training import train_tokenizer
 from colakit.data.tokens import Tokens
-from colakit.inference import numpy_predictor as student_predictor
+from colakit.inference import numpy_predictor
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import probabilities
-from colakit.inference.forward import Rows, compute_logits, soonest
+from colakit.inference.forward import Forward, compute_logits, fastest_forward
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
 from colakit.models.gpt.config import GPTConfig
@@ -35,19 +35,19 @@ SENTENCES = ("The dog barks.", "", "Dogs that the cat sees bark.", "The cat sees
 
 
 def ragged() -> tuple[Tensor, Tensor]:
-    """Return (input_ids, attention_mask) of sentences of `LENGTHS`, with padding that is no token's."""
+    """Return (input_ids, attention_mask) of sentences of `LENGTHS`, padded with token 0."""
     generator = torch.Generator().manual_seed(1)
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     return torch.randint(0, VOCAB, mask.shape, generator=generator) * mask, mask
 
 
 def same(actual: Tensor, expected: Tensor) -> None:
-    # fp32 both, products and tanh in another order; sixty steps do not add up, as states forget
+    # both fp32, in another order of operations; errors do not add up over steps
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def in_numpy(model: DistilRNN) -> Rows:
-    """Return numpy's path of `model`, with tensors in and out."""
+def in_numpy(model: DistilRNN) -> Forward:
+    """Return a `NumpyRNN` of `model` that takes and returns tensors."""
     plain = NumpyRNN(model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     return lambda input_ids, mask: torch.from_numpy(plain(input_ids.numpy(), mask.numpy()))
 
@@ -61,22 +61,22 @@ every_path = pytest.mark.parametrize("path", [FastRNN, in_numpy], ids=["torch", 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [True, False], ids=["both", "forward"])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_the_fast_path_says_what_the_plain_one_says(
-    cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Rows]
+def test_fast_paths_equal_the_module(
+    cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Forward]
 ) -> None:
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
     input_ids, mask = ragged()
     logits, fast = model(input_ids, mask), path(model)
     assert logits.std(dim=0).min() > 1e-3, "the sentences must differ for this to mean anything"
     same(fast(input_ids, mask), logits)
-    for i, length in enumerate(LENGTHS):  # alone, equal tokens are not looked for
+    for i, length in enumerate(LENGTHS):  # single sentences take the path without deduplication
         same(fast(input_ids[i : i + 1, :length], mask[i : i + 1, :length]), logits[i : i + 1])
         same(fast(input_ids[i : i + 1], mask[i : i + 1]), logits[i : i + 1])  # with its padding
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("cell", CELLS)
-def test_in_bf16_it_says_nearly_that(cell: str) -> None:
+def test_bf16_logits_are_near_those_of_fp32(cell: str) -> None:
     model = student(cell=cell, num_layers=2)
     logits, found = model(*ragged()), FastRNN(model, torch.bfloat16)(*ragged())
     assert found.dtype == torch.float32
@@ -86,7 +86,7 @@ def test_in_bf16_it_says_nearly_that(cell: str) -> None:
 
 @torch.no_grad()
 @every_path
-def test_tokens_that_share_a_row_share_it_on_the_fast_path(path: Callable[[DistilRNN], Rows]) -> None:
+def test_fast_paths_equal_the_module_with_shared_embedding_rows(path: Callable[[DistilRNN], Forward]) -> None:
     model = student(num_embeddings=12)
     model.embed_only(range(5, 16))
     same(path(model)(*ragged()), model(*ragged()))
@@ -94,7 +94,7 @@ def test_tokens_that_share_a_row_share_it_on_the_fast_path(path: Callable[[Disti
 
 @torch.no_grad()
 @every_path
-def test_gates_that_are_shut_for_good_are_no_fault(path: Callable[[DistilRNN], Rows]) -> None:
+def test_closed_gates_do_not_overflow(path: Callable[[DistilRNN], Forward]) -> None:
     model = student(cell="lstm")
     model.layers[0][0].bias_hh_l0[:7] = -200.0  # exp(200) is beyond fp32
     same(path(model)(*ragged()), model(*ragged()))
@@ -117,38 +117,36 @@ def altered(name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["missing", "shape", "kind", "beyond", "before"])
-def test_numpy_s_path_refuses_tensors_of_another_student(name: str) -> None:
+def test_numpy_rnn_refuses_tensors_of_another_shape(name: str) -> None:
     config = student(num_embeddings=12).config
     NumpyRNN(config, altered("nothing"))
-    with pytest.raises(ValueError, match=r"other tensors|another shape or kind|points beyond"):
+    with pytest.raises(ValueError, match=r"is missing, or|must be (float32|int32) of shape|rows outside"):
         NumpyRNN(config, altered(name))
 
 
 @torch.no_grad()
-def test_the_fast_path_does_not_change_the_model_and_follows_no_later_change() -> None:
+def test_fast_rnn_copies_the_recurrent_weights() -> None:
     model = student()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fast = FastRNN(model)
-    said = fast(*ragged())
+    logits = fast(*ragged())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for layer in model.layers.parameters():
         layer.zero_()
-    assert torch.equal(fast(*ragged()), said)
+    assert torch.equal(fast(*ragged()), logits)
 
 
-def test_only_a_student_on_a_cpu_takes_the_fast_path(fp32: Compute) -> None:
+def test_only_a_student_on_a_cpu_uses_fast_rnn(fp32: Compute) -> None:
     model, gpu = student(), replace(fp32, device=torch.device("cuda"))
     gpt = GPT(GPTConfig(vocab_size=VOCAB, num_positions=8, width=8, num_layers=1, num_heads=2)).classifier(2)
-    assert isinstance(soonest(model, fp32), FastRNN)
-    assert soonest(model, gpu) is model
-    assert soonest(gpt, fp32) is gpt
+    assert isinstance(fastest_forward(model, fp32), FastRNN)
+    assert fastest_forward(model, gpu) is model
+    assert fastest_forward(gpt, fp32) is gpt
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_many_sentences_are_the_plain_ones_in_every_precision(
-    fp32: Compute, dtype: torch.dtype
-) -> None:
+def test_compute_logits_of_a_student_is_fp32_in_every_precision(fp32: Compute, dtype: torch.dtype) -> None:
     model = student(dropout=0.5).train()  # what a run evaluates between two epochs
     rows = [row[mask.bool()].numpy().astype(np.int32) for row, mask in zip(*ragged(), strict=True)]
     found = compute_logits(model, Tokens.pack(rows), replace(fp32, dtype=dtype), batch_size=4)
@@ -173,7 +171,7 @@ def predictor(
     return StudentPredictor(tmp_path, batch_size=2)
 
 
-def test_a_predictor_labels_as_the_classifier_does(
+def test_predictors_label_as_the_classifier_does(
     predictor: Predictor | StudentPredictor, classifier: SentenceClassifier, fp32: Compute
 ) -> None:
     logits = classifier.logits(classifier.encode(SENTENCES), fp32)
@@ -185,12 +183,16 @@ def test_a_predictor_labels_as_the_classifier_does(
     assert found.num_truncated == sum(one.num_truncated for one in alone) == 1
 
 
-def test_a_predictor_of_no_sentences_says_nothing(predictor: Predictor | StudentPredictor) -> None:
+def test_a_string_is_one_sentence(predictor: Predictor | StudentPredictor) -> None:
+    np.testing.assert_array_equal(predictor(SENTENCES[0]).probs, predictor([SENTENCES[0]]).probs)
+
+
+def test_predictors_accept_an_empty_list(predictor: Predictor | StudentPredictor) -> None:
     found = predictor([])
     assert (found.labels.shape, found.probs.shape, found.num_truncated) == ((0,), (0, 2), 0)
 
 
-def test_a_predictor_says_what_it_is(
+def test_predictors_have_the_classifier_s_name_and_labels(
     predictor: Predictor | StudentPredictor, classifier: SentenceClassifier
 ) -> None:
     assert predictor.name == classifier.name == "adapter (lstm)"
@@ -204,7 +206,7 @@ def gpt_classifier() -> SentenceClassifier:
     return SentenceClassifier(GPT(shape).classifier(2), tokenizer, ("bad", "good"), max_tokens=64)
 
 
-def test_a_predictor_leaves_the_weights_of_a_gpt_as_they_are(fp32: Compute) -> None:
+def test_predictor_preserves_a_gpt_s_weights(fp32: Compute) -> None:
     classifier = gpt_classifier()
     before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
     logits = classifier.logits(classifier.encode(SENTENCES), fp32)
@@ -215,20 +217,20 @@ def test_a_predictor_leaves_the_weights_of_a_gpt_as_they_are(fp32: Compute) -> N
         assert torch.equal(tensor, before[name]), name
 
 
-def test_very_long_sentences_are_computed_a_few_at_a_time(
+def test_batches_of_long_sentences_are_smaller(
     classifier: SentenceClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier.save(tmp_path / "ckpt.pt")
     predictor = StudentPredictor(tmp_path)
     expected = predictor(SENTENCES).probs
-    monkeypatch.setattr(student_predictor, "MAX_BATCH_TOKENS", 20)
+    monkeypatch.setattr(numpy_predictor, "MAX_BATCH_TOKENS", 20)
     sizes = [len(index) for index in predictor._plan(np.array([3, 4, 5, 9, 15, 30]))]
     assert sizes == [1] * 6  # the batch's longest decides
     assert [len(index) for index in predictor._plan(np.array([3, 4, 5]))] == [3]
     np.testing.assert_allclose(predictor(SENTENCES).probs, expected, atol=1e-5)
 
 
-def test_predicting_in_threads_leaves_the_limit_on_threads_as_it_was(
+def test_predicting_in_threads_restores_the_thread_limit(
     classifier: SentenceClassifier, tmp_path: Path
 ) -> None:
     classifier.save(tmp_path / "ckpt.pt")
@@ -240,20 +242,18 @@ def test_predicting_in_threads_leaves_the_limit_on_threads_as_it_was(
     assert threadpool_info() == before
 
 
-def test_numpy_predicts_with_students_alone(tmp_path: Path) -> None:
+def test_student_predictor_refuses_a_gpt(tmp_path: Path) -> None:
     gpt_classifier().save(tmp_path / "ckpt.pt")
     with pytest.raises(OSError, match=r"student\.safetensors"):
         StudentPredictor(tmp_path)
 
 
-def test_a_predictor_takes_products_in_bf16_where_it_is_told(
-    classifier: SentenceClassifier, fp32: Compute
-) -> None:
-    halved, told = replace(fp32, dtype=torch.bfloat16), {"student_dtype": torch.bfloat16}
-    expected, untold, found = (
-        Predictor(classifier, compute, **words)(SENTENCES).probs
-        for compute, words in ((fp32, {}), (halved, {}), (halved, told))
+def test_predictor_uses_bf16_only_with_student_dtype(classifier: SentenceClassifier, fp32: Compute) -> None:
+    halved, bf16 = replace(fp32, dtype=torch.bfloat16), {"student_dtype": torch.bfloat16}
+    expected, default, found = (
+        Predictor(classifier, compute, **options)(SENTENCES).probs
+        for compute, options in ((fp32, {}), (halved, {}), (halved, bf16))
     )
-    assert np.array_equal(untold, expected)  # whatever the machine is fast at
+    assert np.array_equal(default, expected)
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.01)

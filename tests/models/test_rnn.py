@@ -1,4 +1,4 @@
-"""The student: padding never counts, and its states are those of torch's own packed networks."""
+"""The student: padding does not change logits, and states equal those of torch's packed networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def same(actual: Tensor, expected: Tensor) -> None:
 @every_pooling
 @both_directions
 @one_or_two_layers
-def test_padding_and_company_never_change_logits(
+def test_padding_and_batching_never_change_logits(
     cell: str, pooling: str, bidirectional: bool, num_layers: int
 ) -> None:
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
@@ -57,7 +57,7 @@ def test_padding_and_company_never_change_logits(
 
 
 def torch_twin(model: DistilRNN) -> nn.RNNBase:
-    """Return torch's own network with the weights of `model`."""
+    """Return a torch RNN, GRU or LSTM with the weights of `model`."""
     config = model.config
     twin = CELL_MODULES[config.cell](
         config.embedding_size,
@@ -81,7 +81,7 @@ def torch_twin(model: DistilRNN) -> nn.RNNBase:
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 @both_directions
 @one_or_two_layers
-def test_states_are_those_of_torch_s_packed_network(
+def test_states_equal_those_of_torch_s_packed_network(
     cell: str, pooling: str, bidirectional: bool, num_layers: int
 ) -> None:
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
@@ -116,12 +116,12 @@ def test_attention_is_a_softmax_over_real_tokens() -> None:
         ({"pooling": "first"}, r"pooling .='first'. must be one of last, mean, max, attention"),
     ],
 )
-def test_unknown_cells_and_poolings_are_refused(settings: dict[str, str], message: str) -> None:
+def test_unknown_cell_or_pooling_is_an_error(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RNNConfig(vocab_size=VOCAB, **settings)  # type: ignore[arg-type]
 
 
-def test_dropout_acts_in_training_mode_alone() -> None:
+def test_dropout_acts_only_in_training_mode() -> None:
     model = student(dropout=0.5)
     assert torch.equal(model(*ragged()), model(*ragged()))
     model.train()
@@ -133,29 +133,29 @@ def low_precision() -> torch.autocast:
 
 
 @every_cell
-def test_answers_are_fp32_in_whatever_precision_they_are_asked_for(cell: str) -> None:
+def test_logits_do_not_depend_on_autocast(cell: str) -> None:
     model = student(cell=cell, num_layers=2)
     with low_precision():
-        asked = model(*ragged())
-    assert torch.equal(asked, model(*ragged()))
+        under_autocast = model(*ragged())
+    assert torch.equal(under_autocast, model(*ragged()))
 
 
 @every_cell
 @both_directions
-def test_training_in_bf16_follows_the_gradients_of_fp32(cell: str, bidirectional: bool) -> None:
+def test_bf16_gradients_are_near_those_of_fp32(cell: str, bidirectional: bool) -> None:
     model = student(cell=cell, pooling="mean", bidirectional=bidirectional, num_layers=2, dropout=0).train()
     labels = torch.tensor([0, 1, 2, 1])
 
-    def learnt() -> dict[str, Tensor]:
+    def gradients() -> dict[str, Tensor]:
         model.zero_grad()
         logits = model(*ragged())
         assert logits.dtype == torch.float32
         nn.functional.cross_entropy(logits, labels).backward()
         return {name: weight.grad.clone() for name, weight in model.named_parameters()}  # type: ignore[union-attr]
 
-    exact = learnt()
+    exact = gradients()
     with low_precision():
-        rough = learnt()
+        rough = gradients()
     for name, gradient in exact.items():
         error = (rough[name] - gradient).norm() / gradient.norm()
         assert error < 0.05, name  # bf16 has 8 bits, and errors add up over 9 tokens
@@ -164,7 +164,7 @@ def test_training_in_bf16_follows_the_gradients_of_fp32(cell: str, bidirectional
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Work in one thread: on a busy machine, several mostly wait for each other."""
+    """Use one thread: on a busy machine, several threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from colakit.data.batches import UNLABELLED, Batch
-from colakit.models.rnn.distillation_heads import Answer
+from colakit.models.rnn.distillation_heads import StudentOutput
 from colakit.training.objectives import (
     Objective,
     classification,
@@ -203,9 +203,9 @@ def test_weight_and_temperature_move_in_a_line(student: Saying, batch: Batch) ->
 class Knowing(Saying):
     """Says what it was told to, and has a hidden state and a token loss besides."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:  # type: ignore[override]
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> StudentOutput:  # type: ignore[override]
         hidden = torch.tensor([[3.0, 4.0]]).expand(NUM_SENTENCES, 2)
-        return Answer(self.logits, hidden, torch.tensor(11.0))
+        return StudentOutput(self.logits, hidden, torch.tensor(11.0))
 
 
 def test_hidden_states_count_by_their_angle_and_tokens_by_their_weight(student: Saying, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The shape of a student, which torch is not needed to know.
+"""Configuration of a student, without torch.
 
 Shapes: E embedding width, H hidden width, C classes.
 """
@@ -30,11 +30,11 @@ class RNNConfig:
         num_labels: C.
         cell: `rnn` (tanh), `gru` or `lstm`.
         embedding_size: E.
-        hidden_size: H, of each direction.
-        bidirectional: read the sentence from both ends.
-        pooling: `last` (state after the whole sentence), or mean, max or attention over real tokens.
+        hidden_size: H, per direction.
+        bidirectional: whether to add a backward direction.
+        pooling: `last` (each direction's final state), `mean`, `max` or `attention` over real tokens.
         dropout: probability on embeddings, between layers and before the head.
-        num_embeddings: rows of the embedding where some tokens share one, row 0; None gives each its own.
+        num_embeddings: embedding rows, of which row 0 is shared by rare tokens; None is one row per token.
     """
 
     vocab_size: int
@@ -59,5 +59,5 @@ class RNNConfig:
 
     @property
     def directions(self) -> int:
-        """How often a sentence is read."""
+        """Number of reading directions, 1 or 2."""
         return 2 if self.bidirectional else 1

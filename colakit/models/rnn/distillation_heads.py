@@ -1,7 +1,9 @@
-"""A student in training: with the heads that its auxiliary losses need, and that no checkpoint keeps.
+"""A student with auxiliary heads for training: hidden-state matching and neighbouring-token prediction.
 
-Shapes: B batch, T tokens, H width of a direction's state, W of the pooled state, D of the teacher's, E of the
-embedding, C classes.
+The heads are not saved with the model.
+
+Shapes: B batch, T tokens, H hidden width per direction, W pooled width, D teacher width, E embedding width,
+C classes.
 """
 
 from __future__ import annotations
@@ -12,32 +14,32 @@ from torch import Tensor, nn
 
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from colakit.models.rnn.model import DistilRNN, in_fp32
-from colakit.models.rnn.partial_embedding import PartEmbedding
+from colakit.models.rnn.partial_embedding import PartialEmbedding
 
 
-class Answer(NamedTuple):
-    """What a model says of a batch, and what it knows besides.
+class StudentOutput(NamedTuple):
+    """Output of a student in training.
 
     Attributes:
         logits: (B, C).
-        hidden: (B, D), its guess at the teacher's last hidden state; None where that is not wanted.
-        nats: cross-entropy of all neighbouring tokens, summed; None where that is not wanted.
+        hidden: (B, D), prediction of the teacher's last hidden state; None without that head.
+        nll: summed cross-entropy of all neighbouring tokens; None without those heads.
     """
 
     logits: Tensor
     hidden: Tensor | None = None
-    nats: Tensor | None = None
+    nll: Tensor | None = None
 
 
 class StudentWithHeads(nn.Module):
-    """A student that also learns what its teacher's state is, or which tokens stand beside each other.
+    """A student with heads for its auxiliary losses.
 
-    The token objective is that of Rei 2017 (arXiv:1704.07156, §3): the forward direction predicts the next
-    token, the backward one the token before, from the first layer's states, through the embedding; where a
-    part of its rows trains, among their tokens.
+    The token heads follow Rei 2017 (arXiv:1704.07156, §3): from the first layer's states, the forward
+    direction predicts the next token and the backward direction the previous one. Output weights are tied to
+    the embedding; with a `PartialEmbedding`, only its trained rows are candidates.
 
     Args:
-        teacher_width: D, to match hidden states; None does not.
+        teacher_width: D, for hidden-state matching; None adds no such head.
         predicts_tokens: whether to predict neighbouring tokens.
     """
 
@@ -54,29 +56,28 @@ class StudentWithHeads(nn.Module):
             for _ in range(config.directions if predicts_tokens else 0)
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:
-        """Return the student's answer for (B, T) tokens, as `DistilRNN.forward` takes them."""
-        reading = self.student.read(input_ids, attention_mask)
-        logits = self.student.answer(reading.pooled)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> StudentOutput:
+        """Return logits and auxiliary outputs for (B, T) tokens; arguments as in `DistilRNN.forward`."""
+        encoding = self.student.encode(input_ids, attention_mask)
+        logits = self.student.classify(encoding.pooled)
         with in_fp32(input_ids.device.type):
-            hidden = self.to_hidden(reading.pooled) if self.to_hidden is not None else None
-        nats = self._nats(reading.first, reading.rows, attention_mask) if self.to_tokens else None
-        return Answer(logits, hidden, nats)
+            hidden = self.to_hidden(encoding.pooled) if self.to_hidden is not None else None
+        nll = self._token_nll(encoding.first, encoding.rows, attention_mask) if self.to_tokens else None
+        return StudentOutput(logits, hidden, nll)
 
-    def _nats(self, states: Tensor, rows: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the cross-entropy of each real token's neighbours, given (B, T, H·directions) states."""
-        size = self.student.config.hidden_size
+    def _token_nll(self, states: Tensor, rows: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the summed cross-entropy of real tokens' neighbours, from (B, T, H·directions) states."""
+        hidden_size = self.student.config.hidden_size
         embedding = self.student.embedding
-        numbers = embedding.place[rows] if isinstance(embedding, PartEmbedding) else rows
-        known = numbers.masked_fill(attention_mask == 0, IGNORE_INDEX)
+        indices = embedding.position[rows] if isinstance(embedding, PartialEmbedding) else rows
+        targets = indices.masked_fill(attention_mask == 0, IGNORE_INDEX)
         if self.student.config.num_embeddings is not None:
-            known = known.masked_fill(rows == 0, IGNORE_INDEX)  # nothing is learnt from "some rare token"
-        before = known[:, :-1].masked_fill(
-            attention_mask[:, 1:] == 0, IGNORE_INDEX
-        )  # padding has none before it
-        views = ((states[:, :-1, :size], known[:, 1:]), (states[:, 1:, size:], before))
+            targets = targets.masked_fill(rows == 0, IGNORE_INDEX)  # row 0 is shared by the rare tokens
+        next_is_padding = attention_mask[:, 1:] == 0
+        previous = targets[:, :-1].masked_fill(next_is_padding, IGNORE_INDEX)
+        views = ((states[:, :-1, :hidden_size], targets[:, 1:]), (states[:, 1:, hidden_size:], previous))
         total = states.new_zeros(())
-        for head, (seen, targets) in zip(self.to_tokens, views, strict=False):
-            guesses = head(seen)  # (B, T-1, E)
-            total = total + linear_cross_entropy(guesses, embedding.weight, targets)
+        for head, (states_of_direction, neighbours) in zip(self.to_tokens, views, strict=False):
+            predicted = head(states_of_direction)  # (B, T-1, E)
+            total = total + linear_cross_entropy(predicted, embedding.weight, neighbours)
         return total

@@ -1,6 +1,4 @@
-"""A student's logits without gradients, sooner: for the CPU, where its time goes into many small products.
-
-The recurrent layers are those of `models/recurrence.py`; products are taken in bf16 where that is asked for.
+"""Faster CPU inference of a student with torch, in fp32 or with the recurrent products in bf16.
 
 Shapes: B batch, T tokens, U distinct inputs, D directions, W width of all directions' states, C classes.
 """
@@ -15,17 +13,17 @@ import torch
 from torch import Tensor
 
 from colakit.models.rnn.model import DistilRNN
-from colakit.models.rnn.recurrence import Layer, prepared, run
+from colakit.models.rnn.recurrence import Layer, prepare_layer, run_layer
 
 
 class FastRNN:
-    """The logits of a `DistilRNN` on the CPU, from copies of its recurrent weights.
+    """Logits of a `DistilRNN` on the CPU, from copies of its recurrent weights (see `recurrence.py`).
 
-    It has to be made anew where the weights have changed since. The model must be in evaluation mode.
+    Later changes of the recurrent weights have no effect. The model must be in evaluation mode.
 
     Args:
-        dtype: what the recurrent layers' products are taken in. For many sentences bf16 takes about half as
-            long where the processor multiplies it, and moves logits by some thousandths; all else is fp32.
+        dtype: dtype of the recurrent layers' products; everything else is fp32. On a CPU with bf16 units,
+            bf16 takes about half the time for many sentences, and changes logits by some thousandths.
     """
 
     def __init__(self, model: DistilRNN, dtype: torch.dtype = torch.float32) -> None:
@@ -34,7 +32,9 @@ class FastRNN:
         weights = model.layers.state_dict(prefix="layers.")
         arrays = {name: tensor.detach().numpy() for name, tensor in weights.items()}
         self.layers = [
-            _together([prepared(arrays, config.cell, n, d) for d in range(config.directions)], dtype)
+            _stack_directions(
+                [prepare_layer(arrays, config.cell, n, d) for d in range(config.directions)], dtype
+            )
             for n in range(config.num_layers)
         ]
 
@@ -45,20 +45,20 @@ class FastRNN:
             order = self._order(lengths, input_ids.shape[1])
             x, index = self._embedded(input_ids)
             for layer in self.layers:
-                states = run(_TORCH, self.model.config.cell, [layer], x, index, order)  # (T, B, W)
-                x, index = states.flatten(0, 1), _numbers(states)
-            return self.model.answer(self.model.pool(states.transpose(0, 1), attention_mask, lengths))
+                states = run_layer(_TORCH, self.model.config.cell, [layer], x, index, order)  # (T, B, W)
+                x, index = states.flatten(0, 1), torch.arange(states[..., 0].numel()).view(states.shape[:2])
+            return self.model.classify(self.model.pool(states.transpose(0, 1), attention_mask, lengths))
 
     def _order(self, lengths: Tensor, tokens: int) -> Tensor:
-        """Return the places (T, B) of tokens as a backward direction reads them."""
-        if len(lengths) == 1 and int(lengths) == tokens:  # without padding, it begins at the end
+        """Return the flat indices (T, B) of tokens in the order of the backward direction."""
+        if len(lengths) == 1 and int(lengths) == tokens:  # no padding
             return torch.arange(tokens - 1, -1, -1)[:, None]
-        return self.model.reversal(lengths, tokens).t() * len(lengths) + torch.arange(len(lengths))
+        return self.model.reversal_indices(lengths, tokens).t() * len(lengths) + torch.arange(len(lengths))
 
     def _embedded(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings (U, E) of the distinct tokens, and which of them each token is, (T, B)."""
-        rows = self.model.rows(input_ids).t()
-        if rows.shape[1] == 1:  # of so few tokens, finding the equal ones costs more than it saves
+        """Return embeddings (U, E) of the distinct tokens, and each token's index into them, (T, B)."""
+        rows = self.model.embedding_rows(input_ids).t()
+        if rows.shape[1] == 1:  # for one sentence, finding duplicates costs more than it saves
             return self.model.embedding(rows[:, 0]), torch.arange(len(rows))[:, None]
         distinct, index = rows.unique(return_inverse=True)
         return self.model.embedding(distinct), index
@@ -66,7 +66,7 @@ class FastRNN:
 
 @dataclass(frozen=True)
 class _Torch:
-    """torch's arithmetic; products are taken in the type of their weights, all else is fp32."""
+    """Operations with torch; products in the dtype of the weights, everything else in fp32."""
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape)
@@ -96,21 +96,16 @@ class _Torch:
         x.sigmoid_()
 
     def tanh(self, x: Tensor) -> Tensor:
-        return (2 * x).sigmoid_().mul_(2).sub_(1)  # vectorised tanh is several times slower
+        return (2 * x).sigmoid_().mul_(2).sub_(1)  # torch's CPU tanh is several times slower
 
 
 _TORCH = _Torch()
 
 
-def _together(directions: Sequence[Layer[Any]], dtype: torch.dtype) -> Layer[Tensor]:
-    """Return the weights of directions side by side, as tensors; what is multiplied in `dtype`."""
-    read, step, bias, late = (
+def _stack_directions(directions: Sequence[Layer[Any]], dtype: torch.dtype) -> Layer[Tensor]:
+    """Return the directions' weights as one `Layer` of tensors, matrices in `dtype`."""
+    w_input, w_state, bias, state_bias = (
         torch.cat([torch.from_numpy(getattr(layer, name)) for layer in directions])
-        for name in ("read", "step", "bias", "late")
+        for name in ("w_input", "w_state", "bias", "state_bias")
     )
-    return Layer(read.to(dtype), step.to(dtype), bias, late)
-
-
-def _numbers(states: Tensor) -> Tensor:
-    """Return (T, B) numbers of all tokens of (T, B, W) states."""
-    return torch.arange(states.shape[0] * states.shape[1]).view(states.shape[:2])
+    return Layer(w_input.to(dtype), w_state.to(dtype), bias, state_bias)

@@ -1,6 +1,4 @@
-"""A student's logits in numpy alone, without torch, whose import takes longer than labelling thousands.
-
-The recurrent layers are those of `models/recurrence.py`; everything is fp32.
+"""Inference of a student with numpy, in fp32, so that `predict` starts without importing torch.
 
 Shapes: B batch, T tokens, U distinct inputs, E embedding width, W width of all directions' states, C classes.
 """
@@ -15,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.models.rnn.config import RNNConfig
-from colakit.models.rnn.recurrence import GATES, prepared, run
+from colakit.models.rnn.recurrence import GATES, prepare_layer, run_layer
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
 class NumpyRNN:
-    """The logits of a `DistilRNN`, from its tensors as arrays.
+    """Logits of a `DistilRNN` from its state dict as numpy arrays (see `recurrence.py`).
 
     Args:
-        tensors: all of the model's, by their names there; they are not copied but for the recurrent ones.
+        tensors: the state dict; only the recurrent weights are copied.
 
     Raises:
-        ValueError: if a tensor is missing, or of another shape than `config` says, or points beyond another.
+        ValueError: if a tensor is missing or unknown, has the wrong shape or dtype, or has rows out of range.
     """
 
     def __init__(self, config: RNNConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -36,7 +34,7 @@ class NumpyRNN:
         self.config = config
         self.tensors = tensors
         self.layers = [
-            [prepared(tensors, config.cell, n, d) for d in range(config.directions)]
+            [prepare_layer(tensors, config.cell, n, d) for d in range(config.directions)]
             for n in range(config.num_layers)
         ]
 
@@ -45,25 +43,25 @@ class NumpyRNN:
         lengths = attention_mask.sum(axis=1)  # (B,)
         order = _order(lengths, input_ids.shape[1])
         x, index = self._embedded(input_ids.T)
-        # of a gate that is shut, exp(-x) is beyond fp32, and the sigmoid 0; infinite weights answer nan
+        # exp(-x) of a closed gate overflows to inf, and its sigmoid is 0; infinite weights give nan
         with np.errstate(over="ignore", invalid="ignore"):
             for directions in self.layers:
-                states = run(_NUMPY, self.config.cell, directions, x, index, order)  # (T, B, W)
+                states = run_layer(_NUMPY, self.config.cell, directions, x, index, order)  # (T, B, W)
                 x = states.reshape(-1, states.shape[-1])
                 index = np.arange(len(x)).reshape(states.shape[:2])
         pooled = self._pool(states, attention_mask.T[:, :, None] == 1, lengths)
         return pooled @ self.tensors["score.weight"].T + self.tensors["score.bias"]
 
     def _embedded(self, input_ids: Ints) -> tuple[Floats, Ints]:
-        """Return embeddings (U, E) of the distinct ones of (T, B) tokens, and which of them each token is."""
+        """Return embeddings (U, E) of the distinct tokens, and each token's index into them, (T, B)."""
         rows = input_ids if self.config.num_embeddings is None else self.tensors["row_of_token"][input_ids]
-        if rows.shape[1] == 1:  # of so few tokens, finding the equal ones costs more than it saves
+        if rows.shape[1] == 1:  # for one sentence, finding duplicates costs more than it saves
             return self.tensors["embedding.weight"][rows[:, 0]], np.arange(len(rows))[:, None]
         distinct, index = np.unique(rows, return_inverse=True)
         return self.tensors["embedding.weight"][distinct], index.reshape(rows.shape)
 
     def _pool(self, states: Floats, real: NDArray[np.bool_], lengths: Ints) -> Floats:
-        """Return the sentences (B, W) that (T, B, W) states make up; `real` (T, B, 1) are not padding."""
+        """Return sentence vectors (B, W) from (T, B, W) states; `real` (T, B, 1) is false at padding."""
         match self.config.pooling:
             case "mean":
                 return (states * real).sum(axis=0) / lengths[:, None].astype(np.float32)
@@ -80,7 +78,7 @@ class NumpyRNN:
 
 
 def _order(lengths: Ints, tokens: int) -> Ints:
-    """Return the places (T, B) of tokens as the backward direction reads them."""
+    """Return the flat indices (T, B) of tokens in the order of the backward direction."""
     position = np.arange(tokens)[:, None]
     mirrored = lengths - 1 - position  # (T, B)
     return np.where(mirrored >= 0, mirrored, position) * len(lengths) + np.arange(len(lengths))
@@ -88,7 +86,7 @@ def _order(lengths: Ints, tokens: int) -> Ints:
 
 @dataclass(frozen=True)
 class _Numpy:
-    """numpy's arithmetic, fp32."""
+    """Operations with numpy, in fp32."""
 
     def empty(self, *shape: int) -> Floats:
         return np.empty(shape, dtype=np.float32)
@@ -100,12 +98,12 @@ class _Numpy:
         return np.concatenate(arrays, axis)
 
     def pick(self, rows: Floats, index: Ints, out: Floats) -> None:
-        rows.take(index, axis=0, out=out, mode="clip")  # unchecked: `raise` would buffer the output
+        rows.take(index, axis=0, out=out, mode="clip")  # mode="raise" would buffer the output
 
     def product(self, add: Floats, x: Floats, weight: Floats) -> Floats:
-        found = x @ weight
-        found += add
-        return found
+        result = x @ weight
+        result += add
+        return result
 
     def add_product(self, gate: Floats, states: Floats, weight: Floats) -> None:
         gate += states @ weight
@@ -124,21 +122,21 @@ _NUMPY = _Numpy()
 
 
 def _check(config: RNNConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Raise `ValueError` unless these are the tensors of a student of that shape."""
-    wanted = _shapes(config)
-    if set(tensors) != set(wanted):
-        raise ValueError("other tensors than a student of this shape has")
-    for name, shape in wanted.items():
-        kind = np.int32 if name == "row_of_token" else np.float32
-        if tensors[name].shape != shape or tensors[name].dtype != kind:
-            raise ValueError(f"{name} is of another shape or kind")
+    """Raise `ValueError` unless `tensors` has the names, shapes and dtypes of a student with `config`."""
+    shapes = _shapes(config)
+    if difference := set(tensors) ^ set(shapes):
+        raise ValueError(f"{min(difference)} is missing, or is no tensor of this student")
+    for name, shape in shapes.items():
+        dtype = np.int32 if name == "row_of_token" else np.float32
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            raise ValueError(f"{name} must be {np.dtype(dtype)} of shape {shape}")
     rows = tensors.get("row_of_token")
     if rows is not None and not ((rows >= 0) & (rows < len(tensors["embedding.weight"]))).all():
-        raise ValueError("row_of_token points beyond the embedding")
+        raise ValueError("row_of_token has rows outside the embedding")
 
 
 def _shapes(config: RNNConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a student's tensors."""
+    """Return the name and shape of each of a student's tensors."""
     width, hidden = config.hidden_size * config.directions, config.hidden_size
     gates = GATES[config.cell] * hidden
     shapes: dict[str, tuple[int, ...]] = {

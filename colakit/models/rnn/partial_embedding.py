@@ -1,6 +1,6 @@
-"""An embedding of which only the rows that training reads are trained.
+"""An embedding with only some rows trainable.
 
-Shapes: V tokens, S of them trained, E embedding width.
+Shapes: V tokens, S trained rows, E embedding width.
 """
 
 from __future__ import annotations
@@ -12,46 +12,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class PartEmbedding(nn.Module):
-    """An embedding in two parts: `weight` (S, E), which trains, and `others` (V - S, E), which stay.
+class PartialEmbedding(nn.Module):
+    """An embedding split into a trained part `weight` (S, E) and a frozen part `frozen` (V - S, E).
 
-    A row that training never reads has no gradient, and yet its zeros are added up, clipped and stepped over
-    with the rest: of GPT-2's 50,257 rows, CoLA reads a tenth. Adam moves the S rows as within the whole.
-    The others it leaves alone, and so does weight decay, which would shrink them.
+    Rows that no training sentence contains have zero gradients, which would still be summed, clipped and
+    stepped over: CoLA contains a tenth of GPT-2's 50,257 tokens. Adam updates the S rows as it would within
+    the full matrix; weight decay leaves the frozen rows alone.
 
-    `state_dict()` gives the state of the `nn.Embedding` it stands for, one tensor `weight` (V, E). It is for
-    files, and not read back into two parts.
+    `state_dict()` has one tensor `weight` (V, E), as an `nn.Embedding` has; it cannot be loaded back.
 
     Args:
-        whole: V rows; they are copied.
-        trained: (S,) int64, the different rows that training reads, in any order.
+        embedding: V rows; they are copied.
+        trained: (S,) int64, distinct rows to train, in any order.
     """
 
-    def __init__(self, whole: nn.Embedding, trained: Tensor) -> None:
+    def __init__(self, embedding: nn.Embedding, trained: Tensor) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = whole.num_embeddings, whole.embedding_dim
-        is_other = torch.ones(self.num_embeddings, dtype=torch.bool)
-        is_other[trained] = False
-        order = torch.cat([trained, is_other.nonzero()[:, 0]])
-        rows = whole.weight.detach()[order]
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        is_frozen = torch.ones(self.num_embeddings, dtype=torch.bool)
+        is_frozen[trained] = False
+        order = torch.cat([trained, is_frozen.nonzero()[:, 0]])
+        rows = embedding.weight.detach()[order]
         self.weight = nn.Parameter(rows[: len(trained)].clone())
-        self.others = nn.Parameter(rows[len(trained) :].clone(), requires_grad=False)
-        self.place: Tensor  # (V,): where a token's row stands in both parts, one after the other
-        self.register_buffer("place", order.argsort(), persistent=False)
+        self.frozen = nn.Parameter(rows[len(trained) :].clone(), requires_grad=False)
+        self.position: Tensor  # (V,): a token's row in cat([weight, frozen])
+        self.register_buffer("position", order.argsort(), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the rows (…, E) of tokens (…)."""
-        place, known = self.place[input_ids], len(self.weight)
-        if known in (0, self.num_embeddings):
-            return F.embedding(place, self.weight if known else self.others)
-        trained = F.embedding(place.clamp(max=known - 1), self.weight)
-        others = F.embedding((place - known).clamp(min=0), self.others)
-        return torch.where((place < known)[..., None], trained, others)
+        position, num_trained = self.position[input_ids], len(self.weight)
+        if num_trained in (0, self.num_embeddings):
+            return F.embedding(position, self.weight if num_trained else self.frozen)
+        trained = F.embedding(position.clamp(max=num_trained - 1), self.weight)
+        frozen = F.embedding((position - num_trained).clamp(min=0), self.frozen)
+        return torch.where((position < num_trained)[..., None], trained, frozen)
 
-    def whole(self) -> Tensor:
-        """Return all rows (V, E), in the order of the tokens."""
-        return torch.cat([self.weight, self.others])[self.place]
+    def full_weight(self) -> Tensor:
+        """Return all rows (V, E) in token order."""
+        return torch.cat([self.weight, self.frozen])[self.position]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        whole = self.whole()
-        destination[prefix + "weight"] = whole if keep_vars else whole.detach()
+        weight = self.full_weight()
+        destination[prefix + "weight"] = weight if keep_vars else weight.detach()

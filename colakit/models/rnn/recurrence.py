@@ -1,15 +1,16 @@
-"""A student's recurrent layers without gradients, sooner: written once, for torch and for numpy.
+"""Inference of a student's recurrent layers, shared by torch (`FastRNN`) and numpy (`NumpyRNN`).
 
-What differs from `DistilRNN.forward`, which it equals but for rounding:
+Equal to `DistilRNN.forward` up to rounding, and faster on a CPU:
 
-- gates of the first layer are computed once for each distinct token of a batch;
-- directions take their steps together, in one batched product, or one direction after the other, so that its
-  weights stay in a core's cache: as the caller likes;
-- the first step has no product, as the state before it is zero;
-- a candidate's tanh(x) is 2·sigmoid(2x) - 1, its inner 2 a part of the weights: all gates are one sigmoid.
+- the first layer's input gates are computed once per distinct token of a batch;
+- both directions step together in one batched product (torch), or one direction runs after the other so that
+  its weights stay in a core's cache (numpy);
+- the first step has no recurrent product, because the initial state is zero;
+- tanh(x) of a candidate is 2·sigmoid(2x) - 1, with the inner 2 folded into the weights, so all gates are one
+  sigmoid.
 
-Shapes: B batch, T tokens, U distinct inputs, D directions, H hidden width of each, G width of a direction's
-gates (4H for an LSTM, 3H for a GRU, H for a plain network), W width of all directions' states.
+Shapes: B batch, T tokens, U distinct inputs, D directions in a `Layer`, H hidden width per direction, G gate
+width per direction (4H for LSTM, 3H for GRU, H for RNN), W width of all directions' states.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-CANDIDATE = {"rnn": 0, "gru": 2, "lstm": 2}  # which of them is a tanh; torch's order is rzn and ifgo
+CANDIDATE = {"rnn": 0, "gru": 2, "lstm": 2}  # index of the tanh gate; torch orders gates rzn and ifgo
 Array = TypeVar("Array", bound=Any)
 
 
 class Arithmetic(Protocol[Array]):
-    """What the layers need of a library besides operators, indexing and `take`."""
+    """Operations that torch and numpy spell differently."""
 
     def empty(self, *shape: int) -> Array:
-        """Return room for fp32 numbers."""
+        """Return an uninitialised fp32 array."""
 
     def stack(self, arrays: Sequence[Array], axis: int, /) -> Array:
-        """Put arrays of one shape beside one another, along a new axis."""
+        """Join arrays along a new axis."""
 
     def concat(self, arrays: Sequence[Array], axis: int, /) -> Array:
-        """Put arrays one after another."""
+        """Join arrays along an existing axis."""
 
     def pick(self, rows: Array, index: Array, out: Array) -> None:
-        """Put rows (N, G) at `index` (D, B) into `out` (D, B, G)."""
+        """Copy rows (N, G) at `index` (D, B) into `out` (D, B, G)."""
 
     def product(self, add: Array, x: Array, weight: Array) -> Array:
-        """Return `add` + x · `weight` (D, N, G) of x (N, K) or (D, N, K), in fp32."""
+        """Return `add` + x·`weight` (D, N, G) in fp32, for x (N, K) or (D, N, K)."""
 
     def add_product(self, gate: Array, states: Array, weight: Array) -> None:
-        """Add states · `weight` to `gate` (D, B, G) in place."""
+        """Add states·`weight` to `gate` (D, B, G) in place."""
 
     def sigmoid_(self, x: Array) -> None:
-        """Take the sigmoid in place."""
+        """Apply the sigmoid in place."""
 
     def tanh(self, x: Array) -> Array:
         """Return the hyperbolic tangent."""
@@ -56,25 +57,25 @@ class Arithmetic(Protocol[Array]):
 
 @dataclass(frozen=True)
 class Layer(Generic[Array]):
-    """Weights of directions that take their steps together, transposed for x·W, what tanh reads doubled.
+    """Weights of the directions that step together, transposed for x·W; the tanh gate's are doubled.
 
     Attributes:
-        read: (D, W_in, G), from inputs to gates.
-        step: (D, H, G), from the state before to gates.
-        bias: (D, 1, G), what is added to them.
-        late: (D, 1, G), the bias that belongs to the state, for a GRU, whose reset gate scales it.
+        w_input: (D, W_in, G), from input to gates.
+        w_state: (D, H, G), from previous state to gates.
+        bias: (D, 1, G).
+        state_bias: (D, 1, G), a GRU's bias inside the product with its reset gate; zero for other gates.
     """
 
-    read: Array
-    step: Array
+    w_input: Array
+    w_state: Array
     bias: Array
-    late: Array
+    state_bias: Array
 
 
-def prepared(
+def prepare_layer(
     tensors: Mapping[str, NDArray[np.float32]], cell: str, layer: int, direction: int
 ) -> Layer[NDArray[np.float32]]:
-    """Return the weights of one direction of a layer, from those of a `DistilRNN` by their names there."""
+    """Return the weights of one direction of a layer from a `DistilRNN`'s state dict."""
     w_ih, w_hh, b_ih, b_hh = (
         tensors[f"layers.{layer}.{direction}.{name}_l0"]
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -83,58 +84,58 @@ def prepared(
     candidate = slice(CANDIDATE[cell] * hidden, (CANDIDATE[cell] + 1) * hidden)
     scale = np.ones_like(b_ih)
     scale[candidate] = 2
-    of_state = np.zeros_like(b_hh)
+    state_bias = np.zeros_like(b_hh)
     if cell == "gru":
-        of_state[candidate] = b_hh[candidate]
+        state_bias[candidate] = b_hh[candidate]
     return Layer(
-        read=np.ascontiguousarray((w_ih * scale[:, None]).T)[None],
-        step=np.ascontiguousarray((w_hh * scale[:, None]).T)[None],
-        bias=(scale * (b_ih + b_hh - of_state))[None, None],
-        late=(scale * of_state)[None, None],
+        w_input=np.ascontiguousarray((w_ih * scale[:, None]).T)[None],
+        w_state=np.ascontiguousarray((w_hh * scale[:, None]).T)[None],
+        bias=(scale * (b_ih + b_hh - state_bias))[None, None],
+        state_bias=(scale * state_bias)[None, None],
     )
 
 
-def run(
+def run_layer(
     lib: Arithmetic[Array], cell: str, layers: Sequence[Layer[Array]], x: Array, index: Array, order: Array
 ) -> Array:
     """Return a layer's states (T, B, W).
 
     Args:
-        layers: its directions, those in one `Layer` that take their steps together.
-        x: (U, W_in), the inputs.
-        index: (T, B), which input each token has.
-        order: (T, B), the places of tokens as a backward direction reads them, counted along (T, B).
+        layers: the layer's directions; those in one `Layer` step together.
+        x: (U, W_in), distinct inputs.
+        index: (T, B), index into `x` of each token.
+        order: (T, B), flat indices into (T, B) in the order in which the backward direction reads.
     """
-    reads = [index, index.take(order)]
-    found: list[Array] = []
+    index_of_direction = [index, index.take(order)]
+    outputs: list[Array] = []
     for layer in layers:
-        together = reads[len(found) : len(found) + len(layer.step)]
-        gates = lib.product(layer.bias, x, layer.read)  # (D, U, G)
+        indices = index_of_direction[len(outputs) : len(outputs) + len(layer.w_state)]
+        gates = lib.product(layer.bias, x, layer.w_input)  # (D, U, G)
         rows = gates.reshape(-1, gates.shape[-1])  # (D·U, G)
-        read = lib.stack([places + d * len(x) for d, places in enumerate(together)], 1)  # (T, D, B)
-        states = _STEPS[cell](lib, layer, rows, read)  # (T, D, B, H)
-        found += [states[:, d] for d in range(len(together))]
-    if len(found) == 1:
-        return found[0]
-    forward, backward = found
-    return lib.concat([forward, backward.reshape(-1, backward.shape[-1])[order]], -1)  # reversed twice
+        row_index = lib.stack([rows_of + d * len(x) for d, rows_of in enumerate(indices)], 1)  # (T, D, B)
+        states = _STEPS[cell](lib, layer, rows, row_index)  # (T, D, B, H)
+        outputs += [states[:, d] for d in range(len(indices))]
+    if len(outputs) == 1:
+        return outputs[0]
+    forward, backward = outputs
+    return lib.concat([forward, backward.reshape(-1, backward.shape[-1])[order]], -1)  # undo the reversal
 
 
-def _lstm(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, read: Array) -> Array:
+def _lstm(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, row_index: Array) -> Array:
     """Return the states (T, D, B, H) of an LSTM.
 
     Args:
-        rows: (D·U, G), the gates of every input.
-        read: (T, D, B), which of them every step reads.
+        rows: (D·U, G), gate inputs of every distinct input.
+        row_index: (T, D, B), row of each token.
     """
-    states, gate = _rooms(lib, layer, read)
+    states, gate = _allocate(lib, layer, row_index)
     i, f, candidate, o = _parts(gate, 4)
     memory = lib.empty(*o.shape)  # (D, B, H)
     memory[...] = 0
-    for t in range(len(read)):
-        lib.pick(rows, read[t], gate)
+    for t in range(len(row_index)):
+        lib.pick(rows, row_index[t], gate)
         if t:
-            lib.add_product(gate, states[t - 1], layer.step)
+            lib.add_product(gate, states[t - 1], layer.w_state)
         lib.sigmoid_(gate)
         candidate *= 2
         candidate -= 1
@@ -145,18 +146,20 @@ def _lstm(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, read: Array)
     return states
 
 
-def _gru(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, read: Array) -> Array:
+def _gru(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, row_index: Array) -> Array:
     """Return the states (T, D, B, H) of a GRU; arguments as of `_lstm`."""
-    states, gate = _rooms(lib, layer, read)
+    states, gate = _allocate(lib, layer, row_index)
     r, z, candidate = _parts(gate, 3)
-    both = 2 * layer.step.shape[1]
-    for t in range(len(read)):
-        lib.pick(rows, read[t], gate)
-        own = lib.product(layer.late, states[t - 1], layer.step) if t else layer.late  # (D, B or 1, G)
+    both = 2 * layer.w_state.shape[1]
+    for t in range(len(row_index)):
+        lib.pick(rows, row_index[t], gate)
+        by_state = layer.state_bias  # (D, 1, G), from the second step (D, B, G)
+        if t:
+            by_state = lib.product(layer.state_bias, states[t - 1], layer.w_state)
         resets = gate[..., :both]
-        resets += own[..., :both]
+        resets += by_state[..., :both]
         lib.sigmoid_(resets)
-        candidate += r * own[..., both:]
+        candidate += r * by_state[..., both:]
         lib.sigmoid_(candidate)
         candidate *= 2
         candidate -= 1
@@ -166,22 +169,22 @@ def _gru(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, read: Array) 
     return states
 
 
-def _rnn(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, read: Array) -> Array:
-    """Return the states (T, D, B, H) of a plain network; arguments as of `_lstm`."""
-    states, gate = _rooms(lib, layer, read)
-    for t in range(len(read)):
-        lib.pick(rows, read[t], gate)
+def _rnn(lib: Arithmetic[Array], layer: Layer[Array], rows: Array, row_index: Array) -> Array:
+    """Return the states (T, D, B, H) of an RNN; arguments as of `_lstm`."""
+    states, gate = _allocate(lib, layer, row_index)
+    for t in range(len(row_index)):
+        lib.pick(rows, row_index[t], gate)
         if t:
-            lib.add_product(gate, states[t - 1], layer.step)
+            lib.add_product(gate, states[t - 1], layer.w_state)
         lib.sigmoid_(gate)
         states[t] = 2 * gate - 1
     return states
 
 
-def _rooms(lib: Arithmetic[Array], layer: Layer[Array], read: Array) -> tuple[Array, Array]:
-    """Return room for the states (T, D, B, H) and for the gates of one step (D, B, G)."""
-    tokens, directions, batch = read.shape
-    _, hidden, width = layer.step.shape
+def _allocate(lib: Arithmetic[Array], layer: Layer[Array], row_index: Array) -> tuple[Array, Array]:
+    """Return empty states (T, D, B, H) and empty gates of one step (D, B, G)."""
+    tokens, directions, batch = row_index.shape
+    _, hidden, width = layer.w_state.shape
     return lib.empty(tokens, directions, batch, hidden), lib.empty(directions, batch, width)
 
 

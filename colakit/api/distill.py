@@ -24,6 +24,7 @@ from colakit.distillation.teachers import (
 )
 from colakit.distillation.transfer_set import transfer_set
 from colakit.evaluation.metrics import Metrics, measure
+from colakit.evaluation.tables import percent
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
@@ -31,7 +32,7 @@ from colakit.storage.folds import expand_folds
 from colakit.training.job import Job
 from colakit.training.objectives import Objective, distillation, line
 from colakit.training.run import run_job
-from colakit.training.task_data import TaskData, percent
+from colakit.training.task_data import TaskData
 
 
 def run(session: Session, *, resume: Resume) -> dict[str, Any]:

@@ -1,222 +1,141 @@
-"""`colakit evaluate --pairs`: which sentence of a minimal pair a language model finds likelier.
-
-Nothing is tuned: the base is asked, and so are tuned models, whose language model is the adapted body read
-out through the token embedding. `--precision auto` means fp32 here: bf16 moves the difference of a pair by
-0.05 nats (standard deviation), and pairs that a model finds hard are close (figures in docs/log.md).
-"""
+"""Evaluation of language models on minimal pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from colakit.api.recorded_data import refuse_data_flags
 from colakit.api.session import Session
 from colakit.data.minimal_pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
-from colakit.data.tokens import SentenceTokenizer, Tokens
-from colakit.evaluation.minimal_pairs import Accuracy, PairScores, accuracy, score_pairs
-from colakit.evaluation.tables import Table, interval, keep, show
-from colakit.inference.language_models import Loaders, named_language_models, refuse_flags_of_corpora
+from colakit.data.tokens import SentenceTokenizer
+from colakit.evaluation.metrics import indices_by_value
+from colakit.evaluation.minimal_pairs import PairResult, accuracy, pair_tables, score_pairs
+from colakit.evaluation.tables import print_tables, write_results
+from colakit.inference.language_models import Loaders, language_model_loaders
+from colakit.models.gpt.model import GPT
 from colakit.runtime.device import Compute
-from colakit.training.task_data import percent
 
-ALL, MACRO = "all", "mean of groups"
+Groups = Mapping[str, Mapping[str, NDArray[np.int64]]]  # field -> group -> indices of its pairs
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one language model makes of all pairs.
+def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path]) -> dict[str, Any]:
+    """Measure the accuracy of language models on minimal pairs; print the tables, return the results.
 
-    Attributes:
-        model: how people call it.
-        groups: field -> group -> its accuracy.
-        num_truncated: sentences, of two a pair, that were cut to the model's positions.
+    With `session.out`, pairs.json and pairs.md are written there. No model is trained: a fine-tuned
+    classifier is evaluated as its body with the token embedding as output layer. `--precision auto` means
+    fp32: bf16 changes the difference of a pair by 0.05 nats (standard deviation; docs/log.md), as much as
+    the difference of a hard pair.
+
+    Args:
+        models: adapters, runs, checkpoints or bases; empty for the base of the settings.
+        pairs: files of pairs (JSON lines; .gz, .xz) or folders of them.
+
+    Raises:
+        ColakitError: if a model or a file cannot be read, or no pair has a field of `evaluate.group_by`.
     """
-
-    model: str
-    all: Accuracy
-    groups: dict[str, dict[str, Accuracy]]
-    num_ties: int
-    num_truncated: int
-
-    def macro(self, field: str) -> tuple[float, float]:
-        """Return the plain means over a field's groups, by sum and per token."""
-        found = self.groups[field].values()
-        return fmean(a.summed.value for a in found), fmean(a.per_token for a in found)
-
-
-def run(session: Session, *, models: Sequence[str], pairs: Sequence[Path]) -> dict[str, Any]:
-    """Print a table for each grouping; with `--out`, also write pairs.json and pairs.md there."""
-    refuse_flags_of_corpora(session, "--pairs", "pairs bring their sentences along")
+    refuse_data_flags(session, "--pairs", "the pairs take the place of a dataset")
     session.check_out()
+    settings, reporter = session.settings.evaluate, session.reporter
     files = find_pair_files(pairs)
-    found = read_pairs(files)
-    groups = group_pairs(found, session.settings.evaluate.group_by)
-    compute = _compute(session)
-    _note_identical(session, found)
-    asked = named_language_models(session, models)
+    minimal_pairs = read_pairs(files)
+    fields = group_pairs(minimal_pairs, settings.group_by)
+    groups = {field: indices_by_value(values) for field, values in fields.items()}
+    compute = session.compute
+    if session.settings.precision == "auto" and compute.dtype != torch.float32:
+        reason = "needed for close pairs; --precision bf16 is faster"
+        compute = Compute(compute.device, torch.float32, reason)
+    if identical := sum(pair.good == pair.bad for pair in minimal_pairs):
+        reporter.warn(
+            f"{identical} of {len(minimal_pairs)} pairs have two equal sentences: ties, which count as wrong"
+        )
+    loaders = language_model_loaders(
+        models,
+        session.settings.base,
+        base_named="base" in session.resolved.origins,
+        base_typed=session.resolved.was_typed("base"),
+    )
     if session.dry_run:
-        return _plan(session, asked, files, found, groups, compute)
-    results = _ask_all(session, asked, found, groups, compute)
-    sizes = {field: {g: len(index) for g, index in _members(groups[field]).items()} for field in groups}
-    tables = [_table(field, sizes[field], len(found), results) for field in groups]
-    tables = tables or [("pairs", *_overall(len(found), results))]
-    show(session, tables)
-    answer = _answer(session, files, sizes, len(found), results)
-    keep(session, "pairs", answer, tables)
+        return _show_plan(session, loaders, files, len(minimal_pairs), groups, compute)
+    results = [
+        _evaluate(session, name, *load(), minimal_pairs, groups, compute) for name, load in loaders.items()
+    ]
+    sizes = {field: {name: len(index) for name, index in by.items()} for field, by in groups.items()}
+    tables = pair_tables(sizes, len(minimal_pairs), results)
+    print_tables(tables, reporter)
+    answer = {
+        "files": [str(file) for file in files],
+        "pairs": len(minimal_pairs),
+        "bos": settings.pairs_bos,
+        "group_sizes": sizes,
+        "models": [result.as_dict() for result in results],
+    }
+    write_results(session.out, "pairs", answer, tables, reporter)
     return answer
 
 
-def _compute(session: Session) -> Compute:
-    if session.settings.precision != "auto" or session.compute.dtype == torch.float32:
-        return session.compute
-    return Compute(session.compute.device, torch.float32, "close pairs need it; --precision bf16 is faster")
-
-
-def _note_identical(session: Session, pairs: Sequence[MinimalPair]) -> None:
-    if same := sum(pair.good == pair.bad for pair in pairs):
-        session.reporter.warn(
-            f"{same} of {len(pairs)} pairs are a sentence and itself: ties, counted as wrong"
-        )
-
-
-def _plan(
+def _show_plan(
     session: Session,
-    asked: Loaders,
+    loaders: Loaders,
     files: Sequence[Path],
-    pairs: Sequence[MinimalPair],
-    groups: Mapping[str, Sequence[str]],
+    num_pairs: int,
+    groups: Groups,
     compute: Compute,
 ) -> dict[str, Any]:
     by = f", by {', '.join(groups)}" if groups else ""
     where = f"{len(files)} files" if len(files) > 1 else str(files[0])
     session.reporter.result(
-        f"would score {len(pairs)} pairs of {where} with {', '.join(asked)}{by} ({compute})"
+        f"would score {num_pairs} pairs of {where} with {', '.join(loaders)}{by} ({compute})"
     )
     return {
-        "models": list(asked),
+        "models": list(loaders),
         "files": [str(file) for file in files],
-        "pairs": len(pairs),
-        "groups": {field: len(set(values)) for field, values in groups.items()},
+        "pairs": num_pairs,
+        "groups": {field: len(by_group) for field, by_group in groups.items()},
         "compute": str(compute),
     }
 
 
-def _ask_all(
+def _evaluate(
     session: Session,
-    asked: Loaders,
+    name: str,
+    model: GPT,
+    tokenizer: SentenceTokenizer,
     pairs: Sequence[MinimalPair],
-    groups: Mapping[str, Sequence[str]],
+    groups: Groups,
     compute: Compute,
-) -> list[Result]:
-    """Score the pairs with every model, of which one is loaded at a time."""
-    members = {field: _members(values) for field, values in groups.items()}
-    results: list[Result] = []
-    for name, load in asked.items():
-        model, tokenizer = load()
-        compute.place(model.requires_grad_(False))
-        longest = model.config.num_positions + 1  # the last token is predicted, never read
-        good, bad = _encode(session, tokenizer, pairs, longest)
-        with session.reporter.progress(f"{name}, sentences", 2 * len(pairs)) as bar:
-            scores = score_pairs(model, good, bad, compute, session.settings.evaluate.batch_size, bar.advance)
-        found = {
+) -> PairResult:
+    """Score all pairs with one model, and warn about truncated, tied and unscored ones."""
+    settings, warn = session.settings.evaluate, session.reporter.warn
+    compute.place(model.requires_grad_(False))
+    max_tokens = model.config.num_positions + 1  # the last token is predicted, but no input
+    tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=settings.pairs_bos)
+    good = tokenizer.encode([pair.good for pair in pairs], max_tokens)
+    bad = tokenizer.encode([pair.bad for pair in pairs], max_tokens)
+    with session.reporter.progress(f"{name}, sentences", 2 * len(pairs)) as bar:
+        scores = score_pairs(model, good, bad, compute, settings.batch_size, bar.advance)
+    result = PairResult(
+        model=name,
+        all=accuracy(scores),
+        groups={
             field: {group: accuracy(scores, index) for group, index in by_group.items()}
-            for field, by_group in members.items()
-        }
-        truncated = good.num_truncated + bad.num_truncated
-        results.append(Result(name, accuracy(scores), found, scores.num_ties, truncated))
-        _warn(session, results[-1], scores, longest)
-    return results
-
-
-def _encode(
-    session: Session, tokenizer: SentenceTokenizer, pairs: Sequence[MinimalPair], longest: int
-) -> tuple[Tokens, Tokens]:
-    reader = SentenceTokenizer(
-        tokenizer.backend, tokenizer.end_of_text_id, prefix=session.settings.evaluate.pairs_bos
+            for field, by_group in groups.items()
+        },
+        num_ties=scores.num_ties,
+        num_truncated=good.num_truncated + bad.num_truncated,
     )
-    good, bad = (reader.encode([getattr(pair, side) for pair in pairs], longest) for side in ("good", "bad"))
-    return good, bad
-
-
-def _members(values: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Return group -> the numbers of its pairs, in the order in which groups were found."""
-    found: dict[str, list[int]] = {}
-    for number, value in enumerate(values):
-        found.setdefault(value, []).append(number)
-    return {group: np.array(numbers) for group, numbers in found.items()}
-
-
-def _warn(session: Session, result: Result, scores: PairScores, longest: int) -> None:
-    warn, total = session.reporter.warn, len(scores.good)
     if result.num_truncated:
         warn(
-            f"{result.model}: {result.num_truncated} of {2 * total} sentences are longer than {longest} "
-            "tokens, the end-of-text token included, and were cut: what was cut off is not scored"
+            f"{name}: {result.num_truncated} of {2 * len(pairs)} sentences are longer than {max_tokens} "
+            "tokens (end-of-text token included) and were truncated; only the first tokens are scored"
         )
     if result.num_ties:
-        warn(f"{result.model}: {result.num_ties} of {total} pairs are ties, counted as wrong")
+        warn(f"{name}: {result.num_ties} of {len(pairs)} pairs are ties, which count as wrong")
     if unscored := int((scores.good_tokens == 0).sum() + (scores.bad_tokens == 0).sum()):
-        warn(
-            f"{result.model}: {unscored} sentences are a single token, which nothing predicts; their sum is 0"
-        )
-
-
-def _table(field: str, sizes: Mapping[str, int], total: int, results: Sequence[Result]) -> Table:
-    title, columns, overall = f"pairs by {field}", *_overall(total, results)
-    rows = [
-        [group, str(size), *(cell for result in results for cell in _cells(result.groups[field][group]))]
-        for group, size in sizes.items()
-    ]
-    macro = [percent(value) for result in results for value in result.macro(field)]
-    return title, [field, *columns[1:]], [*rows, [MACRO, "", *macro], *overall]
-
-
-def _overall(total: int, results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns, and the row of all pairs."""
-    whose = [f"{result.model}: " if len(results) > 1 else "" for result in results]
-    columns = [f"{name}{what}" for name in whose for what in ("accuracy %", "per token %")]
-    cells = [cell for result in results for cell in _cells(result.all)]
-    return ["group", "pairs", *columns], [[ALL, str(total), *cells]]
-
-
-def _cells(found: Accuracy) -> list[str]:
-    return [interval(found.summed, 100, 2), percent(found.per_token)]
-
-
-def _answer(
-    session: Session,
-    files: Sequence[Path],
-    sizes: Mapping[str, Mapping[str, int]],
-    total: int,
-    results: Sequence[Result],
-) -> dict[str, Any]:
-    models = [
-        {
-            "model": result.model,
-            **asdict(result.all),
-            "ties": result.num_ties,
-            "truncated": result.num_truncated,
-            "groups": {
-                field: {group: asdict(found) for group, found in by_group.items()}
-                for field, by_group in result.groups.items()
-            },
-            "macro": {
-                field: dict(zip(("summed", "per_token"), result.macro(field), strict=True)) for field in sizes
-            },
-        }
-        for result in results
-    ]
-    return {
-        "files": [str(file) for file in files],
-        "pairs": total,
-        "bos": session.settings.evaluate.pairs_bos,
-        "group_sizes": {field: dict(by_group) for field, by_group in sizes.items()},
-        "models": models,
-    }
+        warn(f"{name}: {unscored} sentences have a single token and nothing to predict; they score 0")
+    return result

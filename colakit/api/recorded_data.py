@@ -1,4 +1,4 @@
-"""The data that finished runs were trained on, for commands that are given nothing but runs."""
+"""The data of commands that are given finished models: recorded by the models, or none at all."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
 from colakit.inference.classifier import read_origin
 
-SOURCES = ("path", "splits")  # the settings that name files
+FILE_SETTINGS = ("path", "splits")  # the settings of `data` that name files
 
 
 def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
-    """Read the corpus that the settings name, or, where they name none, the one that `models` record.
+    """Return the corpus that the settings name; if they name none, the one that `models` record.
 
     Raises:
-        ColakitError: if the models were trained on different data, or theirs is not to be found from here.
+        ColakitError: if the models record different data, or the recorded files are not found.
     """
     data = recorded_data(session, models)
     try:
@@ -29,61 +29,73 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     except ColakitError as error:
         if data is None:
             raise
-        hint = f"{error.hint or ''} The data is recorded as it was named then; --data names another place."
+        hint = f"{error.hint or ''} The path is as recorded when the model was trained; --data replaces it."
         raise ColakitError(error.message, hint=hint.strip(), exit_code=error.exit_code) from error
 
 
 def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | None:
-    """Return the data that `models` record, and say so; None where the settings name some, or none do.
+    """Return the data settings that `models` record; None if none do or if the settings name files.
 
-    Settings of `data` that name no files (a column, say) go before those recorded. Models that record no
-    data, as PEFT's do not, follow the others.
+    Given settings of `data` that name no files, such as a column, replace the recorded ones. Models without
+    recorded data, such as adapters written by PEFT, are assumed to have the data of the others.
 
     Raises:
-        ColakitError: if the models were trained on different data.
+        ColakitError: if the models record different data.
     """
     given = {key.removeprefix("data.") for key in session.resolved.origins if key.startswith("data.")}
-    if given.intersection(SOURCES):
+    if given.intersection(FILE_SETTINGS):
         return None
     recorded = {model: data for model in models if (data := _recorded(model)) is not None}
     if not recorded:
         return None
     first, data = next(iter(recorded.items()))
     for model, other in recorded.items():
-        if _source(other) != _source(data):
+        if _identity(other) != _identity(data):
             raise ColakitError(
-                f"{first} was trained on {_named(data)}, {model} on {_named(other)}",
+                f"{first} was trained on {_describe(data)}, {model} on {_describe(other)}",
                 hint="Name the data: --data PATH, or --config RUN/settings.yaml.",
             )
-    typed = session.settings.data.model_dump(include=given)
-    session.reporter.say(f"data: {_named(data)}, as {first} was trained on")
-    return DataSettings.model_validate({**data.model_dump(), **typed})
+    session.reporter.say(f"data: {_describe(data)}, recorded by {first}")
+    return DataSettings.model_validate(
+        {**data.model_dump(), **session.settings.data.model_dump(include=given)}
+    )
+
+
+def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) -> None:
+    """Raise `ColakitError` if a typed flag selects a dataset, which `flag` makes meaningless.
+
+    Args:
+        others: further settings that have no meaning with `flag`.
+    """
+    refused = ("data.", "evaluate.splits", "evaluate.annotations", *others)
+    for key, origin in session.resolved.origins.items():
+        if session.resolved.was_typed(key) and key.startswith(refused):
+            raise ColakitError(f"{origin} with {flag}: {reason}", hint="Leave one of them out.")
 
 
 def _recorded(model: str) -> DataSettings | None:
     origin = read_origin(model)
-    if origin.get("command") == "discriminate":  # it reads running text, whatever `data` says
+    if origin.get("command") == "discriminate":  # reads running text, and ignores `data`
         return None
     settings: Any = origin.get("settings")
-    found = settings.get("data") if isinstance(settings, dict) else None
+    data = settings.get("data") if isinstance(settings, dict) else None
     try:
-        return None if found is None else DataSettings.model_validate(found)
+        return None if data is None else DataSettings.model_validate(data)
     except ValidationError as error:
         raise ColakitError(
-            f"{model}: the data it records cannot be read ({error.errors()[0]['msg']})",
+            f"{model}: its recorded data settings are invalid ({error.errors()[0]['msg']})",
             hint="Name the data with --data.",
         ) from error
 
 
-def _source(data: DataSettings) -> tuple[Any, ...]:
-    """Return what decides which sentences are read; two ways to write a path that is there are one."""
-    places = sorted(data.splits.items()) or [("", data.path)]
-    files = [(name, Path(place).expanduser()) for name, place in places]
-    real = [(name, str(path.resolve() if path.exists() else path)) for name, path in files]
-    return *real, data.text_column, data.label_column
+def _identity(data: DataSettings) -> tuple[Any, ...]:
+    """Return the resolved paths of the files, and the columns to read."""
+    paths = sorted(data.splits.items()) or [("", data.path)]
+    files = [(name, Path(path).expanduser()) for name, path in paths]
+    resolved = [(name, str(path.resolve() if path.exists() else path)) for name, path in files]
+    return *resolved, data.text_column, data.label_column
 
 
-def _named(data: DataSettings) -> str:
-    """Write where data comes from, and its columns where it is a table of one's own."""
-    place = ", ".join(f"{name}={path}" for name, path in data.splits.items()) or data.path
-    return f"{place} (column {data.text_column})" if data.text_column else place
+def _describe(data: DataSettings) -> str:
+    files = ", ".join(f"{name}={path}" for name, path in data.splits.items()) or data.path
+    return f"{files} (column {data.text_column})" if data.text_column else files

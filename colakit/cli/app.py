@@ -52,7 +52,8 @@ ResumeOption = Annotated[
 
 
 def _run(session: Session, module: str, **arguments: Any) -> None:
-    run = importlib.import_module(f"colakit.{module}").run
+    module, _, function = module.partition(":")
+    run = getattr(importlib.import_module(f"colakit.{module}"), function or "run")
     if "torch" in sys.modules:  # the command computes with it
         from colakit.runtime.device import prepare_cpu
 
@@ -251,11 +252,11 @@ def evaluate(
     if pairs and text:
         raise ColakitError("--pairs with --text: they are measured apart", hint="Leave one of them out.")
     if text:
-        _run(session, "evaluation.bits_per_byte", models=models or [], texts=text)
+        _run(session, "api.evaluate_text:evaluate_text", models=models or [], texts=text)
     elif pairs:
-        _run(session, "api.evaluate_pairs", models=models or [], pairs=pairs)
+        _run(session, "api.evaluate_pairs:evaluate_pairs", models=models or [], pairs=pairs)
     elif models:
-        _run(session, "api.evaluate", models=models)
+        _run(session, "api.evaluate:evaluate", models=models)
     else:
         raise ColakitError(
             "evaluate: no MODEL is named",

@@ -1,4 +1,4 @@
-"""Models side by side: grouped over seeds, and paired with each other.
+"""Comparison of models: each model, each experiment (mean over seeds), and each pair of experiments.
 
 Shapes: N sentences, C classes.
 """
@@ -10,125 +10,102 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Metrics, mcnemar, measure
+from colakit.evaluation.metrics import (
+    Bootstrap,
+    Interval,
+    Labels,
+    Metrics,
+    indices_by_value,
+    mcnemar,
+    measure,
+)
 
-NOT_THE_EXPERIMENT = (
+NOT_IN_EXPERIMENT = (
     *("seed", "device", "precision", "cpu_kernels", "cuda_graphs", "cache"),
     *("generate", "predict", "evaluate", "plot", "finetune.frozen_cache_mib"),
 )
 
 
 def teachers_of(origin: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return what a student records of its teachers (path, fingerprint, experiment); empty if it had none.
-
-    One teacher stands under `teacher`, several under `teachers`.
-    """
-    one = origin.get("teacher")
-    return list(origin.get("teachers") or ([one] if one else []))
+    """Return a student's records of its teachers (path, fingerprint, experiment); empty for other models."""
+    return list(origin.get("teachers") or [])
 
 
 def fold_of(origin: Mapping[str, Any]) -> str | None:
-    """Return the fold of train, written i/k, that a tuned model was not trained on by its own record."""
-    if origin.get("command") != "finetune":  # a student may have been given the settings of its teacher
+    """Return the fold of train (written i/k) that a fine-tuned model left out; None for other models."""
+    if origin.get("command") != "finetune":  # a student may record the `finetune` settings of its config
         return None
     return ((origin.get("settings") or {}).get("finetune") or {}).get("leave_out")
 
 
-def _told(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Return the settings that make an experiment, in their sections, nulls left out."""
-    return {
-        name: _told(value, f"{section}{name}.") if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if value is not None and section + name not in NOT_THE_EXPERIMENT
-    }
-
-
 def experiment_key(origin: Mapping[str, Any]) -> str:
-    """Return a key that runs share when they differ in nothing but seed and fold (and their teachers').
+    """Return a hash that is shared by runs that differ only in seed and fold, and in their teachers' seeds.
 
-    Runs that leave out one of five folds are one experiment, but not that of runs on all of train. A setting
-    that is null is as one that is not there: an older version may not have had it.
+    Runs that leave out one of k folds share a key, which differs from that of runs on all of train. Null
+    settings are ignored, so that a new optional setting does not change the key of older runs.
     """
-    settings = _told(origin.get("settings") or {})
+    settings = _experiment_settings(origin.get("settings") or {})
     if (fold := fold_of(origin)) is not None:
         settings["finetune"] = {**settings["finetune"], "leave_out": f"one of {fold.partition('/')[2]}"}
     if "distill" in settings:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
-    taught_by = sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin))
-    teacher = (taught_by if len(taught_by) > 1 else taught_by[0]) if taught_by else None
-    text = json.dumps([origin.get("command"), origin.get("base"), settings, teacher], sort_keys=True)
+    teachers = sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin))
+    text = json.dumps([origin.get("command"), origin.get("base"), settings, teachers], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _experiment_settings(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    return {
+        name: _experiment_settings(value, f"{section}{name}.") if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value is not None and section + name not in NOT_IN_EXPERIMENT
+    }
+
+
 @dataclass(frozen=True)
-class Entrant:
+class ModelInfo:
     """A model in a comparison.
 
     Attributes:
-        model: how people call it; unlike any other's.
-        kind: what sort of model it is, such as `distill (lstm)`.
-        key: of its experiment.
-        seed: None where it is unknown.
-        fold: of train that it left out, if it did.
+        name: unique among the compared models.
+        kind: such as `distill (lstm)`.
+        experiment: `experiment_key` of its origin.
+        seed: None if it is not recorded.
+        fold: of train that it left out, if any.
+        fingerprint: hash of everything that determines its logits.
+        teachers: fingerprints of the models it was distilled from.
+        num_parameters: all, frozen ones included.
+        threshold: on the probability of class 1; None for argmax.
     """
 
-    model: str
+    name: str
     kind: str
-    key: str
+    experiment: str
     seed: int | None
     fold: str | None = None
-
-
-def group_names(entrants: Sequence[Entrant]) -> list[str]:
-    """Return for each model the name of the experiment that it is a seed, or a fold, of.
-
-    A second model with a key, seed and fold that were there before is no second seed, but an experiment of
-    its own. Experiments of one kind are told apart by their first model's name.
-    """
-    seen: set[tuple[str, int | None, str | None]] = set()
-    keys: list[str] = []
-    for entrant in entrants:
-        which = (entrant.key, entrant.seed, entrant.fold)
-        repeated = entrant.seed is None or which in seen
-        seen.add(which)
-        keys.append(f"{entrant.key} {entrant.model}" if repeated else entrant.key)
-    first = dict(reversed(list(zip(keys, entrants, strict=True))))
-    kinds = [entrant.kind for entrant in first.values()]
-    return [
-        f"{first[key].kind} [{first[key].model}]" if kinds.count(first[key].kind) > 1 else first[key].kind
-        for key in keys
-    ]
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest tails of `paths` that tell them apart."""
-    absolute = [path.absolute().parts for path in paths]
-    longest = max((len(parts) for parts in absolute), default=1)
-    for depth in range(1, longest + 1):
-        names = ["/".join(parts[-depth:]) for parts in absolute]
-        if len(set(names)) == len(set(absolute)):
-            return names
-    return [str(path) for path in paths]
+    fingerprint: str = ""
+    teachers: tuple[str, ...] = ()
+    num_parameters: int = 0
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one model says about one split.
+class ModelPredictions:
+    """Predictions of one model on one split.
 
     Attributes:
-        model: how people call the model.
-        group: how people call the experiment it is one seed of.
-        seed: None where it is unknown.
+        model: its name.
+        group: the name of its experiment.
+        seed: None if it is not recorded.
         logits: (N, C).
         predictions: (N,).
-        fold: of train that the model left out, if it did.
+        fold: of train that the model left out, if any.
     """
 
     model: str
@@ -139,9 +116,30 @@ class Answers:
     fold: str | None = None
 
 
+def group_names(models: Sequence[ModelInfo]) -> list[str]:
+    """Return the name of each model's experiment.
+
+    A model that repeats the experiment, seed and fold of an earlier one is an experiment of its own, not
+    another seed. Experiments of one kind are distinguished by the name of their first model.
+    """
+    seen: set[tuple[str, int | None, str | None]] = set()
+    keys: list[str] = []
+    for model in models:
+        run = (model.experiment, model.seed, model.fold)
+        repeated = model.seed is None or run in seen
+        seen.add(run)
+        keys.append(f"{model.experiment} {model.name}" if repeated else model.experiment)
+    first = dict(reversed(list(zip(keys, models, strict=True))))
+    kinds = [model.kind for model in first.values()]
+    return [
+        f"{first[key].kind} [{first[key].name}]" if kinds.count(first[key].kind) > 1 else first[key].kind
+        for key in keys
+    ]
+
+
 @dataclass(frozen=True)
 class ModelRow:
-    """A model's figures on a split, with bootstrap intervals over its sentences."""
+    """Metrics of a model on a split, with bootstrap intervals over the sentences."""
 
     model: str
     group: str
@@ -154,11 +152,11 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Mean and standard deviation (n-1; None for a single one) over the seeds and folds of one experiment.
+    """Mean and standard deviation (n-1; None for one model) over the seeds and folds of one experiment.
 
     Attributes:
-        num_seeds: its models; those that differ in the fold are counted, too.
-        num_folds: that they left out, one each; 0 where they left out none.
+        num_seeds: number of models, also of those that differ only in the fold.
+        num_folds: number of distinct folds that were left out; 0 if none was.
     """
 
     group: str
@@ -174,13 +172,13 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class PairRow:
-    """How much better one experiment is than another on the same sentences.
+    """Difference between two experiments on the same sentences, first minus second.
 
     Attributes:
-        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals over sentences;
-            the seeds are held fixed, so the intervals do not speak of seeds that were not run.
-        mcnemar_p: exact p, uncorrected, of each pair of models with equal seeds and folds, or of the only
-            two.
+        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals over sentences.
+            The intervals do not cover the variation between seeds.
+        mcnemar_p: exact p, not corrected for multiple tests, of each pair of models with the same seed and
+            fold; of the two models if each experiment has one.
     """
 
     first: str
@@ -192,7 +190,7 @@ class PairRow:
 
 @dataclass(frozen=True)
 class SplitComparison:
-    """All that `compare` finds about one split."""
+    """Comparison of all models on one split."""
 
     split: str
     models: tuple[ModelRow, ...]
@@ -200,63 +198,64 @@ class SplitComparison:
     pairs: tuple[PairRow, ...]
 
 
-def compare(split: str, labels: Labels, answers: Sequence[Answers]) -> SplitComparison:
-    """Measure every model, every group of seeds, and every pair of groups on one labelled split."""
-    sample = Bootstrap(labels, [answer.predictions for answer in answers], answers[0].logits.shape[1])
-    models = tuple(_model_row(labels, answer, sample, place) for place, answer in enumerate(answers))
-    groups = members(answers)
+def compare(split: str, labels: Labels, predictions: Sequence[ModelPredictions]) -> SplitComparison:
+    """Measure every model, every experiment and every pair of experiments on one labelled split."""
+    sample = Bootstrap(labels, [model.predictions for model in predictions], predictions[0].logits.shape[1])
+    models = tuple(
+        ModelRow(
+            model.model,
+            model.group,
+            model.seed,
+            measure(model.logits, labels, model.predictions),
+            sample.mean("accuracy", [index]),
+            sample.mean("mcc", [index]),
+            model.fold,
+        )
+        for index, model in enumerate(predictions)
+    )
+    groups = group_indices(predictions)
     pairs = tuple(
-        _pair_row(labels, answers, sample, first, second)
+        _pair_row(labels, predictions, sample, first, second)
         for first, second in itertools.combinations(groups.items(), 2)
     )
-    return SplitComparison(split, models, tuple(_group_row(name, models) for name in groups), pairs)
+    rows = (_group_row(name, [models[i] for i in indices]) for name, indices in groups.items())
+    return SplitComparison(split, models, tuple(rows), pairs)
 
 
-def members(answers: Sequence[Answers]) -> dict[str, list[int]]:
-    """Return group -> where the answers of its models stand, in the order in which groups were found."""
-    found: dict[str, list[int]] = {}
-    for place, answer in enumerate(answers):
-        found.setdefault(answer.group, []).append(place)
-    return found
-
-
-def _model_row(labels: Labels, answer: Answers, sample: Bootstrap, place: int) -> ModelRow:
-    metrics = measure(answer.logits, labels, answer.predictions)
-    accuracy, mcc = sample.mean("accuracy", [place]), sample.mean("mcc", [place])
-    return ModelRow(answer.model, answer.group, answer.seed, metrics, accuracy, mcc, answer.fold)
+def group_indices(predictions: Sequence[ModelPredictions]) -> dict[str, NDArray[np.int64]]:
+    """Return experiment -> indices of its models, experiments in the order of their first model."""
+    return indices_by_value([model.group for model in predictions])
 
 
 def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
-    members = [row.metrics for row in models if row.group == name]
-    folds = {row.fold for row in models if row.group == name and row.fold is not None}
-    accuracies, mccs = [m.accuracy for m in members], [m.mcc for m in members]
+    accuracies, mccs = [row.metrics.accuracy for row in models], [row.metrics.mcc for row in models]
     return GroupRow(
         group=name,
-        num_seeds=len(members),
+        num_seeds=len(models),
         accuracy_mean=fmean(accuracies),
-        accuracy_sd=stdev(accuracies) if len(members) > 1 else None,
+        accuracy_sd=stdev(accuracies) if len(models) > 1 else None,
         mcc_mean=fmean(mccs),
-        mcc_sd=stdev(mccs) if len(members) > 1 else None,
-        majority_rate=members[0].majority_rate,
-        num_collapsed=sum(m.collapsed for m in members),
-        num_folds=len(folds),
+        mcc_sd=stdev(mccs) if len(models) > 1 else None,
+        majority_rate=models[0].metrics.majority_rate,
+        num_collapsed=sum(row.metrics.collapsed for row in models),
+        num_folds=len({row.fold for row in models if row.fold is not None}),
     )
 
 
 def _pair_row(
     labels: Labels,
-    answers: Sequence[Answers],
+    predictions: Sequence[ModelPredictions],
     sample: Bootstrap,
-    first: tuple[str, list[int]],
-    second: tuple[str, list[int]],
+    first: tuple[str, NDArray[np.int64]],
+    second: tuple[str, NDArray[np.int64]],
 ) -> PairRow:
-    places, other_places = first[1], second[1]
-    accuracy, mcc = (sample.difference(name, places, other_places) for name in ("accuracy", "mcc"))
-    ours, theirs = [answers[i] for i in places], [answers[i] for i in other_places]
+    (first_name, first_indices), (second_name, second_indices) = first, second
+    firsts, seconds = ([predictions[i] for i in indices] for indices in (first_indices, second_indices))
     matched = [
-        (a, b) for a in ours for b in theirs if a.seed is not None and (a.seed, a.fold) == (b.seed, b.fold)
+        (a, b) for a in firsts for b in seconds if a.seed is not None and (a.seed, a.fold) == (b.seed, b.fold)
     ]
-    if not matched and len(ours) == len(theirs) == 1:
-        matched = [(ours[0], theirs[0])]
+    if not matched and len(firsts) == len(seconds) == 1:
+        matched = [(firsts[0], seconds[0])]
+    accuracy, mcc = (sample.difference(name, first_indices, second_indices) for name in ("accuracy", "mcc"))
     p_values = tuple(mcnemar(labels, a.predictions, b.predictions) for a, b in matched)
-    return PairRow(first[0], second[0], accuracy, mcc, p_values)
+    return PairRow(first_name, second_name, accuracy, mcc, p_values)

@@ -1,30 +1,55 @@
-"""Where models are good and where not: their MCC on parts of a split, such as a source or a phenomenon.
+"""MCC on slices of a split: by source (CoLA's first column) or by annotated grammatical phenomenon.
 
-Shapes: N sentences of the split, n of a part.
+Shapes: N sentences of the split, n of a slice.
 
-Parts may overlap and are small, so every figure here is uncertain and the many comparisons invite chance
-finds: the intervals are 95 % each, not all together.
+Slices may overlap and are small. Each interval is a 95 % interval by itself: with this many comparisons some
+differences are due to chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.evaluation.comparison import Answers, members
-from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread
+from colakit.config.usage import EvaluateSettings
+from colakit.data.annotations import Annotations, read_annotations
+from colakit.data.corpora import Corpus, Split
+from colakit.errors import ColakitError, did_you_mean
+from colakit.evaluation.comparison import ModelPredictions, group_indices
+from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread, indices_by_value
+from colakit.evaluation.tables import Table, format_spread, percent
+from colakit.utils.console import Reporter
 
-FEW, FEW_OTHERS = 30, 5
-"""A part of fewer sentences, or of fewer outside its commonest label, is flagged: its MCC, with a standard
-error of about 0.2 or more, hangs on a handful of answers."""
+SOURCE, PHENOMENON = "source", "phenomenon"
+FEW, FEW_MINORITY = 30, 5  # the standard error of MCC is then about 0.2 or more
+FEW_NOTE = f"fewer than {FEW} sentences, or {FEW_MINORITY} outside the majority"
 
 
 @dataclass(frozen=True)
-class PartScore:
-    """An experiment's MCC on a part: over its seeds, and of their mean over resampled sentences."""
+class SplitSlices:
+    """A split divided by a field.
+
+    Attributes:
+        slices: name -> indices of its sentences, (n,).
+        known: indices of the sentences with a known field.
+        left_out: indices of the other sentences.
+    """
+
+    split: str
+    field: str
+    slices: Mapping[str, NDArray[np.int64]]
+    known: NDArray[np.int64]
+    left_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SliceScore:
+    """MCC of an experiment on a slice: spread over seeds, and interval of the mean over sentences."""
 
     group: str
     mcc: Spread
@@ -32,53 +57,150 @@ class PartScore:
 
 
 @dataclass(frozen=True)
-class PartRow:
-    """All experiments on one part.
+class SliceRow:
+    """All experiments on one slice.
 
     Attributes:
         num_examples: n.
-        majority_rate: accuracy of always answering the part's commonest label; None where n is 0.
-        few: whether n is below `FEW`, or the sentences outside the commonest label are below `FEW_OTHERS`.
-        scores: one an experiment; empty where all labels are one, for which MCC is not defined.
+        majority_rate: accuracy of always predicting the slice's most frequent label; None if n is 0.
+        few: n is below `FEW`, or fewer than `FEW_MINORITY` sentences have another label than the majority.
+        scores: one per experiment; empty if all labels are equal, which leaves MCC undefined.
     """
 
     name: str
     num_examples: int
     majority_rate: float | None
     few: bool
-    scores: tuple[PartScore, ...]
+    scores: tuple[SliceScore, ...]
+
+
+@dataclass(frozen=True)
+class SliceReport:
+    """All experiments on the slices of a split, and on all sentences with a known field."""
+
+    slices: SplitSlices
+    experiments: tuple[str, ...]
+    whole: SliceRow
+    rows: tuple[SliceRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics as plain data."""
+        rows = [asdict(row) for row in self.rows]
+        return {"left_out": list(self.slices.left_out), "whole": asdict(self.whole), "parts": rows}
+
+
+def slice_splits(
+    corpus: Corpus, names: Sequence[str], settings: EvaluateSettings, reporter: Reporter
+) -> list[SplitSlices]:
+    """Return the slices that `group_by` and `annotations` select.
+
+    Where `dev` is the union of the other dev splits, these are not sliced: their slices would be smaller.
+
+    Raises:
+        ColakitError: if a field is unknown, or is known for no sentence.
+    """
+    for field in settings.group_by:
+        if field != SOURCE:
+            raise ColakitError(
+                f"--group-by {field}: sentences are grouped by source.{did_you_mean(field, [SOURCE])}",
+                hint="Fields of minimal pairs need --pairs FILE; grammatical features, --annotations FILE.",
+            )
+    if "dev" in names and "dev" not in corpus.splits:
+        names = [name for name in names if not name.endswith("_dev")]
+    splits = [corpus.split(name) for name in names]
+    slices = _by_source(corpus.name, splits) if settings.group_by else []
+    if settings.annotations:
+        annotations = read_annotations(Path(settings.annotations).expanduser())
+        slices += _by_phenomenon(annotations, splits, reporter)
+    return slices
+
+
+def _by_source(corpus: str, splits: Sequence[Split]) -> list[SplitSlices]:
+    slices = [
+        SplitSlices(split.name, SOURCE, indices_by_value(split.sources), np.arange(len(split)))
+        for split in splits
+        if len(split.sources) == len(split)
+    ]
+    if not slices:
+        raise ColakitError(
+            f"{corpus}: the sources of its sentences are not known",
+            hint="Only files in CoLA's four-column format have sources; leave out --group-by.",
+        )
+    return slices
+
+
+def _by_phenomenon(
+    annotations: Annotations, splits: Sequence[Split], reporter: Reporter
+) -> list[SplitSlices]:
+    slices: list[SplitSlices] = []
+    for split in splits:
+        rows = annotations.join(split)
+        known, left_out = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        if len(left_out):
+            reporter.say(
+                f"{split.name}: {len(left_out)} of {len(split):,} sentences are missing from "
+                f"{annotations.where} and are in no slice"
+            )
+        if len(known):
+            parts = annotations.parts(rows)
+            slices.append(SplitSlices(split.name, PHENOMENON, parts, known, tuple(left_out.tolist())))
+    if not slices:
+        raise ColakitError(
+            f"{annotations.where}: none of its sentences is in {', '.join(split.name for split in splits)}",
+            hint="Sentences are matched by their exact text; are these annotations of this data?",
+        )
+    return slices
+
+
+def report_slices(
+    slices: SplitSlices, labels: Labels, predictions: Sequence[ModelPredictions]
+) -> SliceReport:
+    """Return the metrics of all experiments on the slices of a split with (N,) `labels`."""
+    experiments = tuple(group_indices(predictions))
+    (whole,) = slice_scores(labels, predictions, {"all": slices.known})
+    return SliceReport(slices, experiments, whole, slice_scores(labels, predictions, slices.slices))
 
 
 def slice_scores(
-    labels: Labels, answers: Sequence[Answers], parts: Mapping[str, NDArray[np.int64]]
-) -> tuple[PartRow, ...]:
-    """Return a row for each part of a split.
+    labels: Labels, predictions: Sequence[ModelPredictions], slices: Mapping[str, NDArray[np.int64]]
+) -> tuple[SliceRow, ...]:
+    """Return a row for each slice.
 
     Args:
         labels: (N,).
-        answers: of every model, to the N sentences.
-        parts: name -> (n,) numbers of its sentences.
+        predictions: of every model on the N sentences.
+        slices: name -> (n,) indices of its sentences.
     """
-    return tuple(_row(name, labels[index], answers, index) for name, index in parts.items())
+    return tuple(_row(name, labels[index], predictions, index) for name, index in slices.items())
 
 
-def _row(name: str, labels: Labels, answers: Sequence[Answers], index: NDArray[np.int64]) -> PartRow:
-    size, commonest = len(index), int(np.bincount(labels, minlength=1).max())
-    scores: tuple[PartScore, ...] = ()
+def _row(
+    name: str, labels: Labels, predictions: Sequence[ModelPredictions], index: NDArray[np.int64]
+) -> SliceRow:
+    size, majority = len(index), int(np.bincount(labels, minlength=1).max())
+    scores: tuple[SliceScore, ...] = ()
     if len(np.unique(labels)) > 1:
-        predictions = [answer.predictions[index] for answer in answers]
-        sample = Bootstrap(labels, predictions, answers[0].logits.shape[1])
+        sliced = [model.predictions[index] for model in predictions]
+        sample = Bootstrap(labels, sliced, predictions[0].logits.shape[1])
         scores = tuple(
-            PartScore(group, Spread.of(sample.values["mcc"][places].tolist()), sample.mean("mcc", places))
-            for group, places in members(answers).items()
+            SliceScore(group, Spread.of(sample.values["mcc"][models].tolist()), sample.mean("mcc", models))
+            for group, models in group_indices(predictions).items()
         )
-    few = size < FEW or size - commonest < FEW_OTHERS
-    return PartRow(name, size, commonest / size if size else None, few, scores)
+    few = size < FEW or size - majority < FEW_MINORITY
+    return SliceRow(name, size, majority / size if size else None, few, scores)
 
 
-def parts_by(values: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Return value -> the numbers of the sentences that have it, in the order in which values were found."""
-    found: dict[str, list[int]] = {}
-    for number, value in enumerate(values):
-        found.setdefault(value, []).append(number)
-    return {value: np.array(numbers, dtype=np.int64) for value, numbers in found.items()}
+def slice_table(report: SliceReport) -> Table:
+    """Return a table with a row for each slice and one for all of them."""
+    rows = [
+        [
+            row.name + ("*" if row.few else ""),
+            str(row.num_examples),
+            "-" if row.majority_rate is None else percent(row.majority_rate),
+            *([format_spread(score.mcc, 1, 2) for score in row.scores] or ["-"] * len(report.experiments)),
+        ]
+        for row in [*report.rows, report.whole]
+    ]
+    field = report.slices.field
+    title = f"{report.slices.split}: MCC by {field} (*: {FEW_NOTE}; -: all labels equal)"
+    return title, [field, "sentences", "majority %", *report.experiments], rows

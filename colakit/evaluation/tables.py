@@ -1,49 +1,69 @@
-"""Tables that are printed and also written as Markdown."""
+"""Tables of results: formatting of cells, printing, and Markdown files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from colakit.api.session import Session
-from colakit.evaluation.metrics import Interval, Spread
+from colakit.evaluation.metrics import Interval, Metrics, Spread
+from colakit.utils.console import Reporter
 from colakit.utils.files import write_json, write_text
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
-def interval(found: Interval, factor: float, digits: int, *, signed: bool = False) -> str:
-    """Write a figure times `factor` with its interval."""
+def percent(value: float) -> str:
+    """Format a fraction as a percentage with two decimals."""
+    return f"{100 * value:.2f}"
+
+
+def format_interval(interval: Interval, factor: float, digits: int, *, signed: bool = False) -> str:
+    """Format a value times `factor` with its interval: `value [low, high]`."""
     sign = "+" if signed else ""
-    value, low, high = (f"{factor * x:{sign}.{digits}f}" for x in (found.value, found.low, found.high))
+    ends = (interval.value, interval.low, interval.high)
+    value, low, high = (f"{factor * x:{sign}.{digits}f}" for x in ends)
     return f"{value} [{low}, {high}]"
 
 
-def spread(found: Spread, factor: float, digits: int) -> str:
-    """Write a mean times `factor` with its standard deviation, where there is one."""
-    parts = [found.mean] if found.sd is None else [found.mean, found.sd]
-    rounded = [round(factor * part, digits) + 0.0 for part in parts]  # + 0.0: no minus before 0
+def format_spread(spread: Spread, factor: float, digits: int) -> str:
+    """Format a mean times `factor` with its standard deviation, if any: `mean ± sd`."""
+    parts = [spread.mean] if spread.sd is None else [spread.mean, spread.sd]
+    rounded = [round(factor * part, digits) + 0.0 for part in parts]  # + 0.0 turns -0 into 0
     return " ± ".join(f"{part:.{digits}f}" for part in rounded)
 
 
-def markdown(table: Table) -> str:
-    """Return a table as Markdown, under its title."""
+def metrics_row(name: str, metrics: Metrics) -> list[str]:
+    """Return a table row: name, sentences, accuracy, majority rate, MCC, loss."""
+    return [
+        name,
+        str(metrics.num_examples),
+        percent(metrics.accuracy),
+        percent(metrics.majority_rate),
+        f"{metrics.mcc:.3f}",
+        f"{metrics.loss:.3f}",
+    ]
+
+
+def print_tables(tables: Sequence[Table], reporter: Reporter) -> None:
+    """Print tables to the console."""
+    for title, columns, rows in tables:
+        reporter.table(title, columns, rows)
+
+
+def write_results(
+    out: Path | None, name: str, results: Mapping[str, Any], tables: Sequence[Table], reporter: Reporter
+) -> None:
+    """Write the results to OUT/NAME.json and the tables to OUT/NAME.md; nothing if `out` is None."""
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{name}.json", results)
+    write_text(out / f"{name}.md", "\n".join(_markdown(table) for table in tables))
+    reporter.say(f"written to {out}")
+
+
+def _markdown(table: Table) -> str:
     title, columns, rows = table
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [columns, *rows]]
     return "\n".join([f"**{title}**", "", lines[0], "|" + "---|" * len(columns), *lines[1:], ""])
-
-
-def show(session: Session, tables: Sequence[Table]) -> None:
-    """Print the tables."""
-    for title, columns, rows in tables:
-        session.reporter.table(title, columns, rows)
-
-
-def keep(session: Session, name: str, answer: Mapping[str, Any], tables: Sequence[Table]) -> None:
-    """With `--out`, write the answer to NAME.json and the tables to NAME.md there."""
-    if session.out is None:
-        return
-    session.out.mkdir(parents=True, exist_ok=True)
-    write_json(session.out / f"{name}.json", answer)
-    write_text(session.out / f"{name}.md", "\n".join(markdown(table) for table in tables))
-    session.reporter.say(f"written to {session.out}")

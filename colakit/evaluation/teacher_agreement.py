@@ -1,44 +1,27 @@
-"""Students beside the teachers they were distilled from: how alike they answer, and how much carries over.
+"""Agreement of students with their teachers, and the share of the teachers' MCC that students reach.
 
 Shapes: N sentences, C classes, M models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from colakit.evaluation.comparison import Answers, members
+from colakit.evaluation.comparison import ModelInfo, ModelPredictions, group_indices
 from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread
 from colakit.inference.decisions import predict_labels
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What is known of a model besides its answers.
+class StudentRow:
+    """One student and its teachers.
 
     Attributes:
-        fingerprint: of all that determines its logits.
-        teachers: fingerprints of the models it was distilled from; empty for all but students.
-        num_parameters: in all, frozen ones included.
-        threshold: probability of class 1 from which it is answered; None takes the likeliest class.
-    """
-
-    fingerprint: str
-    teachers: tuple[str, ...]
-    num_parameters: int
-    threshold: float | None
-
-
-@dataclass(frozen=True)
-class PupilRow:
-    """One student beside its teachers.
-
-    Attributes:
-        agreement: share of the sentences that both give the same answer, 0 to 1.
-        kappa: Cohen's; None where both give one answer, the same, to everything.
+        agreement: fraction of the sentences with equal predictions, 0 to 1.
+        kappa: Cohen's kappa; None if both predict the same single class throughout.
     """
 
     model: str
@@ -49,16 +32,17 @@ class PupilRow:
 
 @dataclass(frozen=True)
 class TeachingRow:
-    """An experiment's students beside their teachers, over those seeds whose teachers are there.
+    """The students of one experiment and their teachers, for the seeds whose teachers are compared too.
 
     Attributes:
         teachers: experiments of the teachers.
-        agreement: share of the sentences that student and teacher give the same answer, 0 to 1.
-        kappa: Cohen's; None where any seed has none.
+        agreement: fraction of the sentences with equal predictions, 0 to 1.
+        kappa: Cohen's kappa; None if any seed has none.
         mcc, teacher_mcc: means over seeds.
-        mcc_kept: `mcc` as a share of `teacher_mcc`, paired over sentences; None where the teacher's MCC is
-            too near 0 to divide by (`Bootstrap.ratio`).
-        num_parameters, teacher_parameters: of one student, and of all its teachers.
+        mcc_kept: `mcc` / `teacher_mcc`, paired over sentences; None if the teacher's MCC is too near 0
+            (`Bootstrap.ratio`).
+        num_parameters, teacher_parameters: of one student, and of all its teachers together.
+        pupils: the students.
     """
 
     group: str
@@ -71,97 +55,95 @@ class TeachingRow:
     mcc_kept: Interval | None
     num_parameters: int
     teacher_parameters: int
-    pupils: tuple[PupilRow, ...]
+    pupils: tuple[StudentRow, ...]
 
 
-def cohens_kappa(ours: Labels, theirs: Labels, num_labels: int) -> float | None:
-    """Return how much more often (N,) answers agree than by chance: κ = (p_o - p_e) / (1 - p_e).
+def cohens_kappa(first: Labels, second: Labels) -> float | None:
+    """Return Cohen's (1960) kappa of two (N,) predictions; None if all are one class."""
+    from sklearn.metrics import cohen_kappa_score
 
-    p_o is the share of equal answers, p_e what two raters with these rates of answers would share by chance
-    (Cohen 1960). None where p_e is 1.
+    if first.min() == first.max() == second.min() == second.max():
+        return None
+    return float(cohen_kappa_score(first, second))
+
+
+def ensemble_predictions(
+    predictions: Sequence[ModelPredictions], thresholds: Sequence[float | None]
+) -> Labels:
+    """Return the (N,) predictions of an ensemble, from the mean of its models' logits.
+
+    With two classes, class 1 is predicted if the mean over models of (log-odds - log-odds of the model's
+    threshold) is at least 0. A single model keeps its own predictions.
     """
-    rates = [np.bincount(answers, minlength=num_labels) / len(answers) for answers in (ours, theirs)]
-    observed, expected = float(np.mean(ours == theirs)), float(rates[0] @ rates[1])
-    return None if expected == 1 else (observed - expected) / (1 - expected)
-
-
-def ensemble_predictions(answers: Sequence[Answers], thresholds: Sequence[float | None]) -> Labels:
-    """Return the (N,) predictions of several models as one, from the mean of their logits.
-
-    Of two classes, class 1 is answered where the mean of the models' log-odds, each less the log-odds of its
-    own threshold, is not below 0. One model alone gives its own predictions.
-    """
-    if len(answers) == 1:
-        return answers[0].predictions
-    logits = np.mean([answer.logits for answer in answers], axis=0)
+    if len(predictions) == 1:
+        return predictions[0].predictions
+    logits = np.mean([model.logits for model in predictions], axis=0)
     if logits.shape[1] != 2:
         return predict_labels(logits, None)
-    halves = np.clip([0.5 if cut is None else cut for cut in thresholds], 1e-9, 1 - 1e-9)
-    log_odds = float(np.mean(np.log(halves) - np.log1p(-halves)))
+    probs = np.clip([0.5 if value is None else value for value in thresholds], 1e-9, 1 - 1e-9)
+    log_odds = float(np.mean(np.log(probs) - np.log1p(-probs)))
     return predict_labels(logits, 1 / (1 + np.exp(-log_odds)))
 
 
+def match_teachers(models: Sequence[ModelInfo]) -> dict[int, list[int]]:
+    """Return index of a student -> indices of its teachers, for students with all teachers in `models`."""
+    indices = {model.fingerprint: index for index, model in reversed(list(enumerate(models)))}
+    return {
+        student: [indices[teacher] for teacher in model.teachers]
+        for student, model in enumerate(models)
+        if model.teachers and all(teacher in indices for teacher in model.teachers)
+    }
+
+
 def compare_with_teachers(
-    labels: Labels, answers: Sequence[Answers], profiles: Sequence[Profile]
+    labels: Labels, predictions: Sequence[ModelPredictions], models: Sequence[ModelInfo]
 ) -> tuple[TeachingRow, ...]:
-    """Return a row for each experiment with a student all of whose teachers are among the models.
+    """Return a row for each experiment that has a student with all its teachers in `models`.
 
     Args:
         labels: (N,).
-        answers, profiles: of M models, in one order.
+        predictions, models: of the same M models in the same order.
     """
-    taught = match_teachers(profiles)
-    groups = {
-        group: [place for place in places if place in taught] for group, places in members(answers).items()
-    }
+    teachers = match_teachers(models)
+    groups = [[i for i in indices if i in teachers] for indices in group_indices(predictions).values()]
     return tuple(
-        _row(labels, answers, profiles, {place: taught[place] for place in places})
-        for places in groups.values()
-        if places
+        _row(labels, predictions, models, {student: teachers[student] for student in group})
+        for group in groups
+        if group
     )
-
-
-def match_teachers(profiles: Sequence[Profile]) -> dict[int, list[int]]:
-    """Return place of a student -> places of its teachers, for students whose teachers are all there."""
-    places = {profile.fingerprint: place for place, profile in reversed(list(enumerate(profiles)))}
-    return {
-        student: [places[teacher] for teacher in profile.teachers]
-        for student, profile in enumerate(profiles)
-        if profile.teachers and all(teacher in places for teacher in profile.teachers)
-    }
 
 
 def _row(
-    labels: Labels, answers: Sequence[Answers], profiles: Sequence[Profile], taught: dict[int, list[int]]
+    labels: Labels,
+    predictions: Sequence[ModelPredictions],
+    models: Sequence[ModelInfo],
+    teachers_of_student: Mapping[int, list[int]],
 ) -> TeachingRow:
-    ours = [answers[student].predictions for student in taught]
-    theirs = [
-        ensemble_predictions([answers[t] for t in teachers], [profiles[t].threshold for t in teachers])
-        for teachers in taught.values()
+    students, rows = list(teachers_of_student), []
+    student_predictions = [predictions[student].predictions for student in students]
+    teacher_predictions = [
+        ensemble_predictions([predictions[t] for t in teachers], [models[t].threshold for t in teachers])
+        for teachers in teachers_of_student.values()
     ]
-    first, num_labels = next(iter(taught)), answers[0].logits.shape[1]
-    pupils = tuple(
-        PupilRow(
-            answers[student].model,
-            tuple(answers[teacher].model for teacher in teachers),
-            float(np.mean(our == their)),
-            cohens_kappa(our, their, num_labels),
-        )
-        for (student, teachers), our, their in zip(taught.items(), ours, theirs, strict=True)
-    )
-    sample = Bootstrap(labels, [*ours, *theirs], num_labels)
-    students, tutors = range(len(ours)), range(len(ours), 2 * len(ours))
-    kappas = [pupil.kappa for pupil in pupils if pupil.kappa is not None]
+    for student, ours, ensemble in zip(students, student_predictions, teacher_predictions, strict=True):
+        names = tuple(predictions[teacher].model for teacher in teachers_of_student[student])
+        agreement = float(np.mean(ours == ensemble))
+        rows.append(StudentRow(predictions[student].model, names, agreement, cohens_kappa(ours, ensemble)))
+    num_labels = predictions[0].logits.shape[1]
+    sample = Bootstrap(labels, [*student_predictions, *teacher_predictions], num_labels)
+    first, second = range(len(rows)), range(len(rows), 2 * len(rows))
+    kappas = [row.kappa for row in rows if row.kappa is not None]
+    all_teachers = [predictions[t].group for teachers in teachers_of_student.values() for t in teachers]
     return TeachingRow(
-        group=answers[first].group,
-        teachers=tuple(dict.fromkeys(answers[t].group for found in taught.values() for t in found)),
-        num_seeds=len(taught),
-        agreement=Spread.of([pupil.agreement for pupil in pupils]),
-        kappa=Spread.of(kappas) if len(kappas) == len(pupils) else None,
-        mcc=sample.mean("mcc", students),
-        teacher_mcc=sample.mean("mcc", tutors),
-        mcc_kept=sample.ratio("mcc", students, tutors),
-        num_parameters=profiles[first].num_parameters,
-        teacher_parameters=sum(profiles[t].num_parameters for t in taught[first]),
-        pupils=pupils,
+        group=predictions[students[0]].group,
+        teachers=tuple(dict.fromkeys(all_teachers)),
+        num_seeds=len(rows),
+        agreement=Spread.of([row.agreement for row in rows]),
+        kappa=Spread.of(kappas) if len(kappas) == len(rows) else None,
+        mcc=sample.mean("mcc", first),
+        teacher_mcc=sample.mean("mcc", second),
+        mcc_kept=sample.ratio("mcc", first, second),
+        num_parameters=models[students[0]].num_parameters,
+        teacher_parameters=sum(models[t].num_parameters for t in teachers_of_student[students[0]]),
+        pupils=tuple(rows),
     )

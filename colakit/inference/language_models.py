@@ -1,4 +1,4 @@
-"""The language model of a base, or of a base with an adapter on it."""
+"""Causal language models: a base, a base with an adapter, or the body of a fine-tuned classifier."""
 
 from __future__ import annotations
 
@@ -6,104 +6,97 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from colakit.api.session import Session
 from colakit.data.tokens import SentenceTokenizer
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import distinct_names
-from colakit.inference.classifier import CHECKPOINT_NAME, check_base, load_classifier
+from colakit.inference.classifier import check_base, load_classifier
+from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import load_gpt, resolve_base
 from colakit.storage.peft import apply_adapter, read_adapter
 
 LanguageModel = tuple[GPT, SentenceTokenizer]
-Loaders = dict[str, Callable[[], LanguageModel]]  # by the model's name, so that one is loaded at a time
+Loaders = dict[str, Callable[[], LanguageModel]]  # name -> loader, so that one model is in memory at a time
 
 
-def load_language_model(session: Session, adapter: str | None) -> LanguageModel:
-    """Return the language model and its tokenizer, without boundary tokens.
-
-    Args:
-        adapter: adapter folder, run folder or `ckpt.pt`; None is the plain base.
-
-    Raises:
-        ColakitError: if there is none, it is broken, or it is a recurrent student.
-    """
-    path = Path(adapter).expanduser() if adapter is not None else None
-    if path is not None and not (path / "adapter_config.json").is_file():
-        return _from_checkpoint(path)
-    base = session.settings.base
-    found = read_adapter(path) if path is not None else None
-    if found is not None and found.base and not session.resolved.was_typed("base"):
-        base = found.base
-    folder = resolve_base(base)
-    model = load_gpt(folder)
-    if path is not None and found is not None:
-        check_base(path, base, model)
-        apply_adapter(model, found, where=str(path))
-    return model, SentenceTokenizer.from_folder(folder)
-
-
-def refuse_flags_of_corpora(session: Session, flag: str, why: str, *others: str) -> None:
-    """Raise `ColakitError` where a flag or `--set` speaks of a corpus, beside `flag` that needs none.
+def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> LanguageModel:
+    """Return a language model and its tokenizer, which adds no boundary tokens.
 
     Args:
-        others: settings that mean nothing here either.
-    """
-    beside = ("data.", "evaluate.splits", "evaluate.annotations", *others)
-    for key, origin in session.resolved.origins.items():
-        if session.resolved.was_typed(key) and key.startswith(beside):
-            raise ColakitError(f"{origin} with {flag}: {why}", hint="Leave one of them out.")
-
-
-def named_language_models(session: Session, models: Sequence[str]) -> Loaders:
-    """Return name -> what loads it, of adapters, runs, checkpoints and bases; `--base` joins where named.
+        adapter: adapter folder, run folder or `ckpt.pt`; None for the plain base.
+        base: folder or hub name of the base.
+        base_typed: `base` replaces the base that an adapter records.
 
     Raises:
-        ColakitError: if one is not there, or a fold of it not finished.
+        ColakitError: if a file is missing or broken, or the model is a recurrent student.
     """
-    bases = {model: _base_at(model) for model in expand_folds(models)}
-    for model, base in bases.items():
-        if base is None and not Path(model).expanduser().exists():
+    if adapter is None:
+        return _load_base(resolve_base(base))
+    path = Path(adapter).expanduser()
+    if not (path / "adapter_config.json").is_file():
+        return _load_checkpoint(path)
+    weights = read_adapter(path)
+    if weights.base and not base_typed:
+        base = weights.base
+    model, tokenizer = _load_base(resolve_base(base))
+    check_base(path, base, model)
+    apply_adapter(model, weights, where=str(path))
+    return model, tokenizer
+
+
+def language_model_loaders(
+    models: Sequence[str], base: str, *, base_named: bool, base_typed: bool
+) -> Loaders:
+    """Return a loader for each of `models`: adapters, runs, checkpoints, folders of bases, or `builtin`.
+
+    Args:
+        base: first model of the result if `models` is empty or `base_named`.
+        base_typed: `base` also replaces the base that adapters record.
+
+    Raises:
+        ColakitError: if a model is not found, or a fold is not finished.
+    """
+    folders = {model: _base_folder(model) for model in expand_folds(models)}
+    for model, folder in folders.items():
+        if folder is None and not Path(model).expanduser().exists():
             raise ColakitError(
-                f"{model}: not there",
-                hint="Give a run, a ckpt.pt, an adapter folder, a base's folder or `builtin`; "
-                "a hub name goes to --base.",
+                f"{model}: not found",
+                hint="Give a run, a ckpt.pt, an adapter folder, the folder of a base or `builtin`; "
+                "give a hub name with --base.",
             )
-    paths = {model: Path(model) for model in bases if model != "builtin"}
-    folders = [p.parent if p.name == CHECKPOINT_NAME and p.parent.name else p for p in paths.values()]
-    names = {"builtin": "base builtin", **dict(zip(paths, distinct_names(folders), strict=True))}
-    asked: Loaders = {}
-    if not models or "base" in session.resolved.origins:
-        asked[f"base {Path(session.settings.base).name}"] = partial(load_language_model, session, None)
-    for model, base in bases.items():
-        name = model if names[model] in asked else names[model]  # a run, and its ckpt.pt
-        load = partial(load_language_model, session, model) if base is None else partial(_load_base, base)
-        asked[name] = load
-    return asked
+    paths = {model: run_folder(model) for model in folders if model != "builtin"}
+    names = {"builtin": "base builtin", **dict(zip(paths, distinct_names([*paths.values()]), strict=True))}
+    load = partial(load_language_model, base=base, base_typed=base_typed)
+    loaders: Loaders = {}
+    if not models or base_named:
+        loaders[f"base {Path(base).name}"] = partial(load, None)
+    for model, folder in folders.items():
+        name = model if names[model] in loaders else names[model]  # RUN and RUN/ckpt.pt share a name
+        loaders[name] = partial(load, model) if folder is None else partial(_load_base, folder)
+    return loaders
 
 
-def _base_at(model: str) -> Path | None:
-    """Return the folder of the base that `model` means: `builtin`, a folder, or a finished run's `base/`."""
+def _base_folder(model: str) -> Path | None:
+    """Return the folder of a base: `builtin`, a folder of its files, or `base/` in a finished run."""
     if model == "builtin":
         return resolve_base(model)
     path = Path(model).expanduser()
     if (path / "config.json").is_file() and not (path / "adapter_config.json").exists():
         return path
-    made = path / "base"
-    return made if (path / "summary.json").is_file() and (made / "config.json").is_file() else None
+    finished = (path / "summary.json").is_file() and (path / "base" / "config.json").is_file()
+    return path / "base" if finished else None
 
 
 def _load_base(folder: Path) -> LanguageModel:
     return load_gpt(folder), SentenceTokenizer.from_folder(folder)
 
 
-def _from_checkpoint(path: Path) -> LanguageModel:
-    """A tuned classifier still has its language model: the body, read out through the token embedding."""
+def _load_checkpoint(path: Path) -> LanguageModel:
+    """Return the body of a fine-tuned classifier, with the token embedding as its output layer."""
     classifier = load_classifier(path)
     if not isinstance(classifier.model, GPTClassifier):
         raise ColakitError(
-            f"{path}: is a recurrent student, which has no language model",
+            f"{path}: a recurrent student is not a language model",
             hint="Give a run of finetune, an adapter folder, or a base with --base.",
         )
     tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)

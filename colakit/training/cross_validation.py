@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import nn
 
+from colakit.api.fold_report import report_folds
 from colakit.api.session import Resume, Session
 from colakit.config.resolve import resolve, without_settings
 from colakit.config.settings import Settings
 from colakit.config.yaml import to_yaml
 from colakit.data.splits import left_out
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
-from colakit.evaluation.out_of_fold import report
 from colakit.runtime.cpu import available_cpus
 from colakit.storage.folds import FoldsFolder, find_folds
 from colakit.training.classifier_trainer import FREE_TO_CHANGE
@@ -54,7 +54,7 @@ def run(session: Session, count: int, plan: Plan, *, resume: Resume) -> dict[str
         folds.begin(to_yaml(session.settings))
         with _honest_ending(folds):
             _train(session, folds, missing, workers)
-        return {**report(session, task, folds), "run": str(folds.path)}
+        return {**report_folds(session, task, folds), "run": str(folds.path)}
 
 
 def _refuse(session: Session) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from colakit.evaluation.comparison import experiment_key
-from colakit.evaluation.metrics import Labels, Metrics, bootstrap, measure
+from colakit.evaluation.metrics import Metrics, measure_with_intervals
+from colakit.evaluation.tables import metrics_row
 from colakit.inference.decisions import predict_labels
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
@@ -19,7 +19,6 @@ from colakit.storage.peft import write_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.job import Job
-from colakit.training.task_data import metrics_row
 
 
 def report(job: Job, run: RunFolder, fit: ClassifierTrainer) -> dict[str, Any]:
@@ -61,23 +60,6 @@ def report(job: Job, run: RunFolder, fit: ClassifierTrainer) -> dict[str, Any]:
     _write(job, run, summary)  # whose last file tells that the run is finished
     _show(job, run, summary, {name: metrics for name, (metrics, _) in measured.items()})
     return summary
-
-
-def measure_with_intervals(
-    labels: Labels, logits: NDArray[np.float32], predictions: Labels
-) -> tuple[Metrics, dict[str, list[float]]]:
-    """Return the figures of N sentences, and the ends of their 95 % intervals, named `…_interval`.
-
-    Args:
-        labels: (N,).
-        logits: (N, C).
-        predictions: (N,).
-    """
-    intervals = {}
-    for name in ("accuracy", "mcc"):
-        interval = bootstrap(name, labels, [predictions], logits.shape[1])
-        intervals[f"{name}_interval"] = [interval.low, interval.high]
-    return measure(logits, labels, predictions), intervals
 
 
 def _write(job: Job, run: RunFolder, summary: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus, Split
 from colakit.data.splits import train_val_split
 from colakit.data.tokens import Tokens
-from colakit.evaluation.metrics import Metrics
 from colakit.inference.classifier import SentenceClassifier
+from colakit.inference.encoding import encode_split
 from colakit.models.gpt.model import num_frozen_blocks
 from colakit.models.parameters import ParameterReport, count_parameters
 
@@ -66,13 +66,7 @@ def encode(session: Session, classifier: SentenceClassifier, split: Split, whose
     Args:
         whose: for the warning, the model that reads them.
     """
-    tokens = classifier.encode(split.sentences, session.arrays)
-    if tokens.num_truncated:
-        session.reporter.warn(
-            f"{whose}{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
-            f"{classifier.max_tokens} tokens and were cut"
-        )
-    return tokens
+    return encode_split(classifier, split, session.arrays, session.reporter, whose)
 
 
 def show_parameters(session: Session, model: nn.Module) -> ParameterReport:
@@ -105,20 +99,3 @@ def show_plan(session: Session, task: TaskData, model: nn.Module) -> dict[str, A
         "sentences": sizes,
         "compute": str(session.compute),
     }
-
-
-def percent(value: float) -> str:
-    """Write a share as a percentage with two decimals."""
-    return f"{100 * value:.2f}"
-
-
-def metrics_row(name: str, metrics: Metrics) -> list[str]:
-    """Return a table row: name, sentences, accuracy, majority rate, MCC, loss."""
-    return [
-        name,
-        str(metrics.num_examples),
-        percent(metrics.accuracy),
-        percent(metrics.majority_rate),
-        f"{metrics.mcc:.3f}",
-        f"{metrics.loss:.3f}",
-    ]

@@ -187,7 +187,7 @@ def test_evaluate_reads_the_data_that_a_run_records(
     code, out, err = colakit("evaluate", model.format(runs["finetune"]), "--json")
     assert code == 0, err
     assert json.loads(out)["corpus"] == str(toy / "corpus")
-    assert f"data: {toy}/corpus, as {model.format(runs['finetune'])} was trained on" in err
+    assert f"data: {toy}/corpus, recorded by {model.format(runs['finetune'])}" in err
 
 
 def test_data_that_is_named_goes_before_what_runs_record(
@@ -201,7 +201,7 @@ def test_data_that_is_named_goes_before_what_runs_record(
         code, out, err = colakit("evaluate", runs["finetune"], *flags, "--json")
         assert code == 0, err
         assert json.loads(out)["corpus"] == str(copy)
-        assert "was trained on" not in err
+        assert "recorded by" not in err
     _, out, _ = colakit("evaluate", runs["finetune"], "--config", tmp_path / "other.yaml", "--json")
     assert json.loads(out)["corpus"] == str(toy / "corpus")
     monkeypatch.setenv("COLAKIT_DATA__PATH", str(copy))
@@ -225,7 +225,7 @@ def test_runs_on_different_data_are_compared_on_data_that_is_named(
     code, _, err = colakit("evaluate", run)
     assert code == 2
     assert f"{copy}: not there" in err
-    assert "--data names another place" in " ".join(err.split())
+    assert "--data replaces it" in " ".join(err.split())
     copy.symlink_to(toy / "corpus")  # two paths to one place are no difference
     code, _, err = colakit("evaluate", runs["finetune"], run)
     assert code == 0, err

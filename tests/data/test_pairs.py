@@ -156,8 +156,8 @@ def test_a_sentence_beside_itself_is_a_tie_and_wrong(
     lines[4]["sentence_bad"] = lines[4]["sentence_good"]
     scores = score_pairs(model, *encode(tokenizer, lines), fp32, batch_size=2)
     assert scores.num_ties == 1
-    assert not scores.right[4]
-    assert not scores.right_per_token[4]
+    assert not scores.correct[4]
+    assert not scores.correct_per_token[4]
 
 
 def scores_of(
@@ -168,8 +168,8 @@ def scores_of(
 
 def test_the_mean_over_tokens_is_judged_apart_from_the_sum() -> None:
     scores = scores_of([-10.0, -8.0, -6.0, -0.75], [-9.0, -9.0, -4.0, -0.25], [10, 4, 3, 3], [6, 6, 2, 1])
-    assert scores.right.tolist() == [False, True, False, False]
-    assert scores.right_per_token.tolist() == [True, False, False, False]  # the third and fourth are ties
+    assert scores.correct.tolist() == [False, True, False, False]
+    assert scores.correct_per_token.tolist() == [True, False, False, False]  # the third and fourth are ties
     assert scores.num_ties == 0
 
 
@@ -367,12 +367,12 @@ def test_evaluate_scores_the_base_on_pairs(
     assert answer["pairs"] == NUM_PAIRS
     (found,) = answer["models"]
     scores = score_pairs(base[0], *encode(base[1], draw_pairs()), fp32)
-    assert found["summed"]["value"] == scores.right.mean()
-    assert found["per_token"] == scores.right_per_token.mean()
+    assert found["summed"]["value"] == scores.correct.mean()
+    assert found["per_token"] == scores.correct_per_token.mean()
     assert found["summed"]["low"] < found["summed"]["value"] < found["summed"]["high"]
     assert set(found["groups"]) == {"UID", "field"}
     by_field = found["groups"]["field"]
-    assert by_field["morphology"]["summed"]["value"] == scores.right[::2].mean()
+    assert by_field["morphology"]["summed"]["value"] == scores.correct[::2].mean()
     assert answer["group_sizes"]["field"] == {"morphology": NUM_PAIRS // 2, "syntax": NUM_PAIRS // 2}
     assert found["macro"]["field"]["summed"] == pytest.approx(
         (by_field["morphology"]["summed"]["value"] + by_field["syntax"]["summed"]["value"]) / 2
@@ -457,7 +457,7 @@ def test_without_the_end_of_text_token_the_first_token_is_given(
     scores = score_pairs(load_gpt(toy / "base"), *encode(bare, draw_pairs()), fp32)
     answer = json.loads(out)
     assert answer["bos"] is False
-    assert answer["models"][0]["summed"]["value"] == scores.right.mean()
+    assert answer["models"][0]["summed"]["value"] == scores.correct.mean()
     assert (
         scores.good_tokens == bare.encode([line["sentence_good"] for line in draw_pairs()]).lengths - 1
     ).all()
@@ -468,7 +468,7 @@ def test_a_single_token_without_context_is_not_scored(toy: Path, tmp_path: Path,
     command = ["evaluate", "--pairs", file, "--base", toy / "base"]
     code, _, err = colakit(*command, "--set", "evaluate.pairs_bos=false")
     assert code == 0, err
-    assert "2 sentences are a single token" in err
+    assert "2 sentences have a single token" in err
     assert "1 of 1 pairs are ties" in err
     assert "single token" not in colakit(*command)[2]
 
@@ -495,7 +495,7 @@ def test_a_sentence_and_itself_is_pointed_out(toy: Path, tmp_path: Path, colakit
     file = write_pairs(tmp_path / "p.jsonl", lines)
     code, out, err = colakit("evaluate", "--pairs", file, "--base", toy / "base", "--json")
     assert code == 0, err
-    assert "1 of 4 pairs are a sentence and itself" in err
+    assert "1 of 4 pairs have two equal sentences" in err
     assert json.loads(out)["models"][0]["ties"] == 1
 
 
@@ -551,8 +551,8 @@ FAULTS = {
     "pairs and split": (["--pairs", "{suite}", "--split", "dev"], "--split with --pairs"),
     "pairs and annotations": (["--pairs", "{suite}", "--annotations", "x.tsv"], "--annotations with --pairs"),
     "no such field": (["--pairs", "{suite}", "--group-by", "fiedl"], "Did you mean field?"),
-    "no such model": (["--pairs", "{suite}", "no-run"], "no-run: not there"),
-    "a student": (["--pairs", "{suite}", "{student}"], "recurrent student, which has no language model"),
+    "no such model": (["--pairs", "{suite}", "no-run"], "no-run: not found"),
+    "a student": (["--pairs", "{suite}", "{student}"], "a recurrent student is not a language model"),
     "missing base": (["--pairs", "{suite}", "--base", "./nowhere"], "./nowhere"),
     "out is a file": (["--pairs", "{suite}", "--out", "{suite}"], "is a file"),
 }

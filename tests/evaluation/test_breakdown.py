@@ -13,18 +13,18 @@ from matplotlib.patches import Rectangle
 from colakit.data.annotations import read_annotations
 from colakit.data.corpora import Split, load_corpus
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import Answers
-from colakit.evaluation.metrics import Spread
-from colakit.evaluation.slices import parts_by, slice_scores
+from colakit.evaluation.comparison import ModelPredictions
+from colakit.evaluation.metrics import Spread, indices_by_value
+from colakit.evaluation.slices import slice_scores
 from colakit.reports.figures.heatmaps import HeatRow, draw_heat_map
 from colakit.reports.figures.plots import save_figure
 
 NUM_FEATURES, NUM_DEV = 63, 1043  # of the published annotations
 
 
-def answers(model: str, group: str, predictions: list[int]) -> Answers:
+def answers(model: str, group: str, predictions: list[int]) -> ModelPredictions:
     found = np.array(predictions)
-    return Answers(model, group, None, np.eye(2, dtype=np.float32)[found], found)
+    return ModelPredictions(model, group, None, np.eye(2, dtype=np.float32)[found], found)
 
 
 def index(*numbers: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_small_and_lopsided_parts_are_flagged(size: int, others: int, few: bool)
 
 
 def test_parts_by_value_hold_every_sentence_once() -> None:
-    found = parts_by(["b", "a", "b", "c", "a"])
+    found = indices_by_value(["b", "a", "b", "c", "a"])
     assert {name: numbers.tolist() for name, numbers in found.items()} == {"b": [0, 2], "a": [1, 4], "c": [3]}
     assert list(found) == ["b", "a", "c"]
 

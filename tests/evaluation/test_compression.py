@@ -107,7 +107,7 @@ def test_the_text_a_model_was_trained_on_takes_fewer_bits(
 def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
     code, out, _ = colakit("evaluate", "--text", text, "--base", toy / "base", "--dry-run")
     assert code == 0
-    assert f"would read {text} with base base" in " ".join(out.split())
+    assert f"would measure {text} with base base" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,11 @@ def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
         (["--text", "none.txt"], "none.txt: not there"),
         (["--text", "empty.txt"], "empty.txt: holds no text"),
         (["--text", "empty.txt", "--pairs", "empty.txt"], "--pairs with --text"),
-        (["--text", "empty.txt", "nobody"], "nobody: not there"),
-        (["--text", "empty.txt", "--data", "cola"], "--data with --text: text brings its sentences along"),
+        (["--text", "empty.txt", "nobody"], "nobody: not found"),
+        (
+            ["--text", "empty.txt", "--data", "cola"],
+            "--data with --text: the text takes the place of a dataset",
+        ),
         (["--text", "empty.txt", "--group-by", "source"], "--group-by with --text"),
     ],
 )

@@ -99,8 +99,8 @@ def test_a_teacher_is_known_by_what_it_computes_not_by_its_place(
 def test_students_whose_teachers_are_absent_are_named(runs: dict[str, Path], colakit: Run) -> None:
     code, out, err = colakit("evaluate", runs["distill-0"], runs["distill-1"], runs["finetune-1"])
     assert code == 0
-    assert "to see the agreement of distill-0 with its teachers, name them too" in err
-    assert "students beside their teachers" in out
+    assert "teachers of distill-0 are not among the models; name them too to measure agreement" in err
+    assert "students and their teachers" in out
 
 
 def test_a_student_of_several_teachers_is_compared_with_their_mean(
@@ -175,13 +175,13 @@ def test_both_kinds_of_parts_are_planned_printed_and_drawn_in_the_chosen_format(
     flags = ["--group-by", "source", "--annotations", annotations, "--set", "plot.format=svg"]
     code, out, _ = colakit("evaluate", runs["finetune-0"], *flags, "--out", tmp_path / "out", "--dry-run")
     assert code == 0
-    assert "dev by phenomenon (2 parts)" in out
+    assert "dev by phenomenon (2 slices)" in out
     assert not (tmp_path / "out").exists()
     code, out, err = colakit("evaluate", runs["finetune-0"], *flags, "--out", tmp_path / "out")
     assert code == 0, err
     assert "dev: MCC by source" in out
     assert "dev: MCC by phenomenon" in out
-    assert f"sentences do not stand in {annotations} and are in no part of it" in " ".join(err.split())
+    assert f"sentences are missing from {annotations} and are in no slice" in " ".join(err.split())
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"evaluation.json", "evaluation.md", "source-dev.svg", "phenomenon-dev.svg"}
 

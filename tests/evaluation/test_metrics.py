@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 
-from colakit.evaluation.comparison import Answers, compare, experiment_key
+from colakit.evaluation.comparison import ModelPredictions, compare, experiment_key
 from colakit.evaluation.metrics import (
+    Bootstrap,
     Interval,
     Labels,
     accuracy_of_confusion,
     best_threshold,
-    bootstrap,
     confusion,
     mcc_of_confusion,
     mcnemar,
     measure,
-    paired_difference,
 )
 from colakit.inference.decisions import predict_labels, probabilities
 
@@ -43,6 +42,19 @@ def answered(draw: st.DrawFn, num_labels: int, max_size: int = 60) -> tuple[Labe
 
 def mcc(labels: Labels, predictions: Labels, num_labels: int = 2) -> float:
     return float(mcc_of_confusion(confusion(labels, predictions, num_labels)))
+
+
+def bootstrap(statistic: str, labels: Labels, runs: list[Labels], num_labels: int, seed: int = 0) -> Interval:
+    """Mean over runs."""
+    return Bootstrap(labels, runs, num_labels, seed).mean(statistic, range(len(runs)))
+
+
+def paired_difference(
+    statistic: str, labels: Labels, first: list[Labels], second: list[Labels], num_labels: int
+) -> Interval:
+    """Mean over the runs `first` minus the mean over `second`."""
+    sample = Bootstrap(labels, [*first, *second], num_labels)
+    return sample.difference(statistic, range(len(first)), range(len(first), len(first) + len(second)))
 
 
 def noisy(labels: Labels, share: float, seed: int) -> Labels:
@@ -269,10 +281,10 @@ def test_labels_of_one_class_have_figures() -> None:
     assert (found.accuracy, found.mcc, found.majority_rate) == (1, 0, 1)
 
 
-def answers(labels: Labels, group: str, seed: int | None, share: float) -> Answers:
+def answers(labels: Labels, group: str, seed: int | None, share: float) -> ModelPredictions:
     predictions = noisy(labels, share, 100 + (seed or 0))
     logits = np.eye(2, dtype=np.float32)[predictions]
-    return Answers(f"{group}-{seed}", group, seed, logits, predictions)
+    return ModelPredictions(f"{group}-{seed}", group, seed, logits, predictions)
 
 
 def test_groups_are_means_and_deviations_over_seeds(labels: Labels) -> None:
@@ -301,7 +313,7 @@ def test_groups_are_means_and_deviations_over_seeds(labels: Labels) -> None:
 
 def test_collapsed_seeds_are_counted(labels: Labels) -> None:
     lost = np.ones_like(labels)
-    collapsed = Answers("a-1", "a", 1, np.eye(2, dtype=np.float32)[lost], lost)
+    collapsed = ModelPredictions("a-1", "a", 1, np.eye(2, dtype=np.float32)[lost], lost)
     found = compare("dev", labels, [answers(labels, "a", 0, 0.2), collapsed])
     assert found.groups[0].num_collapsed == 1
     assert found.pairs == ()

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 
 from colakit.evaluation import metrics
-from colakit.evaluation.comparison import Answers, experiment_key, teachers_of
+from colakit.evaluation.comparison import ModelInfo, ModelPredictions, experiment_key, teachers_of
 from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread
 from colakit.evaluation.teacher_agreement import (
-    Profile,
     cohens_kappa,
     compare_with_teachers,
     ensemble_predictions,
@@ -28,41 +27,42 @@ def logits_of(log_odds: Sequence[float]) -> NDArray[np.float32]:
     return np.stack([np.zeros(len(log_odds)), np.array(log_odds)], axis=1).astype(np.float32)
 
 
-def said(model: str, predictions: Sequence[int] | Labels, group: str = "a", seed: int = 0) -> Answers:
+def said(
+    model: str, predictions: Sequence[int] | Labels, group: str = "a", seed: int = 0
+) -> ModelPredictions:
     found = np.array(predictions, dtype=np.int64)
-    return Answers(model, group, seed, logits_of(2.0 * found - 1), found)
+    return ModelPredictions(model, group, seed, logits_of(2.0 * found - 1), found)
 
 
-def profile(fingerprint: str, *teachers: str, size: int = 100) -> Profile:
-    return Profile(fingerprint, teachers, size, None)
+def profile(fingerprint: str, *teachers: str, size: int = 100) -> ModelInfo:
+    return ModelInfo("", "", "", None, fingerprint=fingerprint, teachers=teachers, num_parameters=size)
 
 
 def test_kappa_by_hand() -> None:
     ours, theirs = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
     # 3 of 4 alike; by chance 1/2·1/4 + 1/2·3/4 = 1/2
-    assert cohens_kappa(ours, theirs, 2) == pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2))
-    assert cohens_kappa(ours, ours, 2) == 1
-    assert cohens_kappa(ours, 1 - ours, 2) == -1
-    assert cohens_kappa(ours, np.ones(4, dtype=np.int64), 2) == 0
-    assert cohens_kappa(np.ones(4, dtype=np.int64), np.ones(4, dtype=np.int64), 2) is None
+    assert cohens_kappa(ours, theirs) == pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2))
+    assert cohens_kappa(ours, ours) == 1
+    assert cohens_kappa(ours, 1 - ours) == -1
+    assert cohens_kappa(ours, np.ones(4, dtype=np.int64)) == 0
+    assert cohens_kappa(np.ones(4, dtype=np.int64), np.ones(4, dtype=np.int64)) is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
 def test_kappa_is_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     ours, theirs = np.array(pairs).T
-    found = cohens_kappa(ours, theirs, 3)
+    found = cohens_kappa(ours, theirs)
     if found is None:
         assert len(set(ours) | set(theirs)) == 1
     else:
         assert found == pytest.approx(cohen_kappa_score(ours, theirs), abs=1e-12)
 
 
-def test_one_teacher_or_several_are_read_alike() -> None:
+def test_teachers_are_those_that_a_student_records() -> None:
     one, other = {"path": "a", "experiment": "x"}, {"path": "b", "experiment": "y"}
     assert teachers_of({"command": "finetune"}) == []
-    assert teachers_of({"teacher": None, "teachers": []}) == []
-    assert teachers_of({"teacher": one}) == [one]
+    assert teachers_of({"teachers": []}) == []
     assert teachers_of({"teachers": [one, other]}) == [one, other]
 
 
@@ -80,9 +80,6 @@ def test_the_teachers_experiments_are_part_of_the_experiment_in_any_order() -> N
     key = experiment_key({"command": "distill", "teachers": [one, other]})
     assert key == experiment_key({"command": "distill", "teachers": [other, one]})
     assert key != experiment_key({"command": "distill", "teachers": [one]})
-    assert experiment_key({"command": "distill", "teachers": [one]}) == experiment_key(
-        {"command": "distill", "teacher": one}
-    )
     named = {"distill": {"teacher": ["runs/a", "runs/b"]}}, {"distill": {"teacher": ["runs/c"]}}
     assert experiment_key({"settings": named[0]}) == experiment_key({"settings": named[1]})
 
@@ -98,20 +95,20 @@ def odds(log_odds: float) -> float:
 def test_several_teachers_answer_by_the_mean_of_their_log_odds(
     cuts: tuple[float | None, float | None], expected: list[int]
 ) -> None:
-    first = Answers("a", "t", 0, logits_of([2, -2, 1]), np.zeros(3, dtype=np.int64))
-    second = Answers("b", "t", 1, logits_of([1, 1, -3]), np.zeros(3, dtype=np.int64))
+    first = ModelPredictions("a", "t", 0, logits_of([2, -2, 1]), np.zeros(3, dtype=np.int64))
+    second = ModelPredictions("b", "t", 1, logits_of([1, 1, -3]), np.zeros(3, dtype=np.int64))
     # means 1.5, -0.5 and -1, against the means of the thresholds' log-odds: 0, 1 and 2
     assert ensemble_predictions([first, second], cuts).tolist() == expected
 
 
 def test_one_teacher_answers_as_it_does_alone() -> None:
-    alone = Answers("a", "t", 0, logits_of([2, -2]), np.array([0, 1]))  # at a threshold of its own
+    alone = ModelPredictions("a", "t", 0, logits_of([2, -2]), np.array([0, 1]))  # at a threshold of its own
     assert ensemble_predictions([alone], [0.9]).tolist() == [0, 1]
 
 
 def test_several_teachers_of_three_classes_answer_by_the_largest_mean_logit() -> None:
-    first = Answers("a", "t", 0, np.float32([[3, 0, 2]]), np.array([0]))
-    second = Answers("b", "t", 1, np.float32([[0, 1, 2]]), np.array([2]))
+    first = ModelPredictions("a", "t", 0, np.float32([[3, 0, 2]]), np.array([0]))
+    second = ModelPredictions("b", "t", 1, np.float32([[0, 1, 2]]), np.array([2]))
     assert ensemble_predictions([first, second], [None, None]).tolist() == [2]
 
 
@@ -218,9 +215,9 @@ def test_models_share_their_resamples_however_many_are_drawn_at_a_time(
 ) -> None:
     models = [wrong_on(labels, share, 1) for share in (0.1, 0.2, 0.3)]
     together = Bootstrap(labels, models, 2)
-    monkeypatch.setattr(metrics, "MAX_DRAWN", 7 * len(labels))
+    monkeypatch.setattr(metrics, "MAX_INDICES", 7 * len(labels))
     for place, model in enumerate(models):
         alone = Bootstrap(labels, [model], 2)
         for statistic in ("accuracy", "mcc"):
-            assert np.array_equal(alone.drawn[statistic][:, 0], together.drawn[statistic][:, place])
+            assert np.array_equal(alone.resampled[statistic][:, 0], together.resampled[statistic][:, place])
             assert alone.values[statistic][0] == together.values[statistic][place]

@@ -24,7 +24,7 @@ from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
 from colakit.data.transfer import normalised
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import Entrant, experiment_key, group_names
+from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names
 from colakit.inference.classifier import load_classifier
 from colakit.runtime.device import resolve_compute
 from colakit.storage.run_folder import RunFolder
@@ -267,7 +267,7 @@ def test_a_run_in_another_fold_s_place_is_named(copy: Path, colakit: Run) -> Non
     (copy / "summary.json").unlink()
     code, _, err = colakit("finetune", "--resume", "--out", copy)
     assert code == 2
-    assert "fold-2: left out fold 1/2; fold 2/2 is wanted here" in " ".join(err.split())
+    assert "fold-2: the model left out fold 1/2, not 2/2" in " ".join(err.split())
 
 
 @pytest.mark.parametrize(("cores", "given", "expected"), [(8, "", (2, "4")), (8, "1", (2, "1")),
@@ -439,7 +439,7 @@ def test_folds_of_one_number_are_one_experiment() -> None:
 
 
 def test_a_fold_is_repeated_where_its_seed_is_the_same() -> None:
-    entrants = [Entrant(f"{seed}-{fold}", "tuned", "key", seed, fold) for seed in (0, 1) for fold in "ab"]
+    entrants = [ModelInfo(f"{seed}-{fold}", "tuned", "key", seed, fold) for seed in (0, 1) for fold in "ab"]
     assert len(set(group_names(entrants))) == 1
-    again = Entrant("again", "tuned", "key", 1, "b")
+    again = ModelInfo("again", "tuned", "key", 1, "b")
     assert len(set(group_names([*entrants, again]))) == 2

@@ -11,7 +11,7 @@ from colakit.data.checks import check_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import COLA_URL, cola_folder, fetch_cola, is_fetched
 from colakit.errors import ColakitError
-from colakit.training.task_data import percent
+from colakit.evaluation.tables import percent
 
 
 def run(session: Session, *, action: str, strict: bool = False) -> dict[str, Any]:

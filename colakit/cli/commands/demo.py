@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from colakit.api import distill, evaluate, finetune, train_scratch
+from colakit.api import distill, finetune, train_scratch
+from colakit.api.evaluate import evaluate
 from colakit.api.session import Resume, Session
 from colakit.cli.commands import generate, plot
 
@@ -40,7 +41,7 @@ def run(session: Session) -> dict[str, Any]:
     taught = session.settings.distill.model_copy(update={"teacher": (str(runs[0]),)})
     step("distill", lambda c: distill.run(c, resume=Resume.NEVER), "distill", distill=taught)
     step("train-scratch", lambda c: train_scratch.run(c, resume=Resume.NEVER), "train-scratch")
-    compared = step("evaluate", lambda c: evaluate.run(c, models=[str(run) for run in runs]), "evaluation")
+    compared = step("evaluate", lambda c: evaluate(c, models=[str(run) for run in runs]), "evaluation")
     figures = step("plot", lambda c: plot.run(c, runs=runs), "plots")
     seconds = time.monotonic() - began
     session.reporter.result(f"everything lies in {out} ({seconds:.0f} s)")

@@ -31,7 +31,9 @@ def run(session: Session, *, prompt: str | None, adapter: str | None, rank: int 
     settings = session.settings.generate
     if session.dry_run:
         return _plan(session, adapter, rank)
-    model, tokenizer = load_language_model(session, adapter)
+    model, tokenizer = load_language_model(
+        adapter, session.settings.base, base_typed=session.resolved.was_typed("base")
+    )
     if rank is not None:
         names = inject(model, lora_config(session.settings.lora, rank))
         session.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")

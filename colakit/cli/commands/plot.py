@@ -10,8 +10,9 @@ import numpy as np
 
 from colakit.api.session import Session
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import Entrant, distinct_names, group_names
-from colakit.evaluation.metrics import bootstrap, point
+from colakit.evaluation.comparison import ModelInfo, group_names
+from colakit.evaluation.metrics import STATISTICS, Bootstrap
+from colakit.inference.model_names import distinct_names, run_folder
 from colakit.reports.figures.plots import (
     Bar,
     GroupData,
@@ -22,31 +23,30 @@ from colakit.reports.figures.plots import (
     save_figure,
 )
 from colakit.storage.folds import expand_folds
-from colakit.storage.model_file import CHECKPOINT_NAME
 from colakit.storage.run_folder import RunFolder
 
-COMPARISONS = Path("plots")  # where figures of several runs go, unless `--out` names another folder
+COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
 
 
 def run(session: Session, *, runs: list[Path]) -> dict[str, Any]:
-    """Draw each run's curves into the run's own `plots/`, and what compares several into `--out`.
+    """Draw each run's curves into `RUN/plots/`, and comparisons of several runs into `--out`.
 
-    Of one run, `--out` takes the curves.
+    The curves of a single run go to `--out` if it is given.
     """
     session.check_out()
-    runs = [run.parent if run.name == CHECKPOINT_NAME else run for run in runs]
-    runs = [Path(run) for run in expand_folds([str(run) for run in runs])]
-    found = _read_all(runs)
-    form, dpi = session.settings.plot.format, session.settings.plot.dpi
-    alone = session.out if len(runs) == 1 else None
+    folders = [RunFolder(Path(path)) for path in expand_folds([str(run_folder(run)) for run in runs])]
+    data = _read_runs(folders)
+    suffix, dpi = session.settings.plot.format, session.settings.plot.dpi
+    single_out = session.out if len(folders) == 1 else None
     figures = {
-        (alone or RunFolder(path).plots) / f"curves.{form}": draw_curves(data)
-        for path, data in zip(runs, found, strict=True)
+        (single_out or folder.plots) / f"curves.{suffix}": draw_curves(each)
+        for folder, each in zip(folders, data, strict=True)
     }
-    if len(found) > 1:
-        folder = session.out or COMPARISONS
-        figures[folder / f"overlay.{form}"] = draw_overlay(found)
-        figures[folder / f"comparison.{form}"] = draw_comparison(_groups(runs, found), _majority_rates(found))
+    if len(data) > 1:
+        out = session.out or COMPARISON_FOLDER
+        rates = {name: split["majority_rate"] for name, split in data[0].summary["splits"].items()}
+        figures[out / f"overlay.{suffix}"] = draw_overlay(data)
+        figures[out / f"comparison.{suffix}"] = draw_comparison(_group_data(folders, data), rates)
     for path, figure in figures.items():
         if not session.dry_run:
             try:
@@ -58,55 +58,49 @@ def run(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     return {"figures": [str(path) for path in figures]}
 
 
-def _read_all(paths: Sequence[Path]) -> list[RunData]:
-    summaries = [RunFolder(path).read_summary() for path in paths]
-    for path, summary in zip(paths, summaries, strict=True):
+def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
+    summaries = [folder.read_summary() for folder in folders]
+    for folder, summary in zip(folders, summaries, strict=True):
         if "experiment" not in summary:
             raise ColakitError(
-                f"{path}: made a base, no classifier; there is no figure of it",
+                f"{folder.path}: is a run of pre-training; there is nothing to plot",
                 hint="Give runs of finetune, distill or train-scratch.",
             )
-    names = distinct_names([path.resolve() for path in paths])
-    entrants = [
-        Entrant(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))
+    names = distinct_names([folder.path.resolve() for folder in folders])
+    models = [
+        ModelInfo(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))
         for name, summary in zip(names, summaries, strict=True)
     ]
-    found = []
-    for path, name, group, summary in zip(paths, names, group_names(entrants), summaries, strict=True):
-        records = [record for record in RunFolder(path).read_metrics() if record.get("event") == "evaluation"]
+    runs = []
+    for folder, name, group, summary in zip(folders, names, group_names(models), summaries, strict=True):
+        records = [record for record in folder.read_metrics() if record.get("event") == "evaluation"]
         if not records:
             raise ColakitError(
-                f"{path}: metrics.jsonl holds no evaluation", hint="Give the folder of a training run."
+                f"{folder.path}: metrics.jsonl has no evaluation", hint="Give the folder of a training run."
             )
-        found.append(RunData(name, group, records, summary))
-    return found
+        runs.append(RunData(name, group, records, summary))
+    return runs
 
 
-def _majority_rates(runs: Sequence[RunData]) -> dict[str, float]:
-    """Return the majority rate of every reported split, 0 to 1."""
-    return {name: figures["majority_rate"] for name, figures in runs[0].summary["splits"].items()}
-
-
-def _groups(paths: Sequence[Path], runs: Sequence[RunData]) -> list[GroupData]:
-    """Return the experiments with their dev figures and bootstrap intervals of the mean over seeds."""
-    predictions = [RunFolder(path).read_predictions() for path in paths]
-    shared = [split for split in predictions[0] if split != "val" and all(split in p for p in predictions)]
-    for split in shared:
-        if any(not np.array_equal(found[split][0], predictions[0][split][0]) for found in predictions):
+def _group_data(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> list[GroupData]:
+    """Return accuracy and MCC of every experiment on the dev splits that all runs have."""
+    predictions = [folder.read_predictions() for folder in folders]
+    splits = [name for name in predictions[0] if name != "val" and all(name in each for each in predictions)]
+    for split in splits:
+        if any(not np.array_equal(each[split][0], predictions[0][split][0]) for each in predictions):
             raise ColakitError(
-                f"{split}: the runs were measured on different data", hint="Plot runs on one corpus together."
+                f"{split}: the runs were evaluated on different data", hint="Plot runs on the same dataset."
             )
     groups = []
     for group in dict.fromkeys(run.group for run in runs):
-        members = [found for found, run in zip(predictions, runs, strict=True) if run.group == group]
+        members = [each for each, run in zip(predictions, runs, strict=True) if run.group == group]
         num_labels = len(next(run for run in runs if run.group == group).summary["labels"])
         bars: dict[str, dict[str, Bar]] = {}
-        for split in shared:
-            labels, answers = members[0][split][0], [found[split][1] for found in members]
+        for split in splits:
+            sample = Bootstrap(members[0][split][0], [each[split][1] for each in members], num_labels)
             bars[split] = {}
-            for key in ("accuracy", "mcc"):
-                whole = bootstrap(key, labels, answers, num_labels)
-                seeds = [point(key, labels, answer, num_labels) for answer in answers]
-                bars[split][key] = Bar(whole.value, whole.low, whole.high, seeds)
+            for key in STATISTICS:
+                mean = sample.mean(key, range(len(members)))
+                bars[split][key] = Bar(mean.value, mean.low, mean.high, sample.values[key].tolist())
         groups.append(GroupData(group, bars))
     return groups

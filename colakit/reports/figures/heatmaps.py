@@ -1,7 +1,7 @@
-"""MCC of several experiments on the parts of a split, as a map of coloured cells.
+"""Heat maps of MCC: experiments by slices of a split.
 
-Blue is better than chance, vermilion worse, white is 0: two of Okabe and Ito's (2008) colours, told apart by
-colour-blind readers. Every cell holds its value, so that the colours survive a grey print too.
+Blue is better than chance, vermilion worse, white is 0: two of Okabe and Ito's (2008) colours, which
+colour-blind readers can tell apart. Every cell shows its value, so that the figure can be printed in grey.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -19,26 +19,27 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from colakit.evaluation.slices import FEW_NOTE, SliceReport, SliceRow
 from colakit.reports.figures.plots import FONT_SIZE, PALETTE
 
 COLOURS = LinearSegmentedColormap.from_list("mcc", ["#7A2A00", PALETTE[1], "#FFFFFF", PALETTE[0], "#003352"])
-UNDEFINED = "0.93"  # grey of a part where all labels are one
-ROW, COLUMN, LABELS = 0.21, 0.95, 2.3  # inches
-LETTERS_AN_INCH = 9  # of a note
+UNDEFINED_COLOUR = "0.93"  # of a slice without an MCC
+ROW_HEIGHT, COLUMN_WIDTH, LABEL_WIDTH = 0.21, 0.95, 2.3  # inches
 MARGIN = 1.5  # inches above and below the cells: title, column names, colour bar
-GAP = 0.4  # rows between the whole, the parts, and the parts of few sentences
+NOTE_CHARACTERS_PER_INCH = 9
+COLUMN_NAME_CHARACTERS = 16  # per line
+GAP = 0.4  # rows between the whole split, the slices, and the slices with few sentences
 MAX_ROWS = 36  # of one panel; more rows are laid out side by side
-LEAST_LIMIT = 0.3  # of the colour scale, so that noise around 0 stays pale
-NAME_WIDTH = 16  # characters of a line of a column's name
+MIN_LIMIT = 0.3  # of the colour scale, so that noise around 0 stays pale
 
 
 @dataclass(frozen=True)
 class HeatRow:
-    """One part of a split: its name, its number of sentences, and an MCC for each experiment.
+    """One slice of a split.
 
     Attributes:
-        values: one an experiment; None where it is not defined.
-        few: whether there are so few sentences that the row is set apart.
+        values: MCC of each experiment; None if it is undefined.
+        few: too few sentences for a reliable MCC.
     """
 
     name: str
@@ -47,71 +48,83 @@ class HeatRow:
     few: bool = False
 
 
+def draw_slices(report: SliceReport) -> Figure:
+    """Draw the heat map of a slice report; slices without sentences are left out."""
+
+    def heat_row(row: SliceRow) -> HeatRow:
+        values: list[float | None] = [score.mcc.mean for score in row.scores]
+        return HeatRow(row.name, row.num_examples, values or [None] * len(report.experiments), row.few)
+
+    return draw_heat_map(
+        f"{report.slices.split}: MCC by {report.slices.field}",
+        report.experiments,
+        heat_row(report.whole),
+        [heat_row(row) for row in report.rows if row.num_examples],
+        f"in grey: {FEW_NOTE}; \N{EN DASH}: all labels equal",
+    )
+
+
 def draw_heat_map(
     title: str, columns: Sequence[str], whole: HeatRow, rows: Sequence[HeatRow], note: str = ""
 ) -> Figure:
-    """Draw rows by falling mean MCC, those of few sentences after the others, under the row of `whole`.
+    """Draw `whole`, then the rows by decreasing mean MCC, those with few sentences last.
 
     Args:
         columns: names of the experiments, in the order of every row's values.
-        note: what stands below the colour bar.
+        note: text below the colour bar.
     """
-    ordered = [whole, *sorted(rows, key=_rank)]
-    panels = [(part, _places(part, whole)) for part in _panels(ordered)]
-    height = max(places[-1] for _, places in panels) + 1
-    width = len(panels) * (LABELS + COLUMN * len(columns)) + 0.3
-    figure = Figure(figsize=(width, ROW * height + MARGIN), layout="constrained")
+    rows = [whole, *sorted(rows, key=_sort_key)]
+    num_panels = math.ceil(len(rows) / MAX_ROWS)
+    per_panel = math.ceil(len(rows) / num_panels)
+    panels = [rows[start : start + per_panel] for start in range(0, len(rows), per_panel)]
+    positions = [_positions(panel, whole) for panel in panels]
+    height = max(ys[-1] for ys in positions) + 1
+    width = len(panels) * (LABEL_WIDTH + COLUMN_WIDTH * len(columns)) + 0.3
+    figure = Figure(figsize=(width, ROW_HEIGHT * height + MARGIN), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    limit = max([LEAST_LIMIT, *(abs(value) for row in ordered for value in row.values if value is not None)])
-    for axis, (part, places) in zip(axes, panels, strict=True):
-        _draw_panel(axis, part, places, columns, limit)
-        axis.set_ylim(height - 0.5, -0.5)  # a shorter last panel has rows of the same height
+    limit = max([MIN_LIMIT, *(abs(value) for row in rows for value in row.values if value is not None)])
+    for axis, panel, ys in zip(axes, panels, positions, strict=True):
+        _draw_panel(axis, panel, ys, columns, limit)
+        axis.set_ylim(height - 0.5, -0.5)  # equal row heights, also in a shorter last panel
     scale = ScalarMappable(Normalize(-limit, limit), COLOURS)
     bar = figure.colorbar(scale, ax=list(axes), location="bottom", shrink=0.6, fraction=0.02, aspect=40)
-    below = textwrap.fill(note, int(width * LETTERS_AN_INCH))
-    bar.set_label(f"MCC, mean over seeds\n{below}".strip(), fontsize=FONT_SIZE - 1)
+    note = textwrap.fill(note, int(width * NOTE_CHARACTERS_PER_INCH))
+    bar.set_label(f"MCC, mean over seeds\n{note}".strip(), fontsize=FONT_SIZE - 1)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=FONT_SIZE + 1)
     return figure
 
 
-def _rank(row: HeatRow) -> tuple[bool, bool, float]:
+def _sort_key(row: HeatRow) -> tuple[bool, bool, float]:
     known = [value for value in row.values if value is not None]
     return row.few, not known, -fmean(known) if known else 0.0
 
 
-def _panels(rows: Sequence[HeatRow]) -> Iterator[Sequence[HeatRow]]:
-    """Yield the rows of each panel: as few panels as will do, of like heights."""
-    height = math.ceil(len(rows) / math.ceil(len(rows) / MAX_ROWS))
-    for start in range(0, len(rows), height):
-        yield rows[start : start + height]
-
-
-def _places(rows: Sequence[HeatRow], whole: HeatRow) -> list[float]:
-    """Return how far down each row stands, in rows: a gap parts the three kinds."""
+def _positions(rows: Sequence[HeatRow], whole: HeatRow) -> list[float]:
+    """Return the vertical position of each row, in rows from the top, with a gap between the three kinds."""
     kinds = [(row is whole, row.few) for row in rows]
-    changes = itertools.accumulate(
+    gaps = itertools.accumulate(
         kind != before for kind, before in zip(kinds, [kinds[0], *kinds], strict=False)
     )
-    return [place + GAP * changed for place, changed in enumerate(changes)]
+    return [index + GAP * num_gaps for index, num_gaps in enumerate(gaps)]
 
 
 def _draw_panel(
     axis: Axes,
     rows: Sequence[HeatRow],
-    places: Sequence[float],
+    positions: Sequence[float],
     columns: Sequence[str],
     limit: float,
 ) -> None:
-    for y, row in zip(places, rows, strict=True):
+    for y, row in zip(positions, rows, strict=True):
         for x, value in enumerate(row.values):
             _draw_cell(axis, x, y, value, limit)
         count = f"{row.num_examples:,}"
         axis.text(-0.56, y, count, ha="right", va="center", fontsize=FONT_SIZE - 2, color="0.4")
     axis.set_xlim(-0.5, len(columns) - 0.5)
-    axis.set_xticks(range(len(columns)), [textwrap.fill(name, NAME_WIDTH) for name in columns])
-    axis.set_yticks(places, [row.name for row in rows])
+    axis.set_xticks(range(len(columns)), [textwrap.fill(name, COLUMN_NAME_CHARACTERS) for name in columns])
+    axis.set_yticks(positions, [row.name for row in rows])
     axis.tick_params(length=0, labelsize=FONT_SIZE - 1, labeltop=True, labelbottom=False)
     axis.tick_params("y", pad=32)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
@@ -121,10 +134,10 @@ def _draw_panel(
 
 def _draw_cell(axis: Axes, x: int, y: float, value: float | None, limit: float) -> None:
     if value is None:
-        colour, text = to_rgb(UNDEFINED), "\N{EN DASH}"
+        colour, text = to_rgb(UNDEFINED_COLOUR), "\N{EN DASH}"
     else:
         colour = to_rgb(COLOURS((1 + value / limit) / 2))
-        text = f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus before 0
+        text = f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")  # + 0.0 turns -0 into 0
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
     red, green, blue = colour
     ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"

@@ -1,0 +1,56 @@
+"""Evaluation of language models on running text, in bits per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from colakit.api.recorded_data import refuse_data_flags
+from colakit.api.session import Session
+from colakit.data.running_text import text_files
+from colakit.evaluation.bits_per_byte import measure_texts
+from colakit.evaluation.tables import Table, print_tables, write_results
+from colakit.inference.language_models import language_model_loaders
+
+
+def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]) -> dict[str, Any]:
+    """Measure bits per byte of each text under each language model; print a table, return the results.
+
+    With `session.out`, text.json and text.md are written there. No model is trained.
+
+    Args:
+        models: adapters, runs, checkpoints or bases; empty for the base of the settings.
+        texts: text files (plain, .gz, .xz) or folders of them.
+
+    Raises:
+        ColakitError: if a model or a text cannot be read.
+    """
+    refuse_data_flags(session, "--text", "the text takes the place of a dataset", "evaluate.group_by")
+    session.check_out()
+    files = {str(path): text_files(path) for path in texts}
+    loaders = language_model_loaders(
+        models,
+        session.settings.base,
+        base_named="base" in session.resolved.origins,
+        base_typed=session.resolved.was_typed("base"),
+    )
+    if session.dry_run:
+        session.reporter.result(
+            f"would measure {', '.join(files)} with {', '.join(loaders)} ({session.compute})"
+        )
+        return {"models": list(loaders), "texts": list(files), "compute": str(session.compute)}
+    results: dict[str, dict[str, float]] = {}
+    for name, load in loaders.items():
+        model, tokenizer = load()
+        session.compute.place(model.requires_grad_(False))
+        results[name] = measure_texts(model, tokenizer, files, session.compute, session.arrays)
+    rows = [[name, *(f"{value:.4f}" for value in values.values())] for name, values in results.items()]
+    table: Table = ("bits per byte", ["model", *files], rows)
+    print_tables([table], session.reporter)
+    answer = {
+        "texts": list(files),
+        "models": [{"model": name, "bits_per_byte": values} for name, values in results.items()],
+    }
+    write_results(session.out, "text", answer, [table], session.reporter)
+    return answer

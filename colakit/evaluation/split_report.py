@@ -1,0 +1,144 @@
+"""All results on one split: comparison of models, students with their teachers, slices; and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from colakit.evaluation.collect import EvaluationInputs
+from colakit.evaluation.comparison import GroupRow, SplitComparison, compare
+from colakit.evaluation.metrics import Spread
+from colakit.evaluation.slices import SliceReport, SplitSlices, report_slices, slice_table
+from colakit.evaluation.tables import Table, format_interval, format_spread, percent
+from colakit.evaluation.teacher_agreement import TeachingRow, compare_with_teachers
+from colakit.utils.console import Reporter
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """All results on one split."""
+
+    comparison: SplitComparison
+    teaching: tuple[TeachingRow, ...]
+    slices: tuple[SliceReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the results as plain data."""
+        return {
+            **asdict(self.comparison),
+            "teaching": [asdict(row) for row in self.teaching],
+            "parts": {report.slices.field: report.as_dict() for report in self.slices},
+        }
+
+    def tables(self) -> list[Table]:
+        """Return the tables that apply: models, experiments, differences, students, slices."""
+        comparison = self.comparison
+        where = f"{comparison.split} ({comparison.models[0].metrics.num_examples} sentences)"
+        tables = [_model_table(where, comparison)]
+        if any(row.num_seeds > 1 for row in comparison.groups):
+            tables.append(_group_table(where, comparison))
+        if comparison.pairs:
+            tables.append(_pair_table(where, comparison))
+        if self.teaching:
+            tables.append(_teaching_table(where, self.teaching))
+        return [*tables, *(slice_table(report) for report in self.slices)]
+
+    def print_warnings(self, label_names: Sequence[str], reporter: Reporter) -> None:
+        """Name collapsed models, and students whose share of the teacher's MCC is undefined."""
+        split = self.comparison.split
+        for model in self.comparison.models:
+            if model.metrics.collapsed:
+                label = label_names[int(np.argmax(model.metrics.predicted_rates))]
+                reporter.warn(
+                    f"{model.model} predicts {label!r} for all of {split}: MCC 0, "
+                    f"majority rate {percent(model.metrics.majority_rate)} %"
+                )
+        for row in self.teaching:
+            if row.mcc_kept is None:
+                reporter.say(
+                    f"{split}: `MCC kept` of {row.group} is undefined: the teacher's MCC, "
+                    f"{format_interval(row.teacher_mcc, 1, 3)}, is too near 0"
+                )
+
+
+def report_split(inputs: EvaluationInputs, name: str, slices: Sequence[SplitSlices]) -> SplitReport:
+    """Compute all results on the split `name`; slices of other splits are ignored."""
+    labels, predictions = inputs.corpus.split(name).require_labels(), inputs.predictions[name]
+    return SplitReport(
+        compare(name, labels, predictions),
+        compare_with_teachers(labels, predictions, inputs.models),
+        tuple(report_slices(each, labels, predictions) for each in slices if each.split == name),
+    )
+
+
+def _model_table(where: str, comparison: SplitComparison) -> Table:
+    rows = [
+        [
+            row.model,
+            format_interval(row.accuracy, 100, 1),
+            percent(row.metrics.majority_rate),
+            format_interval(row.mcc, 1, 3),
+            f"{row.metrics.loss:.3f}",
+        ]
+        for row in comparison.models
+    ]
+    title = f"{where}: models, with 95 % bootstrap intervals"
+    return title, ["model", "accuracy %", "majority %", "MCC", "loss"], rows
+
+
+def _group_table(where: str, comparison: SplitComparison) -> Table:
+    rows = [
+        [
+            row.group,
+            _seed_count(row),
+            format_spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2),
+            percent(row.majority_rate),
+            format_spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3),
+        ]
+        for row in comparison.groups
+    ]
+    over = "seeds and folds" if any(row.num_folds for row in comparison.groups) else "seeds"
+    return f"{where}: mean ± sd over {over}", ["experiment", "seeds", "accuracy %", "majority %", "MCC"], rows
+
+
+def _seed_count(row: GroupRow) -> str:
+    if not row.num_folds:
+        return str(row.num_seeds)
+    runs = "" if row.num_seeds == row.num_folds else f"{row.num_seeds} runs of "
+    return f"{runs}{row.num_folds} folds"
+
+
+def _pair_table(where: str, comparison: SplitComparison) -> Table:
+    rows = [
+        [
+            f"{row.first} - {row.second}",
+            format_interval(row.accuracy, 100, 1, signed=True),
+            format_interval(row.mcc, 1, 3, signed=True),
+            ", ".join(f"{p:.2g}" for p in row.mcnemar_p) or "-",
+        ]
+        for row in comparison.pairs
+    ]
+    columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"]
+    return f"{where}: differences, paired over sentences, seeds fixed", columns, rows
+
+
+def _teaching_table(where: str, rows: Sequence[TeachingRow]) -> Table:
+    cells = [
+        [
+            row.group,
+            " + ".join(row.teachers),
+            str(row.num_seeds),
+            format_spread(row.agreement, 100, 1),
+            "-" if row.kappa is None else format_spread(row.kappa, 1, 2),
+            "-" if row.mcc_kept is None else format_interval(row.mcc_kept, 100, 0),
+            f"{row.num_parameters:,}",
+            f"{row.teacher_parameters:,}",
+            f"1/{row.teacher_parameters / row.num_parameters:.1f}",
+        ]
+        for row in rows
+    ]
+    columns = ["student", "teacher", "seeds", "agreement %", "kappa", "MCC kept %"]
+    return f"{where}: students and their teachers", [*columns, "parameters", "teacher's", "ratio"], cells

@@ -1,0 +1,63 @@
+"""Heat maps: order of rows, values, colours and panels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+
+from colakit.reports.figures.heatmaps import HeatRow, draw_heat_map
+from colakit.reports.figures.plots import save_figure
+
+
+@pytest.fixture
+def rows() -> list[HeatRow]:
+    return [
+        HeatRow("low", 40, [-0.4, 0.0]),
+        HeatRow("high", 50, [0.5, 0.3]),
+        HeatRow("one label", 35, [None, None]),
+        HeatRow("small", 3, [1.0, 0.9], few=True),
+    ]
+
+
+def test_a_heat_map_orders_rows_and_writes_every_value(rows: list[HeatRow]) -> None:
+    figure = draw_heat_map("dev", ["first model", "second"], HeatRow("all", 1234, [0.2, -0.001]), rows)
+    axis = figure.axes[0]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == ["all", "high", "low", "one label", "small"]
+    heights = axis.get_yticks().tolist()
+    assert heights == sorted(heights)
+    texts = [text.get_text() for text in axis.texts]
+    assert texts[:3] == ["0.20", "0.00", "1,234"]
+    assert texts[3:9] == ["0.50", "0.30", "50", "−0.40", "0.00", "40"]  # noqa: RUF001
+    assert texts[9:] == ["–", "–", "35", "1.00", "0.90", "3"]  # noqa: RUF001
+
+
+def test_colours_are_white_at_zero_and_blue_above_it(rows: list[HeatRow]) -> None:
+    figure = draw_heat_map("dev", ["a", "b"], HeatRow("all", 9, [0.0, 0.0]), rows)
+    cells = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert len(cells) == 10
+    colours = [to_rgb(cell.get_facecolor()) for cell in cells]
+    assert colours[0] == pytest.approx((1, 1, 1), abs=0.02)
+    high, low = colours[2], colours[4]
+    assert high[2] > high[0]  # more blue than red
+    assert low[0] > low[2]
+    assert colours[6] == to_rgb("0.93")
+
+
+def test_many_rows_stand_in_panels_of_like_height_and_none_is_lost(tmp_path: Path) -> None:
+    many = [HeatRow(f"part {i}", 30 + i, [i / 100, -i / 100]) for i in range(63)]
+    figure = draw_heat_map("dev", ["a", "b"], HeatRow("all", 1040, [0.1, 0.1]), many, "a note")
+    panels = [
+        axis for axis in figure.axes if axis.get_yticklabels() and axis.get_xticklabels()[0].get_text() == "a"
+    ]
+    names = [[label.get_text() for label in axis.get_yticklabels()] for axis in panels]
+    assert [len(part) for part in names] == [32, 32]
+    assert sorted(names[0] + names[1]) == sorted(["all", *(row.name for row in many)])
+    assert len({axis.get_ylim() for axis in panels}) == 1
+    again = draw_heat_map("dev", ["a", "b"], HeatRow("all", 1040, [0.1, 0.1]), many, "a note")
+    for name, drawn in (("map", figure), ("again", again)):
+        save_figure(drawn, tmp_path / f"{name}.png", dpi=50)
+    assert (tmp_path / "map.png").read_bytes() == (tmp_path / "again.png").read_bytes()

@@ -21,7 +21,7 @@ def index(*numbers: int) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
-def test_mcc_of_parts_by_hand() -> None:
+def test_mcc_of_slices_by_hand() -> None:
     labels = np.array([1, 1, 0, 0, 1, 0])
     models = [
         answers("a-0", "a", [1, 1, 0, 0, 0, 1]),
@@ -42,17 +42,17 @@ def test_mcc_of_parts_by_hand() -> None:
         assert score.interval.low <= score.interval.value <= score.interval.high
     assert [row.num_examples for row in (first, last, good, none)] == [4, 2, 3, 0]
     assert [row.majority_rate for row in (first, last, good, none)] == [0.5, 0.5, 1, None]
-    assert (good.scores, none.scores) == ((), ())  # labels all alike: no MCC
+    assert (good.scores, none.scores) == ((), ())  # all labels equal: no MCC
 
 
 @pytest.mark.parametrize(("size", "others", "few"), [(30, 5, False), (29, 14, True), (200, 4, True)])
-def test_small_and_lopsided_parts_are_flagged(size: int, others: int, few: bool) -> None:
+def test_small_and_unbalanced_slices_are_flagged(size: int, others: int, few: bool) -> None:
     labels = np.repeat([1, 0], [size - others, others])
     (row,) = slice_scores(labels, [answers("a", "a", [1] * size)], {"all": np.arange(size)})
     assert row.few == few
 
 
-def test_parts_by_value_hold_every_sentence_once() -> None:
+def test_slices_by_value_contain_every_sentence_once() -> None:
     found = indices_by_value(["b", "a", "b", "c", "a"])
     assert {name: numbers.tolist() for name, numbers in found.items()} == {"b": [0, 2], "a": [1, 4], "c": [3]}
     assert list(found) == ["b", "a", "c"]

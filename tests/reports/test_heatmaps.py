@@ -64,7 +64,7 @@ def test_colours_are_white_at_zero_and_blue_above_it(rows: list[SliceRow]) -> No
     assert colours[6] == to_rgb("0.93")
 
 
-def test_many_rows_stand_in_panels_of_like_height_and_none_is_lost(tmp_path: Path) -> None:
+def test_many_rows_are_divided_into_panels_of_equal_height(tmp_path: Path) -> None:
     many = [slice_row(f"part {i}", 30 + i, [i / 100, -i / 100]) for i in range(63)]
     figure = draw(["a", "b"], slice_row("all", 1040, [0.1, 0.1]), many)
     panels = [

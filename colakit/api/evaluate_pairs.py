@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from colakit.api.evaluate_text import language_models
 from colakit.api.recorded_data import refuse_data_flags
 from colakit.api.session import Session
 from colakit.data.minimal_pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
@@ -17,7 +18,7 @@ from colakit.data.tokens import SentenceTokenizer
 from colakit.evaluation.metrics import indices_by_value
 from colakit.evaluation.minimal_pairs import PairResult, accuracy, pair_tables, score_pairs
 from colakit.evaluation.tables import print_tables, write_results
-from colakit.inference.language_models import Loaders, language_model_loaders
+from colakit.inference.language_models import Loaders
 from colakit.models.gpt.model import GPT
 from colakit.runtime.device import Compute
 
@@ -54,12 +55,7 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
         reporter.warn(
             f"{identical} of {len(minimal_pairs)} pairs have two equal sentences: ties, which count as wrong"
         )
-    loaders = language_model_loaders(
-        models,
-        session.settings.base,
-        base_named="base" in session.resolved.origins,
-        base_typed=session.resolved.was_typed("base"),
-    )
+    loaders = language_models(session, models)
     if session.dry_run:
         return _show_plan(session, loaders, files, len(minimal_pairs), groups, compute)
     results = [

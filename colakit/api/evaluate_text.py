@@ -11,7 +11,7 @@ from colakit.api.session import Session
 from colakit.data.running_text import text_files
 from colakit.evaluation.bits_per_byte import measure_texts
 from colakit.evaluation.tables import Table, print_tables, write_results
-from colakit.inference.language_models import language_model_loaders
+from colakit.inference.language_models import Loaders, language_model_loaders
 
 
 def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]) -> dict[str, Any]:
@@ -29,12 +29,7 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
     refuse_data_flags(session, "--text", "the text takes the place of a dataset", "evaluate.group_by")
     session.check_out()
     files = {str(path): text_files(path) for path in texts}
-    loaders = language_model_loaders(
-        models,
-        session.settings.base,
-        base_named="base" in session.resolved.origins,
-        base_typed=session.resolved.was_typed("base"),
-    )
+    loaders = language_models(session, models)
     if session.dry_run:
         session.reporter.result(
             f"would measure {', '.join(files)} with {', '.join(loaders)} ({session.compute})"
@@ -54,3 +49,9 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
     }
     write_results(session.out, "text", answer, [table], session.reporter)
     return answer
+
+
+def language_models(session: Session, models: Sequence[str]) -> Loaders:
+    """Return loaders of `models`, and of the base if the settings name one or `models` is empty."""
+    named, typed = "base" in session.resolved.origins, session.resolved.was_typed("base")
+    return language_model_loaders(models, session.settings.base, base_named=named, base_typed=typed)

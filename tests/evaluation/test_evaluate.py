@@ -1,4 +1,4 @@
-"""`colakit evaluate`: students beside their teachers, and parts of a split, on the toy world and on CoLA."""
+"""`colakit evaluate`: students and their teachers, and slices of a split, on the toy corpus and on CoLA."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 @pytest.fixture
 def annotations(toy: Path, tmp_path: Path) -> Path:
-    """A feature that the sentences' text decides, one that none has, and no row for the first sentence."""
+    """One feature from the text, one that no sentence has, and no row for the first sentence."""
     sentences = dict.fromkeys(load_corpus(toy / "corpus").split("dev").sentences)
     rows = [f"{sentence}\t{int('that' in sentence)}\t0\n" for sentence in sentences]
     path = tmp_path / "annotations.tsv"
@@ -57,7 +57,7 @@ def predicted(run: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return RunFolder(run).read_predictions()[split]
 
 
-def test_students_stand_beside_the_teachers_of_their_seed(runs: dict[str, Path], colakit: Run) -> None:
+def test_students_are_compared_with_the_teachers_of_their_seed(runs: dict[str, Path], colakit: Run) -> None:
     found = evaluated(colakit, *runs.values())
     for split in ("id_dev", "ood_dev"):
         (row,) = found[split]["teaching"]
@@ -84,7 +84,7 @@ def test_students_stand_beside_the_teachers_of_their_seed(runs: dict[str, Path],
     assert [row["num_parameters"], row["teacher_parameters"]] == sizes
 
 
-def test_a_teacher_is_known_by_what_it_computes_not_by_its_place(
+def test_a_teacher_is_matched_by_fingerprint_not_by_path(
     runs: dict[str, Path], colakit: Run, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
@@ -96,7 +96,7 @@ def test_a_teacher_is_known_by_what_it_computes_not_by_its_place(
     assert found["id_dev"]["teaching"] == []
 
 
-def test_students_whose_teachers_are_absent_are_named(runs: dict[str, Path], colakit: Run) -> None:
+def test_students_with_missing_teachers_are_named(runs: dict[str, Path], colakit: Run) -> None:
     code, out, err = colakit("evaluate", runs["distill-0"], runs["distill-1"], runs["finetune-1"])
     assert code == 0
     assert "teachers of distill-0 are not among the models; name them too to measure agreement" in err
@@ -118,7 +118,7 @@ def test_a_student_of_several_teachers_is_compared_with_their_mean(
     assert row["teacher_parameters"] == 2 * alone["teacher_parameters"]
 
 
-def test_parts_by_source_are_those_of_the_predictions(
+def test_slices_by_source_match_the_predictions(
     runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     models = [runs["finetune-0"], runs["finetune-1"], runs["train-scratch-0"]]
@@ -139,7 +139,7 @@ def test_parts_by_source_are_those_of_the_predictions(
         assert score["mcc"] == {"mean": pytest.approx(group["mcc_mean"]), "sd": group["mcc_sd"]}
 
 
-def test_parts_by_phenomenon_are_those_of_the_predictions(
+def test_slices_by_phenomenon_match_the_predictions(
     runs: dict[str, Path], toy: Path, annotations: Path, colakit: Run, tmp_path: Path
 ) -> None:
     models = [runs["finetune-0"], runs["finetune-1"], runs["train-scratch-0"]]
@@ -169,7 +169,7 @@ def test_parts_by_phenomenon_are_those_of_the_predictions(
     assert "| Relative | " in (out / "evaluation.md").read_text(encoding="utf-8")
 
 
-def test_both_kinds_of_parts_are_planned_printed_and_drawn_in_the_chosen_format(
+def test_slices_are_planned_printed_and_drawn_in_the_chosen_format(
     runs: dict[str, Path], annotations: Path, colakit: Run, tmp_path: Path
 ) -> None:
     flags = ["--group-by", "source", "--annotations", annotations, "--set", "plot.format=svg"]
@@ -196,7 +196,7 @@ def test_both_kinds_of_parts_are_planned_printed_and_drawn_in_the_chosen_format(
         (["--group-by", "source", "--data", "{tmp}/table.csv"], "the sources of its sentences are not known"),
     ],
 )
-def test_faults_are_named_before_a_model_is_asked(
+def test_errors_are_raised_before_a_model_runs(
     flags: list[str], expected: str, runs: dict[str, Path], colakit: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "foreign.tsv").write_text("Sentence\tLong\nNobody wrote this.\t1\n")
@@ -209,7 +209,7 @@ def test_faults_are_named_before_a_model_is_asked(
         assert code == 2
         assert expected in " ".join(err.split())
         assert "hint:" in err
-        assert "evaluate: " not in err  # the progress of asking
+        assert "evaluate: " not in err  # the progress bar of the models
 
 
 def test_real_cola_by_source_and_phenomenon(shared: Path, toy: Path, colakit: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures against scikit-learn, scipy's definitions and plain loops; and models side by side."""
+"""Metrics against scikit-learn, scipy and plain loops; comparison of models."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def labels() -> Labels:
 
 
 @pytest.mark.parametrize("num_labels", [2, 4])
-def test_mcc_and_accuracy_are_those_of_scikit_learn(num_labels: int) -> None:
+def test_mcc_and_accuracy_match_scikit_learn(num_labels: int) -> None:
     @LAWS
     @given(answered(num_labels))
     def law(pair: tuple[Labels, Labels]) -> None:
@@ -93,12 +93,12 @@ def test_leading_axes_are_batches() -> None:
 
 
 @pytest.mark.parametrize("answer", [0, 1])
-def test_one_answer_to_everything_has_mcc_zero(labels: Labels, answer: int) -> None:
+def test_constant_predictions_have_mcc_zero(labels: Labels, answer: int) -> None:
     assert mcc(labels, np.full_like(labels, answer)) == 0
     assert mcc(np.full_like(labels, answer), labels) == 0
 
 
-def test_right_and_wrong_throughout_are_plus_and_minus_one(labels: Labels) -> None:
+def test_all_correct_and_all_wrong_have_mcc_one_and_minus_one(labels: Labels) -> None:
     assert mcc(labels, labels) == 1
     assert mcc(labels, 1 - labels) == -1
 
@@ -115,7 +115,7 @@ def plain_bootstrap(labels: Labels, predictions: Labels, seed: int) -> NDArray[n
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
-def test_bootstrap_is_the_percentile_bootstrap(labels: Labels, share: float) -> None:
+def test_bootstrap_matches_a_plain_percentile_bootstrap(labels: Labels, share: float) -> None:
     predictions = noisy(labels, share, 1)
     found = bootstrap("mcc", labels, [predictions], 2)
     draws = plain_bootstrap(labels, predictions, 2)
@@ -128,7 +128,9 @@ def test_bootstrap_is_the_percentile_bootstrap(labels: Labels, share: float) -> 
 
 @pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
 @pytest.mark.parametrize("seed", range(3))
-def test_intervals_hold_their_value_and_follow_the_seed(labels: Labels, statistic: str, seed: int) -> None:
+def test_intervals_contain_their_value_and_depend_on_the_seed(
+    labels: Labels, statistic: str, seed: int
+) -> None:
     runs = [noisy(labels, 0.2, seed), noisy(labels, 0.3, seed + 10)]
     found = bootstrap(statistic, labels, runs, 2, seed)
     assert found.low < found.value < found.high
@@ -141,14 +143,16 @@ def test_intervals_hold_their_value_and_follow_the_seed(labels: Labels, statisti
 
 
 @pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
-def test_a_perfect_model_and_a_single_sentence_have_a_point(labels: Labels, statistic: str) -> None:
+def test_a_perfect_model_and_a_single_sentence_have_an_interval_of_width_zero(
+    labels: Labels, statistic: str
+) -> None:
     assert bootstrap(statistic, labels, [labels], 2) == Interval(1.0, 1.0, 1.0)
     one = np.array([1])
     assert bootstrap("accuracy", one, [one], 2) == Interval(1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
-def test_a_model_differs_from_itself_by_nothing(labels: Labels, statistic: str) -> None:
+def test_a_model_has_no_difference_from_itself(labels: Labels, statistic: str) -> None:
     runs = [noisy(labels, 0.2, 0), noisy(labels, 0.3, 1)]
     assert paired_difference(statistic, labels, runs, runs, 2) == Interval(0.0, 0.0, 0.0)
 
@@ -180,7 +184,7 @@ def test_mcnemar_is_the_exact_binomial_tail(ours_only: int, theirs_only: int) ->
 
 @LAWS
 @given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 1)), min_size=1, max_size=40))
-def test_best_threshold_has_the_highest_mcc_of_all_cuts_right_as_often_as_the_majority(
+def test_best_threshold_has_the_highest_mcc_of_thresholds_that_reach_the_majority_rate(
     pairs: list[tuple[int, int]],
 ) -> None:
     probs, labels = np.array([p for p, _ in pairs]) / 16, np.array([label for _, label in pairs])
@@ -221,7 +225,7 @@ def test_memory_of_best_threshold_grows_with_the_sentences_not_their_square() ->
     assert peak < 1000 * count  # bytes; an array of count² numbers takes 16000 * count
 
 
-def test_deciding_at_the_best_threshold_reaches_its_mcc(labels: Labels) -> None:
+def test_predicting_with_the_best_threshold_reaches_its_mcc(labels: Labels) -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(300, 2)).astype(np.float32)
     logits[:, 1] += 0.8 * labels + 1
@@ -244,7 +248,7 @@ def test_probabilities_and_argmax_are_those_of_torch() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 200.0])
-def test_measured_loss_is_torchs_cross_entropy(scale: float) -> None:
+def test_loss_matches_torch_cross_entropy(scale: float) -> None:
     generator = np.random.default_rng(0)
     logits = (scale * generator.normal(size=(80, 3))).astype(np.float32)
     labels = generator.integers(0, 3, size=80)
@@ -252,7 +256,7 @@ def test_measured_loss_is_torchs_cross_entropy(scale: float) -> None:
     assert measure(logits, labels, predict_labels(logits, None)).loss == pytest.approx(expected, rel=1e-9)
 
 
-def test_measured_shares_are_plain_counts() -> None:
+def test_rates_match_plain_counts() -> None:
     labels = np.array([0, 0, 0, 2, 2, 1, 0, 0, 2, 1])
     predictions = np.array([0, 0, 2, 2, 2, 0, 0, 0, 0, 2])
     found = measure(np.zeros((10, 3), dtype=np.float32), labels, predictions)
@@ -267,7 +271,7 @@ def test_measured_shares_are_plain_counts() -> None:
 
 
 @pytest.mark.parametrize("answer", [0, 1])
-def test_a_model_of_one_answer_is_called_collapsed(labels: Labels, answer: int) -> None:
+def test_constant_predictions_are_collapsed(labels: Labels, answer: int) -> None:
     found = measure(np.zeros((300, 2), dtype=np.float32), labels, np.full_like(labels, answer))
     assert found.collapsed
     assert found.mcc == 0
@@ -275,7 +279,7 @@ def test_a_model_of_one_answer_is_called_collapsed(labels: Labels, answer: int) 
     assert (found.accuracy == found.majority_rate) == (answer == 1)
 
 
-def test_labels_of_one_class_have_figures() -> None:
+def test_labels_of_one_class_have_metrics() -> None:
     ones = np.ones(4, dtype=np.int64)
     found = measure(np.tile(np.float32([0, 2]), (4, 1)), ones, ones)
     assert (found.accuracy, found.mcc, found.majority_rate) == (1, 0, 1)

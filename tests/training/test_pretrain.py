@@ -165,10 +165,10 @@ def test_a_finished_run_is_not_made_longer_in_silence(
     assert f"--init-from {out / 'base'}" in said
 
 
-def test_plot_and_evaluate_say_that_a_base_is_no_classifier(pretrained: Path, colakit: Run) -> None:
+def test_plot_and_evaluate_refuse_a_pretraining_run(pretrained: Path, colakit: Run) -> None:
     code, _, err = colakit("plot", pretrained)
     assert code == 2
-    assert "made a base, no classifier" in " ".join(err.split())
+    assert "is a run of pre-training; there is nothing to plot" in " ".join(err.split())
     code, _, err = colakit("evaluate", pretrained, "--data", "builtin")
     assert code == 2
     assert f"tune it with --base {pretrained / 'base'}" in " ".join(err.split())

@@ -10,7 +10,6 @@ import itertools
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -33,75 +32,42 @@ MAX_ROWS = 36  # of one panel; more rows are laid out side by side
 MIN_LIMIT = 0.3  # of the colour scale, so that noise around 0 stays pale
 
 
-@dataclass(frozen=True)
-class HeatRow:
-    """One slice of a split.
-
-    Attributes:
-        values: MCC of each experiment; None if it is undefined.
-        few: too few sentences for a reliable MCC.
-    """
-
-    name: str
-    num_examples: int
-    values: Sequence[float | None]
-    few: bool = False
-
-
 def draw_slices(report: SliceReport) -> Figure:
-    """Draw the heat map of a slice report; slices without sentences are left out."""
+    """Draw all sentences, then the slices by decreasing mean MCC, those with few sentences last.
 
-    def heat_row(row: SliceRow) -> HeatRow:
-        values: list[float | None] = [score.mcc.mean for score in row.scores]
-        return HeatRow(row.name, row.num_examples, values or [None] * len(report.experiments), row.few)
-
-    return draw_heat_map(
-        f"{report.slices.split}: MCC by {report.slices.field}",
-        report.experiments,
-        heat_row(report.whole),
-        [heat_row(row) for row in report.rows if row.num_examples],
-        f"in grey: {FEW_NOTE}; \N{EN DASH}: all labels equal",
-    )
-
-
-def draw_heat_map(
-    title: str, columns: Sequence[str], whole: HeatRow, rows: Sequence[HeatRow], note: str = ""
-) -> Figure:
-    """Draw `whole`, then the rows by decreasing mean MCC, those with few sentences last.
-
-    Args:
-        columns: names of the experiments, in the order of every row's values.
-        note: text below the colour bar.
+    Columns are experiments. Slices without sentences are left out.
     """
-    rows = [whole, *sorted(rows, key=_sort_key)]
-    num_panels = math.ceil(len(rows) / MAX_ROWS)
-    per_panel = math.ceil(len(rows) / num_panels)
+    columns = report.experiments
+    rows = [report.whole, *sorted((row for row in report.rows if row.num_examples), key=_sort_key)]
+    per_panel = math.ceil(len(rows) / math.ceil(len(rows) / MAX_ROWS))
     panels = [rows[start : start + per_panel] for start in range(0, len(rows), per_panel)]
-    positions = [_positions(panel, whole) for panel in panels]
+    positions = [_positions(panel, report.whole) for panel in panels]
     height = max(ys[-1] for ys in positions) + 1
     width = len(panels) * (LABEL_WIDTH + COLUMN_WIDTH * len(columns)) + 0.3
     figure = Figure(figsize=(width, ROW_HEIGHT * height + MARGIN), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    limit = max([MIN_LIMIT, *(abs(value) for row in rows for value in row.values if value is not None)])
+    limit = max([MIN_LIMIT, *(abs(score.mcc.mean) for row in rows for score in row.scores)])
     for axis, panel, ys in zip(axes, panels, positions, strict=True):
         _draw_panel(axis, panel, ys, columns, limit)
         axis.set_ylim(height - 0.5, -0.5)  # equal row heights, also in a shorter last panel
     scale = ScalarMappable(Normalize(-limit, limit), COLOURS)
     bar = figure.colorbar(scale, ax=list(axes), location="bottom", shrink=0.6, fraction=0.02, aspect=40)
+    note = f"in grey: {FEW_NOTE}; \N{EN DASH}: all labels equal"
     note = textwrap.fill(note, int(width * NOTE_CHARACTERS_PER_INCH))
-    bar.set_label(f"MCC, mean over seeds\n{note}".strip(), fontsize=FONT_SIZE - 1)
+    bar.set_label(f"MCC, mean over seeds\n{note}", fontsize=FONT_SIZE - 1)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.outline.set_visible(False)
+    title = f"{report.slices.split}: MCC by {report.slices.field}"
     figure.suptitle(title, fontsize=FONT_SIZE + 1)
     return figure
 
 
-def _sort_key(row: HeatRow) -> tuple[bool, bool, float]:
-    known = [value for value in row.values if value is not None]
-    return row.few, not known, -fmean(known) if known else 0.0
+def _sort_key(row: SliceRow) -> tuple[bool, bool, float]:
+    values = [score.mcc.mean for score in row.scores]
+    return row.few, not values, -fmean(values) if values else 0.0
 
 
-def _positions(rows: Sequence[HeatRow], whole: HeatRow) -> list[float]:
+def _positions(rows: Sequence[SliceRow], whole: SliceRow) -> list[float]:
     """Return the vertical position of each row, in rows from the top, with a gap between the three kinds."""
     kinds = [(row is whole, row.few) for row in rows]
     gaps = itertools.accumulate(
@@ -111,14 +77,11 @@ def _positions(rows: Sequence[HeatRow], whole: HeatRow) -> list[float]:
 
 
 def _draw_panel(
-    axis: Axes,
-    rows: Sequence[HeatRow],
-    positions: Sequence[float],
-    columns: Sequence[str],
-    limit: float,
+    axis: Axes, rows: Sequence[SliceRow], positions: Sequence[float], columns: Sequence[str], limit: float
 ) -> None:
     for y, row in zip(positions, rows, strict=True):
-        for x, value in enumerate(row.values):
+        values: list[float | None] = [score.mcc.mean for score in row.scores]
+        for x, value in enumerate(values or [None] * len(columns)):
             _draw_cell(axis, x, y, value, limit)
         count = f"{row.num_examples:,}"
         axis.text(-0.56, y, count, ha="right", va="center", fontsize=FONT_SIZE - 2, color="0.4")

@@ -194,13 +194,7 @@ def _majority_line(axis: Axes, run: RunData, split: str | None = None) -> None:
 
 
 def _bars(
-    axis: Axes,
-    xs: Sequence[float],
-    width: float,
-    style: int,
-    label: str,
-    bars: Sequence[Bar],
-    scale: float,
+    axis: Axes, xs: Sequence[float], width: float, style: int, label: str, bars: Sequence[Bar], scale: float
 ) -> None:
     below = [max(0.0, scale * (bar.mean - bar.low)) for bar in bars]
     above = [max(0.0, scale * (bar.high - bar.mean)) for bar in bars]

@@ -1,4 +1,4 @@
-"""Students beside their teachers: figures worked out by hand, and against scikit-learn."""
+"""Students and their teachers: values computed by hand, and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_kappa_by_hand() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
-def test_kappa_is_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+def test_kappa_matches_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     ours, theirs = np.array(pairs).T
     found = cohens_kappa(ours, theirs)
     if found is None:
@@ -66,7 +66,7 @@ def test_teachers_are_those_that_a_student_records() -> None:
     assert teachers_of({"teachers": [one, other]}) == [one, other]
 
 
-def test_settings_that_an_older_version_had_not_make_no_other_experiment_where_they_are_null() -> None:
+def test_null_settings_do_not_change_the_experiment() -> None:
     settings = {"seed": 3, "lora": {"rank": 8}, "finetune": {"epochs": 2}, "transfer": {"seed": 1}}
     later = {**settings, "lora": {"rank": 8, "new": None}, "finetune": {"epochs": 2, "frozen_cache_mib": 5}}
     another = {**settings, "transfer": {"seed": 2}}
@@ -92,7 +92,7 @@ def odds(log_odds: float) -> float:
     ("cuts", "expected"),
     [((None, None), [1, 0, 0]), ((odds(1), odds(1)), [1, 0, 0]), ((odds(0), odds(4)), [0, 0, 0])],
 )
-def test_several_teachers_answer_by_the_mean_of_their_log_odds(
+def test_ensemble_predicts_from_the_mean_log_odds(
     cuts: tuple[float | None, float | None], expected: list[int]
 ) -> None:
     first = ModelPredictions("a", "t", 0, logits_of([2, -2, 1]), np.zeros(3, dtype=np.int64))
@@ -101,18 +101,18 @@ def test_several_teachers_answer_by_the_mean_of_their_log_odds(
     assert ensemble_predictions([first, second], cuts).tolist() == expected
 
 
-def test_one_teacher_answers_as_it_does_alone() -> None:
+def test_ensemble_of_one_keeps_its_predictions() -> None:
     alone = ModelPredictions("a", "t", 0, logits_of([2, -2]), np.array([0, 1]))  # at a threshold of its own
     assert ensemble_predictions([alone], [0.9]).tolist() == [0, 1]
 
 
-def test_several_teachers_of_three_classes_answer_by_the_largest_mean_logit() -> None:
+def test_ensemble_of_three_classes_predicts_the_largest_mean_logit() -> None:
     first = ModelPredictions("a", "t", 0, np.float32([[3, 0, 2]]), np.array([0]))
     second = ModelPredictions("b", "t", 1, np.float32([[0, 1, 2]]), np.array([2]))
     assert ensemble_predictions([first, second], [None, None]).tolist() == [2]
 
 
-def test_students_are_matched_with_teachers_that_are_all_there() -> None:
+def test_students_are_matched_if_all_their_teachers_are_given() -> None:
     profiles = [
         profile("t0"),
         profile("s0", "t0"),
@@ -177,14 +177,14 @@ def wrong_on(labels: Labels, share: float, seed: int) -> Labels:
     return np.where(np.random.default_rng(seed).random(len(labels)) < share, 1 - labels, labels)
 
 
-def test_a_copy_keeps_all_and_a_collapsed_student_nothing(labels: Labels) -> None:
+def test_a_copy_keeps_all_mcc_and_a_collapsed_student_none(labels: Labels) -> None:
     teacher = wrong_on(labels, 0.2, 1)
     sample = Bootstrap(labels, [teacher, teacher, np.ones_like(labels)], 2)
     assert sample.ratio("mcc", [1], [0]) == Interval(1, 1, 1)
     assert sample.ratio("mcc", [2], [0]) == Interval(0, 0, 0)
 
 
-def test_nothing_is_a_share_of_what_may_be_nothing(labels: Labels) -> None:
+def test_ratio_is_none_if_the_denominator_may_be_zero(labels: Labels) -> None:
     student, guessing = wrong_on(labels, 0.2, 1), wrong_on(labels, 0.5, 2)
     sample = Bootstrap(labels, [student, guessing, 1 - labels, np.ones_like(labels)], 2)
     assert sample.mean("mcc", [1]).low < 0

@@ -55,7 +55,7 @@ def transformers_bits_per_byte(folder: Path, text: str, num_tokens: int) -> floa
     ],
     ids=["one slice", "no sentence starts", "several slices"],
 )
-def test_bits_per_byte_are_those_of_transformers(text: str, toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_bits_per_byte_match_transformers(text: str, toy: Path, colakit: Run, tmp_path: Path) -> None:
     text = text.strip()
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     code, out, err = colakit(
@@ -70,7 +70,7 @@ def test_bits_per_byte_are_those_of_transformers(text: str, toy: Path, colakit: 
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 8, 50])
-def test_every_token_of_a_text_is_measured_once(num_tokens: int) -> None:
+def test_every_token_is_predicted_once(num_tokens: int) -> None:
     ids = np.arange(1, 21, dtype=np.uint16)
     stream = Stream(ids, np.array([0]), np.array([0, len(ids)]))
     two_bytes, not_blank = np.full(21, 2, dtype=np.int32), np.zeros(21, dtype=np.bool_)
@@ -86,9 +86,7 @@ def test_every_token_of_a_text_is_measured_once(num_tokens: int) -> None:
     assert num_bytes == 40
 
 
-def test_the_text_a_model_was_trained_on_takes_fewer_bits(
-    toy: Path, colakit: Run, text: Path, tmp_path: Path
-) -> None:
+def test_in_domain_text_takes_fewer_bits(toy: Path, colakit: Run, text: Path, tmp_path: Path) -> None:
     strange = tmp_path / "strange.txt"
     strange.write_text(text.read_text(encoding="utf-8")[::-1].replace("<", "").replace(">", ""), "utf-8")
     out_folder = tmp_path / "measured"
@@ -124,7 +122,7 @@ def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
         (["--text", "empty.txt", "--group-by", "source"], "--group-by with --text"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_invalid_arguments_are_errors(
     words: list[str], message: str, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
@@ -133,15 +131,15 @@ def test_what_cannot_be_measured_is_refused(
     assert message in " ".join(err.split())
 
 
-def test_a_spoilt_model_is_no_measure(toy: Path, colakit: Run, text: Path, tmp_path: Path) -> None:
-    spoilt = tmp_path / "spoilt"
-    spoilt.mkdir()
+def test_a_result_that_is_not_finite_is_an_error(toy: Path, colakit: Run, text: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
     for file in (toy / "base").iterdir():
-        (spoilt / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(spoilt / "model.safetensors")
+        (broken / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
     name = next(name for name in tensors if name.endswith("ln_f.weight"))
     tensors[name] = torch.full_like(tensors[name], math.nan)
-    save_file(tensors, spoilt / "model.safetensors", metadata={"format": "pt"})
-    code, _, err = colakit("evaluate", "--text", text, "--base", spoilt)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = colakit("evaluate", "--text", text, "--base", broken)
     assert code == 2
     assert "bits per byte are nan" in " ".join(err.split())

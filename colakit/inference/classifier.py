@@ -34,7 +34,7 @@ from colakit.storage.folds import find_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.model_file import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
 from colakit.storage.peft import apply_adapter, read_adapter
-from colakit.storage.tensor_files import read_tensors, write_tensors
+from colakit.storage.tensors import read_tensors, write_tensors
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.files import read_json
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from colakit import __version__
 from colakit.errors import ColakitError, first_line
-from colakit.storage.tensor_files import read_tensors, write_tensors
+from colakit.storage.tensors import read_tensors, write_tensors
 from colakit.utils.files import sha256_of, sync_folder, write_text
 
 FORMAT = 1

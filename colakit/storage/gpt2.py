@@ -18,12 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from colakit.data.tokenizer_training import save_tokenizer
+from colakit.data.tokens import SentenceTokenizer
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import GPTConfig
-from colakit.models.gpt.model import GPT
+from colakit.models.gpt.model import GPT, Transformer
 from colakit.models.meta_device import without_weights
 from colakit.storage.hub import fetch_from_hub
-from colakit.storage.weights import read_weights_file
+from colakit.storage.tensors import read_weights_file
 from colakit.utils.files import read_json, replacing, write_text
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -229,6 +231,12 @@ def save_gpt(
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def write_base(body: Transformer, tokenizer: SentenceTokenizer, folder: Path) -> None:
+    """Write a body, in bf16, and its tokenizer to `folder` in the transformers layout."""
+    save_gpt(body.language_model(), folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
+    save_tokenizer(tokenizer, folder, max_tokens=body.config.num_positions)
 
 
 def base_fingerprint(model: GPT) -> str:

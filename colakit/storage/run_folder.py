@@ -25,14 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from colakit import __version__
 from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
-from colakit.evaluation.metrics import Labels
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
+
+Labels = NDArray[np.int64]  # (N,)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 

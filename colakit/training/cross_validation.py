@@ -20,11 +20,11 @@ from colakit.data.splits import left_out
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.evaluation.out_of_fold import report
 from colakit.runtime.cpu import available_cpus
+from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.folds import FoldsFolder, find_folds
 from colakit.training.classifier_trainer import FREE_TO_CHANGE
 from colakit.training.task_data import TaskData, load_task, show_plan
 from colakit.training.trainer import differences, settings_identity
-from colakit.utils.subprocesses import Child, run_side_by_side
 
 Plan = Callable[[Session, TaskData], nn.Module]
 

@@ -13,8 +13,7 @@ from colakit.evaluation.metrics import Labels, Metrics, bootstrap, measure
 from colakit.inference.decisions import predict_labels
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
-from colakit.storage.bases import write_base
-from colakit.storage.gpt2 import base_address
+from colakit.storage.gpt2 import base_address, write_base
 from colakit.storage.peft import write_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.training.classifier_trainer import ClassifierTrainer

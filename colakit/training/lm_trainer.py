@@ -15,7 +15,7 @@ from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte
 from colakit.models.gpt.model import GPT
 from colakit.runtime.distributed import Processes
-from colakit.storage.bases import write_base
+from colakit.storage.gpt2 import write_base
 from colakit.storage.run_folder import RunFolder
 from colakit.training.averaging import StartAverage
 from colakit.training.loop import StepBatch, StepReport

@@ -19,8 +19,7 @@ from colakit.inference.forward import evaluating
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import merge_and_unload
 from colakit.runtime.distributed import Processes
-from colakit.storage.bases import write_base
-from colakit.storage.gpt2 import base_fingerprint
+from colakit.storage.gpt2 import base_fingerprint, write_base
 from colakit.storage.run_folder import RunFolder
 from colakit.training.epochs import steps, steps_an_epoch
 from colakit.training.loop import StepBatch, StepReport

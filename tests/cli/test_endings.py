@@ -196,7 +196,7 @@ def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
         with RunFolder(folder).lock.held():
             code, _, err = colakit(*student(toy, "--data", "nowhere"), *mode, "--out", folder)
         assert code == 2
-        assert f"process {os.getpid()} is at work in this folder" in err  # and not that data are missing
+        assert f"process {os.getpid()} is running in this folder" in err  # and not that data are missing
         assert not (folder / "run.lock").exists()
 
 
@@ -458,7 +458,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_read(
 ) -> None:
     with mounted(tmp_path / "fixed", "ro"):
         for out in (["--out", str(tmp_path / "fixed" / "run")], []):
-            with monkeypatch.session() as there:
+            with monkeypatch.context() as there:
                 there.chdir(tmp_path / "fixed")
                 code, _, err = colakit(*student(toy, "--data", "nowhere"), *out)
             assert code == 2
@@ -520,7 +520,7 @@ def test_a_finished_run_needs_no_checkpoints(colakit: Run, whole: Path, tmp_path
 def test_an_unlocked_folder_is_locked_once(tmp_path: Path) -> None:
     lock = RunFolder(tmp_path).lock
     with lock.held():
-        with pytest.raises(ColakitError, match="at work"), lock.held():
+        with pytest.raises(ColakitError, match="is running"), lock.held():
             pass
         assert lock.path.exists()
     assert not lock.path.exists()
@@ -546,7 +546,7 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
     code, _, err = colakit(*student(toy), "--out", tmp_path / "whole")
     assert code == 0
     assert "step 1: memory ran out; going on with micro-batches of at most 8" in " ".join(err.split())
-    with monkeypatch.session() as killing:
+    with monkeypatch.context() as killing:
         end_after(5, killing)
         with pytest.raises(EndedError):
             colakit(*student(toy), "--out", tmp_path / "parts")

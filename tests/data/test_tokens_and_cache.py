@@ -304,7 +304,7 @@ def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting)
 def test_two_that_want_the_same_at_once_compute_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colakit.utils.locks.SILENT_SECONDS", 0)
+    monkeypatch.setattr("colakit.utils.locks.QUIET_SECONDS", 0)
     begun, said, both_ask = [], [], threading.Barrier(2)
 
     def compute() -> dict[str, np.ndarray]:

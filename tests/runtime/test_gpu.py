@@ -73,7 +73,7 @@ def test_steps_as_graphs_resume_to_the_same_bytes(
         if report.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.session() as patched:
+    with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_after_step", interrupting)
         assert colakit(*common, "--out", tmp_path / "parts")[0] == 130
     assert colakit("finetune", "--resume", "--out", tmp_path / "parts")[0] == 0

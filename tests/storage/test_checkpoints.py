@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from colakit.errors import ColakitError
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, PARTS, STATE, Checkpoints, canonical
-from colakit.storage.tensor_files import write_tensors
+from colakit.storage.tensors import write_tensors
 
 Said = list[str]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from colakit.errors import ColakitError
-from colakit.utils import subprocesses as children
-from colakit.utils.subprocesses import Child, run_side_by_side
+from colakit.runtime import subprocesses
+from colakit.runtime.subprocesses import Child, run_side_by_side
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*names: str, jobs: int = 1, tell: children.Tell = lambda name, line: None) -> list[str]:
+def run(*names: str, jobs: int = 1, log: subprocesses.Log = lambda name, line: None) -> list[str]:
     return run_side_by_side(
-        [Child(name, (name,)) for name in names], [dict(os.environ, WORKER=str(i)) for i in range(jobs)], tell
+        [Child(name, (name,)) for name in names], [dict(os.environ, WORKER=str(i)) for i in range(jobs)], log
     )
 
 
@@ -54,7 +54,7 @@ def test_what_a_child_says_is_passed_on_under_its_name_but_for_its_error(scripts
     )
     heard = []
     with pytest.raises(ColakitError) as caught:
-        run("talk", tell=lambda name, line: heard.append((name, line)))
+        run("talk", log=lambda name, line: heard.append((name, line)))
     assert heard == [("talk", "one"), ("talk", "warning: two")]
     assert caught.value.message == "talk: no such thing\nas this"
     assert caught.value.hint == "try another"
@@ -64,8 +64,8 @@ def test_what_a_child_says_is_passed_on_under_its_name_but_for_its_error(scripts
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("raise ValueError('a slip')", "child: ended with exit code 1\nTraceback.*ValueError: a slip"),
-        ("import os; os.kill(os.getpid(), 9)", "child: was ended by signal 9"),
+        ("raise ValueError('a slip')", "child: exited with code 1\nTraceback.*ValueError: a slip"),
+        ("import os; os.kill(os.getpid(), 9)", "child: was killed by signal 9"),
     ],
 )
 def test_a_child_that_dies_without_an_error_of_colakits_shows_how(
@@ -126,7 +126,7 @@ def test_a_signal_is_passed_on_once_and_waited_for(number: signal.Signals, scrip
 
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_a_second_interrupt_leaves_no_child_behind(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(subprocesses, "GRACE_SECONDS", 0.5)
     (scripts / "deaf.py").write_text(
         "import os, pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "pathlib.Path('pid.part').write_text(str(os.getpid()))\nos.rename('pid.part', 'pid')\n"

@@ -18,7 +18,7 @@ from colakit.models.gpt.model import GPT, GPTClassifier, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_also
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import find_folds
+from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
 from colakit.training import cross_validation as folds
 from colakit.training import sentence_lm as sentence_model
@@ -35,7 +35,7 @@ def run(session: Session, *, resume: Resume, num_folds: int | None = None) -> di
         num_folds: tune so many instead, each without one fold of train; a resumed command knows its own.
     """
     if num_folds is None and resume is not Resume.NEVER and session.out is not None:
-        begun = find_folds(session.out)
+        begun = open_folds(session.out)
         num_folds = None if begun is None else begun.count
     if num_folds is not None:
         return folds.run(session, num_folds, _plan, resume=resume)

@@ -152,10 +152,10 @@ class Session:
                 )
             self.check_out()
             run = RunFolder(self.out)
-            if run.checkpoints.found() or run.summary.is_file():
+            if run.checkpoints.paths() or run.summary.is_file():
                 return True
             if resume is Resume.ALWAYS:
-                raise run.checkpoints.nothing_to_resume()
+                raise run.checkpoints.missing_error()
         self.check_new_run()
         return False
 
@@ -198,7 +198,7 @@ def _is_free(folder: Path) -> bool:
     names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
     began = {"settings.yaml", "environment.json"} <= names
     allowed = BEFORE_A_CHECKPOINT | ({MODEL_BEFORE_A_CHECKPOINT} if began else set())
-    return names <= allowed and not Checkpoints(folder / "checkpoints").found()
+    return names <= allowed and not Checkpoints(folder / "checkpoints").paths()
 
 
 def saved_settings(run: Path) -> Path | None:

@@ -160,7 +160,7 @@ def logits_of(session: Session, teacher: Teacher, split: Split) -> NDArray[np.fl
     """
     bounds = [(start, min(start + PART, len(split))) for start in range(0, max(1, len(split)), PART)]
     keys = {rows: _key(session, teacher, split.take(np.arange(*rows), split.name)) for rows in bounds}
-    kept = {rows: session.arrays.find(LOGITS, key) for rows, key in keys.items()}
+    kept = {rows: session.arrays.load(LOGITS, key) for rows, key in keys.items()}
     known = {rows: arrays for rows, arrays in kept.items() if arrays is not None}
     if missing := {rows: key for rows, key in keys.items() if rows not in known}:
         known |= _ask(session, teacher, split, missing)

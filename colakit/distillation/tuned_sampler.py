@@ -109,7 +109,7 @@ class TunedSampler:
         self.session.reporter.say(f"tuning {self.base} to write sentences like those of train")
         try:
             training = finetune.language_model(self.session, self.task)
-            resuming = bool(run.checkpoints.found())
+            resuming = bool(run.checkpoints.paths())
             train_run(self.session, training, run, Processes(), resuming=resuming)
         except ColakitError as error:
             raise ColakitError(
@@ -144,7 +144,7 @@ class TunedSampler:
             "temperature": settings.temperature,
             "seed": seed,
         }
-        if (found := arrays.find("written", key)) is not None:
+        if (found := arrays.load("written", key)) is not None:
             yield from unpack_lines(found)
             return
         written = []
@@ -152,7 +152,7 @@ class TunedSampler:
         for sentence in draw(train.sentences, seed):
             written.append(sentence)
             yield sentence
-        arrays.keep("written", key, pack_lines(written))
+        arrays.store("written", key, pack_lines(written))
 
     @cached_property
     def writer(self) -> SentenceSampler:

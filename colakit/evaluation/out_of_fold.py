@@ -69,12 +69,12 @@ def report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, An
 
 def _teacher(session: Session, task: TaskData, folds: FoldsFolder, number: int) -> Teacher:
     """Load the model of a fold, and see that it is that fold's."""
-    run, wanted = folds.run(number).path, folds.leaves_out(number)
+    run, wanted = folds.run(number).path, folds.fold_spec(number)
     teacher = load_teacher(session, task, str(run))
     if (found := fold_of(teacher.classifier.origin)) != wanted:
         raise ColakitError(
             f"{run}: left out {f'fold {found}' if found else 'nothing'}; fold {wanted} is wanted here",
-            hint=f"Remove it to have it trained anew. {folds.how_to_continue()}",
+            hint=f"Remove it to have it trained anew. {folds.resume_hint()}",
         )
     return teacher
 
@@ -84,7 +84,7 @@ def _figures_of(folds: FoldsFolder, number: int, judged: Metrics) -> dict[str, A
     summary = run.read_summary()
     return {
         "run": run.path.name,
-        "leave_out": folds.leaves_out(number),
+        "leave_out": folds.fold_spec(number),
         "threshold": summary["threshold"],
         "seconds": summary["seconds"],
         "val": {key: summary["splits"]["val"][key] for key in ("num_examples", *FIGURES)},

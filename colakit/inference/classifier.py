@@ -30,7 +30,7 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.folds import find_folds
+from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.model_file import CHECKPOINT_FORMAT, CHECKPOINT_NAME, check_facts, student_name
 from colakit.storage.peft import apply_adapter, read_adapter
@@ -200,9 +200,9 @@ def _locate(where: str | Path) -> Path:
 def _what_to_give(folder: Path) -> str:
     if (folder / "summary.json").is_file() and (folder / "base").is_dir():
         return f"It made a base, no classifier: tune it with --base {shlex.quote(str(folder / 'base'))}"
-    if Checkpoints(folder / "checkpoints").found():
+    if Checkpoints(folder / "checkpoints").paths():
         return f"This run is not finished: continue it with --resume --out {shlex.quote(str(folder))}"
-    if find_folds(folder) is not None:
+    if open_folds(folder) is not None:
         return f"It holds folds; one model is wanted here, such as {folder / 'fold-1'}"
     return "Give a run folder, a ckpt.pt or an adapter folder."
 

@@ -74,7 +74,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def found(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """Return the checkpoints by name, newest first; none has been looked into."""
         if not self.folder.is_dir():
             return []
@@ -90,7 +90,7 @@ class Checkpoints:
         missing = [part for part in PARTS if part not in state]
         assert not missing, f"a state lacks {missing}"
         target = self.folder / f"step-{state['step']:08d}"
-        self.tidy()
+        self.clean_up()
         staging = self.folder / f".staging-{target.name}"
         try:
             staging.mkdir(parents=True)
@@ -101,7 +101,7 @@ class Checkpoints:
             sync_folder(self.folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self.keep(target, drop_newer=True)
+        self.prune(target, drop_newer=True)
         return target
 
     def load(self, warn: Callable[[str], None]) -> Checkpoint:
@@ -113,9 +113,9 @@ class Checkpoints:
         Raises:
             ColakitError: if there is none, or a newer colakit wrote it.
         """
-        found = self.found()
+        found = self.paths()
         if not found:
-            raise self.nothing_to_resume()
+            raise self.missing_error()
         for path, before in zip(found, [*found[1:], None], strict=True):
             try:
                 return read_checkpoint(path)
@@ -125,26 +125,26 @@ class Checkpoints:
             f"{self.folder}: no checkpoint is whole", hint="Start the run anew in another folder."
         )
 
-    def nothing_to_resume(self) -> ColakitError:
+    def missing_error(self) -> ColakitError:
         """Return the fault of a run that was to be resumed and has no checkpoint."""
         return ColakitError(
             f"{self.folder.parent}: nothing to resume (no checkpoint)",
             hint="Start the run without --resume, or with --resume auto.",
         )
 
-    def keep(self, newest: Path, *, drop_newer: bool = False) -> None:
+    def prune(self, newest: Path, *, drop_newer: bool = False) -> None:
         """Remove all but `newest` and the one before.
 
         Args:
             drop_newer: also those of later steps, which were damaged when the run went back to before them.
         """
-        found = self.found()
+        found = self.paths()
         position = found.index(newest)
         newer = found[:position] if drop_newer else []
         for path in [*newer, *found[position + KEPT :]]:
             self._discard(path)
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         """Remove what a process left that died while it wrote or removed a checkpoint."""
         if self.folder.is_dir():
             for path in self.folder.glob(".*"):

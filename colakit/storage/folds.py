@@ -32,13 +32,13 @@ class FoldsFolder:
         self.path, self.count = path, count
         self.shared = RunFolder(path)  # its settings, lock, summary and predictions
 
-    def begin(self, settings_yaml: str) -> None:
+    def create(self, settings_yaml: str) -> None:
         """Write what is known before the first run."""
-        self.shared.tidy()
+        self.shared.clean_up()
         write_text(self.shared.settings, settings_yaml)
         write_json(self.path / RECORD, {"folds": self.count})
 
-    def leaves_out(self, number: int) -> str:
+    def fold_spec(self, number: int) -> str:
         """Return the fold that the run of this number, from 1, leaves out."""
         return f"{number}/{self.count}"
 
@@ -54,13 +54,13 @@ class FoldsFolder:
         """Return the numbers of the runs that have not come to their end."""
         return [number for number in self.numbers() if not self.run(number).summary.is_file()]
 
-    def how_to_continue(self) -> str:
+    def resume_hint(self) -> str:
         """Return the hint with the command that trains what is missing."""
         where = shlex.quote(str(self.path))
         return f"Continue: colakit finetune --folds {self.count} --resume --out {where}"
 
 
-def find_folds(path: Path) -> FoldsFolder | None:
+def open_folds(path: Path) -> FoldsFolder | None:
     """Return the runs that lie in a folder, finished or not; None where it is no folder of folds.
 
     Raises:
@@ -90,12 +90,12 @@ def expand_folds(models: Sequence[str]) -> list[str]:
 
 
 def _expanded(model: str) -> list[str]:
-    folds = find_folds(Path(model))
+    folds = open_folds(Path(model))
     if folds is None:
         return [model]
     if missing := folds.unfinished():
         raise ColakitError(
             f"{model}: {folds.run(missing[0]).path.name} of {folds.count} is not finished",
-            hint=folds.how_to_continue(),
+            hint=folds.resume_hint(),
         )
     return [str(folds.run(number).path) for number in folds.numbers()]

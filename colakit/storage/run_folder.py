@@ -62,7 +62,7 @@ class RunFolder:
             ColakitError: if it cannot be written.
         """
         try:
-            self.tidy()
+            self.clean_up()
             self.metrics.unlink(missing_ok=True)
             write_text(self.settings, settings_yaml)
             write_json(self.path / "environment.json", environment(compute))
@@ -73,9 +73,9 @@ class RunFolder:
                 exit_code=EXIT_FAILED if error.errno in OUT_OF_ROOM else EXIT_USAGE,
             ) from error
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         """Remove what a process left that died while it wrote."""
-        self.checkpoints.tidy()
+        self.checkpoints.clean_up()
         for folder in (self.path, self.adapter, self.base):
             remove_temporary(folder)
 
@@ -115,9 +115,9 @@ class RunFolder:
         if self.metrics.is_file():
             os.truncate(self.metrics, length)
 
-    def standing(self) -> str:
+    def describe_checkpoint(self) -> str:
         """Return where the good state lies, for the last line of a run that did not finish."""
-        found = self.checkpoints.found()
+        found = self.checkpoints.paths()
         return f"{found[0]} holds everything up to its step" if found else "there is no checkpoint yet"
 
     def write_companion(self, companion: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ class RunFolder:
         try:
             return json.loads(self.summary.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            hint = "Finish it with --resume." if self.checkpoints.found() else "Give a run folder."
+            hint = "Finish it with --resume." if self.checkpoints.paths() else "Give a run folder."
             raise ColakitError(f"{self.path}: holds no finished run (no summary.json)", hint=hint) from None
         except (OSError, ValueError) as error:
             raise ColakitError(f"{self.summary}: cannot be read ({error})") from error

@@ -21,7 +21,7 @@ from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.evaluation.out_of_fold import report
 from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
-from colakit.storage.folds import FoldsFolder, find_folds
+from colakit.storage.folds import FoldsFolder, open_folds
 from colakit.training.classifier_trainer import FREE_TO_CHANGE
 from colakit.training.task_data import TaskData, load_task, show_plan
 from colakit.training.trainer import differences, settings_identity
@@ -51,7 +51,7 @@ def run(session: Session, count: int, plan: Plan, *, resume: Resume) -> dict[str
         if not missing and folds.shared.summary.is_file():
             session.reporter.say(f"{folds.path} is finished; nothing to resume")
             return {**folds.shared.read_summary(), "run": str(folds.path)}
-        folds.begin(to_yaml(session.settings))
+        folds.create(to_yaml(session.settings))
         with _honest_ending(folds):
             _train(session, folds, missing, workers)
         return {**report(session, task, folds), "run": str(folds.path)}
@@ -75,7 +75,7 @@ def _refuse(session: Session) -> None:
 
 def _check_out(session: Session, count: int, resume: Resume) -> None:
     """Raise `ColakitError` unless runs can begin in `--out`, or those there go on as they began."""
-    begun = find_folds(session.out) if session.out is not None and resume is not Resume.NEVER else None
+    begun = open_folds(session.out) if session.out is not None and resume is not Resume.NEVER else None
     if begun is None:
         if session.is_resuming(resume):
             raise ColakitError(
@@ -86,12 +86,12 @@ def _check_out(session: Session, count: int, resume: Resume) -> None:
     session.check_out()
     if begun.count != count:
         raise ColakitError(
-            f"--folds {count}: {begun.path} holds {begun.count} folds", hint=begun.how_to_continue()
+            f"--folds {count}: {begun.path} holds {begun.count} folds", hint=begun.resume_hint()
         )
     saved = resolve(config=begun.shared.settings, environment={}).settings
     if differing := differences(_identity(saved), _identity(session.settings)):
         raise ColakitError(
-            f"{begun.path}: the folds were started differently: {differing}", hint=begun.how_to_continue()
+            f"{begun.path}: the folds were started differently: {differing}", hint=begun.resume_hint()
         )
 
 
@@ -160,7 +160,7 @@ def _honest_ending(folds: FoldsFolder) -> Iterator[None]:
             message, hint = error.message, (error.hint or "").partition("Continue: ")[0]
         raise ColakitError(
             f"{message}; {finished} of {folds.count} folds are finished",
-            hint=f"{hint} {folds.how_to_continue()}".strip(),
+            hint=f"{hint} {folds.resume_hint()}".strip(),
             exit_code=getattr(error, "exit_code", EXIT_INTERRUPTED),
         ) from None
 
@@ -182,5 +182,5 @@ def _train(session: Session, folds: FoldsFolder, missing: list[int], workers: li
 def _child(session: Session, folds: FoldsFolder, number: int) -> Child:
     run = folds.run(number).path
     words = ["finetune", "--config", str(folds.shared.settings), "--out", str(run), "--resume", "auto"]
-    words += ["--set", f"finetune.leave_out={folds.leaves_out(number)}"]
+    words += ["--set", f"finetune.leave_out={folds.fold_spec(number)}"]
     return Child(run.name, (*words, *(["--quiet"] if session.reporter.quiet else [])))

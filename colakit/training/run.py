@@ -22,7 +22,7 @@ from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.finish import report
 from colakit.training.job import Job
 from colakit.training.task_data import TaskData, load_task, show_plan
-from colakit.training.trainer import Trainer, how_to_continue
+from colakit.training.trainer import Trainer, resume_hint
 from colakit.utils.console import Reporter
 
 BuildJob = Callable[[Session, TaskData], tuple[Job, list[str]]]
@@ -126,9 +126,9 @@ def train_run(
         assert checkpoint is not None, "there is no summary, hence a checkpoint"
         fit.restore(checkpoint)
         if group.is_main:
-            run.tidy()
+            run.clean_up()
             # its process may have died before it had removed the oldest
-            run.checkpoints.keep(checkpoint.path)
+            run.checkpoints.prune(checkpoint.path)
     elif group.is_main:
         run.create(to_yaml(session.settings), fit.compute)
     session.reporter.say(f"compute: {fit.compute}")
@@ -141,7 +141,7 @@ def train_run(
 def _shared_checkpoint(session: Session, run: RunFolder, group: Processes) -> Checkpoint | None:
     """Return the newest whole checkpoint, the same in every process; None for a finished run without any."""
     chosen = None
-    if group.is_main and (run.checkpoints.found() or not run.summary.is_file()):
+    if group.is_main and (run.checkpoints.paths() or not run.summary.is_file()):
         chosen = run.checkpoints.load(session.reporter.warn)
     path = group.broadcast(None if chosen is None else str(chosen.path))
     return chosen if chosen is not None or path is None else read_checkpoint(Path(path))
@@ -154,20 +154,20 @@ def _honest_ending(session: Session, run: RunFolder) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise ColakitError(
-            f"left at once; {run.standing()}",
-            hint=how_to_continue(session.command, run),
+            f"left at once; {run.describe_checkpoint()}",
+            hint=resume_hint(session.command, run),
             exit_code=getattr(stop, "exit_code", EXIT_INTERRUPTED),
         ) from None
     except BrokenPipeError:
         raise
     except OSError as error:
         raise ColakitError(
-            f"{error.filename or run.path}: {error.strerror or error}; {run.standing()}",
-            hint=f"Make room, or mend it. {how_to_continue(session.command, run)}",
+            f"{error.filename or run.path}: {error.strerror or error}; {run.describe_checkpoint()}",
+            hint=f"Make room, or mend it. {resume_hint(session.command, run)}",
             exit_code=EXIT_FAILED,
         ) from error
     except ColakitError as error:
         if error.exit_code != EXIT_FAILED:
             raise
-        message = f"{error.message}; {run.standing()}"
+        message = f"{error.message}; {run.describe_checkpoint()}"
         raise ColakitError(message, hint=error.hint, exit_code=EXIT_FAILED) from error

@@ -327,8 +327,8 @@ class Trainer(ABC):
             return
         self._save()
         raise ColakitError(
-            f"stopped after step {self.step} of {self.max_steps}; {self.run.standing()}",
-            hint=how_to_continue(self.session.command, self.run),
+            f"stopped after step {self.step} of {self.max_steps}; {self.run.describe_checkpoint()}",
+            hint=resume_hint(self.session.command, self.run),
             exit_code=stop.exit_code,
         )
 
@@ -339,9 +339,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
 
 
-def how_to_continue(command: str, run: RunFolder) -> str:
+def resume_hint(command: str, run: RunFolder) -> str:
     """Return the hint that a run ends with which has not reached its end."""
-    resume = "--resume" if run.checkpoints.found() else "--resume auto"
+    resume = "--resume" if run.checkpoints.paths() else "--resume auto"
     return f"Continue: colakit {command} {resume} --out {shlex.quote(str(run.path))}"
 
 

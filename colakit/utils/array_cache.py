@@ -66,13 +66,13 @@ class ArrayCache:
         Raises:
             ColakitError: if the other process takes more than `WAIT_SECONDS`.
         """
-        if (arrays := self.find(kind, key, check)) is not None:
+        if (arrays := self.load(kind, key, check)) is not None:
             return arrays
         if not self.keeps:
             return compute()
         with self._alone(self.path(kind, key).with_suffix(".lock"), kind):
-            if (arrays := self.find(kind, key, check)) is None:
-                self.keep(kind, key, arrays := compute())
+            if (arrays := self.load(kind, key, check)) is None:
+                self.store(kind, key, arrays := compute())
             return arrays
 
     @contextlib.contextmanager
@@ -90,7 +90,7 @@ class ArrayCache:
                 held.enter_context(Lock(path).held(WAIT_SECONDS, waiting))
             yield
 
-    def find(
+    def load(
         self, kind: str, key: Mapping[str, Any], check: Callable[[Arrays], None] = lambda arrays: None
     ) -> Arrays | None:
         """Return the arrays of `key`, or None where they are not kept, or cannot be read."""
@@ -100,7 +100,7 @@ class ArrayCache:
             return arrays
         return None
 
-    def keep(self, kind: str, key: Mapping[str, Any], arrays: Arrays) -> None:
+    def store(self, kind: str, key: Mapping[str, Any], arrays: Arrays) -> None:
         """Keep the arrays of `key`, if the cache can be written."""
         if not self.keeps:
             return

@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(
     assert code == 1, err
     assert "epoch 1" in err or "is not finite any more" in err
     assert "start anew" in err
-    for path in Checkpoints(tmp_path / "run" / "checkpoints").found():
+    for path in Checkpoints(tmp_path / "run" / "checkpoints").paths():
         kept = Checkpoints(path.parent).load(pytest.fail).state["tensors"]
         assert all(tensor.isfinite().all() for tensor in kept.values())
 
@@ -393,7 +393,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_i
         assert "No space left on device" in " ".join(err.split())
         assert str(out) in "".join(err.split())
         assert not [path for path in out.rglob("*") if ".tmp" in path.name or "staging" in path.name]
-        for path in Checkpoints(out / "checkpoints").found():
+        for path in Checkpoints(out / "checkpoints").paths():
             assert Checkpoints(path.parent).load(pytest.fail)
         remount("size=50m")
         code, _, err = colakit(*student(toy), "--resume", "auto", "--out", out)

@@ -68,7 +68,7 @@ def test_what_is_loaded_is_what_was_saved(saved: Checkpoints) -> None:
 def test_the_last_two_are_kept_and_nothing_else(saved: Checkpoints) -> None:
     saved.save(state(9))
     saved.save(state(100_000_000))  # nine digits sort after eight
-    assert [path.name for path in saved.found()] == ["step-100000000", "step-00000009"]
+    assert [path.name for path in saved.paths()] == ["step-100000000", "step-00000009"]
     assert {path.name for path in saved.folder.iterdir()} == {"step-100000000", "step-00000009"}
 
 
@@ -169,7 +169,7 @@ def test_every_byte_of_a_manifest_counts(saved: Checkpoints) -> None:
 
 
 def test_where_both_are_damaged_nothing_is_resumed(saved: Checkpoints) -> None:
-    for path in saved.found():
+    for path in saved.paths():
         os.truncate(path / STATE, 10)
     said: Said = []
     with pytest.raises(ColakitError, match="no checkpoint is whole") as caught:
@@ -215,10 +215,10 @@ def test_after_going_back_the_damaged_one_makes_room(saved: Checkpoints) -> None
     saved.save(state(9))
     os.truncate(saved.folder / "step-00000009" / STATE, 10)
     assert load(saved)[0] == 6
-    saved.keep(saved.folder / "step-00000006")  # as resuming does: the damaged one may be wanted yet
-    assert [path.name for path in saved.found()] == ["step-00000009", "step-00000006"]
+    saved.prune(saved.folder / "step-00000006")  # as resuming does: the damaged one may be wanted yet
+    assert [path.name for path in saved.paths()] == ["step-00000009", "step-00000006"]
     saved.save(state(7))  # as a run does that saves more often now
-    assert [path.name for path in saved.found()] == ["step-00000007", "step-00000006"]
+    assert [path.name for path in saved.paths()] == ["step-00000007", "step-00000006"]
     os.truncate(saved.folder / "step-00000007" / STATE, 10)
     saved.save(state(7))  # the same step, reached again
     assert load(saved) == (7, [])

@@ -76,7 +76,7 @@ class Session:
         """The cache of computed arrays, to which a dry run adds nothing."""
         from colakit.utils.array_cache import ArrayCache
 
-        return ArrayCache(self.cache_folder, self.reporter.say, keeps=not self.dry_run)
+        return ArrayCache(self.cache_folder, self.reporter.say, read_only=self.dry_run)
 
     @cached_property
     def compute(self) -> Compute:

@@ -256,10 +256,8 @@ class Trainer(ABC):
             )
         rng, process = state["per_process"][self.group.rank]
         self.step = self.saved_step = state["step"]
-        self.max_micro_batch_size = state.get(
-            "max_micro_batch_size"
-        )  # checkpoints from before they were kept lack these
-        self.graphs_failed = state.get("graphs_failed", False)
+        self.max_micro_batch_size = state["max_micro_batch_size"]
+        self.graphs_failed = state["graphs_failed"]
         try:
             self.load_trainable(state["tensors"])
             self.restore_progress(state["progress"], process)

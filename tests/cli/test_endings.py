@@ -248,7 +248,9 @@ def test_one_signal_finishes_the_step_saves_and_says_how_to_go_on(
     out = tmp_path / "a run"
     found, _, err = colakit(*student(toy), "--out", out)
     assert found == code
-    assert f"stopped after step 5 of 14; {out}/checkpoints/step-00000005 holds" in " ".join(err.split())
+    assert f"stopped after step 5 of 14; the last checkpoint is {out}/checkpoints/step-00000005" in " ".join(
+        err.split()
+    )
     monkeypatch.undo()
     line = " ".join(err.split()).partition("Continue: colakit ")[2]
     assert colakit(*shlex.split(line), "--quiet")[0] == 0
@@ -305,7 +307,7 @@ def test_a_second_interrupt_leaves_at_once_even_inside_a_save(
     code, _, err = colakit(*student(toy), "--out", out)
     assert code == 130
     assert "left at once" in err
-    assert "step-00000004 holds everything up to its step" in " ".join(err.split())
+    assert f"the last checkpoint is {out / 'checkpoints' / 'step-00000004'}" in " ".join(err.split())
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
     monkeypatch.undo()
     assert colakit("train-scratch", "--resume", "--quiet", "--out", out)[0] == 0
@@ -318,7 +320,7 @@ def test_a_signal_while_the_result_is_written_leaves_at_once(
     monkeypatch.setattr(RunFolder, "write_predictions", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     code, _, err = colakit(*student(toy), "--out", tmp_path / "run")
     assert code == 143
-    assert "step-00000014 holds" in " ".join(err.split())
+    assert f"the last checkpoint is {tmp_path}/run/checkpoints/step-00000014" in " ".join(err.split())
     monkeypatch.undo()
     assert colakit("train-scratch", "--resume", "--quiet", "--out", tmp_path / "run")[0] == 0
     assert_same(tmp_path / "run", whole)
@@ -363,7 +365,7 @@ def test_a_poisoned_batch_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert code == 1
     assert "step 6: the loss is nan" in said
     assert "on batch 6 of epoch 1" in said
-    assert "step-00000004 holds everything up to its step" in said
+    assert f"the last checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000004'}" in said
     assert left_by(tmp_path / "run" / "checkpoints") == left_by(parts / "checkpoints")
 
 

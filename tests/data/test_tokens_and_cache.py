@@ -323,7 +323,7 @@ def test_two_that_want_the_same_at_once_compute_it_once(
         for done in [pool.submit(ask), pool.submit(ask)]:
             done.result()
     assert len(begun) == 1
-    assert said == [f"kind: process {os.getpid()} is computing the same; waiting for it"]
+    assert said == [f"kind: waiting for process {os.getpid()}, which is computing the same arrays"]
     assert [path.suffix for path in (tmp_path / "kind").iterdir()] == [".arrays"]  # no lock stays
 
 

@@ -25,7 +25,7 @@ def test_without_a_gpu_it_goes_on_and_says_why() -> None:
     compute = resolve_compute("auto", "auto")
     assert compute.device.type in ("cpu", "mps")
     assert "no usable GPU" in str(compute) or "Apple GPU" in str(compute)
-    with pytest.raises(ColakitError, match=r"--device cuda: not there \(0 CUDA devices found\)"):
+    with pytest.raises(ColakitError, match=r"--device cuda: not available \(0 CUDA devices\)"):
         resolve_compute("cuda", "auto")
 
 

@@ -33,6 +33,8 @@ def state(step: int) -> dict[str, Any]:
         "optimizer": {"state": {0: {"exp_avg": weights * 2}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "per_process": [[{"cpu": generator.get_state()}, None]],
         "metrics_bytes": 0,
+        "max_micro_batch_size": None,
+        "graphs_failed": False,
     }
 
 
@@ -172,7 +174,7 @@ def test_where_both_are_damaged_nothing_is_resumed(saved: Checkpoints) -> None:
     for path in saved.paths():
         os.truncate(path / STATE, 10)
     said: Said = []
-    with pytest.raises(ColakitError, match="no checkpoint is whole") as caught:
+    with pytest.raises(ColakitError, match="every checkpoint is damaged") as caught:
         saved.load(said.append)
     assert caught.value.exit_code == 2
     assert len(said) == 2
@@ -207,7 +209,7 @@ def test_a_malicious_state_never_runs(saved: Checkpoints, tmp_path: Path) -> Non
     write_state(saved.folder / "step-00000006", {**state(6), "tensors": Payload()})
     step, said = load(saved)
     assert step == 3
-    assert "something else than tensors and plain data" in said[0]
+    assert "it must contain only tensors and plain data" in said[0]
     assert not canary.exists()
 
 

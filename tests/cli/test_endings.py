@@ -248,9 +248,8 @@ def test_one_signal_finishes_the_step_saves_and_says_how_to_go_on(
     out = tmp_path / "a run"
     found, _, err = colakit(*student(toy), "--out", out)
     assert found == code
-    assert f"stopped after step 5 of 14; the last checkpoint is {out}/checkpoints/step-00000005" in " ".join(
-        err.split()
-    )
+    last = f"{out}/checkpoints/step-00000005"
+    assert f"stopped after step 5 of 14; the last checkpoint is {last}" in " ".join(err.split())
     monkeypatch.undo()
     line = " ".join(err.split()).partition("Continue: colakit ")[2]
     assert colakit(*shlex.split(line), "--quiet")[0] == 0

@@ -158,7 +158,7 @@ def test_an_unknown_name_says_where_to_put_the_files(toy: Path, tmp_path: Path) 
     with serving(toy / "base") as hub:
         done = generate("someone/else", tmp_path / "home", hub.url)
     assert done.returncode == 2
-    assert "'someone/else' is no local folder" in done.stderr
+    assert "'someone/else' is not a local folder" in done.stderr
     assert "pass --base FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -230,7 +230,7 @@ def test_a_hub_out_of_order_for_good_is_given_up(toy: Path, tmp_path: Path) -> N
         hub.fault = broken
         done = generate(NAME, tmp_path / "home", hub.url)
     assert done.returncode == 2
-    assert "the hub did not give it" in done.stderr
+    assert "its hub download failed" in done.stderr
     assert "pass --base FOLDER" in done.stderr
     assert asked[WEIGHTS] == 3
     assert not [name for name in blobs(tmp_path / "home") if name.endswith(".incomplete")]
@@ -250,7 +250,7 @@ def test_a_hub_that_stalls_is_given_up(toy: Path, tmp_path: Path) -> None:
         finally:
             released.set()
     assert done.returncode == 2
-    assert "the hub did not give it" in done.stderr
+    assert "its hub download failed" in done.stderr
     assert time.monotonic() - began < 90
 
 
@@ -268,7 +268,7 @@ def test_a_hub_that_redirects_for_ever_is_given_up(toy: Path, tmp_path: Path) ->
         hub.fault = circles
         done = generate(NAME, tmp_path / "home", hub.url)
     assert done.returncode == 2
-    assert "the hub did not give it" in done.stderr
+    assert "its hub download failed" in done.stderr
     assert asked[WEIGHTS] < 200
 
 

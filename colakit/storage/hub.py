@@ -46,8 +46,8 @@ def fetch_from_hub(name: str, flag: str) -> Path:
     except Exception as error:  # huggingface_hub raises many error types
         raise ColakitError(
             f"{flag}: {name!r} is not a local folder, and its hub download failed ({first_line(error)})",
-            hint="Without a network: copy config.json, model.safetensors, vocab.json and merges.txt of that "
-            f"model to a folder and pass {flag} FOLDER, or use the built-in base: {flag} builtin.",
+            hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
+            f"model into a folder and pass {flag} FOLDER, or use the built-in base: {flag} builtin.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: their answers, their errors, and what becomes of the others."""
+"""Commands in child processes: output, errors and signals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(*names: str, jobs: int = 1, log: subprocesses.Log = lambda name, line: N
     )
 
 
-def test_answers_come_in_the_order_of_the_commands_and_each_worker_has_its_environment(scripts: Path) -> None:
+def test_outputs_keep_the_order_of_the_commands_and_workers_their_environment(scripts: Path) -> None:
     (scripts / "slow.py").write_text(
         "import os, pathlib, time\nprint('slow', os.environ['WORKER'])\n"
         "while not pathlib.Path('done').exists(): time.sleep(0.01)\n"
@@ -47,7 +47,7 @@ def test_answers_come_in_the_order_of_the_commands_and_each_worker_has_its_envir
     assert run("fast", "fast") == ["fast 0\n"] * 2
 
 
-def test_what_a_child_says_is_passed_on_under_its_name_but_for_its_error(scripts: Path) -> None:
+def test_stderr_is_logged_under_the_childs_name_up_to_its_error(scripts: Path) -> None:
     (scripts / "talk.py").write_text(
         "import sys\nprint('one', file=sys.stderr)\nprint('warning: two', file=sys.stderr)\n"
         "print('error: no such thing\\nas this\\nhint: try another', file=sys.stderr)\nsys.exit(2)\n"
@@ -68,9 +68,7 @@ def test_what_a_child_says_is_passed_on_under_its_name_but_for_its_error(scripts
         ("import os; os.kill(os.getpid(), 9)", "child: was killed by signal 9"),
     ],
 )
-def test_a_child_that_dies_without_an_error_of_colakits_shows_how(
-    code: str, expected: str, scripts: Path
-) -> None:
+def test_an_unexpected_exit_is_reported_with_stderr(code: str, expected: str, scripts: Path) -> None:
     (scripts / "child.py").write_text(code)
     with pytest.raises(ColakitError, match=f"(?s){expected}") as caught:
         run("child")
@@ -89,7 +87,7 @@ while True: time.sleep(0.01)
 """
 
 
-def test_a_failure_stops_the_others_gently_and_those_that_have_not_begun_never_do(scripts: Path) -> None:
+def test_a_failure_stops_running_children_and_starts_no_more(scripts: Path) -> None:
     (scripts / "other.py").write_text(STOPPABLE)
     (scripts / "failing.py").write_text(
         "import pathlib, sys, time\nwhile not pathlib.Path('began').exists(): time.sleep(0.01)\n"
@@ -115,7 +113,7 @@ def send_when(there: Callable[[], bool], *numbers: int) -> None:
 
 @pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_passed_on_once_and_waited_for(number: signal.Signals, scripts: Path) -> None:
+def test_a_signal_is_forwarded_once_and_awaited(number: signal.Signals, scripts: Path) -> None:
     (scripts / "child.py").write_text(STOPPABLE)
     send_when((scripts / "began").exists, number)
     with pytest.raises(ColakitError, match="stopped") as caught:
@@ -125,7 +123,7 @@ def test_a_signal_is_passed_on_once_and_waited_for(number: signal.Signals, scrip
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
-def test_a_second_interrupt_leaves_no_child_behind(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_kills_all_children(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocesses, "GRACE_SECONDS", 0.5)
     (scripts / "deaf.py").write_text(
         "import os, pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"

@@ -60,7 +60,7 @@ def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, fl
         pass
     finally:
         Trainer._save, Trainer._after_step = save, after_step  # type: ignore[method-assign]
-    size = sum(file.stat().st_size for file in Checkpoints(out / "checkpoints").found()[0].iterdir())
+    size = sum(file.stat().st_size for file in Checkpoints(out / "checkpoints").paths()[0].iterdir())
     a_save, a_step = statistics.median(saves), statistics.median(steps[1:])
     return a_save, max(saves), a_step, a_save / (a_save + epoch * a_step), size
 

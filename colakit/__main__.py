@@ -1,9 +1,9 @@
-"""`python -m colakit` is the `colakit` command."""
+"""`python -m colakit` runs the `colakit` command."""
 
 import sys
 
 from colakit.cli.app import main
-from colakit.utils.orphans import stop_with_parent
+from colakit.runtime.subprocesses import stop_with_parent
 
 if __name__ == "__main__":
     stop_with_parent()

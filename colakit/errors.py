@@ -1,4 +1,4 @@
-"""The one exception that colakit shows to people, and its exit codes."""
+"""`ColakitError`, the exception for user errors, and exit codes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_FAILED = 1  # the run itself failed
-EXIT_USAGE = 2  # usage, configuration or input is wrong; nothing was written
+EXIT_USAGE = 2  # invalid usage, configuration or input; nothing was written
 EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
 class ColakitError(Exception):
-    """A fault that its reader can mend; the command line prints it without a traceback.
+    """An error that the user can fix; the command line prints it without a traceback.
 
     Args:
         message: *where: what was wrong (got X); what is allowed*.
-        hint: what to do about it.
-        exit_code: status of the process, one of the `EXIT_` constants.
+        hint: how to fix it.
+        exit_code: exit status of the process, one of the `EXIT_` constants.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, exit_code: int = EXIT_USAGE) -> None:
@@ -30,15 +30,15 @@ class ColakitError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, or the error's name where it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     text = str(error).strip()
-    if text.startswith("Weights only load failed"):  # torch's page of advice on how to run it all the same
-        return "it holds something else than tensors and plain data"
+    if text.startswith("Weights only load failed"):  # torch's advice on how to execute it anyway
+        return "it must contain only tensors and plain data"
     return text.splitlines()[0][:160] if text else type(error).__name__
 
 
 def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:
-    """Return ` Did you mean X?` for the nearest allowed name, or the allowed names where none is near."""
+    """Return ` Did you mean X?` for the nearest allowed name, or a list of the allowed names."""
     names = list(allowed)
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     if near:

@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from colakit.errors import ColakitError
-from colakit.utils.subprocesses import Child, run_side_by_side
+from colakit.runtime.subprocesses import Child, run_side_by_side
 
 SPLITS = ("id_dev", "ood_dev", "dev")
 HEADER = [
@@ -133,7 +133,7 @@ def called(commands: Sequence[tuple[str, ...]], jobs: int = 1) -> list[str]:
     children = [Child(f"colakit {' '.join(words)}", words) for words in commands]
     workers = [{"OMP_NUM_THREADS": "1", **os.environ}] * jobs
     try:
-        return run_side_by_side(children, workers, tell=lambda name, line: None)
+        return run_side_by_side(children, workers, log=lambda name, line: None)
     except ColakitError as error:
         sys.exit(f"{error.message}\n{error.hint or ''}".rstrip())
 

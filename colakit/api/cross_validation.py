@@ -23,13 +23,13 @@ from colakit.evaluation.comparison import experiment_key, fold_of
 from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
 from colakit.runtime.cpu import available_cpus
-from colakit.storage.folds import FoldsFolder, find_folds
+from colakit.storage.folds import FoldsFolder, open_folds
 from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
 from colakit.training.run import check_writable, claim_run_folder, is_resuming
 from colakit.training.task_data import TaskData
-from colakit.utils.subprocesses import Child, run_side_by_side
+from colakit.runtime.subprocesses import Child, run_side_by_side
 
 
 def cross_validate(
@@ -59,7 +59,7 @@ def cross_validate(
         if not missing and folds.shared.summary.is_file():
             session.reporter.say(f"{folds.path} is finished; nothing to resume")
             return {**folds.shared.read_summary(), "run": str(folds.path)}
-        folds.begin(to_yaml(session.settings))
+        folds.create(to_yaml(session.settings))
         with _errors_with_progress(folds):
             _train(session, folds, missing, workers)
         return {**_report(session, task, folds), "run": str(folds.path)}
@@ -83,7 +83,7 @@ def _check_settings(session: Session) -> None:
 
 def _check_out(session: Session, count: int, resume: Resume) -> None:
     """Raise `ColakitError` unless runs can start in `--out`, or the runs in it were started like these."""
-    folds = find_folds(session.out) if session.out is not None and resume is not Resume.NEVER else None
+    folds = open_folds(session.out) if session.out is not None and resume is not Resume.NEVER else None
     if folds is None:
         if is_resuming(session.out, resume):
             raise ColakitError(
@@ -94,12 +94,12 @@ def _check_out(session: Session, count: int, resume: Resume) -> None:
     check_writable(folds.path)
     if folds.count != count:
         raise ColakitError(
-            f"--folds {count}: {folds.path} has {folds.count} folds", hint=folds.how_to_continue()
+            f"--folds {count}: {folds.path} has {folds.count} folds", hint=folds.resume_hint()
         )
     saved = resolve(config=folds.shared.settings, environment={}).settings
     if differing := differences(_identity(saved), _identity(session.settings)):
         raise ColakitError(
-            f"{folds.path}: the folds were started differently: {differing}", hint=folds.how_to_continue()
+            f"{folds.path}: the folds were started differently: {differing}", hint=folds.resume_hint()
         )
 
 
@@ -157,7 +157,7 @@ def _errors_with_progress(folds: FoldsFolder) -> Iterator[None]:
             message, hint = error.message, (error.hint or "").partition("Continue: ")[0]
         raise ColakitError(
             f"{message}; {finished} of {folds.count} folds are finished",
-            hint=f"{hint} {folds.how_to_continue()}".strip(),
+            hint=f"{hint} {folds.resume_hint()}".strip(),
             exit_code=getattr(error, "exit_code", EXIT_INTERRUPTED),
         ) from None
 
@@ -177,7 +177,7 @@ def _train(session: Session, folds: FoldsFolder, missing: list[int], workers: li
     for number in missing:
         run = folds.run(number).path
         words = ["finetune", "--config", str(folds.shared.settings), "--out", str(run), "--resume", "auto"]
-        words += ["--set", f"finetune.leave_out={folds.leaves_out(number)}"]
+        words += ["--set", f"finetune.leave_out={folds.fold_spec(number)}"]
         children.append(Child(run.name, (*words, *(["--quiet"] if reporter.quiet else []))))
     run_side_by_side(children, workers, show)
 
@@ -190,7 +190,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
     """
     outputs = []
     for number in folds.numbers():  # one model in memory at a time
-        run, fold = folds.run(number), folds.leaves_out(number)
+        run, fold = folds.run(number), folds.fold_spec(number)
         (teacher,) = load_teachers(
             [str(run.path)],
             task.corpus.label_names,
@@ -203,7 +203,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
             raise ColakitError(
                 f"{run.path}: left out {f'fold {trained_without}' if trained_without else 'no fold'}; "
                 f"it must leave out fold {fold}",
-                hint=f"Delete it to train it again. {folds.how_to_continue()}",
+                hint=f"Delete it to train it again. {folds.resume_hint()}",
             )
         logits = teacher.logits(task.train)  # of all of train: `distill` needs them later
         labels = teacher.classifier.predict_labels(logits)

@@ -13,7 +13,7 @@ from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import find_folds
+from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
 from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
@@ -51,7 +51,7 @@ def finetune(
             its folder.
     """
     if num_folds is None and resume is not Resume.NEVER and session.out is not None:
-        folds = find_folds(session.out)
+        folds = open_folds(session.out)
         num_folds = None if folds is None else folds.count
     if num_folds is not None:
         return cross_validation.cross_validate(session, num_folds, build_model, resume=resume)

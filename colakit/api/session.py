@@ -64,7 +64,7 @@ class Session:
         """Cache of computed arrays; read-only in a dry run."""
         from colakit.utils.array_cache import ArrayCache
 
-        return ArrayCache(self.cache_folder, self.reporter.say, keeps=not self.dry_run)
+        return ArrayCache(self.cache_folder, self.reporter.say, read_only=self.dry_run)
 
     @cached_property
     def compute(self) -> Compute:

@@ -80,7 +80,7 @@ def _fetch(cache: Path, sources: Sequence[str]) -> None:
     failures: list[str] = []
     for url in sources:
         try:
-            archive = download(url, max_bytes=MAX_ARCHIVE_BYTES, patience=PATIENCE)
+            archive = download(url, max_bytes=MAX_ARCHIVE_BYTES, policy=PATIENCE)
             files = verified_files(archive)
         except (DownloadError, ValueError) as error:
             failures.append(f"{url}: {error}")

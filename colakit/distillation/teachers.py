@@ -80,7 +80,7 @@ class Teacher:
         starts = range(0, max(1, len(split)), PART)
         bounds = [(start, min(start + PART, len(split))) for start in starts]
         keys = [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
-        parts = [self.arrays.find("teacher-logits", key) for key in keys]
+        parts = [self.arrays.load("teacher-logits", key) for key in keys]
         if missing := [number for number, part in enumerate(parts) if part is None]:
             count = sum(bounds[number][1] - bounds[number][0] for number in missing)
             self.reporter.say(f"computing logits of {self.path} for {count:,} sentences ({split.name})")

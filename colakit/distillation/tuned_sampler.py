@@ -116,7 +116,7 @@ class TunedSampler:
     def _train(self, folder: RunFolder) -> None:
         self.reporter.say(f"fine-tuning {self.base} on train, to sample similar sentences")
         quiet = Reporter(quiet=self.reporter.quiet, within=True)
-        resuming = bool(folder.checkpoints.found())
+        resuming = bool(folder.checkpoints.paths())
         run = TrainingRun("sampler", folder.path, Resume.AUTO, Processes(), quiet, folder, resuming)
         try:
             job = sentence_lm_job(
@@ -167,14 +167,14 @@ class TunedSampler:
                 "temperature": self.transfer.temperature,
                 "seed": seed,
             }
-            if (cached := self.arrays.find("written", key)) is not None:
+            if (cached := self.arrays.load("written", key)) is not None:
                 yield from unpack_lines(cached)
                 return
             sampled = []
             for sentence in draw(seed):
                 sampled.append(sentence)
                 yield sentence
-            self.arrays.keep("written", key, pack_lines(sampled))
+            self.arrays.store("written", key, pack_lines(sampled))
 
         return rounds(sample_round, self.sampler.least)
 

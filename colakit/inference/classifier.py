@@ -25,7 +25,7 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.folds import find_folds
+from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.model_file import (
     CHECKPOINT_NAME,
@@ -176,9 +176,9 @@ def _locate(where: str | Path) -> Path:
     hint = WHAT_TO_GIVE
     if (path / "summary.json").is_file() and (path / "base").is_dir():
         hint = f"This run trained a base model; fine-tune it with --base {shlex.quote(str(path / 'base'))}"
-    elif Checkpoints(path / "checkpoints").found():
+    elif Checkpoints(path / "checkpoints").paths():
         hint = f"This run is not finished: continue it with --resume --out {shlex.quote(str(path))}"
-    elif find_folds(path) is not None:
+    elif open_folds(path) is not None:
         hint = f"This folder holds cross-validation folds; give one of them, such as {path / 'fold-1'}"
     raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json", hint=hint)
 

@@ -1,4 +1,4 @@
-"""The cores and the memory of this process."""
+"""CPU count and memory allocation of this process."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import platform
 
 
 def available_cpus() -> int:
-    """Return the cores this process may use."""
+    """Return the number of CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that arrays and tensors free, for the next step's.
+    """Make glibc keep freed memory for reuse; does nothing without glibc.
 
-    By default it gives large blocks back to the system, which then clears every page anew: about a tenth of
-    a training step on the CPU. Elsewhere than on Linux with glibc this does nothing.
+    By default glibc returns large blocks to the system, which then zeroes every page again: about 10 % of a
+    training step on the CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of mallopt(3)
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # parameters of mallopt(3)
     libc = ctypes.CDLL(None)
     for option, size in ((mmap_threshold, 2**25), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
         libc.mallopt(option, size)

@@ -1,4 +1,4 @@
-"""Where to compute and in which precision, and why."""
+"""Device, precision, CPU kernels and torch.compile."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Compute:
     """A device with a precision.
 
     Attributes:
-        device: where tensors live.
-        dtype: what frozen weights are stored in and matrices multiplied in; trainable parameters are fp32.
-        reason: why, for people.
-        kernels: C code for training on a CPU, compiled when first used; None computes everything with torch.
-        graphs: whether a training step on a GPU is recorded as a CUDA graph, where it can be.
+        device: of all tensors.
+        dtype: of frozen weights and of matrix products; trainable parameters are fp32.
+        reason: why this device and dtype were chosen, for logs.
+        kernels: C kernels for CPU training; None uses torch only.
+        graphs: record training steps as CUDA graphs.
     """
 
     device: torch.device
@@ -38,13 +38,13 @@ class Compute:
 
     @property
     def arithmetic(self) -> str:
-        """What sums depend on, as plain data: two runs that agree in it can give the same bytes."""
+        """Key of the floating-point behaviour; only runs with equal keys can give equal bytes."""
         fast = f"{', kernels' if self.kernels else ''}{', graphs' if self.graphs else ''}"
         return f"{self.device.type}, {self.dtype}{fast}"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Enter the session in which forward passes run."""
+        """Run forward passes in `dtype` and with `kernels` inside the block."""
         token = ACTIVE.set(self.kernels)
         full = self.dtype == torch.float32
         try:
@@ -54,26 +54,21 @@ class Compute:
             ACTIVE.reset(token)
 
     def with_kernels(self, wanted: str, folder: Path) -> Compute:
-        """Return this compute for training: with kernels, compiled, where they are wanted and can be had.
+        """Return this compute with the C kernels compiled.
 
         Args:
-            wanted: `always`, `never`, or `auto`, which is on a CPU with a C compiler under Linux: elsewhere
-                they have one thread.
-            folder: where compiled ones are kept.
+            wanted: `always`, `never`, or `auto` (CPU under Linux; elsewhere kernels use one thread).
+            folder: cache of compiled kernels.
 
         Raises:
-            ColakitError: if they are always wanted and cannot be had.
+            ColakitError: if `wanted` is `always` and they cannot be compiled.
         """
-        usual = self.device.type == "cpu" and platform.system() == "Linux"
-        if wanted == "never" or (wanted == "auto" and not usual):
+        on_cpu = self.device.type == "cpu"
+        if wanted == "never" or (wanted == "auto" and not (on_cpu and platform.system() == "Linux")):
             return self
-        compiler = find_compiler() if self.device.type == "cpu" else None
+        compiler = find_compiler() if on_cpu else None
         if compiler is None:
-            why = (
-                "no C compiler found"
-                if self.device.type == "cpu"
-                else f"{self.device.type} has no use for them"
-            )
+            why = "no C compiler found" if on_cpu else f"the device is {self.device.type}"
         else:
             kernels = Kernels(self.dtype, compiler, folder)
             try:
@@ -82,15 +77,13 @@ class Compute:
             except BuildError as error:
                 why = first_line(error)
         if wanted == "always":
-            raise ColakitError(f"cpu_kernels: always, but: {why}", hint="Install a C compiler, or say auto.")
+            raise ColakitError(
+                f"cpu_kernels: always, but: {why}", hint="Install a C compiler, or set cpu_kernels to auto."
+            )
         return replace(self, reason=f"{self.reason}; without kernels: {why}")
 
     def with_graphs(self, wanted: str) -> Compute:
-        """Return this compute for training in one process: with CUDA graphs on a GPU, where they are wanted.
-
-        Args:
-            wanted: `auto` or `never`.
-        """
+        """Return this compute with CUDA graphs if it is a GPU and `wanted` is `auto` (not `never`)."""
         if wanted == "never" or self.device.type != "cuda":
             return self
         return replace(self, reason=f"{self.reason}; steps as CUDA graphs", graphs=True)
@@ -100,10 +93,7 @@ class Compute:
         return replace(self, kernels=None, graphs=False, reason=f"{self.reason}; both off in this run")
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move `model` to the device; a GPT's frozen matrices are stored in `dtype`, everything else in fp32.
-
-        Adapters, head and norms stay fp32 in training and afterwards, and so does a recurrent student.
-        """
+        """Move `model` to the device: a GPT's frozen matrices in `dtype`, all other parameters in fp32."""
         model.to(self.device).float()
         body = getattr(model, "transformer", None)
         for module in body.modules() if isinstance(body, nn.Module) else ():
@@ -116,15 +106,15 @@ class Compute:
 
 
 def resolve_compute(device: str, precision: str, *, local_rank: int | None = None) -> Compute:
-    """Choose the device and precision.
+    """Choose device and precision.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
-        local_rank: number of this process on its machine, under torchrun; it picks the GPU.
+        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 if it is faster (`is_bf16_faster`).
+        local_rank: LOCAL_RANK under torchrun; selects the GPU.
 
     Raises:
-        ColakitError: if the device is named but not there.
+        ColakitError: if a named device is not available.
     """
     chosen, why_device = _choose_device(device, local_rank)
     has_bf16, why_bf16 = is_bf16_faster(chosen)
@@ -133,7 +123,7 @@ def resolve_compute(device: str, precision: str, *, local_rank: int | None = Non
         return Compute(chosen, dtype, f"{why_device}; {why_bf16}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     note = "" if has_bf16 or dtype == torch.float32 else f"; slow: {why_bf16}"
-    return Compute(chosen, dtype, f"{why_device}; {precision} was asked for{note}")
+    return Compute(chosen, dtype, f"{why_device}; {precision} requested{note}")
 
 
 def _choose_device(device: str, local_rank: int | None) -> tuple[torch.device, str]:
@@ -147,21 +137,21 @@ def _choose_device(device: str, local_rank: int | None) -> tuple[torch.device, s
     if chosen.type == "cuda":
         index = chosen.index if chosen.index is not None else (local_rank or 0)
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             raise ColakitError(
-                f"--device {device}: not there ({found} CUDA devices found)", hint="Use --device auto."
+                f"--device {device}: not available ({count} CUDA devices)", hint="Use --device auto."
             )
         return torch.device("cuda", index), torch.cuda.get_device_name(index)
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ColakitError("--device mps: no Apple GPU here", hint="Use --device auto.")
-    return chosen, f"{device} was asked for"
+        raise ColakitError("--device mps: no Apple GPU available", hint="Use --device auto.")
+    return chosen, f"{device} requested"
 
 
 def is_bf16_faster(device: torch.device) -> tuple[bool, str]:
-    """Tell whether `device` multiplies bf16 matrices sooner than fp32 ones, and name what decides it.
+    """Return whether `device` multiplies bf16 matrices faster than fp32 ones, and the reason.
 
-    Intel's processors have AVX512-BF16 too, but take nearly twice as long with it as with fp32
-    (docs/performance.md). Where their AMX is switched off, as in some virtual machines, fp32 is the sooner.
+    Intel CPUs without AMX (or with AMX disabled, as in some virtual machines) are nearly 2 times slower with
+    AVX512-BF16 than with fp32 (docs/performance.md).
     """
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -178,31 +168,32 @@ def is_bf16_faster(device: torch.device) -> tuple[bool, str]:
 
 
 def prepare_cpu() -> None:
-    """Let the CPU compute sooner: keep memory that is freed, and take denormal numbers for 0.
+    """Speed up the CPU: keep freed memory, and flush denormal numbers to 0.
 
-    Denormals lie below fp32's usual range, as the tails of GELU do; a product that meets them takes several
-    times as long on Intel's cores (docs/performance.md). A thread does as the one that started it: call this
-    before anything is computed.
+    Matrix products with denormals, as in the tails of GELU, are several times slower on Intel CPUs
+    (docs/performance.md). Threads inherit the setting, so call this before any computation.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
 
 
 def compiles(device: torch.device, wanted: str) -> tuple[bool, str]:
-    """Tell whether `torch.compile` is to be used, and why.
+    """Return whether to use `torch.compile`, and the reason.
 
     Args:
-        wanted: `always`, `never`, or `auto`, which is where there is a compiler to build kernels with.
+        wanted: `always`, `never`, or `auto` (if a compiler is installed).
 
     Raises:
-        ColakitError: if it is wanted and there is no compiler.
+        ColakitError: if `wanted` is `always` and there is no compiler.
     """
     if wanted == "never":
-        return False, "not compiled, as was asked for"
+        return False, "not compiled, as requested"
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
-    found = compiler is not None if device.type == "cpu" else device.type == "cuda"
-    if not found and wanted == "always":
-        raise ColakitError("compile: always, but there is no C++ compiler", hint="Install g++, or say auto.")
-    if not found:
+    available = compiler is not None if device.type == "cpu" else device.type == "cuda"
+    if not available and wanted == "always":
+        raise ColakitError(
+            "compile: always, but no C++ compiler found", hint="Install g++, or set compile to auto."
+        )
+    if not available:
         return False, "not compiled: no C++ compiler found"
     return True, f"compiled with {Path(compiler).name if compiler else 'triton'}"

@@ -1,7 +1,4 @@
-"""Several processes under torchrun, each with a share of every global batch.
-
-Collectives run on the CPU through gloo, on GPUs through NCCL. Without torchrun everything here is a no-op.
-"""
+"""Data-parallel processes under torchrun: gloo on CPUs, NCCL on GPUs; no-ops in a single process."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from colakit.runtime.device import Compute
 
-TIMEOUT = timedelta(minutes=10)  # longest that one process waits for another, evaluation included
+TIMEOUT = timedelta(minutes=10)  # of a collective; covers evaluation on the main process
 
 Plain = TypeVar("Plain")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those that train together.
+    """Rank and size of the process group.
 
     Attributes:
-        rank: its number, from 0; the one with rank 0 evaluates, writes and speaks.
-        world_size: how many there are.
+        rank: from 0; rank 0 evaluates, writes files and prints.
+        world_size: number of processes.
     """
 
     rank: int = 0
@@ -40,17 +37,17 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def replicate(self, model: nn.Module, compute: Compute) -> nn.Module:
-        """Return `model`, wrapped to add up gradients over the processes where there are several."""
+        """Return `model`, wrapped in DistributedDataParallel if there are several processes."""
         if self.world_size == 1:
             return model
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        with warnings.catch_warnings():  # newer releases of torch call the flag by another name
+        with warnings.catch_warnings():  # newer torch releases rename the flag
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # none changes
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # constant
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the processes."""
@@ -60,11 +57,11 @@ class Processes:
         return value
 
     def max(self, value: float) -> float:
-        """Return the largest of the processes' values."""
+        """Return the maximum of `value` over the processes."""
         return max(self.all_gather(value))
 
     def all_gather(self, value: Plain) -> list[Plain]:
-        """Return every process's `value`, plain data or CPU tensors, in order of rank."""
+        """Return every process's `value` (plain data or CPU tensors) in rank order."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -72,7 +69,7 @@ class Processes:
         return values
 
     def broadcast(self, value: Plain) -> Plain:
-        """Return the main process's `value`, plain data, to all."""
+        """Return the `value` (plain data) of rank 0 in every process."""
         if self.world_size == 1:
             return value
         box: list[Any] = [value]
@@ -80,26 +77,26 @@ class Processes:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 
 
 def local_rank() -> int | None:
-    """Return this process's number on its machine under torchrun, else None."""
+    """Return LOCAL_RANK under torchrun, else None."""
     value = os.environ.get("LOCAL_RANK")
     return int(value) if value is not None and "WORLD_SIZE" in os.environ else None
 
 
 @contextmanager
 def processes(compute: Compute) -> Iterator[Processes]:
-    """Join the processes that torchrun started, and leave them at the end."""
+    """Initialise the process group of torchrun for the block."""
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if local_rank() is not None else 1
     if world_size == 1:
         yield Processes()
         return
-    # It keeps the group that is there when it is imported, and DDP and the optimizers import it: imported
-    # once one is there, it would let the group's threads outlive the interpreter, which they then may abort.
+    # torch.distributed.nn keeps a reference to the group that exists when it is first imported (by DDP or an
+    # optimizer). Its threads would then outlive the interpreter and may abort it, so import it before.
     importlib.import_module("torch.distributed.nn")
     on_gpu = compute.device.type == "cuda"
     if on_gpu:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop once the step in hand is done."""
+"""Signal handling: stop after the current step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 class LeaveAtOnce(KeyboardInterrupt):
-    """Ends the run where it stands; the last checkpoint is what it continues from."""
+    """Stop at once, without saving; the run resumes from its last checkpoint."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -20,10 +20,10 @@ class LeaveAtOnce(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether, and by which signal, the run was asked to stop.
+    """The signal received so far, if any.
 
     Args:
-        at_once: leave at the first signal, where there is no step to finish.
+        at_once: raise `LeaveAtOnce` at the first signal.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
@@ -32,11 +32,11 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """The shell's code for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """128 + signal number: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + (self.signal or signal.SIGINT)
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal; a second Ctrl-C leaves at once."""
+        """Record the signal; a second Ctrl-C raises `LeaveAtOnce`."""
         if self.at_once or (self.signal is not None and number == signal.SIGINT):
             raise LeaveAtOnce(number)
         self.signal = number
@@ -44,14 +44,13 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(*, at_once: bool = False) -> Iterator[StopRequest]:
-    """Catch stopping signals while the block runs; outside the main thread there are none to catch."""
+    """Catch stop signals while the block runs; does nothing outside the main thread."""
     request = StopRequest(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    # nohup ignores one
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, request.receive) for number in heeded}
+    caught = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    previous = {number: signal.signal(number, request.receive) for number in caught}
     try:
         yield request
     finally:

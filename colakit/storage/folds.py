@@ -1,10 +1,10 @@
-"""A folder of k runs, each tuned without one fold of train.
+"""A cross-validation folder: k runs, each fine-tuned without one fold of train.
 
-folds.json         how many there are
-settings.yaml      what they share
-fold-1, fold-2 …   the runs: folders like any other, `finetune.leave_out` being 1/k, 2/k …
-summary.json       figures of all, and out-of-fold figures over train
-predictions.json   what was answered out of fold
+folds.json         k
+settings.yaml      settings shared by the runs
+fold-1, fold-2 …   run folders; their `finetune.leave_out` is 1/k, 2/k …
+summary.json       metrics of all runs, and out-of-fold metrics over train
+predictions.json   out-of-fold predictions
 """
 
 from __future__ import annotations
@@ -22,49 +22,44 @@ MAX_FOLDS = 1000
 
 
 class FoldsFolder:
-    """The files of k runs that share all but the fold they leave out.
-
-    Args:
-        count: k.
-    """
+    """A folder of `count` runs with the same settings except `leave_out`."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
-        self.shared = RunFolder(path)  # its settings, lock, summary and predictions
+        self.shared = RunFolder(path)  # settings, lock, summary and predictions of all runs
 
-    def begin(self, settings_yaml: str) -> None:
-        """Write what is known before the first run."""
-        self.shared.tidy()
+    def create(self, settings_yaml: str) -> None:
+        """Write the settings and the number of folds."""
+        self.shared.clean_up()
         write_text(self.shared.settings, settings_yaml)
         write_json(self.path / RECORD, {"folds": self.count})
 
-    def leaves_out(self, number: int) -> str:
-        """Return the fold that the run of this number, from 1, leaves out."""
+    def fold_spec(self, number: int) -> str:
+        """Return `leave_out` of run `number` (from 1), for example 2/5."""
         return f"{number}/{self.count}"
 
     def run(self, number: int) -> RunFolder:
-        """Return the run of this number, from 1."""
+        """Return run `number` (from 1)."""
         return RunFolder(self.path / f"fold-{number}")
 
     def numbers(self) -> range:
-        """Return the numbers of the runs."""
+        """Return 1 to k."""
         return range(1, self.count + 1)
 
     def unfinished(self) -> list[int]:
-        """Return the numbers of the runs that have not come to their end."""
+        """Return the numbers of the runs that are not finished."""
         return [number for number in self.numbers() if not self.run(number).summary.is_file()]
 
-    def how_to_continue(self) -> str:
-        """Return the hint with the command that trains what is missing."""
-        where = shlex.quote(str(self.path))
-        return f"Continue: colakit finetune --folds {self.count} --resume --out {where}"
+    def resume_hint(self) -> str:
+        """Return the command that trains the missing runs, as a hint."""
+        return f"Continue: colakit finetune --folds {self.count} --resume --out {shlex.quote(str(self.path))}"
 
 
-def find_folds(path: Path) -> FoldsFolder | None:
-    """Return the runs that lie in a folder, finished or not; None where it is no folder of folds.
+def open_folds(path: Path) -> FoldsFolder | None:
+    """Return the cross-validation folder at `path`, finished or not; None if it is not one.
 
     Raises:
-        ColakitError: if the file that counts them is broken.
+        ColakitError: if its folds.json is broken.
     """
     record = path.expanduser() / RECORD
     if not record.is_file():
@@ -73,7 +68,7 @@ def find_folds(path: Path) -> FoldsFolder | None:
         count = read_json(record)["folds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ColakitError(
-            f"{record}: cannot be read ({first_line(error)})", hint="Name the runs beside it one by one."
+            f"{record}: cannot be read ({first_line(error)})", hint="Pass its runs one by one."
         ) from error
     if type(count) is not int or not 2 <= count <= MAX_FOLDS:
         raise ColakitError(f"{record}: `folds` must be a whole number from 2 to {MAX_FOLDS}")
@@ -81,21 +76,21 @@ def find_folds(path: Path) -> FoldsFolder | None:
 
 
 def expand_folds(models: Sequence[str]) -> list[str]:
-    """Return the models, a folder of folds replaced by its runs.
+    """Return `models` with each cross-validation folder replaced by its runs.
 
     Raises:
         ColakitError: if one of those runs is not finished.
     """
-    return [found for model in models for found in _expanded(model)]
-
-
-def _expanded(model: str) -> list[str]:
-    folds = find_folds(Path(model))
-    if folds is None:
-        return [model]
-    if missing := folds.unfinished():
-        raise ColakitError(
-            f"{model}: {folds.run(missing[0]).path.name} of {folds.count} is not finished",
-            hint=folds.how_to_continue(),
-        )
-    return [str(folds.run(number).path) for number in folds.numbers()]
+    expanded: list[str] = []
+    for model in models:
+        folds = open_folds(Path(model))
+        if folds is None:
+            expanded.append(model)
+            continue
+        if missing := folds.unfinished():
+            raise ColakitError(
+                f"{model}: {folds.run(missing[0]).path.name} of {folds.count} is not finished",
+                hint=folds.resume_hint(),
+            )
+        expanded += [str(folds.run(number).path) for number in folds.numbers()]
+    return expanded

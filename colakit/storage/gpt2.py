@@ -1,8 +1,7 @@
-"""GPT-2 checkpoints in the transformers layout: a folder, or a name on the hub.
+"""GPT-2 in the transformers layout: load and save folders, resolve hub names.
 
-The layout keeps a block's weights as `Conv1D`, (in, out); colakit keeps `nn.Linear`'s (out, in). The files
-may carry the body's names with or without the prefix `transformer.`, causal masks (`attn.bias`), the tied
-output layer, and a classification head `score`.
+transformers stores block weights as `Conv1D` (in, out), colakit as `nn.Linear` (out, in). Files may omit the
+prefix `transformer.`, and may contain causal masks (`attn.bias`), the tied output layer and a head `score`.
 """
 
 from __future__ import annotations
@@ -18,16 +17,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from colakit.data.tokenizer_training import save_tokenizer
+from colakit.data.tokens import SentenceTokenizer
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import GPTConfig
-from colakit.models.gpt.model import GPT
+from colakit.models.gpt.model import GPT, Transformer
 from colakit.models.meta_device import without_weights
 from colakit.storage.hub import fetch_from_hub
-from colakit.storage.weights import read_weights_file
+from colakit.storage.tensors import read_weights_file
 from colakit.utils.files import read_json, replacing, write_text
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-CONFIG_NAMES = {  # transformers' key -> ours
+CONFIG_NAMES = {  # key of config.json -> field of GPTConfig
     "vocab_size": "vocab_size",
     "n_positions": "num_positions",
     "n_embd": "width",
@@ -45,7 +46,7 @@ FIXED_FEATURES = {
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
-EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # what `builtin` names
+EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # the base `builtin`
 KNOWN_SHAPES = {
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(width=1024, num_layers=24, num_heads=16),
@@ -56,41 +57,41 @@ KNOWN_SHAPES = {
 
 
 def resolve_base(name: str, flag: str = "--base") -> Path:
-    """Return the folder of a base model: the embedded or a local one, else the hub's, from its cache or anew.
+    """Return the folder of a base model: `builtin`, a local folder, or a hub model (cached or downloaded).
 
     Args:
-        flag: which asked for it, for errors.
+        flag: command-line flag to name in errors.
 
     Raises:
-        ColakitError: if `name` is neither a folder nor to be had from the hub.
+        ColakitError: if `name` is not a folder and cannot be downloaded.
     """
     path = EMBEDDED if name == "builtin" else Path(name).expanduser()
     if path.is_dir():
         return path
     if name == "builtin":
-        raise ColakitError(f"{flag} builtin: this installation lacks it", hint="Install colakit again.")
+        raise ColakitError(f"{flag} builtin: {EMBEDDED} not found", hint="Reinstall colakit.")
     if path.exists() or name.startswith((".", "/", "~")):
-        found = "a file" if path.exists() else "not there"
+        fault = "is a file" if path.exists() else "not found"
         raise ColakitError(
-            f"{flag}: {name!r} is {found}; a folder or a hub name is wanted",
-            hint="A base folder holds config.json, model.safetensors and the tokenizer's files.",
+            f"{flag}: {name!r} {fault}; must be a folder or a hub name",
+            hint="A base folder contains config.json, model.safetensors and the tokenizer's files.",
         )
     return fetch_from_hub(name, flag)
 
 
 def base_address(name: str) -> str:
-    """Return by what other programs find a base: the embedded one by its folder, others by their names."""
+    """Return the name of a base for other programs: the folder of `builtin`, otherwise `name`."""
     return str(EMBEDDED) if name == "builtin" else name
 
 
 def plan_config(name: str, flag: str = "--base") -> GPTConfig:
-    """Return the shape of a base without downloading anything.
+    """Return the config of a base without downloading anything.
 
     Args:
-        flag: which asked for it, for errors.
+        flag: command-line flag to name in errors.
 
     Raises:
-        ColakitError: if it is neither a folder, nor in the hub's cache, nor one of OpenAI's five.
+        ColakitError: if it is not a folder, not in the hub's cache and not in `KNOWN_SHAPES`.
     """
     if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return read_config(resolve_base(name, flag))
@@ -104,26 +105,26 @@ def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     if name.rpartition("/")[2] in KNOWN_SHAPES:
         return KNOWN_SHAPES[name.rpartition("/")[2]]
     raise ColakitError(
-        f"{flag}: {name!r} is neither a folder nor in the hub's cache, and a dry run downloads nothing",
-        hint="Name a folder, or run once without --dry-run.",
+        f"{flag}: {name!r} is not a folder and not in the hub's cache; a dry run downloads nothing",
+        hint="Pass a folder, or run once without --dry-run.",
     )
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """Return the shape that `folder`/config.json describes.
+    """Return the config in `folder`/config.json.
 
     Raises:
-        ColakitError: if the file is missing, broken, or describes something that is not a plain GPT-2.
+        ColakitError: if the file is missing, broken, or not of a plain GPT-2.
     """
     path = folder / "config.json"
     try:
         raw = read_json(path)
     except FileNotFoundError:
         raise ColakitError(
-            f"{path}: not there", hint="A base is a folder in the transformers layout."
+            f"{path}: file not found", hint="A base is a folder in the transformers layout."
         ) from None
     except (OSError, ValueError) as error:
-        raise ColakitError(f"{path}: not JSON ({error})", hint="Fetch the model again.") from error
+        raise ColakitError(f"{path}: not JSON ({error})", hint="Download the model again.") from error
     if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
         kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
         raise ColakitError(
@@ -132,9 +133,8 @@ def read_config(folder: Path) -> GPTConfig:
     for key, needed in FIXED_FEATURES.items():
         if raw.get(key, needed) != needed:
             raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
-    known = {ours: raw[theirs] for theirs, ours in CONFIG_NAMES.items() if theirs in raw}
     try:
-        return GPTConfig(**known)
+        return GPTConfig(**{field: raw[key] for key, field in CONFIG_NAMES.items() if key in raw})
     except (TypeError, ValueError) as error:
         raise ColakitError(f"{path}: {error}") from error
 
@@ -143,10 +143,10 @@ def load_gpt(folder: Path) -> GPT:
     """Return the language model in `folder`, fp32, in evaluation mode.
 
     Raises:
-        ColakitError: if a tensor is missing, left over or of the wrong shape.
+        ColakitError: if a tensor is missing, unexpected or of the wrong shape.
     """
     config = read_config(folder)
-    with without_weights():  # no time is spent on weights that the file brings
+    with without_weights():  # skip initialisation; the file replaces all weights
         model = GPT(config)
     weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
@@ -155,16 +155,17 @@ def load_gpt(folder: Path) -> GPT:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the folder's tensors, fp32, under colakit's names and in `nn.Linear`'s orientation."""
+    """Return the folder's tensors in fp32, with colakit's names and `nn.Linear`'s (out, in)."""
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
-        for name, tensor in read_weights_file(path, hint="Fetch the file again.").items():
-            ours = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
-            if ours.endswith((".attn.bias", ".attn.masked_bias")) or ours == "lm_head.weight":
-                continue  # causal masks, and the output layer, which is the embedding
-            if ours.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # any other is refused by its shape
+        for name, tensor in read_weights_file(path, hint="Download the file again.").items():
+            if not name.startswith(("transformer.", "score.", "lm_head.")):
+                name = f"transformer.{name}"
+            if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
+                continue  # causal masks, and the output layer, which is tied to the embedding
+            if name.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # other shapes are rejected later
                 tensor = tensor.t()
-            tensors[ours] = tensor.contiguous()
+            tensors[name] = tensor.contiguous()
     return tensors
 
 
@@ -177,21 +178,21 @@ def _weight_files(folder: Path) -> list[Path]:
         try:
             names = {str(name) for name in read_json(index)["weight_map"].values()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ColakitError(f"{index}: not an index of shards ({first_line(error)})") from error
+            raise ColakitError(f"{index}: not a shard index ({first_line(error)})") from error
         if any(Path(name).name != name for name in names):
-            raise ColakitError(f"{index}: names a shard outside its folder", hint="Do not use this model.")
+            raise ColakitError(f"{index}: lists a shard outside its folder", hint="Do not use this model.")
         return [folder / name for name in sorted(names)]
     if older.is_file():
         return [older]
     raise ColakitError(
-        f"{folder}: holds neither model.safetensors nor pytorch_model.bin",
+        f"{folder}: contains neither model.safetensors nor pytorch_model.bin",
         hint="A base is a folder in the transformers layout.",
     )
 
 
 def _check_tensors(folder: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
     faults = [f"{name} is missing" for name in shapes if name not in weights]
-    faults += [f"{name} has no place in the model" for name in weights if name not in shapes]
+    faults += [f"{name} is not in the model" for name in weights if name not in shapes]
     faults += [
         f"{name} is {tuple(weights[name].shape)}, config.json says {shape}"
         for name, shape in shapes.items()
@@ -201,17 +202,14 @@ def _check_tensors(folder: Path, weights: dict[str, Tensor], shapes: dict[str, t
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ColakitError(
             f"{folder}: weights and config.json disagree: {'; '.join(faults[:3])}{more}",
-            hint="Fetch the model again; both files must come from one checkpoint.",
+            hint="Download the model again; both files must come from one checkpoint.",
         )
 
 
 def save_gpt(
     model: GPT, folder: Path, *, dtype: torch.dtype = torch.float32, end_of_text_id: int = 0
 ) -> None:
-    """Write `model` to `folder` in the transformers layout (config.json, model.safetensors).
-
-    Each file is replaced whole; the folder may be the one that `model` was loaded from.
-    """
+    """Write config.json and model.safetensors to `folder`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
@@ -219,7 +217,7 @@ def save_gpt(
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "dtype": str(dtype).removeprefix("torch."),
-        **{theirs: getattr(model.config, ours) for theirs, ours in CONFIG_NAMES.items()},
+        **{key: getattr(model.config, field) for key, field in CONFIG_NAMES.items()},
         **FIXED_FEATURES,
     }
     tensors = {
@@ -231,8 +229,14 @@ def save_gpt(
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
+def write_base(body: Transformer, tokenizer: SentenceTokenizer, folder: Path) -> None:
+    """Write a body as a bf16 language model, and its tokenizer, to `folder`."""
+    save_gpt(body.language_model(), folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
+    save_tokenizer(tokenizer, folder, max_tokens=body.config.num_positions)
+
+
 def base_fingerprint(model: GPT) -> str:
-    """Return a SHA-256 over shape and weights: two bases with one fingerprint compute the same."""
+    """Return a SHA-256 over shape and weights, without dropout settings."""
     digest = hashlib.sha256()
     shape = {field.name: getattr(model.config, field.name) for field in fields(model.config)}
     digest.update(json.dumps({k: v for k, v in shape.items() if "dropout" not in k}, sort_keys=True).encode())

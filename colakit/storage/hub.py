@@ -1,4 +1,4 @@
-"""Models by their name on the hub. Its library resumes, retries and locks what it downloads."""
+"""Download of hub models with `snapshot_download`, plus retries, time-outs and checksums it lacks."""
 
 from __future__ import annotations
 
@@ -19,62 +19,58 @@ HUB_FILES = [
     "vocab.json",
     "merges.txt",
 ]
-PAUSES = (1.0, 2.0)  # seconds, before the hub is asked again when it is out of order
+PAUSES = (1.0, 2.0)  # seconds before each retry after a 5xx answer
 
 
 def fetch_from_hub(name: str, flag: str) -> Path:
-    """Return the folder of a model in the hub's cache, downloading and verifying what is not there yet.
+    """Return the folder of a model in the hub's cache; missing files are downloaded and verified.
 
     Args:
-        flag: which asked for it, for errors.
+        flag: command-line flag to name in errors.
 
     Raises:
-        ColakitError: if the hub does not give it, or gives something else than it says.
+        ColakitError: if the download fails, or a file does not match its checksum.
     """
-    _never_wait_for_ever()
+    _set_timeouts()
     try:
         for pause in PAUSES:
             try:
                 return _snapshot(name)
             except Exception as error:
-                if not _is_out_of_order(error):
+                if not _is_server_error(error):
                     raise
             time.sleep(pause)
         return _snapshot(name)
     except ColakitError:
         raise
-    except Exception as error:  # the hub's library passes on whatever its transport raises
+    except Exception as error:  # huggingface_hub raises many error types
         raise ColakitError(
-            f"{flag}: {name!r} is no local folder, and the hub did not give it ({first_line(error)})",
+            f"{flag}: {name!r} is not a local folder, and its hub download failed ({first_line(error)})",
             hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
-            f"model into a folder and pass {flag} FOLDER, or take the base that comes along: {flag} builtin.",
+            f"model into a folder and pass {flag} FOLDER, or use the built-in base: {flag} builtin.",
         ) from error
 
 
-def _never_wait_for_ever() -> None:
-    """Give a timeout to the requests that the library sends without one: those that list."""
+def _set_timeouts() -> None:
+    """Set a timeout on requests that huggingface_hub sends without one (file listings)."""
     from huggingface_hub import get_session
 
     session = get_session()
     hooks = session.event_hooks
-    if _bound not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
+    if _add_timeout not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _add_timeout]}
 
 
-def _bound(request: Any) -> None:
+def _add_timeout(request: Any) -> None:
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 
     limits = request.extensions.get("timeout", {})
-    request.extensions = {
-        **request.extensions,
-        "timeout": {
-            name: HF_HUB_DOWNLOAD_TIMEOUT if limit is None else limit for name, limit in limits.items()
-        },
-    }
+    timeout = {name: HF_HUB_DOWNLOAD_TIMEOUT if limit is None else limit for name, limit in limits.items()}
+    request.extensions = {**request.extensions, "timeout": timeout}
 
 
-def _is_out_of_order(error: BaseException | None) -> bool:
-    """Whether the hub answered so, which the library may have wrapped."""
+def _is_server_error(error: BaseException | None) -> bool:
+    """Whether an error, or one of its causes, is a 5xx answer."""
     while error is not None:
         if getattr(getattr(error, "response", None), "status_code", 0) >= 500:
             return True
@@ -90,7 +86,7 @@ def _snapshot(name: str) -> Path:
     blobs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
     before = {blob.resolve() for blob in blobs.iterdir()} if blobs.is_dir() else set()
     folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    if not any(folder.glob("*.safetensors*")):  # an older model
+    if not any(folder.glob("*.safetensors*")):  # older models
         folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
     for path in sorted(folder.iterdir()):
         if path.resolve() not in before:
@@ -99,25 +95,25 @@ def _snapshot(name: str) -> Path:
 
 
 def _verify(path: Path) -> None:
-    """Delete a downloaded file whose content is not what the hub says, and raise `ColakitError`.
+    """Delete a downloaded file that does not match its checksum and raise `ColakitError`.
 
-    The library names a blob by the hub's checksum: SHA-256 of a large file, git's SHA-1 of a small one.
+    huggingface_hub names blobs by the hub's checksum: SHA-256 for LFS files, git's SHA-1 for others.
     """
     blob = path.resolve()
-    if blob.parent.name != "blobs":  # where there are no links, it keeps no checksum
+    if blob.parent.name != "blobs":  # without symlinks there is no checksum
         return
     if re.fullmatch("[0-9a-f]{64}", blob.name):
-        found = sha256_of(blob)
+        checksum = sha256_of(blob)
     elif re.fullmatch("[0-9a-f]{40}", blob.name):
         raw = blob.read_bytes()
-        found = hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
+        checksum = hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
     else:
         return
-    if found != blob.name:
+    if checksum != blob.name:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise ColakitError(
-            f"{path.name} was downloaded with checksum {found[:12]}…, the hub says "
-            f"{blob.name[:12]}…; it was deleted",
-            hint="Run again, or fetch the model elsewhere and pass its folder.",
+            f"{path.name} was downloaded with checksum {checksum[:12]}…, but must have {blob.name[:12]}…; "
+            "it was deleted",
+            hint="Run again, or download the model elsewhere and pass its folder.",
         )

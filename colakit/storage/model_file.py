@@ -65,7 +65,7 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
         metadata: `kind` (`rnn` or `gpt`), `config`, `lora`, `tokenizer`, `label_names`, `max_tokens`,
             `threshold` and `origin`, JSON-serialisable.
     """
-    from colakit.storage.tensor_files import write_tensors
+    from colakit.storage.tensors import write_tensors
 
     # The round trip removes shared objects: pickle writes a string once or twice depending on identity.
     plain = json.loads(json.dumps({"format": FORMAT, "colakit": __version__, **metadata}))
@@ -86,7 +86,7 @@ def read_model_file(path: Path) -> dict[str, Any]:
     """
     import torch
 
-    from colakit.storage.tensor_files import read_tensors
+    from colakit.storage.tensors import read_tensors
 
     try:
         if path.suffix == ".safetensors":

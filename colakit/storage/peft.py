@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from colakit.errors import ColakitError, first_line
 from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, matches_suffix
-from colakit.storage.weights import read_weights_file
+from colakit.storage.tensors import read_weights_file
 from colakit.utils.files import read_json, replacing, write_json
 
 PREFIX = "base_model.model."

@@ -1,14 +1,15 @@
-"""A run folder: settings, environment, metrics, resumable state and the result.
+"""A run folder: settings, environment, metrics, checkpoints and results.
 
-settings.yaml      resolved settings; feeds back into --config
+settings.yaml      resolved settings; valid as --config
 environment.json   versions, device, git commit
-metrics.jsonl      a JSON object a line, no times in it: two runs alike write the same bytes
-checkpoints/       all it takes to continue: weights, optimizer, randomness, place in the data, twice
-summary.json       the result
-ckpt.pt, adapter/  the best model; student.safetensors beside a student's ckpt.pt
-base/              a base in the transformers layout (pretrain, or a language model)
+metrics.jsonl      one JSON object per line, without times, so that equal runs write equal bytes
+checkpoints/       the last two resumable states: weights, optimizer, RNG, position in the data
+summary.json       results
+predictions.json   labels and predictions of each split
+ckpt.pt, adapter/  the best model; a student also has student.safetensors
+base/              a base in the transformers layout (pretrain, language models)
 plots/             figures
-run.lock           while it runs: the number of its process
+run.lock           PID of the running process; deleted when it ends
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from colakit import __version__
 from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
-from colakit.evaluation.metrics import Labels
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
+
+Labels = NDArray[np.int64]  # (N,)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 
@@ -54,13 +57,13 @@ class RunFolder:
         self.plots = path / "plots"
 
     def create(self, settings_yaml: str, compute: Compute) -> None:
-        """Write what is known before training into the folder, over what a run left that got no further.
+        """Write settings and environment, replacing those of a run that has no checkpoint.
 
         Raises:
             ColakitError: if it cannot be written.
         """
         try:
-            self.tidy()
+            self.clean_up()
             self.metrics.unlink(missing_ok=True)
             write_text(self.settings, settings_yaml)
             write_json(self.path / "environment.json", environment(compute))
@@ -71,60 +74,57 @@ class RunFolder:
                 exit_code=EXIT_FAILED if error.errno in OUT_OF_ROOM else EXIT_USAGE,
             ) from error
 
-    def tidy(self) -> None:
-        """Remove what a process left that died while it wrote."""
-        self.checkpoints.tidy()
+    def clean_up(self) -> None:
+        """Remove temporary files left by a killed process."""
+        self.checkpoints.clean_up()
         for folder in (self.path, self.adapter, self.base):
             remove_temporary(folder)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl; a torn last line is left out."""
+        """Return the records of metrics.jsonl, without an incomplete last line."""
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
 
     def metrics_bytes(self) -> int:
-        """Return the length of metrics.jsonl."""
+        """Return the size of metrics.jsonl."""
         return self.metrics.stat().st_size if self.metrics.is_file() else 0
 
     def sync_metrics(self) -> None:
-        """Make metrics.jsonl outlast a power cut, before a checkpoint records its length."""
+        """Sync metrics.jsonl to disk, before a checkpoint records its length."""
         if self.metrics.is_file():
             sync_file(self.metrics)
         sync_folder(self.path)
 
     def truncate_metrics(self, length: int) -> None:
-        """Cut metrics.jsonl to what had been written when a checkpoint was saved.
+        """Truncate metrics.jsonl to its length when a checkpoint was saved.
 
         Raises:
             ColakitError: if it is shorter than that.
         """
-        if (found := self.metrics_bytes()) < length:
+        if (size := self.metrics_bytes()) < length:
             raise ColakitError(
-                f"{self.metrics}: has {found:,} bytes; the checkpoint was saved when it had {length:,}",
-                hint="Put the file back as it was, or start the run anew in another folder.",
+                f"{self.metrics}: has {size:,} bytes; the checkpoint was saved when it had {length:,}",
+                hint="Restore the file, or start a new run in another folder.",
             )
         if self.metrics.is_file():
             os.truncate(self.metrics, length)
 
-    def standing(self) -> str:
-        """Return where the good state lies, for the last line of a run that did not finish."""
-        found = self.checkpoints.found()
-        return f"{found[0]} holds everything up to its step" if found else "there is no checkpoint yet"
+    def describe_checkpoint(self) -> str:
+        """Return the path of the newest checkpoint, in words, for the error of an unfinished run."""
+        paths = self.checkpoints.paths()
+        return f"the last checkpoint is {paths[0]}" if paths else "no checkpoint was saved"
 
-    def write_predictions(self, found: Mapping[str, tuple[Labels, Labels]]) -> None:
+    def write_predictions(self, splits: Mapping[str, tuple[Labels, Labels]]) -> None:
         """Write split name -> (labels, predictions), both (N,)."""
-        write_json(
-            self.predictions,
-            {name: {"labels": a.tolist(), "predictions": b.tolist()} for name, (a, b) in found.items()},
-            indent=None,
-        )
+        content = {name: {"labels": a.tolist(), "predictions": b.tolist()} for name, (a, b) in splits.items()}
+        write_json(self.predictions, content, indent=None)
 
     def read_predictions(self) -> dict[str, tuple[Labels, Labels]]:
         """Return split name -> (labels, predictions).
@@ -135,38 +135,35 @@ class RunFolder:
         try:
             raw = json.loads(self.predictions.read_text(encoding="utf-8"))
             return {
-                name: (
-                    np.array(part["labels"], dtype=np.int64),
-                    np.array(part["predictions"], dtype=np.int64),
-                )
-                for name, part in raw.items()
+                name: (np.array(split["labels"], np.int64), np.array(split["predictions"], np.int64))
+                for name, split in raw.items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ColakitError(
-                f"{self.predictions}: cannot be read ({first_line(error)})", hint="Give a finished run."
+                f"{self.predictions}: cannot be read ({first_line(error)})", hint="Pass a finished run."
             ) from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write the result."""
+        """Write summary.json."""
         write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any]:
-        """Return the result.
+        """Return the content of summary.json.
 
         Raises:
-            ColakitError: if the folder is no run, or the run is not finished.
+            ColakitError: if it is missing (not a run folder, or the run is not finished) or broken.
         """
         try:
             return json.loads(self.summary.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            hint = "Finish it with --resume." if self.checkpoints.found() else "Give a run folder."
-            raise ColakitError(f"{self.path}: holds no finished run (no summary.json)", hint=hint) from None
+            hint = "Finish it with --resume." if self.checkpoints.paths() else "Pass a run folder."
+            raise ColakitError(f"{self.path}: is not a finished run (no summary.json)", hint=hint) from None
         except (OSError, ValueError) as error:
             raise ColakitError(f"{self.summary}: cannot be read ({error})") from error
 
 
 def environment(compute: Compute) -> dict[str, Any]:
-    """Return versions, machine and code that a run depends on."""
+    """Return the versions, device and git commit of this process, for environment.json."""
     return {
         "colakit": __version__,
         "python": platform.python_version(),
@@ -190,17 +187,17 @@ def package_version(name: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this code, with `+` where files differ from it; None outside a checkout."""
+    """Return the commit of this code, with `+` for uncommitted changes; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+            result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
+        return result.stdout.strip()
 
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # in somebody else's checkout
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # other checkout
         return None
     commit = git("rev-parse", "HEAD")
     return None if commit is None else commit + ("+" if git("status", "--porcelain", "-uno") else "")

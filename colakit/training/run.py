@@ -73,7 +73,7 @@ class TrainingRun:
         """Return the newest complete checkpoint, the same in every process; a finished run may have none."""
         assert self.folder is not None
         chosen = None
-        if self.group.is_main and (self.folder.checkpoints.found() or not self.folder.summary.is_file()):
+        if self.group.is_main and (self.folder.checkpoints.paths() or not self.folder.summary.is_file()):
             chosen = self.folder.checkpoints.load(self.reporter.warn)
         path = self.group.broadcast(None if chosen is None else str(chosen.path))
         return chosen if chosen is not None or path is None else read_checkpoint(Path(path))
@@ -81,7 +81,7 @@ class TrainingRun:
     def how_to_continue(self) -> str:
         """Return the hint for a run that ended before its last step."""
         assert self.folder is not None
-        resume = "--resume" if self.folder.checkpoints.found() else "--resume auto"
+        resume = "--resume" if self.folder.checkpoints.paths() else "--resume auto"
         return f"Continue: colakit {self.command} {resume} --out {shlex.quote(str(self.folder.path))}"
 
 
@@ -104,7 +104,7 @@ def training_run(
             if run.folder is None:
                 raise
             raise ColakitError(
-                f"Interrupted; {run.folder.standing()}",
+                f"Interrupted; {run.folder.describe_checkpoint()}",
                 hint=run.how_to_continue(),
                 exit_code=getattr(stop, "exit_code", EXIT_INTERRUPTED),
             ) from None
@@ -114,14 +114,14 @@ def training_run(
             if run.folder is None:
                 raise
             raise ColakitError(
-                f"{error.filename or run.folder.path}: {error.strerror or error}; {run.folder.standing()}",
+                f"{error.filename or run.folder.path}: {error.strerror or error}; {run.folder.describe_checkpoint()}",
                 hint=f"Free disk space or repair the folder. {run.how_to_continue()}",
                 exit_code=EXIT_FAILED,
             ) from error
         except ColakitError as error:
             if run.folder is None or error.exit_code != EXIT_FAILED:
                 raise
-            message = f"{error.message}; {run.folder.standing()}"
+            message = f"{error.message}; {run.folder.describe_checkpoint()}"
             raise ColakitError(message, hint=error.hint, exit_code=EXIT_FAILED) from error
 
 
@@ -139,10 +139,10 @@ def is_resuming(out: Path | None, resume: Resume) -> bool:
             )
         check_writable(out)
         run = RunFolder(out)
-        if run.checkpoints.found() or run.summary.is_file():
+        if run.checkpoints.paths() or run.summary.is_file():
             return True
         if resume is Resume.ALWAYS:
-            raise run.checkpoints.nothing_to_resume()
+            raise run.checkpoints.missing_error()
     check_new_run(out)
     return False
 
@@ -192,4 +192,4 @@ def _is_free(folder: Path) -> bool:
     names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
     has_started = {"settings.yaml", "environment.json"} <= names
     allowed = BEFORE_FIRST_CHECKPOINT | ({"base"} if has_started else set())
-    return names <= allowed and not Checkpoints(folder / "checkpoints").found()
+    return names <= allowed and not Checkpoints(folder / "checkpoints").paths()

@@ -263,8 +263,8 @@ class Trainer(ABC):
             ) from error
         if self.group.is_main:
             self.folder.truncate_metrics(state["metrics_bytes"])
-            self.folder.tidy()
-            self.folder.checkpoints.keep(checkpoint.path)  # a killed process may have left a third one
+            self.folder.clean_up()
+            self.folder.checkpoints.prune(checkpoint.path)  # a killed process may have left a third one
         self.seconds = checkpoint.notes.get("seconds", 0.0)
         self.counted = int(checkpoint.notes.get("counted", 0))
         self.reporter.say(f"resuming {self.folder.path} after step {self.step} of {self.max_steps}")
@@ -324,7 +324,7 @@ class Trainer(ABC):
             return
         self._save()
         raise ColakitError(
-            f"Stopped after step {self.step} of {self.max_steps}; {self.folder.standing()}",
+            f"Stopped after step {self.step} of {self.max_steps}; {self.folder.describe_checkpoint()}",
             hint=self.run.how_to_continue(),
             exit_code=stop.exit_code,
         )

@@ -1,4 +1,4 @@
-"""Arrays on disk, found again by the content they were computed from."""
+"""Cache of computed arrays on disk, keyed by a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -17,35 +17,33 @@ from numpy.typing import NDArray
 
 from colakit.utils.locks import Lock
 
-FORMAT = 1  # raise it when the meaning of cached arrays changes
-WAIT_SECONDS = 6 * 3600.0  # for another process that computes the same
+FORMAT = 1  # increment when the meaning of cached arrays changes
+WAIT_SECONDS = 6 * 3600.0  # longest wait for another process that computes the same arrays
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def default_cache() -> Path:
-    """Return `colakit` in the user's cache folder."""
+    """Return the folder `colakit` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "colakit"
 
 
 class ArrayCache:
-    """A folder of files named by the SHA-256 of what determines their contents.
-
-    Each is the SHA-256 of an npz archive (32 bytes), then the archive.
+    """A folder of array files; each contains the SHA-256 of an npz archive (32 bytes), then the archive.
 
     Args:
-        say: is told where another process is waited for, once for each kind of array.
-        keeps: whether anything is written; what is there already is read in any case.
+        log: called with a message when waiting for another process, once per kind of array.
+        read_only: load cached arrays but store none.
     """
 
     def __init__(
-        self, folder: Path, say: Callable[[str], object] = lambda text: None, *, keeps: bool = True
+        self, folder: Path, log: Callable[[str], object] = lambda text: None, *, read_only: bool = False
     ) -> None:
-        self.folder, self.say, self.keeps = folder, say, keeps
+        self.folder, self.log, self.read_only = folder, log, read_only
         self.waited_for: set[str] = set()
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
-        """Return the file of `key`, which must be plain JSON data."""
+        """Return the file of `key` (plain JSON data)."""
         return self.folder / kind / f"{key_digest({'format': FORMAT, 'kind': kind, **key})}.arrays"
 
     def get(
@@ -55,34 +53,34 @@ class ArrayCache:
         compute: Callable[[], Arrays],
         check: Callable[[Arrays], None] = lambda arrays: None,
     ) -> Arrays:
-        """Return the arrays of `key`, computing and keeping them the first time.
+        """Return the cached arrays of `key`, or compute and store them.
 
-        A file that cannot be read is computed anew; a cache that cannot be written is done without. Where
-        another process is computing the same, this one waits for it.
+        Damaged files are recomputed, and a cache that cannot be written is not used. If another process is
+        computing the same arrays, this one waits for it.
 
         Args:
-            check: raises an exception where what was read is not what `compute` would return.
+            check: raises any exception if loaded arrays are not a possible result of `compute`.
 
         Raises:
             ColakitError: if the other process takes more than `WAIT_SECONDS`.
         """
-        if (arrays := self.find(kind, key, check)) is not None:
+        if (arrays := self.load(kind, key, check)) is not None:
             return arrays
-        if not self.keeps:
+        if self.read_only:
             return compute()
-        with self._alone(self.path(kind, key).with_suffix(".lock"), kind):
-            if (arrays := self.find(kind, key, check)) is None:
-                self.keep(kind, key, arrays := compute())
+        with self._locked(self.path(kind, key).with_suffix(".lock"), kind):
+            if (arrays := self.load(kind, key, check)) is None:
+                self.store(kind, key, arrays := compute())
             return arrays
 
     @contextlib.contextmanager
-    def _alone(self, path: Path, kind: str) -> Iterator[None]:
-        """Hold the lock while the block runs; do without where none can be made."""
+    def _locked(self, path: Path, kind: str) -> Iterator[None]:
+        """Hold the lock while the block runs; without a lock if the folder cannot be written."""
 
-        def waiting(holder: str) -> None:
+        def waiting(pid: str) -> None:
             if kind not in self.waited_for:
                 self.waited_for.add(kind)
-                self.say(f"{kind}: process {holder} is computing the same; waiting for it")
+                self.log(f"{kind}: waiting for process {pid}, which is computing the same arrays")
 
         with contextlib.ExitStack() as held:
             with contextlib.suppress(OSError):
@@ -90,25 +88,27 @@ class ArrayCache:
                 held.enter_context(Lock(path).held(WAIT_SECONDS, waiting))
             yield
 
-    def find(
+    def load(
         self, kind: str, key: Mapping[str, Any], check: Callable[[Arrays], None] = lambda arrays: None
     ) -> Arrays | None:
-        """Return the arrays of `key`, or None where they are not kept, or cannot be read."""
-        with contextlib.suppress(Exception):  # whatever a damaged file makes numpy stumble over
+        """Return the cached arrays of `key`, or None if they are missing or damaged."""
+        with contextlib.suppress(Exception):  # numpy raises many error types on a damaged file
             arrays = _unpack(self.path(kind, key).read_bytes())
             check(arrays)
             return arrays
         return None
 
-    def keep(self, kind: str, key: Mapping[str, Any], arrays: Arrays) -> None:
-        """Keep the arrays of `key`, if the cache can be written."""
-        if not self.keeps:
+    def store(self, kind: str, key: Mapping[str, Any], arrays: Arrays) -> None:
+        """Store the arrays of `key`, if the cache can be written."""
+        if self.read_only:
             return
         path = self.path(kind, key)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(_pack(arrays))
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]
+            temporary.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -120,30 +120,24 @@ def key_digest(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _pack(arrays: Arrays) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
-
-
 def _unpack(raw: bytes) -> Arrays:
-    """Return the arrays; raise `ValueError` if a byte is not what was written."""
+    """Return the arrays; raise `ValueError` if any byte has changed."""
     digest, archive = raw[:32], raw[32:]
     if hashlib.sha256(archive).digest() != digest:
         raise ValueError("the checksum differs")
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         if sum(member.file_size for member in members.infolist()) > len(archive):
-            raise ValueError("it unpacks to more than its size, and nothing was packed")
+            raise ValueError("uncompressed archive unpacks to more than its size")
     with np.load(io.BytesIO(archive), allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
 
 def pack_lines(lines: Sequence[str]) -> Arrays:
-    """Return lines, none of which holds a line break, as arrays."""
+    """Return lines (without line breaks) as arrays."""
     return {"text": np.frombuffer("\n".join(lines).encode(), dtype=np.uint8)}
 
 
 def unpack_lines(arrays: Arrays) -> list[str]:
-    """Return the lines that `pack_lines` was given."""
+    """Return the lines of `pack_lines`."""
     text = arrays["text"].tobytes().decode()
     return text.split("\n") if text else []

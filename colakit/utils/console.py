@@ -1,7 +1,7 @@
-"""Everything that people see while a command runs; the only module that imports rich.
+"""Terminal output; the only module that imports rich.
 
-Results go to stdout, or to stderr with the rest where stdout carries JSON or data. Where there is no
-terminal, progress is plain lines without control codes.
+Results go to stdout, all else to stderr. If stdout carries JSON or data, results go to stderr too. Without a
+terminal, progress is printed as plain lines without control codes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.markup import escape
 
-if TYPE_CHECKING:  # imported where they are used, so that `--help` does without
+if TYPE_CHECKING:  # imported on use, to keep `--help` fast
     from rich.progress import Progress
 
 PIPE_WIDTH = 130  # characters; wide enough for every table
-PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
 
 
-class _LastingConsole(Console):
-    """A console that falls silent when its reader leaves: `| head` must not end a training."""
+class _PipeSafeConsole(Console):
+    """A console that ignores a closed pipe: `| head` must not end a training."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -34,84 +34,84 @@ class _LastingConsole(Console):
 
 
 def _silence(stream: IO[str]) -> None:
-    """Let a stream whose reader has left lead nowhere, so that closing it does not fail either."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+    """Redirect a stream with a closed pipe to /dev/null, so that flushing it at exit does not fail."""
+    with contextlib.suppress(OSError, ValueError):  # no file descriptor
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
 def _console(*, stderr: bool) -> Console:
-    """A console as wide as its terminal; in a pipe, as wide as `COLUMNS` or `PIPE_WIDTH` says."""
-    console = _LastingConsole(stderr=stderr, highlight=False, soft_wrap=True)
+    """Return a console as wide as the terminal; in a pipe, `COLUMNS` or `PIPE_WIDTH` wide."""
+    console = _PipeSafeConsole(stderr=stderr, highlight=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
 
 
 class ProgressTask(Protocol):
-    """What a running piece of work tells about itself."""
+    """A progress bar of running work."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Add finished steps; `note` replaces the live line."""
+        """Add finished steps; a `note` replaces the text beside the bar."""
 
 
 class Reporter:
-    """Speaks to people and prints results.
+    """Prints messages, progress and results.
 
     Args:
-        quiet: leave out progress and remarks; warnings, errors and results stay.
+        quiet: omit progress and messages, but not warnings, errors and results.
         results_on_stderr: keep stdout for JSON or data.
-        within: this is part of another command's work, whose results are no more than remarks.
+        within: running inside another command: results are messages.
     """
 
     def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False, within: bool = False) -> None:
         self.quiet, self.silent = quiet, quiet and within
-        self._remarks = _console(stderr=True)
-        self._results = self._remarks if results_on_stderr or within else _console(stderr=False)
+        self._messages = _console(stderr=True)
+        self._results = self._messages if results_on_stderr or within else _console(stderr=False)
 
     def say(self, text: str) -> None:
-        """Remark on what is going on."""
+        """Print a message."""
         if not self.quiet:
-            self._remarks.print(escape(text))
+            self._messages.print(escape(text))
 
     def warn(self, text: str) -> None:
-        """Point out something that should not be overlooked."""
-        self._remarks.print(f"[bold yellow]warning:[/] {escape(text)}")
+        """Print a warning."""
+        self._messages.print(f"[bold yellow]warning:[/] {escape(text)}")
 
     def heading(self, text: str) -> None:
-        """Open a part of what is going on."""
+        """Print a heading."""
         if not self.quiet:
-            self._remarks.print(f"\n[bold]{escape(text)}[/]")
+            self._messages.print(f"\n[bold]{escape(text)}[/]")
 
     def result(self, text: str) -> None:
-        """Print a line of the result."""
+        """Print a line of results."""
         if not self.silent:
             self._results.print(escape(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; columns after the first are aligned right."""
+        """Print a table of results; columns after the first are right-aligned."""
         if self.silent:
             return
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-        for position, column in enumerate(columns):
-            table.add_column(escape(column), justify="right" if position else "left", overflow="fold")
+        for index, column in enumerate(columns):
+            table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self._results.print(table, soft_wrap=False)
 
     @contextmanager
-    def progress(self, what: str, total: int, done: int = 0) -> Iterator[ProgressTask]:
-        """Show a bar over `total` steps while the block runs."""
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[ProgressTask]:
+        """Show progress over `total` steps while the block runs."""
         if self.quiet:
-            yield _Silent()
-        elif not self._remarks.is_terminal:
-            yield _Lines(self._remarks, what, total, done)
+            yield _NoProgress()
+        elif not self._messages.is_terminal:
+            yield _ProgressLines(self._messages, title, total, done)
         else:
-            with _progress(self._remarks) as bar:
-                yield _Bar(bar, what, total, done)
+            with _progress(self._messages) as bar:
+                yield _ProgressBar(bar, title, total, done)
 
 
 def _progress(console: Console) -> Progress:
@@ -136,15 +136,15 @@ def _progress(console: Console) -> Progress:
     )
 
 
-class _Silent:
+class _NoProgress:
     def advance(self, steps: int = 1, note: str = "") -> None:
         pass
 
 
-class _Bar:
-    def __init__(self, bar: Progress, what: str, total: int, done: int) -> None:
+class _ProgressBar:
+    def __init__(self, bar: Progress, title: str, total: int, done: int) -> None:
         self.bar = bar
-        self.task = bar.add_task(escape(what), total=total, completed=done, note="", rate="")
+        self.task = bar.add_task(escape(title), total=total, completed=done, note="", rate="")
         self.done, self.started, self.first = done, time.monotonic(), done
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -156,23 +156,22 @@ class _Bar:
         self.bar.update(self.task, advance=steps, **fields)
 
 
-class _Lines:
-    def __init__(self, console: Console, what: str, total: int, done: int) -> None:
-        self.console, self.what, self.total, self.done = console, what, total, done
+class _ProgressLines:
+    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+        self.console, self.title, self.total, self.done = console, title, total, done
         self.first, self.started = done, time.monotonic()
-        self.spoke = self.started
+        self.printed = self.started
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.done += steps
         now = time.monotonic()
-        if now - self.spoke < PLAIN_LINE_SECONDS and self.done < self.total:
+        if now - self.printed < PLAIN_LINE_SECONDS and self.done < self.total:
             return
-        self.spoke = now
+        self.printed = now
         rate = (self.done - self.first) / max(1e-9, now - self.started)
         left = (self.total - self.done) / max(rate, 1e-9)
-        self.console.print(
-            escape(f"{self.what}: {self.done}/{self.total} ({rate:.1f}/s, {left:.0f} s left) {note}".rstrip())
-        )
+        line = f"{self.title}: {self.done}/{self.total} ({rate:.1f}/s, {left:.0f} s left) {note}"
+        self.console.print(escape(line.rstrip()))
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -185,7 +184,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_error(message: str, hint: str | None) -> None:
-    """Print a fault on stderr, with what to do about it."""
+    """Print an error and its hint on stderr."""
     console = _console(stderr=True)
     console.print(f"[bold red]error:[/] {escape(message)}")
     if hint:
@@ -193,7 +192,7 @@ def print_error(message: str, hint: str | None) -> None:
 
 
 def read_error(lines: Sequence[str]) -> tuple[str, str | None] | None:
-    """Return the message and the hint that `print_error` wrote as the last of `lines`, if it did."""
+    """Return (message, hint) of the last `print_error` output in `lines`, or None."""
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if not starts:
         return None

@@ -1,4 +1,4 @@
-"""One small file over HTTP, into memory: tried again, resumed where it broke off, bounded in everything."""
+"""HTTP download of a small file into memory, with retries, resumption and limits on size and time."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 
 from colakit.errors import first_line
 
-CHUNK = 2**16  # bytes asked for at a time
+CHUNK = 2**16  # bytes per read
 MAX_REDIRECTS = 5
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes that another attempt may not meet
+RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
 class DownloadError(Exception):
-    """A file that could not be had; the message says why."""
+    """A download failed; the message gives the reason."""
 
 
-class _BrokenOffError(Exception):
-    """An attempt that failed in a way the next may not."""
+class _RetryError(Exception):
+    """An attempt failed; another may succeed."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a source is tried.
+    """Limits of a download.
 
     Attributes:
-        attempts: requests, at most.
-        pause_seconds: before the second attempt; doubled before each one after it.
-        stall_seconds: without a byte, after which an attempt is given up.
-        total_seconds: for all attempts together.
+        attempts: maximum number of requests.
+        pause_seconds: pause before the second attempt; doubles before each further one.
+        stall_seconds: time without data after which an attempt ends.
+        total_seconds: time limit for all attempts together.
     """
 
     attempts: int = 4
@@ -38,27 +38,27 @@ class RetryPolicy:
     total_seconds: float = 300.0
 
 
-def download(url: str, *, max_bytes: int, patience: RetryPolicy) -> bytes:
+def download(url: str, *, max_bytes: int, policy: RetryPolicy) -> bytes:
     """Return the file at `url`.
 
     Raises:
-        DownloadError: if it is refused, larger than `max_bytes`, or does not arrive in time.
+        DownloadError: if every attempt fails, the file exceeds `max_bytes`, or the time limit is reached.
     """
-    part = _Part(url, max_bytes, time.monotonic() + patience.total_seconds)
-    pause = patience.pause_seconds
-    for attempt in range(1, patience.attempts + 1):
+    part = _PartialFile(url, max_bytes, time.monotonic() + policy.total_seconds)
+    pause = policy.pause_seconds
+    for attempt in range(1, policy.attempts + 1):
         try:
-            return part.complete(patience.stall_seconds)
-        except _BrokenOffError as error:
+            return part.complete(policy.stall_seconds)
+        except _RetryError as error:
             reason = str(error)
-        if attempt < patience.attempts:
+        if attempt < policy.attempts:
             time.sleep(min(pause, max(0.0, part.deadline - time.monotonic())))
             pause *= 2
-    raise DownloadError(f"{reason}, at the last of {patience.attempts} attempts")
+    raise DownloadError(f"{reason}, at the last of {policy.attempts} attempts")
 
 
-class _Part:
-    """What has arrived of a file, and by what the server knows that it has not changed since."""
+class _PartialFile:
+    """The bytes received so far, and the ETag or date that detects a changed file."""
 
     def __init__(self, url: str, max_bytes: int, deadline: float) -> None:
         self.url, self.max_bytes, self.deadline = url, max_bytes, deadline
@@ -66,44 +66,43 @@ class _Part:
         self.validator: str | None = None
 
     def complete(self, stall_seconds: float) -> bytes:
-        """Ask for what is missing, and return the whole."""
+        """Request the missing bytes and return the whole file."""
         import requests
         import urllib3
 
-        headers = {"Accept-Encoding": "identity"}  # or lengths and ranges would be those of packed bytes
+        headers = {"Accept-Encoding": "identity"}  # lengths and ranges must not be of compressed bytes
         if self.body and self.validator:
             headers |= {"Range": f"bytes={len(self.body)}-", "If-Range": self.validator}
         try:
             with requests.Session() as session:
                 session.max_redirects = MAX_REDIRECTS
                 with session.get(self.url, headers=headers, stream=True, timeout=stall_seconds) as response:
-                    self._take(response.status_code, response.headers, response.raw)
+                    self._read(response.status_code, response.headers, response.raw)
         except (requests.TooManyRedirects, requests.exceptions.InvalidURL, ValueError) as error:
             raise DownloadError(first_line(error)) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _BrokenOffError(first_line(error)) from error
+            raise _RetryError(first_line(error)) from error
         return bytes(self.body)
 
-    def _take(self, status: int, headers: Mapping[str, str], raw: object) -> None:
-        if status in PASSING:
-            raise _BrokenOffError(f"the server answers {status}")
+    def _read(self, status: int, headers: Mapping[str, str], raw: object) -> None:
         if status not in (200, 206):
-            raise DownloadError(f"the server answers {status}")
+            error = _RetryError if status in RETRY_STATUSES else DownloadError
+            raise error(f"the server answers {status}")
         if not (status == 206 and headers.get("Content-Range", "").startswith(f"bytes {len(self.body)}-")):
             if status == 206:
-                raise DownloadError("the server answers with another part than was asked for")
+                raise DownloadError("the server sent a different byte range than requested")
             self.body.clear()
         tag = headers.get("ETag", "")
         self.validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
         length = headers.get("Content-Length", "")
-        wanted = len(self.body) + int(length) if length.isdecimal() else None
-        if wanted is not None and wanted > self.max_bytes:
-            raise DownloadError(f"it has {wanted:,} bytes; at most {self.max_bytes:,} are wanted")
+        total = len(self.body) + int(length) if length.isdecimal() else None
+        if total is not None and total > self.max_bytes:
+            raise DownloadError(f"the file has {total:,} bytes; at most {self.max_bytes:,} are allowed")
         while chunk := raw.read1(CHUNK):  # type: ignore[attr-defined]
             self.body += chunk
             if len(self.body) > self.max_bytes:
-                raise DownloadError(f"it has more than {self.max_bytes:,} bytes")
+                raise DownloadError(f"the file has more than {self.max_bytes:,} bytes")
             if time.monotonic() > self.deadline:
-                raise DownloadError(f"it is too slow: {len(self.body):,} bytes have arrived")
-        if wanted is not None and len(self.body) < wanted:
-            raise _BrokenOffError(f"the connection broke off at {len(self.body):,} of {wanted:,} bytes")
+                raise DownloadError(f"too slow: only {len(self.body):,} bytes received")
+        if total is not None and len(self.body) < total:
+            raise _RetryError(f"connection lost after {len(self.body):,} of {total:,} bytes")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes, JSON files, checksums."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 OUT_OF_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
-"""RowErrors of a write that are not the path's: disk or quota full, file too large, a failing disk."""
-CHUNK = 1 << 20  # bytes hashed at a time
-MAX_JSON_BYTES = 2**24  # of a description; a tokenizer is read by its own library
+"""Write errors of the system, not of the path: disk or quota full, file too large, failing disk."""
+CHUNK = 1 << 20  # bytes per read when hashing
+MAX_JSON_BYTES = 2**24
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well, its file is synced and takes the place of `path`.
+    """Yield a temporary path; after the block, sync its file and rename it to `path`.
 
     Raises:
-        OSError: if it cannot be written; it names `path` where the system names no file.
+        OSError: if it cannot be written; its `filename` is set.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,57 +40,53 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what `replacing` left in `folder` when its process was killed; only for who owns the folder."""
+    """Remove temporary files that killed processes left in `folder`; the caller must hold its lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` to `path` as JSON, whole or not at all."""
+    """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Return what stands in a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no JSON, or longer than `MAX_JSON_BYTES`, or too deep.
+        ValueError: if it is not JSON, longer than `MAX_JSON_BYTES`, or nested too deeply.
     """
     with path.open("rb") as file:
         raw = file.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:
-        raise ValueError(f"it is longer than {MAX_JSON_BYTES >> 20} MiB")
+        raise ValueError(f"longer than {MAX_JSON_BYTES >> 20} MiB")
     try:
         return json.loads(raw.decode("utf-8"))
     except RecursionError:
-        raise ValueError("brackets stand in brackets without end") from None
+        raise ValueError("nested too deeply") from None
 
 
 def require_unpacked_to_fit(members: Iterable[zipfile.ZipInfo], path: Path) -> None:
-    """Raise `ValueError` where the members of an archive that packs nothing unpack to more than its size."""
+    """Raise `ValueError` if an uncompressed archive unpacks to more than its size."""
     if sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError("it unpacks to more than its size")
+        raise ValueError("unpacks to more than its size")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlast a power cut."""
+    """Sync the directory entries of `folder` to disk (POSIX only)."""
     if os.name == "posix":
-        _sync(folder)
+        sync_file(folder)
 
 
 def sync_file(path: Path) -> None:
-    """Make what was written to `path` outlast a power cut."""
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
+    """Sync the content of `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -99,7 +95,7 @@ def _sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -1,101 +1,67 @@
-"""One process at a time in a folder: a run in its own, a download in the cache."""
+"""Lock files: one process at a time in a run folder or a cache entry."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from colakit.errors import ColakitError
 
-try:
-    import fcntl
-except ImportError:  # Windows, whose locks would keep others from reading the number inside: none is held
-    fcntl = None  # type: ignore[assignment]
-
-
-WAIT_SECONDS = 0.05  # between two looks at a lock that another process holds
-SILENT_SECONDS = 1.0  # waited without a word
-LOOKS = 10  # for the number of a holder
+QUIET_SECONDS = 1.0  # waiting time before `waiting` is called
+READ_ATTEMPTS = 10  # a new holder writes its PID shortly after it takes the lock
 
 
 class Lock:
-    """A file that a process holds while it works in a folder; the system frees it when the process dies."""
+    """A lock file that holds the PID of its owner; the system releases the lock when the owner dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextlib.contextmanager
     def held(
-        self, wait_seconds: float = 0.0, waiting: Callable[[str], object] = lambda holder: None
+        self, wait_seconds: float = 0.0, waiting: Callable[[str], object] = lambda pid: None
     ) -> Iterator[None]:
-        """Hold the lock while the block runs, then remove its file.
+        """Hold the lock while the block runs, then delete its file.
 
         Args:
-            wait_seconds: how long to wait for another process that holds it.
-            waiting: is told that one's number, once, if that takes longer than `SILENT_SECONDS`.
+            wait_seconds: longest wait for another process that holds the lock.
+            waiting: called once with the owner's PID if the wait exceeds `QUIET_SECONDS`.
 
         Raises:
-            ColakitError: if another process holds it still, with that one's number.
+            ColakitError: if another process still holds the lock; the message names its PID.
         """
-        if fcntl is None:
-            yield
-            return
-        descriptor = self._acquire(wait_seconds, waiting)
+        lock = FileLock(self.path, thread_local=False)
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            try:
+                lock.acquire(timeout=min(wait_seconds, QUIET_SECONDS))
+            except Timeout:
+                if wait_seconds <= QUIET_SECONDS:
+                    raise
+                waiting(self._owner())
+                lock.acquire(timeout=wait_seconds - QUIET_SECONDS)
+        except Timeout:
+            raise ColakitError(
+                f"{self.path.parent}: process {self._owner()} is running in this folder",
+                hint="Wait for it, stop it, or choose another folder with --out.",
+            ) from None
+        try:
+            if os.name == "posix":  # Windows denies access to a locked file
+                self.path.write_text(f"{os.getpid()}\n", encoding="ascii")
             yield
         finally:
-            # before it is let go, so that nobody locks a file without a name
-            self.path.unlink(missing_ok=True)
-            os.close(descriptor)
+            if os.name == "posix":  # before the release: filelock retries if the file it locked was deleted
+                self.path.unlink(missing_ok=True)
+            lock.release()
 
-    def _acquire(self, wait_seconds: float, waiting: Callable[[str], object]) -> int:
-        began, told = time.monotonic(), False
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(descriptor)
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise
-                waited = time.monotonic() - began
-                if waited >= wait_seconds:
-                    raise self._taken() from None
-                if waited >= SILENT_SECONDS and not told:
-                    told = True
-                    waiting(self._holder())
-                time.sleep(WAIT_SECONDS)
-                continue
-            if _is_at(descriptor, self.path):
-                return descriptor
-            os.close(descriptor)  # its holder removed it in between
-
-    def _taken(self) -> ColakitError:
-        return ColakitError(
-            f"{self.path.parent}: process {self._holder()} is at work in this folder",
-            hint="Wait for it, stop it, or choose another folder with --out.",
-        )
-
-    def _holder(self) -> str:
-        for _ in range(LOOKS):  # who holds it writes its number a moment later
+    def _owner(self) -> str:
+        for _ in range(READ_ATTEMPTS):
             with contextlib.suppress(OSError):
-                if number := self.path.read_text(encoding="ascii").strip():
-                    return number
-            time.sleep(WAIT_SECONDS)
+                if pid := self.path.read_text(encoding="ascii").strip():
+                    return pid
+            time.sleep(0.05)
         return "unknown"
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` still names the open file."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return False
-    opened = os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)

@@ -503,7 +503,7 @@ FAULTS = {
         "no split 'dve'",
     ),
     "no such device": (["finetune", "--device", "cuda:99", "--data", "{toy}/corpus"], "--device cuda:99"),
-    "plot of nothing": (["plot", "{toy}"], "no finished run"),
+    "plot of nothing": (["plot", "{toy}"], "is not a finished run"),
     "resume of nothing": (
         ["finetune", "--resume", "--out", "empty", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "nothing to resume",

@@ -68,4 +68,4 @@ def test_builtin_names_the_embedded_base(
     monkeypatch.setattr(gpt2, "EMBEDDED", tmp_path / "none")
     code, _, err = colakit("generate", "--base", "builtin", "--prompt", "The")
     assert code == 2
-    assert "this installation lacks it" in err
+    assert "Reinstall colakit" in err

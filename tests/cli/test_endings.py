@@ -196,7 +196,7 @@ def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
         with RunFolder(folder).lock.held():
             code, _, err = colakit(*student(toy, "--data", "nowhere"), *mode, "--out", folder)
         assert code == 2
-        assert f"process {os.getpid()} is at work in this folder" in err  # and not that data are missing
+        assert f"process {os.getpid()} is running in this folder" in err  # and not that data are missing
         assert not (folder / "run.lock").exists()
 
 
@@ -248,7 +248,8 @@ def test_one_signal_finishes_the_step_saves_and_says_how_to_go_on(
     out = tmp_path / "a run"
     found, _, err = colakit(*student(toy), "--out", out)
     assert found == code
-    assert f"stopped after step 5 of 14; {out}/checkpoints/step-00000005 holds" in " ".join(err.split())
+    last = f"{out}/checkpoints/step-00000005"
+    assert f"stopped after step 5 of 14; the last checkpoint is {last}" in " ".join(err.split())
     monkeypatch.undo()
     line = " ".join(err.split()).partition("Continue: colakit ")[2]
     assert colakit(*shlex.split(line), "--quiet")[0] == 0
@@ -305,7 +306,7 @@ def test_a_second_interrupt_leaves_at_once_even_inside_a_save(
     code, _, err = colakit(*student(toy), "--out", out)
     assert code == 130
     assert "left at once" in err
-    assert "step-00000004 holds everything up to its step" in " ".join(err.split())
+    assert f"the last checkpoint is {out / 'checkpoints' / 'step-00000004'}" in " ".join(err.split())
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
     monkeypatch.undo()
     assert colakit("train-scratch", "--resume", "--quiet", "--out", out)[0] == 0
@@ -318,7 +319,7 @@ def test_a_signal_while_the_result_is_written_leaves_at_once(
     monkeypatch.setattr(RunFolder, "write_predictions", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     code, _, err = colakit(*student(toy), "--out", tmp_path / "run")
     assert code == 143
-    assert "step-00000014 holds" in " ".join(err.split())
+    assert f"the last checkpoint is {tmp_path}/run/checkpoints/step-00000014" in " ".join(err.split())
     monkeypatch.undo()
     assert colakit("train-scratch", "--resume", "--quiet", "--out", tmp_path / "run")[0] == 0
     assert_same(tmp_path / "run", whole)
@@ -337,7 +338,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(
     assert code == 1, err
     assert "epoch 1" in err or "is not finite any more" in err
     assert "start anew" in err
-    for path in Checkpoints(tmp_path / "run" / "checkpoints").found():
+    for path in Checkpoints(tmp_path / "run" / "checkpoints").paths():
         kept = Checkpoints(path.parent).load(pytest.fail).state["tensors"]
         assert all(tensor.isfinite().all() for tensor in kept.values())
 
@@ -363,7 +364,7 @@ def test_a_poisoned_batch_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert code == 1
     assert "step 6: the loss is nan" in said
     assert "on batch 6 of epoch 1" in said
-    assert "step-00000004 holds everything up to its step" in said
+    assert f"the last checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000004'}" in said
     assert left_by(tmp_path / "run" / "checkpoints") == left_by(parts / "checkpoints")
 
 
@@ -393,7 +394,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_i
         assert "No space left on device" in " ".join(err.split())
         assert str(out) in "".join(err.split())
         assert not [path for path in out.rglob("*") if ".tmp" in path.name or "staging" in path.name]
-        for path in Checkpoints(out / "checkpoints").found():
+        for path in Checkpoints(out / "checkpoints").paths():
             assert Checkpoints(path.parent).load(pytest.fail)
         remount("size=50m")
         code, _, err = colakit(*student(toy), "--resume", "auto", "--out", out)
@@ -520,7 +521,7 @@ def test_a_finished_run_needs_no_checkpoints(colakit: Run, whole: Path, tmp_path
 def test_an_unlocked_folder_is_locked_once(tmp_path: Path) -> None:
     lock = RunFolder(tmp_path).lock
     with lock.held():
-        with pytest.raises(ColakitError, match="at work"), lock.held():
+        with pytest.raises(ColakitError, match="is running"), lock.held():
             pass
         assert lock.path.exists()
     assert not lock.path.exists()

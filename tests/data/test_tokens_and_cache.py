@@ -304,7 +304,7 @@ def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting)
 def test_two_that_want_the_same_at_once_compute_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colakit.utils.locks.SILENT_SECONDS", 0)
+    monkeypatch.setattr("colakit.utils.locks.QUIET_SECONDS", 0)
     begun, said, both_ask = [], [], threading.Barrier(2)
 
     def compute() -> dict[str, np.ndarray]:
@@ -323,7 +323,7 @@ def test_two_that_want_the_same_at_once_compute_it_once(
         for done in [pool.submit(ask), pool.submit(ask)]:
             done.result()
     assert len(begun) == 1
-    assert said == [f"kind: process {os.getpid()} is computing the same; waiting for it"]
+    assert said == [f"kind: waiting for process {os.getpid()}, which is computing the same arrays"]
     assert [path.suffix for path in (tmp_path / "kind").iterdir()] == [".arrays"]  # no lock stays
 
 

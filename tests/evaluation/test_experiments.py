@@ -20,7 +20,7 @@ import base  # noqa: E402
 
 import experiments  # noqa: E402
 from colakit.config.resolve import resolve  # noqa: E402
-from colakit.utils.subprocesses import Child, Tell  # noqa: E402
+from colakit.runtime.subprocesses import Child, Log  # noqa: E402
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """The commands that would be run; a run leaves a summary, `evaluate` an answer about all runs."""
     found: list[tuple[str, ...]] = []
 
-    def run_side_by_side(children: Sequence[Child], workers: Sequence[object], tell: Tell) -> list[str]:
+    def run_side_by_side(children: Sequence[Child], workers: Sequence[object], log: Log) -> list[str]:
         found.extend(child.words for child in children)
         return [_leave(child.words) for child in children]
 

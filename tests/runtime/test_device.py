@@ -1,4 +1,4 @@
-"""What is computed on, and that the choice is explained."""
+"""Choice of device and precision, with its reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from colakit.errors import ColakitError
 from colakit.runtime.device import prepare_cpu, resolve_compute
 
 
-def test_denormals_are_taken_for_nought_once_that_is_asked() -> None:
+def test_prepare_cpu_flushes_denormals() -> None:
     tiny = torch.full((16,), 1e-30)
     torch.set_flush_denormal(False)
     assert (tiny * 1e-10).min() > 0
@@ -21,11 +21,11 @@ def test_denormals_are_taken_for_nought_once_that_is_asked() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_it_goes_on_and_says_why() -> None:
+def test_auto_falls_back_to_the_cpu_and_a_named_gpu_fails() -> None:
     compute = resolve_compute("auto", "auto")
     assert compute.device.type in ("cpu", "mps")
     assert "no usable GPU" in str(compute) or "Apple GPU" in str(compute)
-    with pytest.raises(ColakitError, match=r"--device cuda: not there \(0 CUDA devices found\)"):
+    with pytest.raises(ColakitError, match=r"--device cuda: not available \(0 CUDA devices\)"):
         resolve_compute("cuda", "auto")
 
 
@@ -51,7 +51,7 @@ def test_without_a_gpu_it_goes_on_and_says_why() -> None:
         ({}, torch.float32, "CPU without bf16 matrix units"),
     ],
 )
-def test_precision_is_the_one_that_the_processor_multiplies_sooner(
+def test_auto_precision_is_the_faster_one_of_the_cpu(
     units: dict[str, object], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)

@@ -1,4 +1,4 @@
-"""Processes that train together leave nothing behind."""
+"""The process group ends without leftover threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Path(f"rank-{group.rank}").write_text(f"{inside} {after} {layer.weight.grad.toli
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs a /proc that lists threads")
-def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+def test_the_groups_threads_end_with_it(tmp_path: Path) -> None:
     # one that frees a finished operation while the interpreter ends aborts the process, now and then
     (tmp_path / "job.py").write_text(JOB, encoding="utf-8")
     plain = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a GPU has threads of its own

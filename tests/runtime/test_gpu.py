@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: `make test-gpu`. Without one these tests are skipped, and say so."""
+"""Tests that need a CUDA device: `make test-gpu`; skipped without one."""
 
 from __future__ import annotations
 

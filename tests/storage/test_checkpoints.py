@@ -1,4 +1,4 @@
-"""A checkpoint is whole or is refused, whatever happened to its folder."""
+"""Checkpoints are written atomically, and damage of any kind is detected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from colakit.errors import ColakitError
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, PARTS, STATE, Checkpoints, canonical
-from colakit.storage.tensor_files import write_tensors
+from colakit.storage.tensors import write_tensors
 
 Said = list[str]
 
@@ -33,6 +33,8 @@ def state(step: int) -> dict[str, Any]:
         "optimizer": {"state": {0: {"exp_avg": weights * 2}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "per_process": [[{"cpu": generator.get_state()}, None]],
         "metrics_bytes": 0,
+        "max_micro_batch_size": None,
+        "graphs_failed": False,
     }
 
 
@@ -51,7 +53,7 @@ def load(checkpoints: Checkpoints) -> tuple[int, Said]:
 
 
 def rewrite_manifest(folder: Path, **changes: Any) -> None:
-    """Change a manifest as a program would that knows how to write one."""
+    """Change a manifest and update its own checksum."""
     manifest = {**json.loads((folder / MANIFEST).read_text()), **changes}
     (folder / MANIFEST).write_text(checkpoint._manifest_text(manifest))
 
@@ -68,7 +70,7 @@ def test_what_is_loaded_is_what_was_saved(saved: Checkpoints) -> None:
 def test_the_last_two_are_kept_and_nothing_else(saved: Checkpoints) -> None:
     saved.save(state(9))
     saved.save(state(100_000_000))  # nine digits sort after eight
-    assert [path.name for path in saved.found()] == ["step-100000000", "step-00000009"]
+    assert [path.name for path in saved.paths()] == ["step-100000000", "step-00000009"]
     assert {path.name for path in saved.folder.iterdir()} == {"step-100000000", "step-00000009"}
 
 
@@ -91,7 +93,7 @@ def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None
 
 
 def damages(folder: Path) -> dict[str, Callable[[], object]]:
-    """What can happen to a checkpoint's folder, by name."""
+    """Return functions that damage a checkpoint folder, by name."""
     files = (folder / STATE, folder / MANIFEST)
     found: dict[str, Callable[[], object]] = {}
     for file in files:
@@ -118,13 +120,13 @@ def damages(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def write_state(folder: Path, content: Any) -> None:
-    """Write a state with a manifest that fits it."""
+    """Write a state and a matching manifest."""
     write_tensors(folder / STATE, content)
     facts = {"bytes": (folder / STATE).stat().st_size, "sha256": checkpoint.sha256_of(folder / STATE)}
     rewrite_manifest(folder, files={STATE: facts})
 
 
-def test_every_damage_is_named_and_the_one_before_is_taken(saved: Checkpoints, tmp_path: Path) -> None:
+def test_any_damage_is_reported_and_loading_falls_back(saved: Checkpoints, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     shutil.copytree(saved.folder, kept)
     names = list(damages(saved.folder / "step-00000006"))
@@ -142,9 +144,7 @@ def test_every_damage_is_named_and_the_one_before_is_taken(saved: Checkpoints, t
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_one_flipped_bit_anywhere_is_noticed(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_flipped_bit_is_detected(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoints = Checkpoints(tmp_path_factory.mktemp("flip") / "checkpoints")
     path = checkpoints.save(state(3))
     file = path / data.draw(st.sampled_from([STATE, MANIFEST]))
@@ -156,7 +156,7 @@ def test_one_flipped_bit_anywhere_is_noticed(
         checkpoint.read_checkpoint(path)
 
 
-def test_every_byte_of_a_manifest_counts(saved: Checkpoints) -> None:
+def test_any_flipped_bit_of_a_manifest_is_detected(saved: Checkpoints) -> None:
     path = saved.folder / "step-00000006"
     whole = (path / MANIFEST).read_bytes()
     for position in range(len(whole)):
@@ -168,11 +168,11 @@ def test_every_byte_of_a_manifest_counts(saved: Checkpoints) -> None:
                 checkpoint._read_manifest(path)
 
 
-def test_where_both_are_damaged_nothing_is_resumed(saved: Checkpoints) -> None:
-    for path in saved.found():
+def test_loading_fails_if_both_checkpoints_are_damaged(saved: Checkpoints) -> None:
+    for path in saved.paths():
         os.truncate(path / STATE, 10)
     said: Said = []
-    with pytest.raises(ColakitError, match="no checkpoint is whole") as caught:
+    with pytest.raises(ColakitError, match="every checkpoint is damaged") as caught:
         saved.load(said.append)
     assert caught.value.exit_code == 2
     assert len(said) == 2
@@ -186,7 +186,7 @@ def test_a_newer_format_asks_for_an_upgrade_and_is_not_passed_over(saved: Checkp
     assert caught.value.hint == "Upgrade colakit."
 
 
-def test_strangers_in_the_folders_are_left_out_of_account(saved: Checkpoints) -> None:
+def test_unknown_files_are_ignored(saved: Checkpoints) -> None:
     (saved.folder / "step-00000006" / "notes.txt").write_text("mine")
     (saved.folder / "step-00000099.bak").mkdir()
     (saved.folder / "step-7").mkdir()
@@ -207,26 +207,24 @@ def test_a_malicious_state_never_runs(saved: Checkpoints, tmp_path: Path) -> Non
     write_state(saved.folder / "step-00000006", {**state(6), "tensors": Payload()})
     step, said = load(saved)
     assert step == 3
-    assert "something else than tensors and plain data" in said[0]
+    assert "it must contain only tensors and plain data" in said[0]
     assert not canary.exists()
 
 
-def test_after_going_back_the_damaged_one_makes_room(saved: Checkpoints) -> None:
+def test_saving_removes_a_damaged_newer_checkpoint(saved: Checkpoints) -> None:
     saved.save(state(9))
     os.truncate(saved.folder / "step-00000009" / STATE, 10)
     assert load(saved)[0] == 6
-    saved.keep(saved.folder / "step-00000006")  # as resuming does: the damaged one may be wanted yet
-    assert [path.name for path in saved.found()] == ["step-00000009", "step-00000006"]
+    saved.prune(saved.folder / "step-00000006")  # as resuming does: the damaged one may be wanted yet
+    assert [path.name for path in saved.paths()] == ["step-00000009", "step-00000006"]
     saved.save(state(7))  # as a run does that saves more often now
-    assert [path.name for path in saved.found()] == ["step-00000007", "step-00000006"]
+    assert [path.name for path in saved.paths()] == ["step-00000007", "step-00000006"]
     os.truncate(saved.folder / "step-00000007" / STATE, 10)
     saved.save(state(7))  # the same step, reached again
     assert load(saved) == (7, [])
 
 
-def test_nothing_has_its_name_before_all_of_it_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, rename, remove = os.fsync, os.rename, shutil.rmtree
 
@@ -254,7 +252,7 @@ def test_nothing_has_its_name_before_all_of_it_is_on_the_disk(
     assert order.index("rename step-00000001") > named
 
 
-def test_a_fault_while_saving_leaves_the_old_ones_and_nothing_else(
+def test_a_failed_save_leaves_only_the_earlier_checkpoints(
     saved: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0

@@ -1,4 +1,4 @@
-"""The base that comes with the package: anybody's tools open it, and it is what its card says."""
+"""The built-in base opens in transformers and PEFT and matches its model card."""
 
 from __future__ import annotations
 

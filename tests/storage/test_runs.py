@@ -45,7 +45,7 @@ def wait_for_state(process: subprocess.Popen[Any], run: Path) -> None:
     """Wait until a run has saved its first state, or has ended."""
     deadline = time.monotonic() + 120
     while (
-        not Checkpoints(run / "checkpoints").found()
+        not Checkpoints(run / "checkpoints").paths()
         and process.poll() is None
         and time.monotonic() < deadline
     ):

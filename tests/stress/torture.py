@@ -160,7 +160,7 @@ def live(arguments: list[str], out: Path, moments: Iterable[Moment]) -> Iterator
     """
     log = out.with_suffix(".log")
     for aim, delay in (*moments, (None, None)):
-        resuming = bool(Checkpoints(out / "checkpoints").found())
+        resuming = bool(Checkpoints(out / "checkpoints").paths())
         code, phase = Child([*arguments, "--resume", "auto", "--out", str(out)], log, aim).wait(delay)
         if code == 0:
             return

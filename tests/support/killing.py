@@ -155,9 +155,9 @@ class TwoProcesses:
         Returns:
             False if the run had ended before.
         """
-        before, deadline = self.saved.found()[:1], time.monotonic() + 120
+        before, deadline = self.saved.paths()[:1], time.monotonic() + 120
         job = self._launch()
-        while self.saved.found()[:1] == before and job.poll() is None and time.monotonic() < deadline:
+        while self.saved.paths()[:1] == before and job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(after_seconds)
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children")

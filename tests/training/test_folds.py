@@ -28,10 +28,10 @@ from colakit.errors import ColakitError
 from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names
 from colakit.inference.classifier import load_classifier
 from colakit.runtime.device import resolve_compute
+from colakit.runtime.subprocesses import Child
 from colakit.storage.run_folder import RunFolder
 from colakit.training.task_data import TaskData
 from colakit.utils.console import Reporter
-from colakit.utils.subprocesses import Child
 
 Run = Callable[..., tuple[int, str, str]]
 K = 2

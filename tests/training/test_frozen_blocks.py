@@ -28,7 +28,7 @@ from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, GPTClassifier, Transformer
 from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute
-from colakit.storage.tensor_files import read_tensors
+from colakit.storage.tensors import read_tensors
 from colakit.training.objectives import classification
 
 Run = Callable[..., tuple[int, str, str]]

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: their answers, their errors, and what becomes of the others."""
+"""Commands in child processes: output, errors and signals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from colakit.errors import ColakitError
-from colakit.utils import subprocesses as children
-from colakit.utils.subprocesses import Child, run_side_by_side
+from colakit.runtime import subprocesses
+from colakit.runtime.subprocesses import Child, run_side_by_side
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*names: str, jobs: int = 1, tell: children.Tell = lambda name, line: None) -> list[str]:
+def run(*names: str, jobs: int = 1, log: subprocesses.Log = lambda name, line: None) -> list[str]:
     return run_side_by_side(
-        [Child(name, (name,)) for name in names], [dict(os.environ, WORKER=str(i)) for i in range(jobs)], tell
+        [Child(name, (name,)) for name in names], [dict(os.environ, WORKER=str(i)) for i in range(jobs)], log
     )
 
 
-def test_answers_come_in_the_order_of_the_commands_and_each_worker_has_its_environment(scripts: Path) -> None:
+def test_outputs_keep_the_order_of_the_commands_and_workers_their_environment(scripts: Path) -> None:
     (scripts / "slow.py").write_text(
         "import os, pathlib, time\nprint('slow', os.environ['WORKER'])\n"
         "while not pathlib.Path('done').exists(): time.sleep(0.01)\n"
@@ -47,14 +47,14 @@ def test_answers_come_in_the_order_of_the_commands_and_each_worker_has_its_envir
     assert run("fast", "fast") == ["fast 0\n"] * 2
 
 
-def test_what_a_child_says_is_passed_on_under_its_name_but_for_its_error(scripts: Path) -> None:
+def test_stderr_is_logged_under_the_childs_name_up_to_its_error(scripts: Path) -> None:
     (scripts / "talk.py").write_text(
         "import sys\nprint('one', file=sys.stderr)\nprint('warning: two', file=sys.stderr)\n"
         "print('error: no such thing\\nas this\\nhint: try another', file=sys.stderr)\nsys.exit(2)\n"
     )
     heard = []
     with pytest.raises(ColakitError) as caught:
-        run("talk", tell=lambda name, line: heard.append((name, line)))
+        run("talk", log=lambda name, line: heard.append((name, line)))
     assert heard == [("talk", "one"), ("talk", "warning: two")]
     assert caught.value.message == "talk: no such thing\nas this"
     assert caught.value.hint == "try another"
@@ -64,13 +64,11 @@ def test_what_a_child_says_is_passed_on_under_its_name_but_for_its_error(scripts
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("raise ValueError('a slip')", "child: ended with exit code 1\nTraceback.*ValueError: a slip"),
-        ("import os; os.kill(os.getpid(), 9)", "child: was ended by signal 9"),
+        ("raise ValueError('a slip')", "child: exited with code 1\nTraceback.*ValueError: a slip"),
+        ("import os; os.kill(os.getpid(), 9)", "child: was killed by signal 9"),
     ],
 )
-def test_a_child_that_dies_without_an_error_of_colakits_shows_how(
-    code: str, expected: str, scripts: Path
-) -> None:
+def test_an_unexpected_exit_is_reported_with_stderr(code: str, expected: str, scripts: Path) -> None:
     (scripts / "child.py").write_text(code)
     with pytest.raises(ColakitError, match=f"(?s){expected}") as caught:
         run("child")
@@ -89,7 +87,7 @@ while True: time.sleep(0.01)
 """
 
 
-def test_a_failure_stops_the_others_gently_and_those_that_have_not_begun_never_do(scripts: Path) -> None:
+def test_a_failure_stops_running_children_and_starts_no_more(scripts: Path) -> None:
     (scripts / "other.py").write_text(STOPPABLE)
     (scripts / "failing.py").write_text(
         "import pathlib, sys, time\nwhile not pathlib.Path('began').exists(): time.sleep(0.01)\n"
@@ -115,7 +113,7 @@ def send_when(there: Callable[[], bool], *numbers: int) -> None:
 
 @pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_passed_on_once_and_waited_for(number: signal.Signals, scripts: Path) -> None:
+def test_a_signal_is_forwarded_once_and_awaited(number: signal.Signals, scripts: Path) -> None:
     (scripts / "child.py").write_text(STOPPABLE)
     send_when((scripts / "began").exists, number)
     with pytest.raises(ColakitError, match="stopped") as caught:
@@ -125,8 +123,8 @@ def test_a_signal_is_passed_on_once_and_waited_for(number: signal.Signals, scrip
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
-def test_a_second_interrupt_leaves_no_child_behind(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "GRACE_SECONDS", 0.5)
+def test_a_second_interrupt_kills_all_children(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocesses, "GRACE_SECONDS", 0.5)
     (scripts / "deaf.py").write_text(
         "import os, pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "pathlib.Path('pid.part').write_text(str(os.getpid()))\nos.rename('pid.part', 'pid')\n"

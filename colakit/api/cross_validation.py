@@ -23,13 +23,13 @@ from colakit.evaluation.comparison import experiment_key, fold_of
 from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
 from colakit.runtime.cpu import available_cpus
+from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.folds import FoldsFolder, open_folds
 from colakit.storage.resume import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
 from colakit.training.run import check_writable, claim_run_folder, is_resuming
 from colakit.training.task_data import TaskData
-from colakit.runtime.subprocesses import Child, run_side_by_side
 
 
 def cross_validate(
@@ -93,9 +93,7 @@ def _check_out(session: Session, count: int, resume: Resume) -> None:
         return
     check_writable(folds.path)
     if folds.count != count:
-        raise ColakitError(
-            f"--folds {count}: {folds.path} has {folds.count} folds", hint=folds.resume_hint()
-        )
+        raise ColakitError(f"--folds {count}: {folds.path} has {folds.count} folds", hint=folds.resume_hint())
     saved = resolve(config=folds.shared.settings, environment={}).settings
     if differing := differences(_identity(saved), _identity(session.settings)):
         raise ColakitError(

@@ -113,8 +113,9 @@ def training_run(
         except OSError as error:
             if run.folder is None:
                 raise
+            where, reason = error.filename or run.folder.path, error.strerror or error
             raise ColakitError(
-                f"{error.filename or run.folder.path}: {error.strerror or error}; {run.folder.describe_checkpoint()}",
+                f"{where}: {reason}; {run.folder.describe_checkpoint()}",
                 hint=f"Free disk space or repair the folder. {run.how_to_continue()}",
                 exit_code=EXIT_FAILED,
             ) from error

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from colakit.api.session import Session
 from colakit.data.minimal_pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
 from colakit.evaluation.minimal_pairs import Accuracy, PairScores, accuracy, score_pairs
 from colakit.evaluation.tables import Table, interval, keep, show
 from colakit.inference.language_models import Loaders, named_language_models, refuse_flags_of_corpora

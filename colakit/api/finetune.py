@@ -12,7 +12,7 @@ from colakit.api.session import Resume, Session
 from colakit.config.settings import LoRASettings, Settings
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_also

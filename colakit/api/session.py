@@ -92,34 +92,11 @@ class Session:
         return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus that `data`, by default that of the settings, names.
-
-        It is built in, or CoLA, fetched at need, or files.
-        """
-        from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
-        from colakit.data.corpora import Columns, load_corpus
+        """Return the corpus of `data`, by default the settings' own; a dry run downloads nothing."""
+        from colakit.data.loading import load_dataset
 
         data = data or self.settings.data
-        columns = Columns(data.text_column, data.label_column) if data.text_column else None
-        files = {name: Path(path).expanduser() for name, path in data.splits.items()}
-        path = Path(data.path).expanduser()
-        if not files and data.path in BUILTIN_NAMES:
-            return builtin_corpus()
-        if not files and data.path == "cola" and not path.exists():
-            path = self._fetched_cola()
-        return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)
-
-    def _fetched_cola(self) -> Path:
-        from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
-
-        if is_fetched(self.cache_folder):
-            return cola_folder(self.cache_folder)
-        if self.dry_run:
-            raise ColakitError(
-                "CoLA is not fetched yet", hint="Run `colakit data fetch`, or name data with --data."
-            )
-        self.reporter.say("fetching CoLA")
-        return fetch_cola(self.cache_folder, self.settings.data.mirrors)
+        return load_dataset(data, self.cache_folder, self.reporter, may_fetch=not self.dry_run)
 
     def check_out(self) -> None:
         """Raise `ColakitError` unless `--out`, where it is given, is or can become a writable folder."""

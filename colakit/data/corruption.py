@@ -7,7 +7,7 @@ whose best baselines it made; here most corruptions also keep the sentence's wor
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 Words = list[str]
@@ -151,3 +151,21 @@ def _move(words: Words, rng: random.Random) -> Words:
 def _double(words: Words, rng: random.Random) -> Words:
     place = rng.randrange(len(words))
     return [*words[: place + 1], *words[place:]]
+
+
+def corrupt_sentences(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
+    """Yield corrupted sentences in a new random order each round; endless if any sentence has two words.
+
+    Args:
+        words_of: sentences that supply the words and word forms.
+    """
+    corruptor = Corruptor(words_of)
+    order = list(sentences)
+    is_exhausted = False
+    while not is_exhausted:
+        is_exhausted = True
+        rng.shuffle(order)
+        for sentence in order:
+            if (corrupted := corruptor.corrupt(sentence, rng)) is not None:
+                is_exhausted = False
+                yield corrupted

@@ -19,11 +19,10 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import END_OF_TEXT, SentenceTokenizer
 from colakit.errors import ColakitError, first_line
 from colakit.utils.array_cache import ArrayCache
 
-END_OF_TEXT = "<|endoftext|>"
 FORMAT = 2  # raise it when sentences are found differently, so that cached streams are made anew
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
-from colakit.data.transfer import normalised
 from colakit.errors import ColakitError
 
 
@@ -61,3 +61,9 @@ def left_out(sentences: Sequence[str], fold: str) -> NDArray[np.bool_]:
     return np.array(
         [int.from_bytes(digest[:8], "big") % folds == number - 1 for digest in digests], dtype=bool
     )
+
+
+def normalised(sentence: str) -> str:
+    """Return `sentence` without case, space and punctuation: two that agree in this are one sentence."""
+    text = unicodedata.normalize("NFKC", sentence).casefold()
+    return "".join(character for character in text if character.isalnum())

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from colakit.api.session import Session
 from colakit.data.corpora import Split
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.meta_device import without_weights
 from colakit.models.rnn.config import RNNConfig

@@ -12,9 +12,10 @@ import numpy as np
 from colakit.api.session import Session
 from colakit.config.settings import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
+from colakit.data.corruption import corrupt_sentences
 from colakit.data.running_text import text_files, whole_sentences
-from colakit.data.transfer import FORMAT, WORDS, Collector, corrupt_sentences, shares
 from colakit.distillation import samplers as writing
+from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
 from colakit.training.task_data import TaskData
@@ -58,7 +59,7 @@ def transfer_set(
         with session.reporter.progress("sentences", wanted) as bar:
             for name, share in shares(wanted, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
-        return collector.taken
+        return collector.sentences
 
     return Split(
         "transfer", tuple(unpack_lines(session.arrays.get("transfer", key, lambda: pack_lines(gather()))))

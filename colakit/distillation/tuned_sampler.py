@@ -13,9 +13,9 @@ from typing import Any, Literal
 from colakit.api import finetune
 from colakit.api.session import Session
 from colakit.config.settings import FinetuneSettings
-from colakit.data.tokens import SentenceTokenizer
-from colakit.data.transfer import rounds
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation import samplers as writing
+from colakit.distillation.collector import rounds
 from colakit.distillation.samplers import SentenceSampler
 from colakit.errors import ColakitError
 from colakit.runtime.distributed import Processes

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit import __version__
-from colakit.data.tokens import INFERENCE_BATCH, SentenceTokenizer, Tokens, encode_cached
+from colakit.data.tokenizer import SentenceTokenizer, encode_cached
+from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.errors import ColakitError, first_line
 from colakit.inference.decisions import predict_labels
 from colakit.inference.forward import Done, compute_logits

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from colakit.api.session import Session
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import distinct_names
 from colakit.inference.classifier import CHECKPOINT_NAME, check_base, load_classifier

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from colakit.data.tokenizer_training import save_tokenizer
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
 from colakit.models.gpt.model import Transformer
 from colakit.storage.gpt2 import save_gpt
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from colakit.api.session import Session
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.windows import Windows
 from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte

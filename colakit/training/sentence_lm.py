@@ -13,7 +13,8 @@ from torch import Tensor
 from colakit.api.session import Session
 from colakit.data.batches import Examples
 from colakit.data.corpora import Split
-from colakit.data.tokens import SentenceTokenizer, plan_inference
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import plan_inference
 from colakit.errors import ColakitError
 from colakit.inference.forward import evaluating
 from colakit.models.gpt.model import GPT

@@ -242,7 +242,7 @@ def test_a_model_that_records_no_data_follows_the_others(
     assert json.loads(out)["corpus"] == str(toy / "corpus")
     code, _, err = colakit("evaluate", foreign, "--dry-run")
     assert code == 2
-    assert "CoLA is not fetched yet" in err
+    assert "CoLA is not downloaded" in err
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])

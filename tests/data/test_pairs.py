@@ -24,7 +24,8 @@ from colakit.data.minimal_pairs import (
     group_pairs,
     read_pairs,
 )
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
 from colakit.errors import ColakitError
 from colakit.evaluation import minimal_pairs as engine
 from colakit.evaluation.minimal_pairs import PairScores, accuracy, score_pairs

@@ -132,7 +132,7 @@ def test_a_blank_line_within_is_a_row() -> None:
 def test_the_size_of_chunks_changes_nothing(where: str, raw: bytes) -> None:
     whole = rows_or_fault(raw, where)
     for size in (1, 2, 3):
-        with pytest.MonkeyPatch.session() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tables, "CHUNK", size)
             found = rows_or_fault(raw, where)
         if isinstance(whole, ColakitError):

@@ -18,8 +18,7 @@ from colakit.data.running_text import (
     split_val,
     text_files,
 )
-from colakit.data.tokenizer_training import save_tokenizer, train_tokenizer
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer, train_tokenizer
 from colakit.data.windows import TextSource, Windows, bytes_of
 from colakit.errors import ColakitError
 from colakit.utils.array_cache import ArrayCache

@@ -17,7 +17,7 @@ from support.toy import ToyGrammar
 from torch.testing import assert_close
 
 from colakit.cli.app import main
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.windows import Windows
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT

@@ -11,7 +11,7 @@ import torch
 from colakit.api.finetune import lora_config
 from colakit.api.session import Session
 from colakit.data.tables import decode
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.generation import generate_tokens
 from colakit.inference.language_models import load_language_model

@@ -19,16 +19,16 @@ from colakit.utils.array_cache import ArrayCache
 from colakit.utils.files import replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
-MAX_CHARACTERS = 2**18  # of a sentence that is cut to some tokens anyway
+MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
 
 
 class SentenceTokenizer:
-    """A byte-level BPE tokenizer with the choice of boundary tokens that a classifier was trained with.
+    """A byte-level BPE tokenizer with optional boundary tokens.
 
     Args:
         backend: the Rust tokenizer.
-        end_of_text_id: GPT-2's one special token, which also stands for an empty sentence.
-        prefix, suffix: whether `end_of_text_id` is put before and after each sentence.
+        end_of_text_id: GPT-2's one special token; also encodes an empty sentence.
+        prefix, suffix: whether to add `end_of_text_id` before and after each sentence.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class SentenceTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
-        """Load the tokenizer of a base model through transformers, whatever files it is kept in.
+        """Load the tokenizer of a base model with transformers.
 
         Raises:
-            ColakitError: if the folder holds none.
+            ColakitError: if the folder has no valid tokenizer.
         """
         from transformers import AutoTokenizer
 
@@ -63,7 +63,7 @@ class SentenceTokenizer:
                 f"{folder}: its tokenizer cannot be read ({first_line(error)})",
                 hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
             ) from error
-        if backend.get_vocab_size(with_added_tokens=False) == 0:  # transformers makes one up from config.json
+        if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
             raise ColakitError(
                 f"{folder}: its tokenizer cannot be read (no vocabulary)",
                 hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
@@ -76,11 +76,11 @@ class SentenceTokenizer:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
-        """Rebuild what `to_dict` described, with no other file.
+        """Return the tokenizer that `to_dict` described.
 
         Raises:
-            ValueError: if its numbers and marks are of other kinds.
-            Exception: what the Rust tokenizer says of text that describes none.
+            ValueError: if a field has the wrong type or range.
+            Exception: from the Rust tokenizer, if the JSON is invalid.
         """
         end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
         backend = tokenizers.Tokenizer.from_str(state["json"])
@@ -101,24 +101,23 @@ class SentenceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return self.backend.get_vocab_size()
 
     def vocabulary(self) -> str:
-        """Return a SHA-256 over the vocabulary and rules alone."""
+        """Return a SHA-256 of vocabulary and merges, without boundary tokens."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over vocabulary, rules and boundary tokens."""
+        """Return a SHA-256 of vocabulary, merges and boundary tokens."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def encode(self, sentences: Sequence[str], max_tokens: int | None = None) -> Tokens:
         """Return the tokens of `sentences`.
 
         Args:
-            max_tokens: longest sequence kept, boundary tokens included; a longer sentence loses its last
-                tokens, never a boundary token, and is counted in `num_truncated`. Of a sentence beyond
-                `MAX_CHARACTERS` no more than these are looked at.
+            max_tokens: maximum length, boundary tokens included. Longer sentences lose their last tokens (but
+                no boundary token) and count in `num_truncated`; only `MAX_CHARACTERS` of one are read.
         """
         before = [self.end_of_text_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
@@ -126,7 +125,7 @@ class SentenceTokenizer:
         rows: list[list[int]] = []
         num_truncated = 0
         texts = list(sentences)
-        if room is not None:  # before all of a very long one is encoded
+        if room is not None:  # avoids encoding all of a very long text
             texts = [text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] for text in texts]
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for sentence, encoding in zip(sentences, encodings, strict=True):
@@ -137,16 +136,15 @@ class SentenceTokenizer:
         return Tokens.pack(rows, num_truncated)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
-    """Learn a byte-level BPE vocabulary (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2).
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2).
 
     Args:
-        texts: what to learn from.
-        vocab_size: tokens wanted, the 256 bytes and the end-of-text token included.
+        vocab_size: number of tokens, including the 256 bytes and end-of-text.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -159,12 +157,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     end_of_text_id = backend.token_to_id(END_OF_TEXT)
-    assert end_of_text_id is not None, "the trainer was given it"
+    assert end_of_text_id is not None, "a special token of the trainer"
     return SentenceTokenizer(backend, end_of_text_id)
 
 
 def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, which transformers' `AutoTokenizer` opens."""
+    """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "tokenizer.json") as temporary:
         tokenizer.backend.save(str(temporary))
@@ -177,7 +175,7 @@ def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: in
 def encode_cached(
     tokenizer: SentenceTokenizer, sentences: Sequence[str], max_tokens: int | None, cache: ArrayCache | None
 ) -> Tokens:
-    """Return `tokenizer.encode(sentences, max_tokens)`, from the cache if the same was encoded before."""
+    """Return `tokenizer.encode(sentences, max_tokens)`, cached on disk."""
     if cache is None:
         return tokenizer.encode(sentences, max_tokens)
     text = hashlib.sha256(json.dumps(list(sentences)).encode()).hexdigest()
@@ -192,10 +190,10 @@ def encode_cached(
 
 
 def _check_tokens(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise `ValueError` or `KeyError` unless these are arrays of tokens."""
+    """Raise `ValueError` or `KeyError` unless the cached arrays are valid tokens."""
     ids, offsets, num_truncated = arrays["ids"], arrays["offsets"], arrays["num_truncated"]
     kinds = (ids.dtype, offsets.dtype, num_truncated.dtype, ids.ndim, offsets.ndim, num_truncated.ndim)
     if kinds != (np.int32, np.int64, np.int64, 1, 1, 0):
-        raise ValueError("other arrays")
+        raise ValueError("wrong dtype or shape")
     if not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()):
-        raise ValueError("offsets that do not fit")
+        raise ValueError("offsets do not match ids")

@@ -17,12 +17,12 @@ INFERENCE_BATCH = 256  # sentences; the fastest size measured for a student
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token numbers of N sentences, one after another.
+    """Concatenated token ids of N sentences.
 
     Attributes:
         ids: (L,) int32.
         offsets: (N + 1,) int64; sentence i is `ids[offsets[i]:offsets[i + 1]]`.
-        num_truncated: sentences that were cut to the longest allowed length.
+        num_truncated: number of sentences cut to the maximum length.
     """
 
     ids: NDArray[np.int32]
@@ -31,7 +31,7 @@ class Tokens:
 
     @classmethod
     def pack(cls, rows: Sequence[Sequence[int] | NDArray[np.int32]], num_truncated: int = 0) -> Tokens:
-        """Return the sentences whose token numbers are `rows`."""
+        """Concatenate lists of token ids."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
@@ -42,11 +42,11 @@ class Tokens:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sentence, (N,)."""
+        """Number of tokens of each sentence, (N,)."""
         return np.diff(self.offsets)
 
     def part(self, start: int, stop: int) -> Tokens:
-        """Return sentences `start` to `stop`, the latter left out."""
+        """Return the sentences `start` to `stop` (exclusive)."""
         offsets = self.offsets[start : stop + 1]
         return Tokens(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
@@ -55,7 +55,7 @@ class Tokens:
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
     def padded(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (input_ids, attention_mask), both (B, T), of the B sentences at `index`."""
+        """Return (input_ids, attention_mask), both (B, T) int64, of the B sentences at `index`."""
         lengths = self.lengths[index]
         position = np.arange(lengths.max())[None, :]
         real = position < lengths[:, None]
@@ -64,24 +64,24 @@ class Tokens:
 
 
 def plan_inference(
-    lengths: NDArray[np.int64], batch_size: int, enough: int | None = None
+    lengths: NDArray[np.int64], batch_size: int, min_tokens: int | None = None
 ) -> list[NDArray[np.int64]]:
-    """Return batches of sentence numbers in order of length, for evaluation.
+    """Return batches of sentence indices, sorted by length.
 
     Args:
-        batch_size: sentences in a batch, at most.
-        enough: tokens, padding included, from which a batch ends rather than be padded for a longer sentence;
-            with four times as many it ends anyway.
+        batch_size: maximum sentences of a batch.
+        min_tokens: padded size from which a batch ends before a longer sentence; at four times this size it
+            always ends. None fills every batch.
     """
     order = np.argsort(lengths, kind="stable")
-    if enough is None:
+    if min_tokens is None:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     ordered = lengths[order].tolist()
     batches, start = [], 0
     for end in range(1, len(order) + 1):
         size, longest = end - start, ordered[end - 1]
-        ends = size == batch_size or end == len(order) or size * longest >= 4 * enough
-        if ends or (size * longest >= enough and ordered[end] > longest):
+        ends = size == batch_size or end == len(order) or size * longest >= 4 * min_tokens
+        if ends or (size * longest >= min_tokens and ordered[end] > longest):
             batches.append(order[start:end])
             start = end
     return batches

@@ -73,7 +73,7 @@ def read_annotations(path: Path) -> Annotations:
     with file_opener(path, "Check the path of the annotations.")() as file:
         rows = list(read_rows(file, where))
     if len(rows) < 2:
-        raise ColakitError(f"{where}: holds no annotated sentence", hint="A header and a row are the least.")
+        raise ColakitError(f"{where}: has no annotated sentence", hint="It needs a header and a row.")
     header, body = rows[0][1], rows[1:]
     features = _features(header, where)
     columns = [header.index(name) for name in features]

@@ -68,16 +68,16 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
     elif path.suffix.lower() in TABLE_ENDINGS:
         return {"train": (str(path), file_opener(path))}
     elif path.exists():
-        raise ColakitError(f"{path}: is no zip, folder, TSV or CSV", hint="--data takes one of these.")
+        raise ColakitError(f"{path}: not a zip, folder, TSV or CSV", hint="--data takes one of these.")
     else:
         raise ColakitError(
-            f"{path}: not there", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
+            f"{path}: file not found", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
         )
     layout = _match_layout(members)
     if not layout:
         wanted = f"{', '.join(COLA_FILES.values())} (CoLA) or {', '.join(GLUE_FILES.values())} (GLUE)"
         raise ColakitError(
-            f"{path}: holds none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
+            f"{path}: contains none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
         )
     return {split: (f"{path}/{member}", members[member]) for split, member in layout.items()}
 

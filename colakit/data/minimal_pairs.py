@@ -49,11 +49,11 @@ def find_pair_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in (path.expanduser() for path in paths):
         if not path.exists():
-            raise ColakitError(f"--pairs {path}: not there", hint="Give a file of JSON lines, or a folder.")
+            raise ColakitError(f"--pairs {path}: file not found", hint="Give a JSON-lines file or a folder.")
         matches = sorted(filter(_is_pair_file, path.iterdir())) if path.is_dir() else [path]
         if not matches:
             raise ColakitError(
-                f"--pairs {path}: holds no file that ends in {', '.join(ENDINGS)}",
+                f"--pairs {path}: no file ends in {', '.join(ENDINGS)}",
                 hint="Give the folder that holds the files itself; folders below it are not searched.",
             )
         files += matches
@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, raw
     except BROKEN_FILE as error:
         reason = getattr(error, "strerror", None) or error
-        raise ColakitError(f"{path}: cannot be read ({reason})", hint="Was it copied whole?") from error
+        raise ColakitError(f"{path}: cannot be read ({reason})", hint="Is the file complete?") from error
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -43,10 +43,10 @@ def text_files(path: str | Path) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in ENDINGS)
         if not files:
-            raise ColakitError(f"{path}: holds no text", hint=f"Files may end in {', '.join(ENDINGS)}.")
+            raise ColakitError(f"{path}: no text found", hint=f"Files may end in {', '.join(ENDINGS)}.")
         return files
     if not path.is_file():
-        raise ColakitError(f"{path}: not there", hint="Name a text file or a folder of text files.")
+        raise ColakitError(f"{path}: file not found", hint="Name a text file or a folder of text files.")
     return [path]
 
 
@@ -213,7 +213,7 @@ def encode_text(files: Sequence[Path], tokenizer: SentenceTokenizer, cache: Arra
         key = {"format": FORMAT, "tokenizer": tokenizer.fingerprint(), "files": digests}
         stream = Stream(**cache.get("text", key, compute))
     if not len(stream.starts):
-        raise ColakitError(f"{files[0]}: holds no text", hint="Pre-training needs running text.")
+        raise ColakitError(f"{files[0]}: no text found", hint="Pre-training needs running text.")
     return stream
 
 

@@ -58,8 +58,8 @@ class RowErrors:
         more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
         lines = "line" if self.count == 1 else "lines"
         raise ColakitError(
-            f"{self.where}:{self.shown[0][0]}: {self.rule} ({self.count} faulty {lines}: {shown}{more})",
-            hint="Mend these lines; nothing was written.",
+            f"{self.where}:{self.shown[0][0]}: {self.rule} ({self.count} invalid {lines}: {shown}{more})",
+            hint="Fix these lines; nothing was written.",
         )
 
 
@@ -88,7 +88,7 @@ def read_rows(file: Readable, where: str) -> Iterator[Row]:
     try:
         yield from ((reader.line_num, fields) for fields in reader if fields)
     except csv.Error as error:
-        raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Mend the quoting.") from error
+        raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Fix the quoting.") from error
 
 
 def _pieces(file: Readable, where: str) -> Iterator[str]:

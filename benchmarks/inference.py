@@ -24,7 +24,7 @@ from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_o
 from worlds import SHAPES, World, make_world
 
 from colakit.data.corpora import COLA_LABELS
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor

@@ -12,8 +12,7 @@ import torch
 from colakit.data.builtin.corpus import builtin_corpus
 from colakit.data.corpora import Corpus, load_corpus
 from colakit.data.corpus_files import COLA_FILES
-from colakit.data.tokenizer_training import save_tokenizer, train_tokenizer
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer, train_tokenizer
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.storage.gpt2 import KNOWN_SHAPES, save_gpt

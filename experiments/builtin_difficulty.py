@@ -25,7 +25,8 @@ from sklearn.metrics import matthews_corrcoef
 from colakit.data.batches import pad
 from colakit.data.builtin.corpus import builtin_corpus, builtin_pairs
 from colakit.data.corpora import Split
-from colakit.data.tokens import SentenceTokenizer, plan_inference
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import plan_inference
 from colakit.storage.gpt2 import load_gpt
 
 

@@ -14,7 +14,7 @@ from colakit.api.evaluate_text import language_models
 from colakit.api.recorded_data import refuse_data_flags
 from colakit.api.session import Session
 from colakit.data.minimal_pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.evaluation.metrics import indices_by_value
 from colakit.evaluation.minimal_pairs import PairResult, accuracy, pair_tables, score_pairs
 from colakit.evaluation.tables import print_tables, write_results

@@ -7,7 +7,7 @@ from typing import Any
 
 from colakit.api import cross_validation
 from colakit.api.session import Session
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier

@@ -23,8 +23,7 @@ from colakit.data.running_text import (
     split_val,
     text_files,
 )
-from colakit.data.tokenizer_training import train_tokenizer
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer, train_tokenizer
 from colakit.data.windows import TextSource, Windows
 from colakit.errors import ColakitError
 from colakit.models.gpt.config import GPTConfig

@@ -15,7 +15,7 @@ from colakit.api.session import Session
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
 from colakit.data.running_text import FORMAT, text_files, whole_sentences
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import set_dropout

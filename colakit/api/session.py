@@ -13,7 +13,6 @@ from colakit.config.data import DataSettings
 from colakit.config.resolve import Resolved
 from colakit.config.settings import Settings
 from colakit.config.yaml import to_yaml
-from colakit.errors import ColakitError
 from colakit.utils.console import Reporter
 
 if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict` start without torch
@@ -80,31 +79,11 @@ class Session:
         return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus of `data` (default: the settings): built-in, CoLA (fetched), or files."""
-        from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
-        from colakit.data.corpora import Columns, load_corpus
+        """Return the corpus of `data` (default: the settings); a dry run downloads nothing."""
+        from colakit.data.loading import load_dataset
 
         data = data or self.settings.data
-        columns = Columns(data.text_column, data.label_column) if data.text_column else None
-        files = {name: Path(path).expanduser() for name, path in data.splits.items()}
-        path = Path(data.path).expanduser()
-        if not files and data.path in BUILTIN_NAMES:
-            return builtin_corpus()
-        if not files and data.path == "cola" and not path.exists():
-            path = self._fetched_cola()
-        return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)
-
-    def _fetched_cola(self) -> Path:
-        from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
-
-        if is_fetched(self.cache_folder):
-            return cola_folder(self.cache_folder)
-        if self.dry_run:
-            raise ColakitError(
-                "CoLA is not fetched yet", hint="Run `colakit data fetch`, or name data with --data."
-            )
-        self.reporter.say("fetching CoLA")
-        return fetch_cola(self.cache_folder, self.settings.data.mirrors)
+        return load_dataset(data, self.cache_folder, self.reporter, may_fetch=not self.dry_run)
 
     def load_task(self) -> TaskData:
         """Return the corpus divided into train, validation and report splits."""

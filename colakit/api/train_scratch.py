@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from colakit.api.session import Session
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment
 from colakit.runtime.seeding import seed_everything

@@ -1,7 +1,7 @@
-"""Sentences marked with grammatical features, such as Warstadt and Bowman's (2019, arXiv:1901.03438).
+"""Tables of grammatical features per sentence (Warstadt and Bowman 2019, arXiv:1901.03438).
 
-A table with a header: `Sentence`, perhaps `Source`, `Domain` and `Acceptability`, and a column of 0s and 1s
-for each feature. Rows are joined to a split by the text of the sentence.
+The header names `Sentence`, optionally `Source`, `Domain` and `Acceptability`, and one 0/1 column per
+feature. Rows are joined to a split by sentence text.
 
 Shapes: R rows, F features, N sentences of a split.
 """
@@ -15,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
+from colakit.data.corpus_files import file_opener
 from colakit.data.tables import Row, RowErrors, read_rows, shown
 from colakit.errors import ColakitError
 
 SENTENCE, SOURCE, LABEL = "Sentence", "Source", "Acceptability"
-DESCRIPTIVE = (SENTENCE, SOURCE, "Domain", LABEL)  # the columns that are no features
+DESCRIPTIVE = (SENTENCE, SOURCE, "Domain", LABEL)  # columns that are not features
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Which sentence has which feature.
+    """Features of annotated sentences.
 
     Attributes:
-        where: the file.
-        features: F names, in the file's order.
+        features: F names, in file order.
         values: (R, F) booleans.
-        rows: sentence -> the numbers of its rows.
-        sources, labels: R texts, empty where there is no such column.
+        rows: sentence -> its row numbers.
+        sources, labels: R texts; empty strings without such a column.
     """
 
     where: str
@@ -42,46 +42,43 @@ class Annotations:
     labels: tuple[str, ...]
 
     def join(self, split: Split) -> NDArray[np.int64]:
-        """Return for each of N sentences the row with exactly its text, or -1.
+        """Return the row number of each sentence, (N,); -1 if it is not annotated.
 
-        Of several such rows, as for a sentence with two readings, one with the sentence's source and label is
-        preferred, and then the first.
+        Among rows of equal text (a sentence with two readings), one of the same source and label is
+        preferred, then the first.
         """
-        found = np.full(len(split), -1, dtype=np.int64)
+        joined = np.full(len(split), -1, dtype=np.int64)
         for number, sentence in enumerate(split.sentences):
             source = split.sources[number] if split.sources else ""
             label = "" if split.labels is None else str(split.labels[number])
             if rows := self.rows.get(sentence):
                 alike = [(self.sources[row] == source, self.labels[row] == label) for row in rows]
-                found[number] = rows[alike.index(max(alike))]
-        return found
+                joined[number] = rows[alike.index(max(alike))]
+        return joined
 
     def parts(self, joined: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """Return feature -> the numbers of the sentences that have it, from what `join` returned."""
+        """Return feature -> indices of the sentences that have it, given the result of `join`."""
         annotated = np.flatnonzero(joined >= 0)
         values = self.values[joined[annotated]]  # (annotated, F)
-        return {name: annotated[values[:, place]] for place, name in enumerate(self.features)}
+        return {name: annotated[values[:, column]] for column, name in enumerate(self.features)}
 
 
 def read_annotations(path: Path) -> Annotations:
     """Read a TSV or CSV of annotated sentences.
 
     Raises:
-        ColakitError: if it is missing or malformed, naming the line.
+        ColakitError: if the file is missing or malformed; names the line.
     """
     where = str(path)
-    try:
-        with path.open("rb") as file:
-            rows = list(read_rows(file, where))
-    except OSError as error:
-        raise ColakitError(f"{where}: {error.strerror}", hint="Check the path of the annotations.") from error
+    with file_opener(path, "Check the path of the annotations.")() as file:
+        rows = list(read_rows(file, where))
     if len(rows) < 2:
-        raise ColakitError(f"{where}: holds no annotated sentence", hint="A header and a row are the least.")
+        raise ColakitError(f"{where}: has no annotated sentence", hint="It needs a header and a row.")
     header, body = rows[0][1], rows[1:]
     features = _features(header, where)
-    places = [header.index(name) for name in features]
-    _check(body, header, places, where)
-    values = np.array([[fields[place] == "1" for place in places] for _, fields in body], dtype=np.bool_)
+    columns = [header.index(name) for name in features]
+    _check(body, header, columns, where)
+    values = np.array([[fields[column] == "1" for column in columns] for _, fields in body], dtype=np.bool_)
     sentences: dict[str, list[int]] = {}
     for row, sentence in enumerate(_column(SENTENCE, header, body)):
         sentences.setdefault(sentence, []).append(row)
@@ -89,17 +86,17 @@ def read_annotations(path: Path) -> Annotations:
     return Annotations(where, features, values, sentences, sources, labels)
 
 
-def _check(body: list[Row], header: list[str], places: list[int], where: str) -> None:
-    """Raise `ColakitError` unless every row is as wide as the header, and every feature 0 or 1."""
+def _check(body: list[Row], header: list[str], columns: list[int], where: str) -> None:
+    """Raise `ColakitError` unless every row has the header's width and every feature is 0 or 1."""
     widths = RowErrors(where, f"every row must have {len(header)} columns")
     values = RowErrors(where, "a feature must be 0 or 1")
     for number, fields in body:
         if len(fields) != len(header):
             widths.add(number, f"{len(fields)} columns")
             continue
-        for place in places:
-            if fields[place] not in ("0", "1"):
-                values.add(number, f"{header[place]} is {shown(fields[place])}")
+        for column in columns:
+            if fields[column] not in ("0", "1"):
+                values.add(number, f"{header[column]} is {shown(fields[column])}")
     widths.raise_any()
     values.raise_any()
 

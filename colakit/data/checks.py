@@ -1,4 +1,4 @@
-"""What is odd about a corpus: duplicates, contradictions, sentences shared between splits."""
+"""Checks of a corpus: duplicates, conflicting labels, sentences shared between splits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from colakit.data.corpora import Corpus, Split
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """Facts about one split.
+    """Statistics of one split.
 
     Attributes:
-        counts: sentences by label name; empty where the split is unlabelled.
-        majority_rate: accuracy of always answering the commonest label, 0 to 1.
-        duplicate_rows: rows whose sentence already stood above.
-        conflicting_sentences: distinct sentences that carry more than one label.
-        in_train: rows whose sentence also stands in train (0 for train itself).
-        empty_rows: rows whose sentence is blank.
+        counts: sentences by label name; empty if the split is unlabelled.
+        majority_rate: accuracy of predicting the most frequent label, 0 to 1.
+        duplicate_rows: rows that repeat an earlier sentence.
+        conflicting_sentences: distinct sentences with more than one label.
+        in_train: rows whose sentence is also in train (0 for train itself).
+        empty_rows: rows with a blank sentence.
     """
 
     name: str
@@ -32,28 +32,28 @@ class SplitCheck:
     empty_rows: int
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each oddity."""
-        found = [
+        """Return one message per problem."""
+        problems = [
             (self.duplicate_rows, "duplicate rows"),
             (self.conflicting_sentences, "sentences with more than one label"),
             (self.in_train, "rows whose sentence is also in train"),
             (self.empty_rows, "blank sentences"),
         ]
-        texts = [f"{self.name}: {count} {what}" for count, what in found if count]
+        texts = [f"{self.name}: {count} {problem}" for count, problem in problems if count]
         if len([count for count in self.counts.values() if count]) == 1:
             texts.append(f"{self.name}: all sentences have one label")
         return texts
 
 
 def check_corpus(corpus: Corpus) -> list[SplitCheck]:
-    """Return the facts of every split."""
+    """Return the statistics of every split."""
     others = len(corpus.splits) > 1 and "train" in corpus.splits
     train = set(corpus.splits["train"].sentences) if others else set()
     return [_check(split, corpus.label_names, train) for split in corpus.splits.values()]
 
 
 def _check(split: Split, label_names: tuple[str, ...], train: set[str]) -> SplitCheck:
-    first: dict[str, int] = {}  # the label that a sentence has where it stands first
+    first: dict[str, int] = {}  # sentence -> label of its first row
     conflicting: set[str] = set()
     labels = split.labels if split.labels is not None else np.full(len(split), -1)
     for sentence, label in zip(split.sentences, labels.tolist(), strict=True):

@@ -1,7 +1,7 @@
-"""Corpora of labelled sentences: CoLA as published, GLUE's CoLA, and tables of one's own.
+"""Corpora of labelled sentences: CoLA, GLUE's CoLA, and tables with a header, from a zip, folder or files.
 
-A corpus is read from a zip, a folder or files. CoLA's splits are called `train`, `id_dev` (in-domain) and
-`ood_dev` (out-of-domain); GLUE's `train`, `dev` and `test`; a single file is the split `train`.
+Splits: `train`, `id_dev` (in-domain) and `ood_dev` (out-of-domain) for CoLA; `train`, `dev` and `test` for
+GLUE; `train` for a single file.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ class Split:
     """Sentences in file order.
 
     Attributes:
-        name: how people call the split.
-        sentences: N texts.
-        labels: (N,) int64 indices into the corpus's label names, or None where the split is unlabelled.
-        sources: N codes of where a sentence comes from (CoLA's first column); empty where unknown.
+        labels: (N,) int64 indices into the corpus's label names; None if unlabelled.
+        sources: N publication codes (CoLA's first column); empty if unknown.
     """
 
     name: str
@@ -45,7 +43,7 @@ class Split:
         return len(self.sentences)
 
     def take(self, index: NDArray[np.int64], name: str) -> Split:
-        """Return the rows at `index` as a split of their own."""
+        """Return the rows at `index` as a new split."""
         return Split(
             name,
             tuple(self.sentences[i] for i in index),
@@ -54,7 +52,7 @@ class Split:
         )
 
     def require_labels(self) -> NDArray[np.int64]:
-        """Return the labels, or raise `ColakitError` where there are none."""
+        """Return the labels; raise `ColakitError` if the split is unlabelled."""
         if self.labels is None:
             raise ColakitError(f"split {self.name!r} has no labels", hint="Use `colakit predict` on it.")
         return self.labels
@@ -72,9 +70,8 @@ class Corpus:
     """Named splits over one set of labels.
 
     Attributes:
-        name: where it came from.
+        name: its path, for messages.
         label_names: C names; a label is an index into them.
-        splits: by name, in the order they were found.
     """
 
     name: str
@@ -82,7 +79,7 @@ class Corpus:
     splits: Mapping[str, Split]
 
     def split(self, name: str) -> Split:
-        """Return a split; `dev`, where the corpus has several dev sets, is all of them together."""
+        """Return a split; `dev` joins all splits whose names end in `_dev`."""
         if name in self.splits:
             return self.splits[name]
         parts = [split for key, split in self.splits.items() if key.endswith("_dev")]
@@ -94,24 +91,24 @@ class Corpus:
         )
 
     def relabelled(self, label_names: tuple[str, ...]) -> Corpus:
-        """Return the corpus with labels numbered as in `label_names`, if these hold all of its own."""
+        """Return the corpus with labels renumbered by `label_names`, if these include all of its own."""
         if not set(self.label_names) <= set(label_names):
             return self
-        places = np.array([label_names.index(name) for name in self.label_names], dtype=np.int64)
+        new_index = np.array([label_names.index(name) for name in self.label_names], dtype=np.int64)
         splits = {
-            name: replace(split, labels=None if split.labels is None else places[split.labels])
+            name: replace(split, labels=None if split.labels is None else new_index[split.labels])
             for name, split in self.splits.items()
         }
         return Corpus(self.name, label_names, splits)
 
     def report_splits(self) -> list[str]:
-        """Return the labelled splits that are for reporting: all but `train`, unless there is no other."""
+        """Return the labelled splits to report on: all but `train`, unless there is no other."""
         labelled = [name for name, split in self.splits.items() if split.labels is not None]
         return [name for name in labelled if name != "train"] or labelled
 
 
 def join_splits(name: str, parts: Sequence[Split]) -> Split:
-    """Return labelled splits as one; its sources are known where those of every part are."""
+    """Concatenate labelled splits; sources are kept if every part has them."""
     known = all(len(part.sources) == len(part) for part in parts)
     return Split(
         name,
@@ -123,7 +120,7 @@ def join_splits(name: str, parts: Sequence[Split]) -> Split:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a table with a header."""
+    """Column names of a table with a header."""
 
     text: str
     label: str | None
@@ -140,12 +137,12 @@ def load_corpus(
 
     Args:
         path: a zip, a folder or one file.
-        files: split name -> file, instead of `path`.
-        columns: names of the text and label columns; None means CoLA's or GLUE's layout.
-        label_names: the labels in the order of their indices; by default what stands in the files, sorted.
+        files: split name -> file; replaces `path`.
+        columns: text and label columns; None reads CoLA's or GLUE's layout.
+        label_names: labels in index order; by default the sorted labels of the files.
 
     Raises:
-        ColakitError: if anything is missing, empty or malformed, naming the file and the line.
+        ColakitError: if a file is missing, empty or malformed; names the file and line.
     """
     if files:
         contents = {name: (str(file), file_opener(Path(file))) for name, file in files.items()}
@@ -153,13 +150,13 @@ def load_corpus(
     else:
         assert path is not None
         contents, name = find_splits(path), str(path)
-    with contextlib.ExitStack() as files_in_use:  # also closed where a row is refused, and no more are read
+    with contextlib.ExitStack() as files_in_use:  # closes every file, also after an error
         rows = {
             split: (where, files_in_use.enter_context(contextlib.closing(_rows(where, opened))))
             for split, (where, opened) in contents.items()
         }
         if columns is None:
-            splits = {split: _cola_split(split, found, where) for split, (where, found) in rows.items()}
+            splits = {split: _cola_split(split, lines, where) for split, (where, lines) in rows.items()}
             return Corpus(name, COLA_LABELS, splits)
         return _table_corpus(name, rows, columns, label_names)
 
@@ -169,19 +166,15 @@ def _rows(where: str, opened: Opener) -> Generator[Row, None, None]:
         yield from read_rows(file, where)
 
 
-def _no_sentence(where: str) -> ColakitError:
-    return ColakitError(f"{where}: is empty", hint="A split needs at least one sentence.")
-
-
-def _header_alone(where: str) -> ColakitError:
-    return ColakitError(f"{where}: has a header and no rows", hint="A split needs at least one sentence.")
+def _empty(where: str, problem: str = "has a header and no rows") -> ColakitError:
+    return ColakitError(f"{where}: {problem}", hint="A split needs at least one sentence.")
 
 
 def _cola_split(name: str, rows: Iterator[Row], where: str) -> Split:
-    """Read CoLA's columns (source, label, author's mark, sentence) or those of GLUE's test set."""
+    """Read CoLA's columns (source, label, author's mark, sentence) or GLUE's test set (index, sentence)."""
     first = next(rows, None)
     if first is None:
-        raise _no_sentence(where)
+        raise _empty(where, "is empty")
     if first[1] == ["index", "sentence"]:
         return _glue_test(name, rows, where)
     if len(first[1]) != 4:
@@ -195,7 +188,7 @@ def _cola_split(name: str, rows: Iterator[Row], where: str) -> Split:
     sentences: list[str] = []
     labels = array("b")
     sources: list[str] = []
-    codes: dict[str, str] = {}  # each code once in memory
+    codes: dict[str, str] = {}  # shares one string per distinct code
     for number, fields in itertools.chain([first], rows):
         if len(fields) != 4:
             widths.add(number, f"{len(fields)} columns")
@@ -220,20 +213,13 @@ def _glue_test(name: str, rows: Iterator[Row], where: str) -> Split:
             sentences.append(fields[1])
     widths.raise_any()
     if not sentences:
-        raise _header_alone(where)
+        raise _empty(where)
     return Split(name, tuple(sentences))
 
 
 @dataclass
 class _Table:
-    """What is read of one table.
-
-    Attributes:
-        where: its file.
-        sentences: N texts.
-        labels: N labels as they stand there, or None where there is no such column.
-        lines: N line numbers.
-    """
+    """Raw columns of one table: N sentences, labels (None without a label column) and line numbers."""
 
     where: str
     labels: list[str] | None
@@ -247,8 +233,8 @@ def _table_corpus(
     columns: Columns,
     label_names: Sequence[str] | None,
 ) -> Corpus:
-    """Read tables with a header; train's labels are numbered in sorted order, as numbers if all are."""
-    tables = {split: _table(split, found, where, columns) for split, (where, found) in rows.items()}
+    """Read tables with a header; train's labels are sorted, numerically if all are numbers."""
+    tables = {split: _table(split, lines, where, columns) for split, (where, lines) in rows.items()}
     labelled = {split: table.labels for split, table in tables.items() if table.labels is not None}
     naming = [labelled["train"]] if "train" in labelled else labelled.values()
     names = tuple(label_names or _sorted_labels({value for part in naming for value in part}))
@@ -260,7 +246,7 @@ def _table_corpus(
 def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Table:
     first = next(rows, None)
     if first is None:
-        raise _no_sentence(where)
+        raise _empty(where, "is empty")
     header = first[1]
     text = column_index(header, columns.text, "data.text_column", where)
     label = None
@@ -269,7 +255,7 @@ def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Ta
     table = _Table(where, None if label is None else [])
     widths = RowErrors(where, f"every row must have {len(header)} columns")
     blanks = RowErrors(where, "a label is needed")
-    values: dict[str, str] = {}  # each label once in memory
+    values: dict[str, str] = {}  # shares one string per distinct label
     for number, fields in rows:
         if len(fields) != len(header):
             widths.add(number, f"{len(fields)} columns")
@@ -282,30 +268,30 @@ def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Ta
                 blanks.add(number, "no label")
     widths.raise_any()
     if not table.sentences:
-        raise _header_alone(where)
+        raise _empty(where)
     blanks.raise_any()
     return table
 
 
 def _numbered(name: str, table: _Table, index: Mapping[str, int]) -> Split:
-    """Return the table as a split, its labels as indices."""
+    """Return the table as a split with label indices."""
     sentences = tuple(table.sentences)
     if table.labels is None:
         return Split(name, sentences)
     names = ", ".join(index)
-    faults = RowErrors(
+    errors = RowErrors(
         table.where, f"labels must be among {names if len(names) <= 200 else names[:200] + '…'}"
     )
     for number, value in zip(table.lines, table.labels, strict=True):
         if value not in index:
-            faults.add(number, f"label {shown(value)}")
-    faults.raise_any()
+            errors.add(number, f"label {shown(value)}")
+    errors.raise_any()
     labels = np.fromiter((index[value] for value in table.labels), dtype=np.int64, count=len(sentences))
     return Split(name, sentences, labels)
 
 
 def _sorted_labels(values: set[str]) -> list[str]:
     try:
-        return sorted(sorted(values), key=float)  # `1` and `1.0` are two labels, in the same order every time
+        return sorted(sorted(values), key=float)  # the inner sort orders `1` and `1.0`
     except ValueError:
         return sorted(values)

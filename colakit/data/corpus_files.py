@@ -1,6 +1,6 @@
-"""Where the tables of a corpus lie: in a folder, in a zip, or in one file.
+"""Files of a corpus, in a folder, in a zip, or single.
 
-Of a zip, members are read as streams and up to a size; nothing is unpacked to a path that it names.
+Zip members are read as size-limited streams; nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ COLA_FILES = {
 }
 GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
-MAX_MEMBER_BYTES = 256 * 2**20  # of one file inside a zip, unpacked
-MAX_RATIO = 100  # of its size unpacked to that in the zip; text packs to a third or a tenth
-BROKEN_ZIP = (  # what zipfile lets out on damaged bytes
+MAX_MEMBER_BYTES = 256 * 2**20  # unpacked size of one zip member
+MAX_RATIO = 100  # unpacked to packed size; text reaches 3 to 10
+BROKEN_ZIP = (  # exceptions of zipfile on damaged input
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -37,28 +37,25 @@ BROKEN_ZIP = (  # what zipfile lets out on damaged bytes
 Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
 
 
-def file_opener(path: Path) -> Opener:
-    """Return how to open a file; what goes wrong there is a `ColakitError`."""
+def file_opener(path: Path, hint: str = "Check the path given with --data or data.splits.") -> Opener:
+    """Return a function that opens a file and turns its read errors into `ColakitError`."""
 
     @contextlib.contextmanager
     def opened() -> Iterator[Readable]:
         try:
             with path.open("rb") as file:
                 yield file
-        except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
-            raise ColakitError(
-                f"{path}: {getattr(error, 'strerror', None) or error}",
-                hint="Check the path given with --data or data.splits.",
-            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise ColakitError(f"{path}: {getattr(error, 'strerror', None) or error}", hint=hint) from error
 
     return opened
 
 
 def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
-    """Return split name -> (what to call the file, how to open it), for a zip, a folder or one file.
+    """Return split name -> (displayed file name, opener) for a zip, a folder or one file.
 
     Raises:
-        ColakitError: if there are no files of CoLA's or GLUE's names.
+        ColakitError: if the path does not exist or has no files with CoLA's or GLUE's names.
     """
     if path.is_dir():
         members = {
@@ -71,40 +68,36 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
     elif path.suffix.lower() in TABLE_ENDINGS:
         return {"train": (str(path), file_opener(path))}
     elif path.exists():
-        raise ColakitError(f"{path}: is no zip, folder, TSV or CSV", hint="--data takes one of these.")
+        raise ColakitError(f"{path}: not a zip, folder, TSV or CSV", hint="--data takes one of these.")
     else:
         raise ColakitError(
-            f"{path}: not there", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
+            f"{path}: file not found", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
         )
-    found = _match_layout(members)
-    if not found:
+    layout = _match_layout(members)
+    if not layout:
         wanted = f"{', '.join(COLA_FILES.values())} (CoLA) or {', '.join(GLUE_FILES.values())} (GLUE)"
         raise ColakitError(
-            f"{path}: holds none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
+            f"{path}: contains none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
         )
-    return {split: (f"{path}/{member}", members[member]) for split, member in found.items()}
+    return {split: (f"{path}/{member}", members[member]) for split, member in layout.items()}
 
 
 def _match_layout(members: Mapping[str, object]) -> dict[str, str]:
-    """Return split name -> member, for CoLA's layout or GLUE's, whichever lies nearer to the top.
-
-    Raw text is preferred to tokenized.
-    """
-    layouts = [_matches(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
-    whole = [found for found in layouts if "train" in found or len(found) > 1]
-    return min(whole, key=lambda found: min(name.count("/") for name in found.values()), default={})
+    """Return split name -> member for CoLA's or GLUE's layout, whichever is less deeply nested."""
+    matches = [_matches(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
+    usable = [match for match in matches if "train" in match or len(match) > 1]
+    return min(usable, key=lambda match: min(name.count("/") for name in match.values()), default={})
 
 
 def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    def preference(name: str) -> tuple[bool, int, str]:  # raw text first, then the least nested
+        return PurePosixPath(name).parent.name == "tokenized", name.count("/"), name
+
+    match: dict[str, str] = {}
     for split, filename in layout.items():
-        candidates = [name for name in members if PurePosixPath(name).name == filename]
-        candidates.sort(
-            key=lambda name: (PurePosixPath(name).parent.name == "tokenized", name.count("/"), name)
-        )
-        if candidates:
-            found[split] = candidates[0]
-    return found
+        if candidates := [name for name in members if PurePosixPath(name).name == filename]:
+            match[split] = min(candidates, key=preference)
+    return match
 
 
 def _zip_members(path: Path) -> dict[str, Opener]:
@@ -127,22 +120,17 @@ def _zip_members(path: Path) -> dict[str, Opener]:
 
 
 class BoundedMember:
-    """A file in a zip that ends in a `ValueError` where it unpacks to more than text could.
-
-    Args:
-        file: the opened member.
-        info: what the zip says of it.
-    """
+    """An opened zip member that raises `ValueError` if it unpacks to more than text could."""
 
     def __init__(self, file: Readable, info: zipfile.ZipInfo) -> None:
         self.file = file
-        self.most = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
+        self.max_bytes = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
         self.count = 0
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes."""
         raw = self.file.read(size)
         self.count += len(raw)
-        if self.count > self.most:
-            raise ValueError(f"it unpacks to more than {self.most >> 20} MiB")
+        if self.count > self.max_bytes:
+            raise ValueError(f"it unpacks to more than {self.max_bytes >> 20} MiB")
         return raw

@@ -1,22 +1,22 @@
-"""Near-miss sentences: a real one with one word dropped, moved, doubled, replaced or inflected otherwise.
+"""Corrupted sentences: one word dropped, moved, doubled, inserted, replaced or inflected differently.
 
-Telling real from corrupted sentences is the pretext task of Warstadt et al. 2019 (arXiv:1805.12471, §4),
-whose best baselines it made; here most corruptions also keep the sentence's words.
+Real/fake classification is a pretext task of Warstadt et al. 2019 (arXiv:1805.12471, section 4); most of our
+corruptions also keep the sentence's words.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 Words = list[str]
 
-ENDINGS = (  # a word with the first ending may have a form with the second
+ENDINGS = (  # pairs of endings of two forms of a word
     *(("", "s"), ("", "ed"), ("", "ing"), ("e", "es"), ("e", "ed"), ("e", "ing"), ("y", "ies"), ("y", "ied")),
     *(("s", "ed"), ("s", "ing"), ("ed", "ing"), ("es", "ing")),
 )
-FUNCTION_WORDS = (  # each may stand where another of its row stood
+FUNCTION_WORDS = (  # words of a row replace each other
     ("is", "are", "am", "be", "been", "being"),
     ("was", "were"),
     ("has", "have", "had", "having"),
@@ -39,20 +39,20 @@ FUNCTION_WORDS = (  # each may stand where another of its row stood
     ("your", "yours"),
     ("and", "but", "or"),
 )
-TRIES = 20  # of kinds and places, until a sentence is another
+TRIES = 20  # attempts at a changed sentence
 
 
 class Corruptor:
-    """Corrupts sentences with words seen in others.
+    """Corrupts sentences with words of other sentences.
 
     Args:
-        sentences: where words and their forms come from.
+        sentences: source of words and word forms.
     """
 
     def __init__(self, sentences: Iterable[str]) -> None:
         self.words = [word for text in sentences for word in split_words(text)[0] if word.islower()]
         self.known = set(self.words)
-        self.forms = {word: found for word in self.known if (found := _forms(word, self.known))}
+        self.forms = {word: forms for word in self.known if (forms := _forms(word, self.known))}
         for row in FUNCTION_WORDS:
             for word in row:
                 self.forms[word] = sorted({*self.forms.get(word, ()), *row} - {word})
@@ -68,7 +68,7 @@ class Corruptor:
         self.weights = {"drop": 3, "swap": 4, "move": 2, "double": 1, "insert": 2, "replace": 2, "inflect": 8}
 
     def corrupt(self, sentence: str, rng: random.Random) -> str | None:
-        """Return `sentence` with one corruption, or None where it is too short to have one."""
+        """Return `sentence` with one corruption, or None if it has no changed form (fewer than two words)."""
         words, end = split_words(sentence)
         if len(words) < 2:
             return None
@@ -80,45 +80,45 @@ class Corruptor:
         return None
 
     def _insert(self, words: Words, rng: random.Random) -> Words:
-        place = rng.randrange(len(words))
-        return [*words[:place], rng.choice(self.words), *words[place:]] if self.words else words
+        at = rng.randrange(len(words))
+        return [*words[:at], rng.choice(self.words), *words[at:]] if self.words else words
 
     def _replace(self, words: Words, rng: random.Random) -> Words:
-        place = rng.randrange(len(words))
-        return [*words[:place], rng.choice(self.words), *words[place + 1 :]] if self.words else words
+        at = rng.randrange(len(words))
+        return [*words[:at], rng.choice(self.words), *words[at + 1 :]] if self.words else words
 
     def _inflect(self, words: Words, rng: random.Random) -> Words:
-        """Put another form of a word, or another function word of its kind, in its place."""
-        places = [place for place, word in enumerate(words) if _uncapitalised(words, place) in self.forms]
-        if not places:
+        """Replace a word by another form, or a function word by another of its row."""
+        candidates = [i for i in range(len(words)) if _uncapitalised(words, i) in self.forms]
+        if not candidates:
             return words
-        place = rng.choice(places)
-        other = rng.choice(self.forms[_uncapitalised(words, place)])
-        return [*words[:place], other, *words[place + 1 :]]
+        at = rng.choice(candidates)
+        other = rng.choice(self.forms[_uncapitalised(words, at)])
+        return [*words[:at], other, *words[at + 1 :]]
 
 
 def _forms(word: str, known: set[str]) -> list[str]:
     """Return the other inflected forms of `word` that are `known`."""
-    found: set[str] = set()
+    forms: set[str] = set()
     for one, two in chain(ENDINGS, ((b, a) for a, b in ENDINGS)):
         stem = word.removesuffix(one)
         if word.endswith(one) and len(stem) > 2 and stem + two != word and stem + two in known:
-            found.add(stem + two)
-    return sorted(found)
+            forms.add(stem + two)
+    return sorted(forms)
 
 
 def split_words(sentence: str) -> tuple[Words, str]:
-    """Return the words, and the mark that ends the sentence."""
+    """Return the words and the final punctuation mark."""
     text = sentence.rstrip()
     end = text[-1] if text and text[-1] in ".?!" else ""
     return text.removesuffix(end).split(), end
 
 
 def join_words(before: Sequence[str], after: Sequence[str], end: str, known: Collection[str] = ()) -> str:
-    """Write the words as a sentence: the first word's capital goes to what is first now.
+    """Join the words `after` into a sentence whose first word takes over the capital of `before`.
 
     Args:
-        known: words in lower case; the capital of one that is not among them is a name's, and stays.
+        known: lower-case words; a first word not among them is a name and keeps its capital.
     """
     first = before[0]
     lowered = first.lower() if first != "I" and first.lower() in known else first
@@ -127,27 +127,45 @@ def join_words(before: Sequence[str], after: Sequence[str], end: str, known: Col
     return text[0].upper() + text[1:] if first[0].isupper() else text
 
 
-def _uncapitalised(words: Sequence[str], place: int) -> str:
-    word = words[place]
-    return word.lower() if place == 0 and word != "I" else word
+def _uncapitalised(words: Sequence[str], at: int) -> str:
+    word = words[at]
+    return word.lower() if at == 0 and word != "I" else word
 
 
-def _without(words: Words, place: int) -> Words:
-    return [*words[:place], *words[place + 1 :]]
+def _without(words: Words, at: int) -> Words:
+    return [*words[:at], *words[at + 1 :]]
 
 
 def _swap(words: Words, rng: random.Random) -> Words:
-    place = rng.randrange(len(words) - 1)
-    return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+    at = rng.randrange(len(words) - 1)
+    return [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
 
 
 def _move(words: Words, rng: random.Random) -> Words:
-    place = rng.randrange(len(words))
-    rest = _without(words, place)
+    at = rng.randrange(len(words))
+    rest = _without(words, at)
     to = rng.randrange(len(words))
-    return [*rest[:to], words[place], *rest[to:]]
+    return [*rest[:to], words[at], *rest[to:]]
 
 
 def _double(words: Words, rng: random.Random) -> Words:
-    place = rng.randrange(len(words))
-    return [*words[: place + 1], *words[place:]]
+    at = rng.randrange(len(words))
+    return [*words[: at + 1], *words[at:]]
+
+
+def corrupt_sentences(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
+    """Yield corrupted sentences in a new random order each round; endless if any sentence has two words.
+
+    Args:
+        words_of: sentences that supply the words and word forms.
+    """
+    corruptor = Corruptor(words_of)
+    order = list(sentences)
+    is_exhausted = False
+    while not is_exhausted:
+        is_exhausted = True
+        rng.shuffle(order)
+        for sentence in order:
+            if (corrupted := corruptor.corrupt(sentence, rng)) is not None:
+                is_exhausted = False
+                yield corrupted

@@ -1,7 +1,4 @@
-"""Download of CoLA, verified file by file.
-
-The archive may be repacked by a mirror, so the checksums are those of the raw files inside it.
-"""
+"""Download of CoLA with a checksum for each raw file, as a mirror may repack the archive."""
 
 from __future__ import annotations
 
@@ -24,37 +21,36 @@ COLA_SHA256 = {
     "in_domain_dev.tsv": "77176f6a03faa5a1c4f23c69971fc1bff565931112fb65af47b2d6e24b7f42f7",
     "out_of_domain_dev.tsv": "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
 }
-MAX_COLA_BYTES = 2**22  # of one of its files, of which the largest has 430 kB
+MAX_COLA_BYTES = 2**22  # per file; the largest has 430 kB
 MAX_ARCHIVE_BYTES = 2**24  # the archive has 255 kB
 PATIENCE = RetryPolicy()
-STAGING = ".cola-"  # how the folder's name begins that becomes CoLA's
+STAGING = ".cola-"  # prefix of the temporary folder that is renamed to CoLA's
 
 
 def cola_folder(cache: Path) -> Path:
-    """Return where the fetched CoLA lies."""
+    """Return the cache's folder of CoLA."""
     return cache / "cola"
 
 
 def is_fetched(cache: Path) -> bool:
-    """Tell whether every file of CoLA is in the cache, as published."""
+    """Return whether the cache has every file of CoLA with its published checksum."""
     try:
-        found = {name: (cola_folder(cache) / name).read_bytes() for name in COLA_SHA256}
+        files = {name: (cola_folder(cache) / name).read_bytes() for name in COLA_SHA256}
     except OSError:
         return False
-    return all(hashlib.sha256(raw).hexdigest() == COLA_SHA256[name] for name, raw in found.items())
+    return all(hashlib.sha256(raw).hexdigest() == COLA_SHA256[name] for name, raw in files.items())
 
 
 def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
-    """Return the cache's folder with CoLA's three raw files, downloading them once.
+    """Return the cache's folder of CoLA's three raw files; download them if needed.
 
-    Where another process is at it, its download is waited for.
+    Waits for a download by another process.
 
     Args:
-        cache: colakit's cache folder.
-        mirrors: URLs of the archive to try before the CoLA site's.
+        mirrors: URLs of the archive, tried before the CoLA site.
 
     Raises:
-        ColakitError: if no source gives the archive, or a file inside it is not CoLA's.
+        ColakitError: if no source provides the archive with CoLA's files.
     """
     if is_fetched(cache):
         return cola_folder(cache)
@@ -75,7 +71,7 @@ def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
 
 
 def _fetch(cache: Path, sources: Sequence[str]) -> None:
-    for left in cache.glob(f"{STAGING}*"):  # by a process that was killed
+    for left in cache.glob(f"{STAGING}*"):  # of killed processes
         shutil.rmtree(left, ignore_errors=True)
     failures: list[str] = []
     for url in sources:
@@ -95,7 +91,7 @@ def _fetch(cache: Path, sources: Sequence[str]) -> None:
 
 
 def verified_files(archive: bytes) -> dict[str, bytes]:
-    """Return the archive's three raw files; raise `ValueError` if one is missing or not CoLA's."""
+    """Return the archive's three raw files; raise `ValueError` if one is missing or has another checksum."""
     files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
@@ -105,25 +101,25 @@ def verified_files(archive: bytes) -> dict[str, bytes]:
                     with zipped.open(member) as file:
                         files[name] = file.read(MAX_COLA_BYTES)
     except BROKEN_ZIP as error:
-        raise ValueError(f"is no zip ({error})") from error
+        raise ValueError(f"not a zip ({error})") from error
     for name, expected in COLA_SHA256.items():
         if name not in files:
-            raise ValueError(f"holds no {name}")
-        found = hashlib.sha256(files[name]).hexdigest()
-        if found != expected:
-            raise ValueError(f"its {name} has SHA-256 {found[:12]}…, CoLA's has {expected[:12]}…")
+            raise ValueError(f"has no {name}")
+        digest = hashlib.sha256(files[name]).hexdigest()
+        if digest != expected:
+            raise ValueError(f"its {name} has SHA-256 {digest[:12]}…, CoLA's has {expected[:12]}…")
     return files
 
 
 def _place(files: dict[str, bytes], target: Path) -> None:
-    """Put `files` into the folder `target`, all or none; raise `OSError` if they cannot be written."""
+    """Write `files` into the folder `target`, all or none; raise `OSError` on failure."""
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=STAGING))
     try:
         for name, raw in files.items():
             (staging / name).write_bytes(raw)
         try:
             staging.rename(target)
-        except OSError:  # it is there already, damaged
+        except OSError:  # `target` exists, with damaged files
             for name in files:
                 (staging / name).replace(target / name)
     finally:

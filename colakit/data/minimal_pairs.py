@@ -1,7 +1,6 @@
-"""Minimal pairs: files of JSON lines as suites are published, and the fields that group them.
+"""Minimal pairs from JSON-lines files (plain, gzip or xz), and grouping by their fields.
 
-A line is an object with `sentence_good` and `sentence_bad`; whatever else it holds describes the pair. Files
-may be packed with gzip or xz, and a folder stands for all such files in it.
+A line is an object with `sentence_good`, `sentence_bad` and any further fields.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 BROKEN_FILE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 MAX_LINE_BYTES = 2**20
 MAX_FILE_BYTES = 512 * 2**20  # unpacked
-MAX_GROUPS = 100  # values of a field that is chosen by itself: more would be a list, not a table
-ABSENT = "(none)"  # group of the pairs that lack a field
+MAX_GROUPS = 100  # maximum values of a field that is chosen automatically
+ABSENT = "(none)"  # group of pairs without the field
 
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """Two sentences that differ in little, of which one is acceptable.
+    """An acceptable and an unacceptable sentence that differ minimally.
 
     Attributes:
-        fields: what else stood in the line, and under `file`, where there are several, the file's name.
+        fields: other fields of the line, and `file`, the file's name, if several files are read.
     """
 
     good: str
@@ -42,22 +41,22 @@ class MinimalPair:
 
 
 def find_pair_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that `paths`, files and folders, stand for; a folder's are sorted by name.
+    """Return the given files and the pair files of the given folders, sorted by name within a folder.
 
     Raises:
-        ColakitError: if a path is not there, a folder holds none, or a file would be read twice.
+        ColakitError: if a path does not exist, a folder has no pair files, or a file is named twice.
     """
     files: list[Path] = []
     for path in (path.expanduser() for path in paths):
         if not path.exists():
-            raise ColakitError(f"--pairs {path}: not there", hint="Give a file of JSON lines, or a folder.")
-        found = sorted(filter(_is_pair_file, path.iterdir())) if path.is_dir() else [path]
-        if not found:
+            raise ColakitError(f"--pairs {path}: file not found", hint="Give a JSON-lines file or a folder.")
+        matches = sorted(filter(_is_pair_file, path.iterdir())) if path.is_dir() else [path]
+        if not matches:
             raise ColakitError(
-                f"--pairs {path}: holds no file that ends in {', '.join(ENDINGS)}",
+                f"--pairs {path}: no file ends in {', '.join(ENDINGS)}",
                 hint="Give the folder that holds the files itself; folders below it are not searched.",
             )
-        files += found
+        files += matches
     real = [file.resolve() for file in files]
     for position, file in enumerate(files):
         if real[position] in real[:position]:
@@ -73,11 +72,11 @@ def read_pairs(files: Sequence[Path]) -> list[MinimalPair]:
     """Return the pairs of all files, in order.
 
     Raises:
-        ColakitError: if a file is empty, too large, or malformed, naming the file and the line.
+        ColakitError: if a file is empty, too large or malformed; names the file and line.
     """
     names = [file.name.removesuffix(file.suffix if file.suffix in PACKED else "") for file in files]
     names = [name.removesuffix(".jsonl") for name in names]
-    if len(set(names)) < len(names):  # of several folders
+    if len(set(names)) < len(names):  # equal names in several folders
         names = [str(file) for file in files]
     pairs: list[MinimalPair] = []
     for file, name in zip(files, names, strict=True):
@@ -89,37 +88,39 @@ def read_pairs(files: Sequence[Path]) -> list[MinimalPair]:
 
 def _read_file(path: Path) -> list[MinimalPair]:
     pairs: list[MinimalPair] = []
-    faults = RowErrors(str(path), f"every line must be a JSON object with {GOOD} and {BAD}")
+    errors = RowErrors(str(path), f"every line must be a JSON object with {GOOD} and {BAD}")
     for number, raw in _lines(path):
         try:
             pairs.append(_parse(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw))
         except ValueError as error:
-            faults.add(number, str(error))
-    faults.raise_any()
+            errors.add(number, str(error))
+    errors.raise_any()
     if not pairs:
         raise ColakitError(f"{path}: is empty", hint="A file of pairs needs at least one.")
     return pairs
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the numbered lines that are not blank."""
+    """Yield the numbered, non-blank lines."""
     try:
         with _open(path) as file:
             number = size = 0
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number, size = number + 1, size + len(raw)
-                if len(raw) > MAX_LINE_BYTES or size > MAX_FILE_BYTES:
-                    what = "line is longer" if len(raw) > MAX_LINE_BYTES else "file is larger"
-                    most = MAX_LINE_BYTES if len(raw) > MAX_LINE_BYTES else MAX_FILE_BYTES
-                    raise ColakitError(
-                        f"{path}:{number}: the {what} than {most >> 20} MiB",
-                        hint="Is this a file of JSON lines, one pair a line?",
-                    )
+                for unit, length, limit in (
+                    ("line is longer", len(raw), MAX_LINE_BYTES),
+                    ("file is larger", size, MAX_FILE_BYTES),
+                ):
+                    if length > limit:
+                        raise ColakitError(
+                            f"{path}:{number}: the {unit} than {limit >> 20} MiB",
+                            hint="Is this a file of JSON lines, one pair a line?",
+                        )
                 if raw.strip():
                     yield number, raw
     except BROKEN_FILE as error:
         reason = getattr(error, "strerror", None) or error
-        raise ColakitError(f"{path}: cannot be read ({reason})", hint="Was it copied whole?") from error
+        raise ColakitError(f"{path}: cannot be read ({reason})", hint="Is the file complete?") from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -129,7 +130,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _parse(raw: bytes) -> MinimalPair:
-    """Return the pair of one line; a `ValueError` says in few words why there is none."""
+    """Parse one line; raise `ValueError` with a short reason."""
     try:
         record = json.loads(raw.decode("utf-8"))
         json.dumps(record, ensure_ascii=False).encode("utf-8")
@@ -139,7 +140,7 @@ def _parse(raw: bytes) -> MinimalPair:
         raise ValueError("half of a surrogate pair") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except (RecursionError, ValueError):  # brackets in brackets, a number of thousands of digits
+    except (RecursionError, ValueError):  # deep nesting, or a number of thousands of digits
         raise ValueError("not JSON that can be read") from None
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}, not an object")
@@ -153,46 +154,39 @@ def _parse(raw: bytes) -> MinimalPair:
     return MinimalPair(record.pop(GOOD), record.pop(BAD), record)
 
 
-def group_pairs(pairs: Sequence[MinimalPair], asked: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Return field -> the group of each pair, for the fields `asked` for, or else for those that make groups.
+def group_pairs(pairs: Sequence[MinimalPair], names: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return field -> group of each pair, for the fields `names` or, without names, all suitable fields.
 
-    These are the fields whose values are strings, 2 to `MAX_GROUPS` different ones, which two or more pairs
-    share on average. So numbers of pairs and parts of sentences are left out, and so is a field that splits
-    the pairs just as an earlier one does.
+    Suitable fields have 2 to `MAX_GROUPS` distinct strings, at least two pairs per value on average, and
+    another partition of the pairs than earlier fields.
 
     Raises:
-        ColakitError: if no pair has a field that is asked for.
+        ColakitError: if no pair has one of the fields `names`.
     """
-    names = list(dict.fromkeys(name for pair in pairs for name in pair.fields))
-    names.sort(key=lambda name: name == "file")  # last, so that a suite's own field is preferred to it
-    if not asked:
-        return _that_make_groups({name: _groups(pairs, name) for name in names if _is_text(pairs, name)})
-    for name in asked:
-        if name not in names:
+    fields = list(dict.fromkeys(name for pair in pairs for name in pair.fields))
+    fields.sort(key=lambda name: name == "file")  # last: a suite's own field has priority
+    if not names:
+        is_text = {name: all(isinstance(pair.fields.get(name, ""), str) for pair in pairs) for name in fields}
+        return _suitable({name: _groups(pairs, name) for name in fields if is_text[name]})
+    for name in names:
+        if name not in fields:
             raise ColakitError(
-                f"--group-by: no pair has a field {name!r}.{did_you_mean(name, names)}",
-                hint=None if names else "These pairs have no fields but the sentences.",
+                f"--group-by: no pair has a field {name!r}.{did_you_mean(name, fields)}",
+                hint=None if fields else "These pairs have no fields but the sentences.",
             )
-    return {name: _groups(pairs, name) for name in asked}
-
-
-def _is_text(pairs: Sequence[MinimalPair], name: str) -> bool:
-    return all(isinstance(pair.fields.get(name, ""), str) for pair in pairs)
+    return {name: _groups(pairs, name) for name in names}
 
 
 def _groups(pairs: Sequence[MinimalPair], name: str) -> list[str]:
-    return [_written(pair.fields[name]) if name in pair.fields else ABSENT for pair in pairs]
+    values = (pair.fields.get(name, ABSENT) for pair in pairs)
+    return [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
 
 
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _that_make_groups(fields: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    found: dict[tuple[int, ...], str] = {}  # how a field splits the pairs -> the first that does so
+def _suitable(fields: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    chosen: dict[tuple[int, ...], str] = {}  # partition of the pairs -> first field with it
     for name, groups in fields.items():
         numbers: dict[str, int] = {}
         split = tuple(numbers.setdefault(group, len(numbers)) for group in groups)
         if 2 <= len(numbers) <= min(MAX_GROUPS, len(groups) // 2):
-            found.setdefault(split, name)
-    return {name: fields[name] for name in found.values()}
+            chosen.setdefault(split, name)
+    return {name: fields[name] for name in chosen.values()}

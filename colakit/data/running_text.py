@@ -1,6 +1,6 @@
-"""Running text for pre-training: documents from files, and one stream of tokens with its sentence starts.
+"""Running text for pre-training: documents from files, encoded as one token stream with sentence starts.
 
-Documents are parted by a line `<|endoftext|>`. Shapes: L tokens of a stream, S sentence starts, V vocabulary.
+A line `<|endoftext|>` separates documents. Shapes: L tokens of a stream, S sentence starts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,49 +19,48 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import END_OF_TEXT, SentenceTokenizer
 from colakit.errors import ColakitError, first_line
 from colakit.utils.array_cache import ArrayCache
 
-END_OF_TEXT = "<|endoftext|>"
-FORMAT = 2  # raise it when sentences are found differently, so that cached streams are made anew
+FORMAT = 2  # increase when sentence splitting changes, to invalidate cached streams
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-ENDINGS = (".txt", ".md", ".text", *OPENERS)  # what is read from a folder
-PIECES_AT_A_TIME = 20_000  # sentences given to the tokenizer in one call
+ENDINGS = (".txt", ".md", ".text", *OPENERS)  # files read from a folder
+PIECES_AT_A_TIME = 20_000  # sentences per tokenizer call
 ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
-MOST_BREAKS = 4  # tokens of white space that a sentence may bring along
+MOST_BREAKS = 4  # maximum white-space tokens before a sentence
 PARAGRAPH = re.compile(r"\n\s*\n\s*")
 SENTENCE_END = re.compile(r"""(?<!\w)(\w*)[.!?]["'”’)\]]*(\s+)(?=["'“‘(\[]*([^\W\d_]))""")  # noqa: RUF001
 
 
-def text_files(named: str | Path) -> list[Path]:
-    """Return the text files that a path names: itself, or those of a folder, in order of their names.
+def text_files(path: str | Path) -> list[Path]:
+    """Return the file itself, or the text files of a folder (recursive, sorted by name).
 
     Raises:
-        ColakitError: if there is none.
+        ColakitError: if there is no text file.
     """
-    path = Path(named).expanduser()
+    path = Path(path).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in ENDINGS)
-        if not found:
-            raise ColakitError(f"{path}: holds no text", hint=f"Files may end in {', '.join(ENDINGS)}.")
-        return found
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in ENDINGS)
+        if not files:
+            raise ColakitError(f"{path}: no text found", hint=f"Files may end in {', '.join(ENDINGS)}.")
+        return files
     if not path.is_file():
-        raise ColakitError(f"{path}: not there", hint="Name a text file or a folder of text files.")
+        raise ColakitError(f"{path}: file not found", hint="Name a text file or a folder of text files.")
     return [path]
 
 
 def check_upsample(repeats: Mapping[str, int], text: Mapping[str, str]) -> None:
-    """Raise `ColakitError` where `repeats` speaks of a text that is not read."""
-    if strangers := sorted(set(repeats) - set(text)):
+    """Raise `ColakitError` if `repeats` names a text that is not in `text`."""
+    if unknown := sorted(set(repeats) - set(text)):
         raise ColakitError(
-            f"pretrain.upsample: {', '.join(strangers)} is not among pretrain.text",
+            f"pretrain.upsample: {', '.join(unknown)} is not among pretrain.text",
             hint=f"It is read: {', '.join(text)}.",
         )
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of one file, which may be packed by gzip or xz; one is in memory at a time.
+    """Yield the documents of one file (plain, gzip or xz), one in memory at a time.
 
     Raises:
         ColakitError: if the file cannot be read or is not UTF-8.
@@ -92,12 +91,12 @@ def _split_documents(file: TextIO) -> Iterator[str]:
 
 
 def sentences(document: str) -> list[str]:
-    """Cut a document into sentences, each with the white space before it; paragraphs begin with one `\\n`.
+    """Split a document into sentences, each with its leading white space; paragraphs begin with one `\\n`.
 
-    A sentence starts a paragraph, or follows `.`, `!` or `?` and begins with a capital, or a letter of a
-    script that has none, unless what ends is an initial or an abbreviation such as `Mr.`
+    A sentence starts a paragraph, or follows `.`, `!` or `?` (but no initial or abbreviation) and begins with
+    a letter that is not lower case.
     """
-    found: list[str] = []
+    pieces: list[str] = []
     for number, paragraph in enumerate(PARAGRAPH.split(document)):
         text = f"\n{paragraph}" if number else paragraph
         begin = 0
@@ -106,17 +105,17 @@ def sentences(document: str) -> list[str]:
             if match.group(3).islower():
                 continue
             if word not in ABBREVIATIONS and not (len(word) == 1 and word.isupper() and word != "I"):
-                found.append(text[begin : match.start(2)])
+                pieces.append(text[begin : match.start(2)])
                 begin = match.start(2)
-        found.append(text[begin:])
-    return found
+        pieces.append(text[begin:])
+    return pieces
 
 
 def whole_sentences(files: Iterable[Path], lengths: range) -> Iterator[str]:
-    """Yield the sentences of text that begin with a capital, end with a mark and quote nothing.
+    """Yield the sentences that begin with a capital, end with `.?!` and contain no quotation mark.
 
     Args:
-        lengths: in words, of those wanted.
+        lengths: allowed lengths in words.
     """
     for file in files:
         for document in read_documents(file):
@@ -129,13 +128,12 @@ def whole_sentences(files: Iterable[Path], lengths: range) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What pre-training has to know of each token of a byte-level tokenizer.
+    """Per-token facts of a byte-level tokenizer.
 
     Attributes:
         num_bytes: (V,) int32, bytes of text; 0 for a special token.
-        blank: (V,) bool, whether it is white space only.
-        bare: (V,) int32, the token without its leading space, itself where it has none, -1 where the
-            vocabulary lacks it.
+        blank: (V,) bool, whether the token is white space only.
+        bare: (V,) int32, the same token without its leading space, or -1 if the vocabulary has none.
     """
 
     num_bytes: NDArray[np.int32]
@@ -144,7 +142,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: SentenceTokenizer) -> Vocabulary:
-        """Read the facts from a tokenizer, in whose spelling each character is a byte and Ġ is the space."""
+        """Read the facts from a tokenizer, which spells each byte as one character and a space as Ġ."""
         index = tokenizer.backend.get_vocab(with_added_tokens=True)
         size = max(index.values()) + 1
         num_bytes = np.zeros(size, dtype=np.int32)
@@ -162,12 +160,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents as one row of tokens, each followed by the end-of-text token.
+    """Concatenated documents, each followed by the end-of-text token.
 
     Attributes:
         ids: (L,) unsigned integers.
-        starts: (S,) int64, where a sentence begins whose first token can also stand without a space.
-        documents: int64, where each document begins, and L.
+        starts: (S,) int64, positions of sentences whose first token also exists without a leading space.
+        documents: int64, start of each document, and L.
     """
 
     ids: NDArray[Any]
@@ -178,30 +176,30 @@ class Stream:
         return len(self.ids)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the tokens and where windows may begin."""
+        """Return a SHA-256 of the tokens and sentence starts."""
         digest = hashlib.sha256(self.ids.tobytes())
         digest.update(self.starts.tobytes())
         return digest.hexdigest()
 
     def take(self, parts: Sequence[tuple[int, int]]) -> Stream:
-        """Return the tokens of [start, end) ranges, one after another, as a stream of their own."""
+        """Concatenate the [start, end) ranges as a new stream."""
         lengths = np.array([end - start for start, end in parts], dtype=np.int64)
-        places = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         starts = [
             self.starts[np.searchsorted(self.starts, start) : np.searchsorted(self.starts, end)]
             - start
-            + place
-            for (start, end), place in zip(parts, places, strict=False)
+            + offset
+            for (start, end), offset in zip(parts, offsets, strict=False)
         ]
         ids = np.concatenate([self.ids[start:end] for start, end in parts])
-        return Stream(ids, np.concatenate(starts), places)
+        return Stream(ids, np.concatenate(starts), offsets)
 
 
 def encode_text(files: Sequence[Path], tokenizer: SentenceTokenizer, cache: ArrayCache | None) -> Stream:
-    """Return the stream of all documents in `files`, from the cache if the same was encoded before.
+    """Return the stream of all documents in `files`, cached on disk.
 
     Raises:
-        ColakitError: if a file cannot be read, or there is no text in any.
+        ColakitError: if a file cannot be read or all are empty.
     """
 
     def compute() -> dict[str, NDArray[Any]]:
@@ -215,7 +213,7 @@ def encode_text(files: Sequence[Path], tokenizer: SentenceTokenizer, cache: Arra
         key = {"format": FORMAT, "tokenizer": tokenizer.fingerprint(), "files": digests}
         stream = Stream(**cache.get("text", key, compute))
     if not len(stream.starts):
-        raise ColakitError(f"{files[0]}: holds no text", hint="Pre-training needs running text.")
+        raise ColakitError(f"{files[0]}: no text found", hint="Pre-training needs running text.")
     return stream
 
 
@@ -246,12 +244,12 @@ def _with_ends(
     tokenizer: SentenceTokenizer,
     facts: Vocabulary,
 ) -> Stream:
-    """Put the end-of-text token after each document, and find where sentences can begin a window."""
+    """Insert the end-of-text token after each document, and compute the sentence starts."""
     begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     documents = begins[opening]
     ends = np.append(documents[1:], len(ids))
     ids = np.insert(ids, ends, tokenizer.end_of_text_id)
-    begins = begins + np.cumsum(opening) - 1  # every document before pushed it by one
+    begins = begins + np.cumsum(opening) - 1  # one end-of-text token per earlier document
     for _ in range(MOST_BREAKS):
         begins = begins + facts.blank[ids[begins]]
     usable = begins[(facts.bare[ids[begins]] >= 0) & ~facts.blank[ids[begins]]]
@@ -260,10 +258,9 @@ def _with_ends(
 
 
 def split_val(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
-    """Return (train, held out): whole documents drawn until `share` of the tokens is reached.
+    """Return (train, val): val gets random whole documents until it has `share` of the tokens.
 
-    No document larger than that share is drawn, and never all of them; where that leaves none, the end of the
-    text is held out. Text of a single sentence leaves nothing to train on.
+    Documents larger than that share stay in train. If no document fits, val is the end of the text.
     """
     wanted = share * len(stream)
     sizes = np.diff(stream.documents)
@@ -277,7 +274,7 @@ def split_val(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
         after = np.searchsorted(stream.starts, len(stream) - wanted)
         cut = int(stream.starts[min(int(after), len(stream.starts) - 1)])
         return stream.take([(0, cut)]), stream.take([(cut, len(stream))])
-    held = set(chosen)
+    in_val = set(chosen)
     ranges = list(itertools.pairwise(stream.documents.tolist()))
-    kept = [part for i, part in enumerate(ranges) if i not in held]
-    return stream.take(kept), stream.take([ranges[i] for i in sorted(held)])
+    kept = [part for i, part in enumerate(ranges) if i not in in_val]
+    return stream.take(kept), stream.take([ranges[i] for i in sorted(in_val)])

@@ -1,31 +1,29 @@
-"""The slice of train that is held out to choose epoch, threshold and settings; folds of the rest."""
+"""Validation split and folds of the train split."""
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
-from colakit.data.transfer import normalised
 from colakit.errors import ColakitError
 
 
 def train_val_split(train: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Split `train` into (what is trained on, what is held out), stratified by label.
-
-    Copies of one sentence go to the same side, so that nothing held out was trained on.
+    """Split `train` into (train, val), stratified by label; copies of a sentence stay on one side.
 
     Args:
-        share: of the distinct sentences, 0 < share < 1.
-        seed: of the draw; runs that are compared should share it.
+        share: fraction of the distinct sentences in val, 0 < share < 1.
+        seed: random seed; use the same one for runs to be compared.
 
     Raises:
-        ColakitError: if train has a single class, or too few sentences to hold any out.
+        ColakitError: if train has one class only, or too few sentences.
     """
-    from sklearn.model_selection import train_test_split  # a second of imports that predict does without
+    from sklearn.model_selection import train_test_split  # takes a second to import; predict never needs it
 
     labels = train.require_labels()
     first = {sentence: i for i, sentence in reversed(list(enumerate(train.sentences)))}
@@ -49,15 +47,21 @@ def train_val_split(train: Split, share: float, seed: int) -> tuple[Split, Split
 
 
 def left_out(sentences: Sequence[str], fold: str) -> NDArray[np.bool_]:
-    """Return which sentences are in a fold, (N,); copies of one, whatever case and punctuation, go together.
+    """Return a mask of the sentences in a fold, (N,).
 
-    A sentence's fold depends on nothing but the sentence, so that every run agrees on it.
+    The fold is a hash of the normalised sentence, so it is the same in every run.
 
     Args:
-        fold: the i-th of k, written `i/k`, counted from 1.
+        fold: `i/k`, the i-th of k folds, from 1.
     """
     number, folds = map(int, fold.split("/"))
     digests = (hashlib.sha256(normalised(sentence).encode()).digest() for sentence in sentences)
     return np.array(
         [int.from_bytes(digest[:8], "big") % folds == number - 1 for digest in digests], dtype=bool
     )
+
+
+def normalised(sentence: str) -> str:
+    """Return `sentence` without case, spaces and punctuation, to compare sentences by."""
+    text = unicodedata.normalize("NFKC", sentence).casefold()
+    return "".join(character for character in text if character.isalnum())

@@ -1,7 +1,7 @@
-"""Rows of TSV and CSV files, one at a time, with every fault named by its line.
+"""Streaming reader of TSV and CSV rows, with errors by line number.
 
-TSV is read as CoLA is written: a row a line, no quoting, whatever quotes a sentence holds. CSV is read with
-quoting. Lines end in LF, CRLF or CR; nothing else (U+2028 in a sentence, say) ends one.
+TSV is read like CoLA: one row a line, without quoting. CSV is read with quoting. Only LF, CRLF and CR end a
+line (not U+2028).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Protocol
 from colakit.errors import ColakitError, did_you_mean
 
 Row = tuple[int, list[str]]  # line number from 1, fields
-MAX_FAULTS_SHOWN = 5
+MAX_SHOWN = 5
 MAX_CELL_SHOWN = 40  # characters of a cell in an error
 MAX_LINE = 2**26  # characters
 CHUNK = 2**20  # bytes read at a time
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # with its end, where it has one
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # includes the line ending, if any
 
 
 class Readable(Protocol):
-    """What bytes are read from."""
+    """A binary stream."""
 
     def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes, none at the end."""
+        """Return up to `size` bytes; empty at the end."""
 
 
 class RowErrors:
-    """The faulty lines of one file: the first few are kept, all are counted.
+    """Invalid lines of one file: all are counted, the first `MAX_SHOWN` are reported.
 
     Args:
         where: the file.
-        rule: what every line must be.
+        rule: the rule that every line must follow.
     """
 
     def __init__(self, where: str, rule: str) -> None:
@@ -44,22 +44,22 @@ class RowErrors:
         self.shown: list[tuple[int, str]] = []
         self.count = 0
 
-    def add(self, line: int, what: str) -> None:
-        """Note that `line` is faulty."""
+    def add(self, line: int, problem: str) -> None:
+        """Record an invalid line."""
         self.count += 1
-        if len(self.shown) < MAX_FAULTS_SHOWN:
-            self.shown.append((line, what))
+        if len(self.shown) < MAX_SHOWN:
+            self.shown.append((line, problem))
 
     def raise_any(self) -> None:
-        """Raise one `ColakitError` for all of them; return if there are none."""
+        """Raise one `ColakitError` for all invalid lines, if there are any."""
         if not self.count:
             return
-        shown = "; ".join(f"line {number}: {what}" for number, what in self.shown)
+        shown = "; ".join(f"line {number}: {problem}" for number, problem in self.shown)
         more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
         lines = "line" if self.count == 1 else "lines"
         raise ColakitError(
-            f"{self.where}:{self.shown[0][0]}: {self.rule} ({self.count} faulty {lines}: {shown}{more})",
-            hint="Mend these lines; nothing was written.",
+            f"{self.where}:{self.shown[0][0]}: {self.rule} ({self.count} invalid {lines}: {shown}{more})",
+            hint="Fix these lines; nothing was written.",
         )
 
 
@@ -67,39 +67,39 @@ def decode(raw: bytes, where: str) -> str:
     """Return the text of a UTF-8 file, without its byte-order mark.
 
     Raises:
-        ColakitError: if it is not UTF-8 or holds a NUL, with the byte offset.
+        ColakitError: if it is not UTF-8 or contains a NUL; gives the byte offset.
     """
     return "".join(_pieces(io.BytesIO(raw), where))
 
 
 def read_rows(file: Readable, where: str) -> Iterator[Row]:
-    """Yield the numbered rows of a file; `where` names it and, by its ending, its format.
+    """Yield the numbered rows of a file; the suffix of its name `where` selects CSV or TSV.
 
     Raises:
-        ColakitError: if it is not UTF-8, holds a NUL, has a line beyond `MAX_LINE` or broken quoting.
+        ColakitError: if it is not UTF-8, contains a NUL, has a line over `MAX_LINE` or broken quoting.
     """
     lines = _lines(_pieces(file, where), where)
     if PurePath(where).suffix.lower() != ".csv":
         for number, line in enumerate(lines, start=1):
             yield number, line.rstrip("\r\n").split("\t")
         return
-    csv.field_size_limit(MAX_LINE)  # by default 128 KiB
+    csv.field_size_limit(MAX_LINE)  # the default is 128 KiB
     reader = csv.reader(lines, strict=True)
     try:
         yield from ((reader.line_num, fields) for fields in reader if fields)
     except csv.Error as error:
-        raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Mend the quoting.") from error
+        raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Fix the quoting.") from error
 
 
 def _pieces(file: Readable, where: str) -> Iterator[str]:
-    """Yield a file's text a chunk at a time; none ends between CR and LF."""
+    """Yield a file's text in chunks that never split CR LF."""
     characters = codecs.getincrementaldecoder("utf-8")()
     decoder = io.IncrementalNewlineDecoder(characters, translate=False)
     done, is_last, begins = 0, False, True
     while not is_last:
         raw = file.read(CHUNK)
         is_last = not raw
-        held = len(characters.getstate()[0])  # of a character whose other bytes are still to come
+        held = len(characters.getstate()[0])  # bytes of an incomplete character
         try:
             text = decoder.decode(raw, final=is_last)
         except UnicodeDecodeError as error:
@@ -118,24 +118,24 @@ def _pieces(file: Readable, where: str) -> Iterator[str]:
 def _lines(pieces: Iterable[str], where: str) -> Iterator[str]:
     rest = ""
     for piece in pieces:
-        found = LINE.findall(rest + piece)
-        rest = found.pop() if found and found[-1][-1] not in "\r\n" else ""
+        lines = LINE.findall(rest + piece)
+        rest = lines.pop() if lines and lines[-1][-1] not in "\r\n" else ""
         if len(rest) > MAX_LINE:
             raise ColakitError(
                 f"{where}: a line is longer than {MAX_LINE >> 20} Mi characters", hint="Is this a text file?"
             )
-        yield from found
+        yield from lines
     if rest:
         yield rest
 
 
 def shown(cell: str) -> str:
-    """Return a cell as an error shows it."""
+    """Return a cell quoted and shortened for an error message."""
     return repr(cell if len(cell) <= MAX_CELL_SHOWN else cell[:MAX_CELL_SHOWN] + "…")
 
 
 def column_index(header: list[str], name: str, setting: str, where: str) -> int:
-    """Return where column `name` stands in `header`."""
+    """Return the index of column `name` in `header`; raise `ColakitError` if it is missing."""
     if name not in header:
         has = ", ".join(header)
         raise ColakitError(

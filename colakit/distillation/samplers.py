@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from colakit.data.corruption import join_words, split_words
 from colakit.data.running_text import sentences
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.inference.generation import generate_tokens
 from colakit.models.gpt.model import GPT
 from colakit.runtime.device import Compute

@@ -12,7 +12,8 @@ import numpy as np
 from colakit.config.student import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.running_text import text_files, whole_sentences
-from colakit.data.transfer import FORMAT, WORDS, Collector, corrupt_sentences, shares
+from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
+from colakit.data.corruption import corrupt_sentences
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError

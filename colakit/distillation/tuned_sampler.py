@@ -13,8 +13,8 @@ from typing import Any
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.student import TransferSettings
 from colakit.config.yaml import to_yaml
-from colakit.data.tokens import SentenceTokenizer
-from colakit.data.transfer import rounds
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.distillation.collector import rounds
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.samplers import SentenceSampler
 from colakit.errors import ColakitError

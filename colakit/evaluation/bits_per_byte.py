@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from colakit.data.running_text import Vocabulary, encode_text
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.windows import slices
 from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte

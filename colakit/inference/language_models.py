@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import check_base, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from colakit.data.tokens import INFERENCE_BATCH, SentenceTokenizer, Tokens, plan_inference
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
 from colakit.errors import first_line
 from colakit.inference.decisions import Predictions, as_list
 from colakit.models.rnn.config import RNNConfig

@@ -224,7 +224,7 @@ def test_runs_on_different_data_are_compared_on_data_that_is_named(
     shutil.rmtree(copy)
     code, _, err = colakit("evaluate", run)
     assert code == 2
-    assert f"{copy}: not there" in err
+    assert f"{copy}: file not found" in err
     assert "--data replaces it" in " ".join(err.split())
     copy.symlink_to(toy / "corpus")  # two paths to one place are no difference
     code, _, err = colakit("evaluate", runs["finetune"], run)
@@ -242,7 +242,7 @@ def test_a_model_that_records_no_data_follows_the_others(
     assert json.loads(out)["corpus"] == str(toy / "corpus")
     code, _, err = colakit("evaluate", foreign, "--dry-run")
     assert code == 2
-    assert "CoLA is not fetched yet" in err
+    assert "CoLA is not downloaded" in err
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
@@ -487,7 +487,7 @@ FAULTS = {
     "text for a number": (["finetune", "--lr", "fast"], "--lr: finetune.lr"),
     "cell unknown": (["distill", "--cell", "lsmt"], "--cell: student.cell"),
     "missing config": (["finetune", "--config", "no.yaml"], "no.yaml"),
-    "missing data": (["data", "check", "--data", "nowhere.zip"], "nowhere.zip: not there"),
+    "missing data": (["data", "check", "--data", "nowhere.zip"], "nowhere.zip: file not found"),
     "missing base": (["finetune", "--base", "./nowhere", "--data", "{toy}/corpus"], "./nowhere"),
     "base not on the hub": (["finetune", "--base", "gpt2", "--data", "{toy}/corpus"], "put config.json"),
     "base a file": (["finetune", "--base", "{toy}/base/config.json", "--data", "{toy}/corpus"], "is a file"),

@@ -172,7 +172,7 @@ def test_every_wrong_label_is_counted_and_the_first_is_named(label: str) -> None
         load_corpus(path)
     message = caught.value.message
     assert message.startswith(
-        f"own.tsv:4: the second column must be 0 or 1 (6 faulty lines: line 4: label {label!r}"
+        f"own.tsv:4: the second column must be 0 or 1 (6 invalid lines: line 4: label {label!r}"
     )
     assert message.endswith("line 13: label " + repr(label) + "; and 1 more)")
 
@@ -210,10 +210,10 @@ def test_a_file_without_sentences_is_refused(text: str, columns: Columns | None,
 @pytest.mark.parametrize(
     ("name", "make", "said"),
     [
-        ("gone.zip", lambda path: None, "not there"),
-        ("notes.md", lambda path: path.write_text("x"), "is no zip, folder, TSV or CSV"),
-        ("empty", Path.mkdir, "holds none of in_domain_train.tsv"),
-        ("other.zip", lambda path: write_zip(path, {"a.tsv": "x"}), "holds none of in_domain_train.tsv"),
+        ("gone.zip", lambda path: None, "file not found"),
+        ("notes.md", lambda path: path.write_text("x"), "not a zip, folder, TSV or CSV"),
+        ("empty", Path.mkdir, "contains none of in_domain_train.tsv"),
+        ("other.zip", lambda path: write_zip(path, {"a.tsv": "x"}), "contains none of in_domain_train.tsv"),
     ],
 )
 def test_what_is_no_corpus_is_said_to_be_none(name: str, make: Callable[[Path], object], said: str) -> None:
@@ -292,7 +292,7 @@ def test_a_label_that_train_has_not_is_named_by_its_line(label_names: tuple[str,
 
 def test_a_blank_label_is_named_by_its_line() -> None:
     with pytest.raises(
-        ColakitError, match=r"^own\.tsv:3: .*2 faulty lines: line 3: no label; line 4: no label"
+        ColakitError, match=r"^own\.tsv:3: .*2 invalid lines: line 3: no label; line 4: no label"
     ):
         load_corpus(write_file("text\tmood\na\tgood\nb\t\nc\t \n"), columns=MOOD)
 

@@ -240,11 +240,11 @@ def undeflatable(files: dict[str, bytes]) -> bytes:
     ("make", "said"),
     [
         (changed, r"its in_domain_dev\.tsv has SHA-256 [0-9a-f]{12}…, CoLA's has [0-9a-f]{12}…"),
-        (lacking, r"holds no in_domain_dev\.tsv"),
-        (lambda files: b"<html>moved</html>", "is no zip"),
-        (lambda files: b"", "is no zip"),
-        (lambda files: zipped(files)[:-100], "is no zip"),
-        (undeflatable, "is no zip"),
+        (lacking, r"has no in_domain_dev\.tsv"),
+        (lambda files: b"<html>moved</html>", "not a zip"),
+        (lambda files: b"", "not a zip"),
+        (lambda files: zipped(files)[:-100], "not a zip"),
+        (undeflatable, "not a zip"),
     ],
     ids=["changed", "lacking", "html", "nothing", "cut", "undeflatable"],
 )

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from colakit.data.batches import Batch, Examples, micro_batches, pad, plan_epoch
 from colakit.data.corpora import Split, load_corpus
 from colakit.data.splits import train_val_split
-from colakit.data.tokens import SentenceTokenizer, Tokens, plan_inference
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens, plan_inference
 from colakit.errors import ColakitError
 
 LAWS = settings(max_examples=150, deadline=None)

@@ -24,7 +24,8 @@ from colakit.data.minimal_pairs import (
     group_pairs,
     read_pairs,
 )
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
 from colakit.errors import ColakitError
 from colakit.evaluation import minimal_pairs as engine
 from colakit.evaluation.minimal_pairs import PairScores, accuracy, score_pairs
@@ -251,7 +252,7 @@ def test_a_faulty_line_is_named(name: str, tmp_path: Path, colakit: Run) -> None
 
 def test_all_faulty_lines_are_counted(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_bytes(OK + b"x\n" * 7)
-    with pytest.raises(ColakitError, match=r"7 faulty lines: line 2: .*; and 2 more"):
+    with pytest.raises(ColakitError, match=r"7 invalid lines: line 2: .*; and 2 more"):
         read_pairs([tmp_path / "pairs.jsonl"])
 
 
@@ -544,8 +545,8 @@ def test_dry_run_reads_the_pairs_and_touches_nothing(
 FAULTS = {
     "nothing to evaluate": ([], "no MODEL is named"),
     "groups of no pairs": (["{run}", "--group-by", "UID"], "--group-by UID: sentences are grouped by source"),
-    "missing pairs": (["--pairs", "no.jsonl"], "--pairs no.jsonl: not there"),
-    "no pairs in a folder": (["--pairs", "{toy}/corpus"], "holds no file that ends in .jsonl"),
+    "missing pairs": (["--pairs", "no.jsonl"], "--pairs no.jsonl: file not found"),
+    "no pairs in a folder": (["--pairs", "{toy}/corpus"], "no file ends in .jsonl"),
     "pairs twice": (["--pairs", "{suite}", "--pairs", "{suite}"], "is given twice"),
     "pairs and data": (["--pairs", "{suite}", "--data", "{toy}/corpus"], "--data with --pairs"),
     "pairs and split": (["--pairs", "{suite}", "--split", "dev"], "--split with --pairs"),

@@ -93,7 +93,7 @@ def test_quoted_csv_fields_hold_commas_quotes_and_line_ends() -> None:
     ("raw", "line"), [(b'a,b\n"c"d,e\n', 2), (b'a,b\nc,d\n"never closed,e\n', 3)], ids=["stray", "unclosed"]
 )
 def test_broken_csv_quoting_is_named_by_its_line(raw: bytes, line: int) -> None:
-    with pytest.raises(ColakitError, match=rf"^a\.csv:{line}: .*\nMend the quoting\."):
+    with pytest.raises(ColakitError, match=rf"^a\.csv:{line}: .*\nFix the quoting\."):
         read_rows(raw, "a.csv")
 
 
@@ -116,7 +116,7 @@ def test_faults_are_all_counted_and_the_first_are_named() -> None:
     with pytest.raises(ColakitError) as caught:
         faults.raise_any()
     message = caught.value.message
-    assert message.startswith("a.tsv:3: every row must have 2 columns (7 faulty lines: line 3: 1 columns;")
+    assert message.startswith("a.tsv:3: every row must have 2 columns (7 invalid lines: line 3: 1 columns;")
     assert "line 8: 3 columns" in message
     assert "line 13" not in message
     assert message.endswith("and 2 more)")

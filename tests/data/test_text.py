@@ -18,8 +18,7 @@ from colakit.data.running_text import (
     split_val,
     text_files,
 )
-from colakit.data.tokenizer_training import save_tokenizer, train_tokenizer
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer, train_tokenizer
 from colakit.data.windows import TextSource, Windows, bytes_of
 from colakit.errors import ColakitError
 from colakit.utils.array_cache import ArrayCache
@@ -55,9 +54,9 @@ def test_a_folder_is_its_text_files_by_name(tmp_path: Path) -> None:
 
 
 def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ColakitError, match="not there"):
+    with pytest.raises(ColakitError, match="file not found"):
         text_files(tmp_path / "none.txt")
-    with pytest.raises(ColakitError, match="holds no text"):
+    with pytest.raises(ColakitError, match="no text found"):
         text_files(tmp_path)
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(ColakitError, match=r"latin\.txt: not UTF-8"):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from colakit.data.tokens import SentenceTokenizer, Tokens, encode_cached
+from colakit.data.tokenizer import SentenceTokenizer, encode_cached
+from colakit.data.tokens import Tokens
 from colakit.errors import ColakitError
 from colakit.utils import array_cache as cache_module
 from colakit.utils.array_cache import ArrayCache, default_cache

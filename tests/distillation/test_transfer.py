@@ -14,10 +14,11 @@ from colakit.api.distill import tuned_sampler
 from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
+from colakit.data.corruption import corrupt_sentences
 from colakit.data.running_text import whole_sentences
-from colakit.data.splits import left_out
-from colakit.data.tokens import SentenceTokenizer
-from colakit.data.transfer import WORDS, Collector, corrupt_sentences, normalised, shares
+from colakit.data.splits import left_out, normalised
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.distillation.collector import WORDS, Collector, shares
 from colakit.distillation.samplers import SentenceSampler
 from colakit.distillation.transfer_set import Sources, augment, make_transfer_set
 from colakit.distillation.tuned_sampler import TunedSampler
@@ -49,7 +50,7 @@ def test_case_space_and_punctuation_make_no_other_sentence(other: str) -> None:
 def test_a_collector_takes_what_is_new_and_not_forbidden() -> None:
     collector = Collector(forbidden=["He left."], known=["She left."])
     offered = ["he left", "She left!", "They  left.", "They left", "?!", "One", "We left."]
-    assert [collector.take(sentence) for sentence in offered] == [
+    assert [collector.add(sentence) for sentence in offered] == [
         False,
         False,
         True,
@@ -58,7 +59,7 @@ def test_a_collector_takes_what_is_new_and_not_forbidden() -> None:
         False,
         True,
     ]
-    assert collector.taken == ["They left.", "We left."]
+    assert collector.sentences == ["They left.", "We left."]
 
 
 def test_a_source_that_runs_dry_is_named() -> None:
@@ -84,6 +85,12 @@ def test_shares_add_up(wanted: int) -> None:
     assert all(
         abs(found[name] - wanted * part) <= 1 for name, part in (("corrupt", 2 / 7), ("lm_sample", 4 / 7))
     )
+
+
+def test_sources_are_drawn_in_a_fixed_order() -> None:
+    names = ("corrupt", "lm_sample", "lm_sample_corrupt", "text", "text_corrupt", "word_resample")
+    order = ["corrupt", "word_resample", "lm_sample", "text", "lm_sample_corrupt", "text_corrupt"]
+    assert list(shares(60, dict.fromkeys(names, 1.0))) == order
 
 
 def test_folds_part_the_sentences_and_keep_copies_together() -> None:

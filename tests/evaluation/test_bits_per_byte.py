@@ -111,8 +111,8 @@ def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--text", "none.txt"], "none.txt: not there"),
-        (["--text", "empty.txt"], "empty.txt: holds no text"),
+        (["--text", "none.txt"], "none.txt: file not found"),
+        (["--text", "empty.txt"], "empty.txt: no text found"),
         (["--text", "empty.txt", "--pairs", "empty.txt"], "--pairs with --text"),
         (["--text", "empty.txt", "nobody"], "nobody: not found"),
         (

@@ -14,7 +14,7 @@ from support.students import VOCAB, student
 from threadpoolctl import threadpool_info
 from torch import Tensor
 
-from colakit.data.tokenizer_training import train_tokenizer
+from colakit.data.tokenizer import train_tokenizer
 from colakit.data.tokens import Tokens
 from colakit.inference import numpy_predictor
 from colakit.inference.classifier import SentenceClassifier

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.inference.classifier import load_classifier
 from colakit.models.gpt.model import GPT
 from colakit.storage.gpt2 import EMBEDDED, load_gpt

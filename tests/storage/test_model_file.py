@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import save
 from support.students import student
 
-from colakit.data.tokenizer_training import train_tokenizer
+from colakit.data.tokenizer import train_tokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier, load_classifier
 from colakit.storage import model_file

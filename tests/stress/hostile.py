@@ -44,8 +44,7 @@ from colakit.data.corpora import Columns, Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import verified_files
 from colakit.data.minimal_pairs import group_pairs, read_pairs
-from colakit.data.tokenizer_training import train_tokenizer
-from colakit.data.tokens import SentenceTokenizer, encode_cached
+from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import ADAPTER_NAME, SentenceClassifier, load_classifier, read_origin
 from colakit.inference.numpy_predictor import StudentPredictor
@@ -694,7 +693,7 @@ def adapter_cases() -> Cases:
 @functools.cache
 def base_with_tokenizer() -> Path:
     """A good base on disk, for adapters to be put on."""
-    from colakit.data.tokenizer_training import save_tokenizer
+    from colakit.data.tokenizer import save_tokenizer
 
     folder = Path(tempfile.mkdtemp(prefix="hostile-base-"))
     for name, raw in folder_of("base").items():

@@ -17,8 +17,8 @@ import torch
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.corpus_files import COLA_FILES
-from colakit.data.tokenizer_training import save_tokenizer, train_tokenizer
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer, train_tokenizer
+from colakit.data.tokens import Tokens
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.runtime.device import Compute

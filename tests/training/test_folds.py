@@ -23,7 +23,7 @@ from colakit.api.session import Session
 from colakit.cli.app import main
 from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
-from colakit.data.transfer import normalised
+from colakit.data.splits import normalised
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names
 from colakit.inference.classifier import load_classifier

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from colakit.data.batches import Examples, pad_states
-from colakit.data.tokens import SentenceTokenizer, Tokens
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
 from colakit.inference.classifier import SentenceClassifier, load_classifier
 from colakit.inference.forward import compute_logits, compute_states
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX

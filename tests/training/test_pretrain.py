@@ -17,7 +17,7 @@ from support.toy import ToyGrammar
 from torch.testing import assert_close
 
 from colakit.cli.app import main
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.windows import Windows
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
@@ -179,7 +179,7 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
     one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")
     for arguments, said in (
         ([], "nothing to read"),
-        ([tmp_path / "none.txt"], "not there"),
+        ([tmp_path / "none.txt"], "file not found"),
         ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
         ([text, text], "one name"),
         ([text, "--set", "pretrain.upsample.other=2"], "other is not among pretrain.text"),

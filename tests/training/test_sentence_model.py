@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from colakit.data.corpora import load_corpus
 from colakit.data.splits import train_val_split
-from colakit.data.tokens import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, LoRALinear, inject, lora_layers, merge_and_unload

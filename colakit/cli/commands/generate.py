@@ -13,7 +13,7 @@ from colakit.cli.options import command
 from colakit.errors import ColakitError
 
 if TYPE_CHECKING:
-    from colakit.data.tokens import SentenceTokenizer
+    from colakit.data.tokenizer import SentenceTokenizer
 
 
 @command(

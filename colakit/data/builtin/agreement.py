@@ -1,12 +1,8 @@
-"""Agreement of verbs with subjects, and of determiners with nouns."""
+"""Paradigms of subject-verb and determiner-noun agreement."""
 
 from __future__ import annotations
 
-from colakit.data.builtin.grammar import (
-    BESIDE,
-    Grammar,
-    choose,
-)
+from colakit.data.builtin.grammar import BESIDE, Grammar, choose
 from colakit.data.builtin.lexicon import OBJECTS, PEOPLE, Verb
 from colakit.data.builtin.paradigms import paradigm, question
 
@@ -23,11 +19,10 @@ def _be(grammar: Grammar, plural: bool) -> str:
 
 
 def _modified_person(grammar: Grammar, plural: bool) -> str:
-    """A subject and, between it and its verb, a noun of the other number."""
+    """A subject followed by a noun of the other number."""
     subject = grammar.phrase(*PEOPLE, plural=plural)
-    return (
-        f"{subject} {grammar.pick(BESIDE)} {grammar.definite(*PEOPLE, 'thing', 'animal', plural=not plural)}"
-    )
+    beside = grammar.pick(BESIDE)
+    return f"{subject} {beside} {grammar.definite(*PEOPLE, 'thing', 'animal', plural=not plural)}"
 
 
 def _modified_thing(grammar: Grammar, plural: bool) -> str:

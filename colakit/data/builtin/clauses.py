@@ -1,14 +1,10 @@
-"""Questions, gaps, islands and negative polarity: what holds over more than one clause."""
+"""Paradigms of questions, wh-gaps, islands and negative polarity."""
 
 from __future__ import annotations
 
 from colakit.data.builtin.grammar import Grammar, choose, contrast
 from colakit.data.builtin.lexicon import PEOPLE
 from colakit.data.builtin.paradigms import paradigm, question
-
-
-def _people(grammar: Grammar) -> str:
-    return str(grammar.phrase(*PEOPLE))
 
 
 @question("questions")
@@ -103,11 +99,7 @@ def a_stranded_preposition(grammar: Grammar) -> str:
     """Which king did Mary listen [to|]? Which king did Mary praise [|to]?"""
     noun = grammar.modified(grammar.noun(*PEOPLE), grammar.chance())
     subject = grammar.person()
-    if grammar.chance():
-        verb, governor = grammar.pick(grammar.lexicon.verb_prepositions)
-        marked = contrast(governor.right, "")
-    else:
-        verb, marked = grammar.verb("social", "reflexive"), contrast("", grammar.pick(("of", "at")))
+    verb, marked = grammar.preposition_verb()
     return f"which {noun} {grammar.pick(('did', 'should', 'will'))} {subject} {verb.base} {marked}"
 
 
@@ -134,7 +126,7 @@ def coordinations(grammar: Grammar) -> str:
 @question("islands")
 def relative_clauses(grammar: Grammar) -> str:
     """Who did the nurse who met [John praise|praise John]?"""
-    head, person = _people(grammar), str(grammar.person())
+    head, person = grammar.phrase(*PEOPLE), str(grammar.person())
     inner, outer = grammar.verb("social"), grammar.verb("reflexive")
     auxiliary = grammar.pick(("did", "should", "will"))
     marked = contrast(f"{person} {outer.base}", f"{outer.base} {person}")
@@ -186,10 +178,7 @@ def a_negative_subject(grammar: Grammar) -> str:
 @paradigm("negative polarity")
 def a_negation_too_deep(grammar: Grammar) -> str:
     """[No|The] nurse that [the|no] king met has ever smiled."""
-    one, other = (
-        grammar.modified(grammar.noun(*PEOPLE), False),
-        grammar.modified(grammar.noun(*PEOPLE), False),
-    )
+    one, other = (grammar.modified(grammar.noun(*PEOPLE), False) for _ in range(2))
     determiner, verb = grammar.pick(("the", "this", "that", "my")), grammar.verb("social", "reflexive")
     relative = f"who {contrast(determiner, 'no')} {other} {verb.past}"
     return f"{contrast('no', determiner)} {one} {relative} has ever {grammar.predicate().participle}"

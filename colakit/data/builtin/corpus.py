@@ -1,7 +1,7 @@
-"""The built-in corpus: one member of every minimal pair, seven in ten acceptable.
+"""The built-in corpus: one sentence of every minimal pair, 70 % acceptable.
 
-The same version gives the same bytes everywhere. A pair depends on the version, its split, its paradigm and
-its number alone, so adding a paradigm leaves the others' pairs as they are.
+A version always has the same bytes. A pair depends only on version, split, paradigm and number, so adding a
+paradigm does not change the pairs of others.
 """
 
 from __future__ import annotations
@@ -22,25 +22,20 @@ from colakit.data.builtin.paradigms import REGISTER, Paradigm
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
 from colakit.data.corpus_files import COLA_FILES
 
-VERSION = 1  # raise it with every change of what is written
+VERSION = 1  # increase with every change of the corpus
 SIZES = {"train": 6000, "id_dev": 600, "ood_dev": 600}
 POOLS = {"train": "id", "id_dev": "id", "ood_dev": "ood"}
 PAIRS_FILE = "pairs.jsonl"
-BUILTIN_NAMES = ("builtin", "builtin:")  # what --data calls it
+BUILTIN_NAMES = ("builtin", "builtin:")  # values of --data
 MODULES = (agreement, clauses, predicates, pronouns, shape, tense)
-PARADIGMS = tuple(  # in an order that does not depend on which module was imported first
+PARADIGMS = tuple(  # independent of import order
     paradigm for module in MODULES for paradigm in REGISTER if paradigm.draw.__module__ == module.__name__
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A minimal pair.
-
-    Attributes:
-        split: the split that one of its sentences stands in.
-        shown: the label of that sentence, 1 for the good one.
-    """
+    """A minimal pair; `shown` is the label of the sentence that is in the corpus."""
 
     sentence_good: str
     sentence_bad: str
@@ -51,24 +46,24 @@ class Pair:
 
     @property
     def sentence(self) -> str:
-        """The member that stands in the corpus."""
+        """The sentence that is in the corpus."""
         return self.sentence_good if self.shown else self.sentence_bad
 
 
 @cache
 def builtin_pairs() -> tuple[Pair, ...]:
-    """Return the pairs of all splits; no sentence, good or bad, stands in two of them."""
+    """Return the pairs of all splits; no sentence occurs twice."""
     seen: set[str] = set()
     return tuple(pair for split in SIZES for pair in _shuffled(list(_pairs(split, seen)), split))
 
 
 def _pairs(split: str, seen: set[str]) -> Iterator[Pair]:
     share, more = divmod(SIZES[split], len(PARADIGMS))
-    for place, paradigm in enumerate(PARADIGMS):
+    for index, paradigm in enumerate(PARADIGMS):
         pairs = _new_pairs(paradigm, split, seen)
-        for number in range(share + (place < more)):
+        for number in range(share + (index < more)):
             good, bad = next(pairs)
-            shown = int((number + place) * 3 % 10 >= 3)  # three in ten are unacceptable, in every paradigm
+            shown = int((number + index) * 3 % 10 >= 3)  # 30 % are unacceptable in every paradigm
             yield Pair(good, bad, paradigm.phenomenon, paradigm.name, split, shown)
 
 
@@ -77,7 +72,7 @@ def _new_pairs(paradigm: Paradigm, split: str, seen: set[str]) -> Iterator[tuple
     for number in range(10**6):
         seed = _seed(f"{VERSION}/{split}/{paradigm.name}/{number}")
         good, bad = paradigm.pair(Grammar(seed, lexicon))
-        if good != bad and not {good, bad} & seen:  # some verbs have one form for two uses
+        if good != bad and not {good, bad} & seen:  # equal where two verb forms coincide
             seen.update((good, bad))
             yield good, bad
 
@@ -91,7 +86,7 @@ def _shuffled(pairs: list[Pair], split: str) -> list[Pair]:
 
 
 def builtin_corpus() -> Corpus:
-    """Return the corpus with its three splits; `sources` names the phenomenon."""
+    """Return the corpus with its three splits; `sources` are the phenomena."""
     splits = {}
     for name in SIZES:
         pairs = [pair for pair in builtin_pairs() if pair.split == name]
@@ -105,7 +100,7 @@ def builtin_corpus() -> Corpus:
 
 
 def serialised(corpus: Corpus) -> dict[str, str]:
-    """Return file name -> text in CoLA's layout of a corpus with CoLA's splits and labels."""
+    """Return file name -> content of a corpus in CoLA's layout."""
     texts = {}
     for name, split in corpus.splits.items():
         rows = zip(split.sources, split.require_labels().tolist(), split.sentences, strict=True)
@@ -115,7 +110,7 @@ def serialised(corpus: Corpus) -> dict[str, str]:
 
 
 def write_builtin(folder: Path) -> None:
-    """Write the corpus in CoLA's three files, and the pairs of its dev splits."""
+    """Write CoLA's three files and the pairs of the dev splits."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = serialised(builtin_corpus())
     dev = [pair for pair in builtin_pairs() if pair.split != "train"]

@@ -1,6 +1,6 @@
-"""How phrases and clauses are built: a grammar that draws acceptable English from one pool of words.
+"""A grammar that draws acceptable English phrases and clauses from one pool of words.
 
-Paradigms write a pair as one text in which `[right|wrong]` marks the only places where the two differ.
+A paradigm writes a pair as one text with `[right|wrong]` where the two sentences differ.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ PLURAL_DETERMINERS = ("the", "the", "some", "these", "those", "two", "several", 
 
 
 def contrast(right: str, wrong: str) -> str:
-    """Return the mark of a place where the members of a pair differ."""
+    """Return the mark `[right|wrong]`."""
     return f"[{right}|{wrong}]"
 
 
 def choose(first: bool, one: str, other: str) -> str:
-    """Return the mark where `one` is right if `first` holds, and `other` is right if it does not."""
+    """Return the mark with `one` right if `first`, else with `other` right."""
     return contrast(one, other) if first else contrast(other, one)
 
 
 def expand(text: str) -> tuple[str, str]:
-    """Return the two members that a marked text stands for, with `a` and `an` put right."""
+    """Return the right and wrong sentence of a marked text, with `a` changed to `an` before vowels."""
     members = (re.sub(r"\[([^|\]]*)\|([^|\]]*)\]", rf"\{side}", text) for side in (1, 2))
     right, wrong = (re.sub(r"\ba (?=[aeiou])", "an ", " ".join(member.split())) for member in members)
     return right, wrong
@@ -50,7 +50,7 @@ def expand(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase; `pronoun` is the subject pronoun that can stand for it, `head` its noun or name."""
+    """A noun phrase with its subject pronoun and its head noun or name."""
 
     text: str
     pronoun: str
@@ -61,18 +61,18 @@ class Phrase:
 
     @property
     def plural(self) -> bool:
-        """Whether its verb is plural."""
+        """Whether it takes a plural verb."""
         return self.pronoun == "they"
 
     @property
     def reflexive(self) -> str:
-        """The reflexive it binds."""
+        """Its reflexive pronoun."""
         return "itself" if self.pronoun == "it" else PRONOUNS[self.pronoun][2]
 
 
 @dataclass(frozen=True)
 class Predicate:
-    """A verb and all that follows it."""
+    """A verb and its complements."""
 
     verb: Verb
     rest: str
@@ -103,9 +103,9 @@ class Predicate:
 
 
 class Grammar:
-    """Draws the parts of one sentence, no noun or name twice.
+    """Draws the parts of one sentence without repeating a noun or name.
 
-    Only `Random.random` is used: Python promises its stream for a seed, and of no other method.
+    Uses `Random.random` only, the one method whose sequence Python guarantees for a seed.
     """
 
     def __init__(self, seed: int, lexicon: Lexicon) -> None:
@@ -128,14 +128,14 @@ class Grammar:
         return items[first], items[second + (second >= first)]
 
     def fresh(self, items: Sequence[Item]) -> Item:
-        """Return an item that this sentence does not hold yet."""
+        """Return an item that is not yet used in this sentence."""
         left = [item for item in items if str(item) not in self._used]
-        found = self.pick(left)
-        self._used.add(str(found))
-        return found
+        item = self.pick(left)
+        self._used.add(str(item))
+        return item
 
     def noun(self, *kinds: str) -> Noun:
-        """Return a noun of one of the kinds, each noun as likely as another."""
+        """Return a noun of the given kinds, uniformly over nouns."""
         return self.fresh([noun for kind in kinds for noun in self.lexicon.nouns[kind]])
 
     def verb(self, *frames: str) -> Verb:
@@ -150,14 +150,14 @@ class Grammar:
         return self.fresh(self.lexicon.adjectives["idea" if kind == "idea" else solid])
 
     def modified(self, noun: Noun, plural: bool, probability: float = 0.35) -> str:
-        """Return a noun, with an adjective before it now and then."""
+        """Return a noun, sometimes with an adjective."""
         adjective = self.adjective(noun.kind) if noun.kind != "animal" and self.chance(probability) else ""
         return f"{adjective} {noun.form(plural)}"
 
     def phrase(
         self, *kinds: str, plural: bool | None = None, determiner: str = "", adjective: float = 0.35
     ) -> Phrase:
-        """Return a determiner, perhaps an adjective, and a noun."""
+        """Return a determiner, an optional adjective and a noun."""
         plural = self.chance(0.4) if plural is None else plural
         noun = self.noun(*kinds)
         word = determiner or self.pick(PLURAL_DETERMINERS if plural else SINGULAR_DETERMINERS)
@@ -181,6 +181,13 @@ class Grammar:
             return self.name()
         return self.phrase(*PEOPLE, plural=plural)
 
+    def preposition_verb(self) -> tuple[Verb, str]:
+        """Return a verb and the mark of its preposition, which is missing or superfluous when wrong."""
+        if self.chance():
+            verb, governor = self.pick(self.lexicon.verb_prepositions)
+            return verb, contrast(governor.right, "")
+        return self.verb("social", "reflexive"), contrast("", self.pick(("of", "at")))
+
     def gendered(self, gender: str | None = None) -> Phrase:
         """Return one man or woman, by name or by a noun."""
         gender = gender or self.pick(("man", "woman"))
@@ -195,23 +202,23 @@ class Grammar:
         return self.pick(self.lexicon.adverbs)
 
     def aside(self) -> str:
-        """Return an adverb, a place, a time or nothing; it can end any clause about the past."""
+        """Return an adverb, place, time or nothing, to end a clause in the past tense."""
         draw = self.pick(("manner", "place", "time", "", ""))
         if draw == "time":
             return self.pick(TIMES)
         return {"manner": self.manner, "place": self.place}[draw]() if draw else ""
 
     def manner_or_place(self) -> str:
-        """Return an adverb or a place; it can end any clause."""
+        """Return an adverb or a place, to end any clause."""
         return self.manner() if self.chance() else self.place()
 
     def object_verb(self) -> tuple[Verb, str]:
-        """Return a verb that cannot do without its object, and a kind of thing it takes."""
+        """Return a verb with an obligatory object, and the kind of its object."""
         kind = self.pick((*OBJECTS, "thing"))
         return self.verb(f"transitive.{kind}"), kind
 
     def predicate(self, *, dynamic: bool = True) -> Predicate:
-        """Return a verb with what it takes, said of a person; `dynamic` ones happen and can be going on."""
+        """Return a predicate of a person; a `dynamic` one can be in the progressive."""
         draw = self.pick(("intransitive", "object", "object", "social", "dative"))
         if not dynamic and self.chance(0.2):
             return Predicate(self.verb("stative"), str(self.phrase(*OBJECTS)))
@@ -225,7 +232,7 @@ class Grammar:
         return Predicate(verb, str(self.phrase(kind)))
 
     def clause(self) -> str:
-        """Return a clause about the past."""
+        """Return a clause in the past tense."""
         if self.chance(0.25):
             return f"{self.definite('thing')} {self.verb('vanishing', 'alternating').past}"
         if self.chance(0.2):
@@ -233,7 +240,7 @@ class Grammar:
         return f"{self.person()} {self.predicate(dynamic=False).past}"
 
     def frame(self) -> tuple[str, str]:
-        """Return what may stand before and after a declarative clause of any tense."""
+        """Return the text before and after a declarative clause of any tense."""
         draw = self.pick(("", "", "", "that", "that", "and", "because", "although", "before"))
         if draw == "that":
             return f"{self.person()} {self.verb('that').past} that", ""

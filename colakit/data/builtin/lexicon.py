@@ -1,7 +1,6 @@
-"""Words with their forms: what a sentence of one pool may draw on.
+"""Words of one pool with their inflected forms.
 
-A pool is `id` (train and id_dev) or `ood` (ood_dev). Open-class words belong to one pool alone; what is in
-`CLOSED` belongs to both.
+The pools are `id` (train and id_dev) and `ood` (ood_dev). They share no open-class words, only `CLOSED`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Noun:
     kind: str
 
     def form(self, plural: bool) -> str:
-        """Return the form of a number."""
+        """Return the plural or singular form."""
         return self.plural if plural else self.singular
 
 
@@ -45,13 +44,13 @@ class Verb:
     frame: str
 
     def present(self, plural: bool) -> str:
-        """Return the third person of the present."""
+        """Return the present tense, third person."""
         return self.base if plural else self.third
 
 
 @dataclass(frozen=True)
 class Governor:
-    """A word and the small word that goes with it; `wrong` is one that does not."""
+    """A word with its preposition and a wrong preposition."""
 
     word: str
     right: str
@@ -91,10 +90,10 @@ class Lexicon:
 @cache
 def load_lexicon(pool: str) -> Lexicon:
     """Return the words of a pool."""
-    place = POOLS.index(pool)
+    column = POOLS.index(pool)
 
     def of(line: str) -> tuple[str, ...]:
-        return tuple(line.split("|")[place].split())
+        return tuple(line.split("|")[column].split())
 
     return Lexicon(
         pool,

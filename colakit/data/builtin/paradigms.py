@@ -1,4 +1,4 @@
-"""The register of paradigms: functions that draw one minimal pair each."""
+"""Registry of paradigms: functions that draw one minimal pair each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Draw = Callable[[Grammar], str]
 
 @dataclass(frozen=True)
 class Paradigm:
-    """One way to show a phenomenon.
+    """A template of a phenomenon.
 
     Attributes:
-        draw: returns a marked text, `[right|wrong]` where the members differ.
-        framed: it is a statement that may stand inside a longer sentence.
-        end: the punctuation mark.
+        draw: returns a text with `[right|wrong]` where the sentences differ.
+        framed: whether the sentence may be embedded in a longer one.
+        end: final punctuation mark.
     """
 
     phenomenon: str
@@ -27,7 +27,7 @@ class Paradigm:
     end: str
 
     def pair(self, grammar: Grammar) -> tuple[str, str]:
-        """Return an acceptable sentence and its unacceptable twin."""
+        """Return an acceptable and an unacceptable sentence."""
         text = self.draw(grammar)
         before, after = grammar.frame() if self.framed else ("", "")
         right, wrong = (
@@ -40,7 +40,7 @@ REGISTER: list[Paradigm] = []
 
 
 def paradigm(phenomenon: str, *, framed: bool = True, end: str = ".") -> Callable[[Draw], Draw]:
-    """Enter a function into the register under its own name."""
+    """Register a function under its own name."""
 
     def enter(draw: Draw) -> Draw:
         REGISTER.append(Paradigm(phenomenon, draw.__name__, draw, framed, end))
@@ -50,5 +50,5 @@ def paradigm(phenomenon: str, *, framed: bool = True, end: str = ".") -> Callabl
 
 
 def question(phenomenon: str) -> Callable[[Draw], Draw]:
-    """Enter a function that draws questions."""
+    """Register a function that draws questions."""
     return paradigm(phenomenon, framed=False, end="?")

@@ -1,4 +1,4 @@
-"""Verbs and what they demand: argument structure and selection."""
+"""Paradigms of argument structure and selection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from colakit.data.builtin.paradigms import paradigm
 
 
 def _two_verbs(grammar: Grammar, first: str, second: str) -> str:
-    """Past forms of a verb of the first frame, right, and of one of the second, wrong."""
+    """Mark of a verb of the first frame (right) and one of the second (wrong), in the past tense."""
     return contrast(grammar.verb(first).past, grammar.verb(second).past)
 
 
@@ -70,11 +70,7 @@ def passives(grammar: Grammar) -> str:
 @paradigm("argument structure")
 def a_preposition_is_needed(grammar: Grammar) -> str:
     """The nurse listened [to|] the king; the nurse praised [|to] the king."""
-    if grammar.chance():
-        verb, governor = grammar.pick(grammar.lexicon.verb_prepositions)
-        marked = contrast(governor.right, "")
-    else:
-        verb, marked = grammar.verb("social", "reflexive"), contrast("", grammar.pick(("of", "at")))
+    verb, marked = grammar.preposition_verb()
     return f"{grammar.person()} {verb.past} {marked} {grammar.person()} {grammar.aside()}"
 
 

@@ -1,4 +1,4 @@
-"""Reflexives and case: which pronoun may stand where."""
+"""Paradigms of reflexives and case."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from colakit.data.builtin.lexicon import PEOPLE
 from colakit.data.builtin.paradigms import paradigm
 
 
-def _other_reflexive(grammar: Grammar, own: str) -> str:
-    return grammar.pick([forms[2] for forms in PRONOUNS.values() if forms[2] != own])
-
-
 def _reflexive_verb(grammar: Grammar, subject: Phrase) -> str:
     verb = grammar.verb("reflexive")
     have = "have" if subject.plural else "has"
     return grammar.pick((verb.past, f"{have} {verb.participle}", f"will {verb.base}"))
-
-
-def _other_gender(phrase: Phrase) -> str:
-    return "himself" if phrase.pronoun == "she" else "herself"
 
 
 @paradigm("reflexives")
@@ -28,9 +20,8 @@ def gender_of_the_antecedent(grammar: Grammar) -> str:
     other = grammar.gendered("man" if subject.pronoun == "she" else "woman")
     where = f"{grammar.pick(BESIDE)} {other}" if subject.text != subject.head else ""
     verb = _reflexive_verb(grammar, subject)
-    return (
-        f"{subject} {where} {verb} {contrast(subject.reflexive, _other_gender(subject))} {grammar.manner()}"
-    )
+    wrong = "himself" if subject.pronoun == "she" else "herself"
+    return f"{subject} {where} {verb} {contrast(subject.reflexive, wrong)} {grammar.manner()}"
 
 
 @paradigm("reflexives")
@@ -52,7 +43,8 @@ def person_of_the_antecedent(grammar: Grammar) -> str:
     own = PRONOUNS[subject][2]
     verb = grammar.verb("reflexive")
     how = grammar.pick((verb.past, f"did not {verb.base}", f"must {verb.base}", f"could {verb.base}"))
-    return f"{subject} {how} {contrast(own, _other_reflexive(grammar, own))} {grammar.aside()}"
+    other = grammar.pick([forms[2] for forms in PRONOUNS.values() if forms[2] != own])
+    return f"{subject} {how} {contrast(own, other)} {grammar.aside()}"
 
 
 @paradigm("reflexives")
@@ -87,7 +79,7 @@ def a_subject_is_no_reflexive(grammar: Grammar) -> str:
 
 
 def _case(grammar: Grammar, subject: bool) -> str:
-    """A pronoun in the right case and the wrong one."""
+    """Mark of a pronoun in the right and the wrong case."""
     pronoun = grammar.pick([pronoun for pronoun in PRONOUNS if pronoun != "you"])
     return choose(subject, pronoun, PRONOUNS[pronoun][0])
 
@@ -112,9 +104,8 @@ def after_a_preposition(grammar: Grammar) -> str:
     """The king gave the lamp to [her|she]."""
     if grammar.chance():
         verb = grammar.verb("dative")
-        return (
-            f"{grammar.person()} {verb.past} {grammar.phrase('document', 'thing')} to {_case(grammar, False)}"
-        )
+        giving = f"{grammar.person()} {verb.past} {grammar.phrase('document', 'thing')}"
+        return f"{giving} to {_case(grammar, False)}"
     verb, governor = grammar.pick(grammar.lexicon.verb_prepositions)
     return f"{grammar.person()} {verb.past} {governor.right} {_case(grammar, False)} {grammar.aside()}"
 

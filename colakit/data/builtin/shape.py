@@ -1,12 +1,12 @@
-"""Ellipsis, word order, comparison, coordination and existentials: the shape of a sentence."""
+"""Paradigms of ellipsis, word order, comparison, coordination and existentials."""
 
 from __future__ import annotations
 
-from colakit.data.builtin.grammar import Grammar, Predicate, choose, contrast
+from colakit.data.builtin.grammar import PLACES, Grammar, Predicate, choose, contrast
 from colakit.data.builtin.lexicon import OBJECTS, PEOPLE, comparative
 from colakit.data.builtin.paradigms import paradigm, question
 
-MISMATCHES = (  # (right, wrong): a gap may take another form of the verb, but not across `be`
+MISMATCHES = (  # (right, wrong) auxiliaries for an elided verb phrase
     ("did", "was"),
     ("has", "was"),
     ("will", "was"),
@@ -16,7 +16,7 @@ MISMATCHES = (  # (right, wrong): a gap may take another form of the verb, but n
 
 
 def _with_auxiliary(auxiliary: str, event: Predicate) -> str:
-    """A predicate that `auxiliary` can stand for."""
+    """A predicate that `auxiliary` can replace."""
     if auxiliary == "did":
         return event.past
     return f"{auxiliary} { ({'has': event.participle, 'was': event.gerund}.get(auxiliary, event.base)) }"
@@ -120,16 +120,8 @@ def of_a_particle(grammar: Grammar) -> str:
 def of_determiners(grammar: Grammar) -> str:
     """[All the|The all] nurses smiled."""
     noun = grammar.modified(grammar.noun(*PEOPLE), True)
-    first, second = grammar.pick(
-        (
-            ("all", "the"),
-            ("both", "the"),
-            ("these", "two"),
-            ("my", "three"),
-            ("the", "many"),
-            ("all", "these"),
-        )
-    )
+    orders = "all the, both the, these two, my three, the many, all these"
+    first, second = grammar.pick(orders.split(", ")).split()
     return f"{contrast(f'{first} {second}', f'{second} {first}')} {noun} {grammar.predicate().past}"
 
 
@@ -148,10 +140,8 @@ def of_a_degree(grammar: Grammar) -> str:
 @paradigm("word order")
 def of_a_preposition(grammar: Grammar) -> str:
     """The nurse smiled [in the|the in] garden."""
-    preposition, place = (
-        grammar.pick(("in", "near", "behind")),
-        grammar.modified(grammar.noun("place"), False, 0.3),
-    )
+    preposition = grammar.pick(PLACES)
+    place = grammar.modified(grammar.noun("place"), False, 0.3)
     marked = contrast(f"{preposition} the", f"the {preposition}")
     return f"{grammar.person()} {grammar.predicate().past} {marked} {place}"
 

@@ -1,4 +1,4 @@
-"""Auxiliaries, tense and aspect: which form of the verb may stand where."""
+"""Paradigms of auxiliaries, tense and aspect."""
 
 from __future__ import annotations
 
@@ -122,12 +122,8 @@ def sequence_of_tenses(grammar: Grammar) -> str:
 @paradigm("tense and aspect", framed=False)
 def after_before(grammar: Grammar) -> str:
     """The nurse will sing before the king [smiles|smiled]."""
-    subject, event, someone, other = (
-        grammar.person(),
-        grammar.predicate(),
-        grammar.person(False),
-        grammar.predicate(),
-    )
+    subject, event = grammar.person(), grammar.predicate()
+    someone, other = grammar.person(False), grammar.predicate()
     past = grammar.chance()
     verb = choose(past, other.verb.past, other.verb.third)
     when = grammar.pick(("before", "after"))

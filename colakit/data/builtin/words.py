@@ -1,11 +1,10 @@
-"""The words of the built-in corpus: before the bar for train and id_dev, after it for ood_dev alone.
+"""Words of the built-in corpus: before the bar for train and id_dev, after it for ood_dev only.
 
-Regular forms are derived by `lexicon`; what is irregular is written out, as singular/plural for nouns and as
-base/past/participle[/gerund] for verbs. `a` or `an` follows the spelling, so no word here has a first letter
-that misleads ("hour", "uniform").
+`lexicon` derives regular forms; irregular ones are given, as singular/plural for nouns and as
+base/past/participle[/gerund] for verbs. `a`/`an` is chosen by spelling, so words like "hour" are excluded.
 """
 
-NOUNS = {  # by what they name
+NOUNS = {  # by kind
     "person": "nurse doctor teacher student farmer lawyer soldier sailor painter singer dancer writer poet "
     "driver baker butcher judge guest neighbor friend child/children visitor tourist banker scientist artist "
     "engineer pilot captain mayor senator reporter servant priest thief/thieves prisoner patient customer "
@@ -42,7 +41,7 @@ NAMES = {
     "woman": "Mary Anna Susan Sarah Emma Alice Helen Laura Julia Karen Jane Ruth Sophie Maria "
     "| Elizabeth Margaret Catherine Lucy Emily Martha Charlotte Rachel",
 }
-VERBS = {  # by what they take; `transitive.K` needs an object of kind K
+VERBS = {  # by complement; `transitive.K` takes an object of kind K
     "intransitive": "laugh smile sleep/slept/slept cry dance swim/swam/swum/swimming cough wait shout sneeze "
     "dream frown complain faint bow argue "
     "| yawn giggle weep/wept/wept kneel/knelt/knelt shiver snore blush pray chatter",
@@ -79,7 +78,7 @@ VERBS = {  # by what they take; `transitive.K` needs an object of kind K
 PARTICLES = (
     "pick:up throw/threw/thrown:away put/put/put/putting:down | cut/cut/cut/cutting:off wipe:off lock:up"
 )
-ADJECTIVES = {  # of people: `short` ones take -er, `long` ones more; of all things; of solid ones; of ideas
+ADJECTIVES = {  # for people (comparative with -er or more), for all things, for solid things, for ideas
     "short": "tall old young strong brave rich kind poor weak smart | thin shy lazy rude bold wise",
     "long": "careful famous honest nervous curious intelligent "
     "| generous stubborn arrogant talented ambitious",
@@ -97,7 +96,7 @@ ADJECTIVE_PREPOSITIONS = (  # adjective:right:wrong
     "afraid:of:at proud:of:at jealous:of:to angry:with:of "
     "| fond:of:at suspicious:of:with envious:of:to loyal:to:of devoted:to:at"
 )
-CLOSED = (  # all that is no noun, name, lexical verb, adjective or manner adverb; both pools have these
+CLOSED = (  # function words and all others shared by both pools
     "a an the this that these those all both every each many much several most few little some any no not "
     "one ones two three more than as such too enough either neither or and but nor so "
     "i me my myself you your yourself he him his himself she her herself it its itself we us our ourselves "

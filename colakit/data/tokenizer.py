@@ -1,0 +1,199 @@
+"""Byte-level BPE tokenizers: loading, training, saving, and encoding with a cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from colakit.data.tokens import Tokens
+from colakit.errors import ColakitError, first_line
+from colakit.utils.array_cache import ArrayCache
+from colakit.utils.files import replacing, write_json
+
+END_OF_TEXT = "<|endoftext|>"
+MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
+
+
+class SentenceTokenizer:
+    """A byte-level BPE tokenizer with optional boundary tokens.
+
+    Args:
+        backend: the Rust tokenizer.
+        end_of_text_id: GPT-2's one special token; also encodes an empty sentence.
+        prefix, suffix: whether to add `end_of_text_id` before and after each sentence.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        end_of_text_id: int,
+        *,
+        prefix: bool = False,
+        suffix: bool = False,
+    ) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.end_of_text_id = end_of_text_id
+        self.prefix = prefix
+        self.suffix = suffix
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
+        """Load the tokenizer of a base model with transformers.
+
+        Raises:
+            ColakitError: if the folder has no valid tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
+            backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ColakitError(
+                f"{folder}: its tokenizer cannot be read ({first_line(error)})",
+                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
+            ) from error
+        if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
+            raise ColakitError(
+                f"{folder}: its tokenizer cannot be read (no vocabulary)",
+                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
+            )
+        if fast.eos_token_id is None:
+            raise ColakitError(
+                f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
+            )
+        return cls(backend, int(fast.eos_token_id), prefix=prefix, suffix=suffix)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
+        """Return the tokenizer that `to_dict` described.
+
+        Raises:
+            ValueError: if a field has the wrong type or range.
+            Exception: from the Rust tokenizer, if the JSON is invalid.
+        """
+        end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
+        backend = tokenizers.Tokenizer.from_str(state["json"])
+        if type(end_of_text_id) is not int or not 0 <= end_of_text_id < backend.get_vocab_size():
+            raise ValueError("end_of_text_id must be a token of the vocabulary")
+        if not (isinstance(prefix, bool) and isinstance(suffix, bool)):
+            raise ValueError("prefix and suffix must be true or false")
+        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tokenizer as plain data."""
+        return {
+            "json": self.backend.to_str(),
+            "end_of_text_id": self.end_of_text_id,
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self.backend.get_vocab_size()
+
+    def vocabulary(self) -> str:
+        """Return a SHA-256 of vocabulary and merges, without boundary tokens."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of vocabulary, merges and boundary tokens."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def encode(self, sentences: Sequence[str], max_tokens: int | None = None) -> Tokens:
+        """Return the tokens of `sentences`.
+
+        Args:
+            max_tokens: maximum length, boundary tokens included. Longer sentences lose their last tokens (but
+                no boundary token) and count in `num_truncated`; only `MAX_CHARACTERS` of one are read.
+        """
+        before = [self.end_of_text_id] if self.prefix else []
+        after = [self.end_of_text_id] if self.suffix else []
+        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
+        rows: list[list[int]] = []
+        num_truncated = 0
+        texts = list(sentences)
+        if room is not None:  # avoids encoding all of a very long text
+            texts = [text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] for text in texts]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for sentence, encoding in zip(sentences, encodings, strict=True):
+            ids = encoding.ids
+            if room is not None and (len(ids) > room or len(sentence) > MAX_CHARACTERS):
+                ids, num_truncated = ids[:room], num_truncated + 1
+            rows.append([*before, *ids, *after] or [self.end_of_text_id])
+        return Tokens.pack(rows, num_truncated)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids` without special tokens."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2).
+
+    Args:
+        vocab_size: number of tokens, including the 256 bytes and end-of-text.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    end_of_text_id = backend.token_to_id(END_OF_TEXT)
+    assert end_of_text_id is not None, "a special token of the trainer"
+    return SentenceTokenizer(backend, end_of_text_id)
+
+
+def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "tokenizer.json") as temporary:
+        tokenizer.backend.save(str(temporary))
+    end_of_text = tokenizer.backend.id_to_token(tokenizer.end_of_text_id)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def encode_cached(
+    tokenizer: SentenceTokenizer, sentences: Sequence[str], max_tokens: int | None, cache: ArrayCache | None
+) -> Tokens:
+    """Return `tokenizer.encode(sentences, max_tokens)`, cached on disk."""
+    if cache is None:
+        return tokenizer.encode(sentences, max_tokens)
+    text = hashlib.sha256(json.dumps(list(sentences)).encode()).hexdigest()
+    key = {"tokenizer": tokenizer.fingerprint(), "sentences": text, "max_tokens": max_tokens}
+
+    def compute() -> dict[str, NDArray[Any]]:
+        tokens = tokenizer.encode(sentences, max_tokens)
+        return {"ids": tokens.ids, "offsets": tokens.offsets, "num_truncated": np.array(tokens.num_truncated)}
+
+    arrays = cache.get("tokens", key, compute, check=_check_tokens)
+    return Tokens(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]))
+
+
+def _check_tokens(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise `ValueError` or `KeyError` unless the cached arrays are valid tokens."""
+    ids, offsets, num_truncated = arrays["ids"], arrays["offsets"], arrays["num_truncated"]
+    kinds = (ids.dtype, offsets.dtype, num_truncated.dtype, ids.ndim, offsets.ndim, num_truncated.ndim)
+    if kinds != (np.int32, np.int64, np.int64, 1, 1, 0):
+        raise ValueError("wrong dtype or shape")
+    if not (len(offsets) and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()):
+        raise ValueError("offsets do not match ids")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from colakit.config.student import StudentSettings, StudentTrainingSettings
 from colakit.data.corpora import Split
-from colakit.data.tokens import Tokens
 from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
 from colakit.distillation.teachers import TeacherTargets
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.meta_device import without_weights

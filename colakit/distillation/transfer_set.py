@@ -11,9 +11,9 @@ import numpy as np
 
 from colakit.config.student import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
+from colakit.data.corruption import corrupt_sentences
 from colakit.data.running_text import text_files, whole_sentences
 from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
-from colakit.data.corruption import corrupt_sentences
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
@@ -64,7 +64,7 @@ def make_transfer_set(
         with reporter.progress("sentences", size) as bar:
             for name, share in shares(size, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
-        return collector.taken
+        return collector.sentences
 
     return Split("transfer", tuple(unpack_lines(arrays.get("transfer", key, lambda: pack_lines(collect())))))
 

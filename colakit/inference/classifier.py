@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached
+from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.errors import ColakitError
 from colakit.inference.decisions import predict_labels
 from colakit.inference.forward import Done, compute_logits

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from colakit.data.tokenizer import save_tokenizer
-from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, Transformer

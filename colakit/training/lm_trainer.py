@@ -15,8 +15,8 @@ from torch import Tensor
 from colakit.config.finetune import FinetuneSettings
 from colakit.config.pretrain import PretrainSettings
 from colakit.data.batches import Examples
-from colakit.data.tokens import plan_inference
 from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import plan_inference
 from colakit.data.windows import Windows
 from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte, evaluating

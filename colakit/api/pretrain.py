@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from colakit.api import pretrain_real_fake as real_fake
 from colakit.api.session import Resume, Session
-from colakit.config.settings import PretrainSettings
+from colakit.config.pretrain import PretrainSettings, RealFakeSettings
 from colakit.data.running_text import (
     FORMAT,
     Stream,
@@ -36,7 +37,7 @@ from colakit.storage.run_folder import RunFolder
 from colakit.training.lm_trainer import LMTrainer
 from colakit.training.objectives import language_modelling
 from colakit.training.optimizers import pretraining_optimizer
-from colakit.training.run import Training, run_training
+from colakit.training.run import Training, run_job, run_training
 from colakit.training.task_data import show_parameters
 from colakit.training.trainer import Lesson, settings_identity
 from colakit.utils.array_cache import Arrays, pack_lines, unpack_lines
@@ -61,24 +62,54 @@ class Texts:
     val: dict[str, Stream]
 
 
-def run(session: Session, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
-    """Pre-train, and write the base to `base/` in the run folder."""
-    settings = session.settings
-    changed = settings.pretrain
+def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
+    """Pre-train a base with `pretrain.objective`, and write it to `base/` in the run folder.
+
+    Args:
+        texts: text files or folders, named by their file names; empty uses `pretrain.text`.
+    """
+    settings = session.settings.pretrain
     if texts:
-        named = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
-        if len(named) < len(texts):
+        text = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
+        if len(text) < len(texts):
             raise ColakitError(
-                "two of the texts have one name", hint="Name them: --set pretrain.text.NAME=PATH"
+                "two texts have the same name", hint="Name them: --set pretrain.text.NAME=PATH"
             )
-        changed = changed.model_copy(update={"text": named})
-    if changed.init_from is not None:
-        changed = _with_shape_of(session, changed, changed.init_from)
-    session.resolved.settings = settings.model_copy(update={"pretrain": changed})
-    if not changed.text:
-        raise ColakitError("nothing to read", hint="Name text files or folders: colakit pretrain TEXT…")
-    check_upsample(changed.upsample, changed.text)
+        settings = settings.model_copy(update={"text": text})
+    if not settings.text:
+        raise ColakitError("no text to train on", hint="Name text files or folders: colakit pretrain TEXT…")
+    check_upsample(settings.upsample, settings.text)
+    _refuse_unused(session)
+    changes: dict[str, Any] = {"pretrain": settings}
+    if settings.objective == "real-fake":
+        changes["base"] = settings.init_from
+    elif settings.init_from is not None:
+        changes["pretrain"] = _with_shape_of(session, settings, settings.init_from)
+    session.resolved.settings = session.settings.model_copy(update=changes)
+    if settings.objective == "real-fake":
+        return run_job(
+            session,
+            real_fake.build,
+            real_fake.empty_model,
+            resume=resume,
+            load=real_fake.load_real_and_corrupted,
+        )
     return run_training(session, lambda: _prepare(session), lambda: _plan(session), resume=resume)
+
+
+def _refuse_unused(session: Session) -> None:
+    """Refuse a setting that was typed for the other objective; a config file may set both."""
+    objective = session.settings.pretrain.objective
+    for key in filter(session.resolved.was_typed, session.resolved.origins):
+        section, _, name = key.partition(".")
+        if objective == "real-fake":
+            unused = section == "pretrain" and name not in real_fake.PRETRAIN_SETTINGS
+        else:
+            unused = section == "real_fake"
+        if unused:
+            other = f"real_fake.{name}" if name in RealFakeSettings.model_fields else None
+            hint = f"Set {other} instead: --set {other}=VALUE" if section == "pretrain" and other else None
+            raise ColakitError(f"{key} is not used by --objective {objective}", hint=hint or "Leave it out.")
 
 
 def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:

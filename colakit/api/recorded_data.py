@@ -62,7 +62,7 @@ def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | Non
 
 def _recorded(model: str) -> DataSettings | None:
     origin = read_origin(model)
-    if origin.get("command") == "discriminate":  # it reads running text, whatever `data` says
+    if origin.get("command") == "pretrain":  # it reads running text, whatever `data` says
         return None
     settings: Any = origin.get("settings")
     found = settings.get("data") if isinstance(settings, dict) else None

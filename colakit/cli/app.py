@@ -51,8 +51,8 @@ ResumeOption = Annotated[
 ]
 
 
-def _run(session: Session, module: str, **arguments: Any) -> None:
-    run = importlib.import_module(f"colakit.{module}").run
+def _run(session: Session, module: str, function: str = "run", **arguments: Any) -> None:
+    run = getattr(importlib.import_module(f"colakit.{module}"), function)
     if "torch" in sys.modules:  # the command computes with it
         from colakit.runtime.device import prepare_cpu
 
@@ -93,6 +93,7 @@ def generate(
     app,
     "pretrain",
     {
+        "--objective": "pretrain.objective",
         "--init-from": "pretrain.init_from",
         "--tokenizer": "pretrain.tokenizer",
         "--vocab-size": "pretrain.vocab_size",
@@ -105,6 +106,7 @@ def generate(
         "--optimizer": "pretrain.optimizer",
         "--lr": "pretrain.lr",
         "--batch-size": "pretrain.batch_size",
+        "--sentences": "real_fake.sentences",
     },
 )
 def pretrain(
@@ -116,23 +118,8 @@ def pretrain(
     ] = None,
     resume: ResumeOption = Resume.NEVER,
 ) -> None:
-    """Train a GPT-2 of your own on running text: a base for the other commands."""
-    _run(session, "api.pretrain", texts=texts or [], resume=resume)
-
-
-@command(
-    app,
-    "discriminate",
-    {
-        "--base": "base",
-        "--sentences": "discriminate.sentences",
-        "--lr": "discriminate.lr",
-        "--batch-size": "discriminate.batch_size",
-    },
-)
-def discriminate(session: Session, *, resume: ResumeOption = Resume.NEVER) -> None:
-    """Teach a base to tell real sentences from corrupted ones: a second stage of pre-training."""
-    _run(session, "api.discriminate", resume=resume)
+    """Pre-train a GPT-2 base on running text; --objective real-fake is a second stage."""
+    _run(session, "api.pretrain", "pretrain", texts=texts or [], resume=resume)
 
 
 @command(

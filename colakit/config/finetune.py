@@ -50,7 +50,7 @@ class LoRASettings(Section):
 class FinetuneSettings(TrainingSettings):
     """Tuning the base."""
 
-    objective: Literal["classification", "language_modelling"] = Field(
+    objective: Literal["classification", "language-modelling"] = Field(
         "classification", description="label sentences, or write sentences like those of train"
     )
     method: Literal["lora", "full"] = Field(

@@ -16,6 +16,10 @@ class PretrainSettings(LoopSettings):
 
     HAS_LARGEST: ClassVar[bool] = True
 
+    objective: Literal["language-modelling", "real-fake"] = Field(
+        "language-modelling",
+        description="Predict the next token, or tell real sentences from corrupted ones (section real_fake).",
+    )
     text: dict[str, str] = Field({}, description="name -> text file or folder (plain, .gz, .xz)")
     upsample: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(
         {}, description="name -> times that an epoch reads it; 1 where not given"
@@ -68,6 +72,8 @@ class PretrainSettings(LoopSettings):
 
     @model_validator(mode="after")
     def _has_start(self) -> Self:
+        if self.objective == "real-fake" and self.init_from is None:
+            raise ValueError("objective: real-fake trains an existing base; set init_from")
         if self.start_weight and self.init_from is None:
             raise ValueError(f"start_weight (={self.start_weight}) is of init_from, which is not given")
         if self.window is not None and self.init_from is None:
@@ -99,7 +105,7 @@ class PretrainSettings(LoopSettings):
         return max(1, self.tokens // self.step_tokens)
 
 
-class DiscriminateSettings(TrainingSettings):
+class RealFakeSettings(TrainingSettings):
     """The second stage of pre-training, on sentences of `pretrain.text`: real, or corrupted in one place."""
 
     sentences: int = Field(400_000, ge=10, description="real sentences; as many corrupted ones join them")
@@ -109,9 +115,6 @@ class DiscriminateSettings(TrainingSettings):
     )
     pair_weight: float = Field(
         0.5, ge=0, description="weight of the preference for a real sentence over its corrupted copy"
-    )
-    start_weight: Share = Field(
-        0.0, description="of the base taught, in the average with the taught weights that is written"
     )
     epochs: int = Field(1, ge=1, description="passes over the sentences")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")

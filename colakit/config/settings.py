@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from colakit.config.data import DataSettings
 from colakit.config.finetune import FinetuneSettings, LoRASettings
-from colakit.config.pretrain import DiscriminateSettings, PretrainSettings
+from colakit.config.pretrain import PretrainSettings, RealFakeSettings
 from colakit.config.section import MAX_SEED, Section
 from colakit.config.student import (
     DistillSettings,
@@ -61,15 +61,15 @@ class Settings(Section):
         description="train on a CPU with C code compiled here; auto is under Linux, with a compiler",
     )
     cuda_graphs: Literal["auto", "never"] = Field(
-        "auto",
-        description="tune a GPT on a GPU with each step recorded as a CUDA graph; auto is in one process",
+        "never",
+        description="Record a GPT's training steps on a GPU as CUDA graphs; auto: with a single process.",
     )
     cache: str | None = Field(
         None, description="folder of downloads and computed arrays; null is the user's cache"
     )
     data: DataSettings = DataSettings()
     pretrain: PretrainSettings = PretrainSettings()
-    discriminate: DiscriminateSettings = DiscriminateSettings()
+    real_fake: RealFakeSettings = RealFakeSettings()
     lora: LoRASettings = LoRASettings()
     finetune: FinetuneSettings = FinetuneSettings()
     student: StudentSettings = StudentSettings()

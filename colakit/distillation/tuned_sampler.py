@@ -38,7 +38,7 @@ TUNING = (  # settings of `finetune` that a writer shares; the others are of cla
 class TunedSampler:
     """A base that `transfer.sampler_epochs` passes over train have made write as train does.
 
-    It is tuned once, as `finetune --objective language_modelling` would, in a run folder in the cache.
+    It is tuned once, as `finetune --objective language-modelling` would, in a run folder in the cache.
 
     Args:
         base: what is tuned; with no epochs, the writer itself.
@@ -49,7 +49,7 @@ class TunedSampler:
         self.epochs = session.settings.transfer.sampler_epochs
         settings = session.settings
         tuning = FinetuneSettings(
-            objective="language_modelling",
+            objective="language-modelling",
             epochs=max(1, self.epochs),
             **{name: getattr(settings.finetune, name) for name in TUNING},
         )

@@ -6,7 +6,7 @@ metrics.jsonl      a JSON object a line, no times in it: two runs alike write th
 checkpoints/       all it takes to continue: weights, optimizer, randomness, place in the data, twice
 summary.json       the result
 ckpt.pt, adapter/  the best model
-base/              a base in the transformers layout (pretrain, discriminate, a language model)
+base/              a base in the transformers layout (pretrain, a language model)
 plots/             figures
 run.lock           while it runs: the number of its process
 """

@@ -1,4 +1,4 @@
-"""`colakit finetune --objective language_modelling`: a base that writes sentences like those of train."""
+"""`colakit finetune --objective language-modelling`: a base that writes sentences like those of train."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refuse_what_has_no_meaning(session: Session) -> None:
     for name in WITHOUT_MEANING:
         if session.resolved.was_typed(f"finetune.{name}"):
             raise ColakitError(
-                f"finetune.{name} means nothing to --objective language_modelling", hint="Leave it out."
+                f"finetune.{name} means nothing to --objective language-modelling", hint="Leave it out."
             )
 
 
@@ -224,7 +224,7 @@ def _finish(
     summary = {
         "command": session.command,
         "model": "gpt2",
-        "objective": "language_modelling",
+        "objective": "language-modelling",
         "seed": session.settings.seed,
         "base": session.settings.base,
         "base_fingerprint": base_fingerprint(fit.model),

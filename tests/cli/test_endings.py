@@ -260,7 +260,7 @@ TAUGHT = (
     *("--set", "student_training.lm_weight=0.1", "--set", "student.vocabulary=40"),
     *("--set", "student_training.max_steps=14", "--set", "distill.temperature_end=1"),
 )
-LANGUAGE = ("finetune", "--objective", "language_modelling", "--epochs", 2, "--rank", 2)
+LANGUAGE = ("finetune", "--objective", "language-modelling", "--epochs", 2, "--rank", 2)
 
 
 @pytest.mark.parametrize("arguments", [TAUGHT, LANGUAGE], ids=lambda words: words[0])

@@ -231,7 +231,7 @@ def test_what_does_not_go_on_from_there_is_refused(
     ("flags", "message"),
     [
         (["--folds", "5", "--set", "finetune.leave_out=1/5"], "--folds with finetune.leave_out=1/5"),
-        (["--folds", "5", "--objective", "language_modelling"], "finetune.objective=language_modelling"),
+        (["--folds", "5", "--objective", "language-modelling"], "finetune.objective=language-modelling"),
         (["--folds", "1"], "--folds"),
         (["--folds", "1001"], "1000"),
         (["--folds", "1000"], "no sentence of train falls into fold"),

@@ -178,10 +178,10 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
     one_sentence = tmp_path / "one.txt"
     one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")
     for arguments, said in (
-        ([], "nothing to read"),
+        ([], "no text to train on"),
         ([tmp_path / "none.txt"], "not there"),
         ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
-        ([text, text], "one name"),
+        ([text, text], "the same name"),
         ([text, "--set", "pretrain.upsample.other=2"], "other is not among pretrain.text"),
         ([one_sentence, *SMALL], "too little text"),
     ):

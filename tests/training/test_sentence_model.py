@@ -40,7 +40,7 @@ def nats_a_token(base: Path, sentences: tuple[str, ...]) -> float:
 def test_a_tuned_base_writes_what_train_reads_like(
     method: str, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
-    common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language_modelling", "--json")
+    common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language-modelling", "--json")
     settings = ("--method", method, "--epochs", 3, "--lr", 3e-3, "--set", "finetune.base_dropout=0")
     code, out, err = colakit("finetune", *common, *settings, "--out", tmp_path / "run")
     assert code == 0, err
@@ -59,10 +59,10 @@ def test_a_tuned_base_writes_what_train_reads_like(
 def test_a_typed_setting_that_would_be_passed_over_is_refused(
     setting: str, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
-    common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language_modelling")
+    common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language-modelling")
     code, _, err = colakit("finetune", *common, "--set", f"finetune.{setting}", "--out", tmp_path / "run")
     assert code == 2
-    assert "means nothing to --objective language_modelling" in err
+    assert "means nothing to --objective language-modelling" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -23,6 +23,7 @@ from colakit.storage.gpt2 import load_gpt
 from colakit.training.objectives import discrimination
 
 Run = Callable[..., tuple[int, str, str]]
+REAL_FAKE = ["pretrain", "--objective", "real-fake"]
 SENTENCES = [
     "The dogs bark at every cat.",
     "I like to bark.",
@@ -128,28 +129,28 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_discriminating_writes_a_base_that_tunes_and_resumes(
+def test_real_fake_training_writes_a_base_that_tunes_and_resumes(
     toy: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
-    settings = ["--set", f"pretrain.text.toy={text}", "--sentences", 400, "--lr", 2e-3, "--batch-size", 16]
-    stepwise = ["--set", "discriminate.evaluate_every_steps=10", "--set", "discriminate.val_fraction=0.1"]
-    common = ["--base", toy / "base", "--quiet", *settings, *stepwise]
-    code, answer, err = colakit("discriminate", *common, "--json", "--out", tmp_path / "run")
+    common = [*REAL_FAKE, "--init-from", toy / "base", text, "--sentences", 400, "--quiet"]
+    for setting in ("lr=2e-3", "batch_size=16", "evaluate_every_steps=10", "val_fraction=0.1"):
+        common += ["--set", f"real_fake.{setting}"]
+    code, answer, err = colakit(*common, "--json", "--out", tmp_path / "run")
     assert code == 0, err
     summary = json.loads(answer)
     assert set(summary["splits"]) == {"val"}
     assert summary["splits"]["val"]["mcc"] > 0.2
     finished = (tmp_path / "run" / "summary.json").read_bytes()
     (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed after its last checkpoint
-    code, _, err = colakit("discriminate", *common, "--resume", "--out", tmp_path / "run")
+    code, _, err = colakit(*common, "--resume", "--out", tmp_path / "run")
     assert code == 0, err
     ends = [json.loads(text) for text in (finished, (tmp_path / "run" / "summary.json").read_bytes())]
     assert ends[0]["splits"] == ends[1]["splits"]
     before, after = load_gpt(toy / "base"), load_gpt(tmp_path / "run" / "base")
     assert before.config == after.config
     assert not torch.equal(before.transformer.wte.weight, after.transformer.wte.weight)
-    half = [*common, "--set", "discriminate.start_weight=0.5", "--out", tmp_path / "half"]
-    code, _, err = colakit("discriminate", *half)
+    half = [*common, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "half"]
+    code, _, err = colakit(*half)
     assert code == 0, err
     start, end, found = (m.state_dict() for m in (before, after, load_gpt(tmp_path / "half" / "base")))
     for name, value in found.items():
@@ -170,14 +171,33 @@ def test_a_dry_run_leaves_the_cache_alone(
     toy: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
-    arguments = ["--base", toy / "base", "--set", f"pretrain.text.toy={text}", "--dry-run"]
-    code, out, err = colakit("discriminate", *arguments, "--out", tmp_path / "run")
+    arguments = [*REAL_FAKE, "--init-from", toy / "base", text, "--dry-run"]
+    code, out, err = colakit(*arguments, "--out", tmp_path / "run")
     assert code == 0, err
     assert "dry run: nothing was written" in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_text_nothing_begins(toy: Path, colakit: Run) -> None:
-    code, _, err = colakit("discriminate", "--base", toy / "base")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init-from", "BASE"], "no text to train on"),
+        (["TEXT"], "objective: real-fake trains an existing base; set init_from"),
+        (["TEXT", "--init-from", "BASE", "--lr", "0.1"], "Set real_fake.lr instead"),
+        (
+            ["TEXT", "--init-from", "BASE", "--num-heads", "8"],
+            "pretrain.num_heads is not used by --objective real-",
+        ),
+        (
+            ["TEXT", "--objective", "language-modelling", "--sentences", "20"],
+            "real_fake.sentences is not",
+        ),
+    ],
+)
+def test_missing_or_unused_settings_are_refused(
+    arguments: list[str], message: str, toy: Path, text: Path, colakit: Run
+) -> None:
+    paths = {"BASE": toy / "base", "TEXT": text}
+    code, _, err = colakit(*REAL_FAKE, *(paths.get(argument, argument) for argument in arguments))
     assert code == 2
-    assert "nothing to read" in err
+    assert message in " ".join(err.split())

@@ -1,0 +1,138 @@
+"""`colakit pretrain --objective real-fake`: a base learns to tell real sentences from corrupted ones.
+
+A second stage of pre-training. Real sentences are drawn from `pretrain.text`; each is trained on together
+with one corrupted copy.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+
+from colakit.api.finetune import base_origin
+from colakit.api.session import Session
+from colakit.data.corpora import Corpus, Split
+from colakit.data.corruption import Corruptor
+from colakit.data.running_text import FORMAT, text_files, whole_sentences
+from colakit.data.tokens import SentenceTokenizer
+from colakit.errors import ColakitError
+from colakit.inference.classifier import SentenceClassifier
+from colakit.models.gpt.model import GPT, GPTClassifier, set_dropout
+from colakit.models.meta_device import without_weights
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.training.averaging import StartAverage
+from colakit.training.job import Job
+from colakit.training.objectives import discrimination
+from colakit.training.task_data import TaskData, examples
+from colakit.utils.array_cache import pack_lines, unpack_lines
+from colakit.utils.files import sha256_of
+
+LABELS = ("corrupted", "real")
+WORDS = range(4, 23)  # allowed words in a sentence
+LEXICON = 50_000  # sentences that supply the words of corruptions
+PRETRAIN_SETTINGS = {"objective", "text", "upsample", "init_from", "start_weight"}  # the others are unused
+
+
+def empty_model(session: Session, task: TaskData) -> GPTClassifier:
+    """Return the classifier without its weights."""
+    with without_weights():
+        return GPT(plan_config(session.settings.base, "--init-from")).classifier(len(LABELS))
+
+
+def load_real_and_corrupted(session: Session) -> TaskData:
+    """Return pairs of a real sentence and its corrupted copy, split into train and val."""
+    settings, seed = session.settings.real_fake, session.settings.seed
+    sentences = _draw(session, settings.sentences)
+    corruptor = Corruptor(sentences[:LEXICON])
+    rng = random.Random(seed)
+    pairs = [
+        (real, corrupted) for real in sentences if (corrupted := corruptor.corrupt(real, rng)) is not None
+    ]
+    num_val = max(1, round(settings.val_fraction * len(pairs)))
+    splits = {"train": _split("train", pairs[num_val:]), "val": _split("val", pairs[:num_val])}
+    corpus = Corpus("real and corrupted sentences", LABELS, splits)
+    return TaskData(corpus, splits["train"], splits["val"], {})
+
+
+def _split(name: str, pairs: list[tuple[str, str]]) -> Split:
+    labels = np.tile(np.array([1, 0], dtype=np.int64), len(pairs))
+    return Split(name, tuple(sentence for pair in pairs for sentence in pair), labels)
+
+
+def _draw(session: Session, num_sentences: int) -> list[str]:
+    """Return up to `num_sentences` distinct sentences, from each text in proportion to its upsampled size.
+
+    They are cached, because reading hundreds of megabytes takes minutes.
+    """
+    settings, seed = session.settings.pretrain, session.settings.seed
+    files = {name: text_files(path) for name, path in settings.text.items()}
+    repeats = {name: settings.upsample.get(name, 1) for name in files}
+    key = {
+        "texts": {name: [[*map(sha256_of, paths)], repeats[name]] for name, paths in files.items()},
+        "text_format": FORMAT,
+        "words": [WORDS.start, WORDS.stop],
+        "sentences": num_sentences,
+        "seed": seed,
+    }
+
+    def draw() -> list[str]:
+        sentences: dict[str, list[str]] = {}
+        for name in files:
+            session.reporter.say(f"reading {name}")
+            sentences[name] = list(whole_sentences(files[name], WORDS))
+        sizes = {name: len(rows) * repeats[name] for name, rows in sentences.items()}
+        rng = random.Random(seed)
+        distinct: dict[str, None] = {}  # an ordered set
+        for name, rows in sentences.items():
+            count = round(num_sentences * sizes[name] / max(1, sum(sizes.values())))
+            distinct.update(dict.fromkeys(rng.sample(rows, min(count, len(rows)))))
+        drawn = list(distinct)
+        rng.shuffle(drawn)
+        return drawn
+
+    drawn = unpack_lines(session.arrays.get("sentences", key, lambda: pack_lines(draw())))
+    if len(drawn) < 10:
+        raise ColakitError(
+            f"the text has {len(drawn)} sentences of {WORDS.start} to {WORDS.stop - 1} words; 10 are needed",
+            hint="Give more text.",
+        )
+    return drawn
+
+
+def build(session: Session, task: TaskData) -> tuple[Job, list[str]]:
+    """Return the training job and lines that describe it."""
+    settings = session.settings
+    folder = resolve_base(settings.base, "--init-from")
+    base = load_gpt(folder)
+    fingerprint = base_fingerprint(base)
+    set_dropout(base, 0.0)
+    classifier = SentenceClassifier(
+        model=base.classifier(len(LABELS)).requires_grad_(True),
+        tokenizer=SentenceTokenizer.from_folder(folder, prefix=True),
+        label_names=LABELS,
+        max_tokens=base.config.num_positions,
+        origin=base_origin(session, fingerprint),
+    )
+    session.compute.place(classifier.model)
+    job = Job(
+        session=session,
+        task=task,
+        training=settings.real_fake,
+        classifier=classifier,
+        train=replace(examples(session, classifier, task.train), group=2),  # keeps a pair in one micro-batch
+        val=examples(session, classifier, task.val),
+        dev={},
+        objective=discrimination(settings.real_fake.lm_weight, settings.real_fake.pair_weight),
+        sections=("real_fake",),
+        identity={
+            "base": fingerprint,
+            "tokenizer": classifier.tokenizer.fingerprint(),
+            "start_weight": settings.pretrain.start_weight,
+            **task.identity(),
+        },
+        base=StartAverage(classifier.model, settings.pretrain.start_weight),
+        facts={"base": settings.base},
+    )
+    return job, [f"sentences: {len(task.train):,}, half of them corrupted"]

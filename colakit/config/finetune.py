@@ -82,7 +82,7 @@ class FinetuneSettings(TrainingSettings):
     def _check_fold(cls, value: str | None) -> str | None:
         number, _, folds = (value or "1/2").partition("/")
         if not (number.isdecimal() and folds.isdecimal() and 1 <= int(number) <= int(folds) != 1):
-            raise ValueError(f"a fold is i/k with 1 ≤ i ≤ k and k > 1, such as 2/5 (got {value!r})")
+            raise ValueError(f"a fold is written i/k with 1 ≤ i ≤ k and k > 1, such as 2/5 (got {value!r})")
         return value
 
     @model_validator(mode="after")

@@ -141,7 +141,7 @@ class TransferSettings(Section):
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
         if {"text", "text_corrupt"} & set(self.sources) and self.text is None:
-            raise ValueError("the sources text and text_corrupt require transfer.text")
+            raise ValueError("the sources text and text_corrupt need transfer.text")
         if self.text is not None and not {"text", "text_corrupt"} & set(self.sources):
             raise ValueError(
                 "transfer.text requires the source text or text_corrupt, "

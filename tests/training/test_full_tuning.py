@@ -57,4 +57,4 @@ def test_an_adapter_on_random_weights_is_refused(toy: Path, colakit: Run) -> Non
         "finetune", "--base", toy / "base", "--data", toy / "corpus", "--set", "finetune.from_scratch=true"
     )
     assert code == 2
-    assert "from_scratch needs method: full" in err
+    assert "from_scratch requires method: full" in err

@@ -306,7 +306,7 @@ def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
 
     code, _, err = colakit(*begin, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "no-base")
     assert code == 2
-    assert "start_weight (=0.5) is of init_from, which is not given" in " ".join(err.split())
+    assert "start_weight (=0.5) requires init_from" in " ".join(err.split())
 
 
 def test_windows_may_be_shorter_than_what_the_base_reads(
@@ -334,7 +334,7 @@ def test_windows_may_be_shorter_than_what_the_base_reads(
     assert "pretrain.window is 33, but" in " ".join(err.split())
     code, _, err = colakit(*begin, "--window", "8", "--out", tmp_path / "other")
     assert code == 2
-    assert "window (=8) is of init_from, which is not given" in " ".join(err.split())
+    assert "window (=8) requires init_from" in " ".join(err.split())
 
 
 def test_settings_that_came_later_refuse_no_resumption(

@@ -13,6 +13,7 @@ import numpy as np
 
 from colakit.api.finetune import base_origin
 from colakit.api.session import Session
+from colakit.config.pretrain import RealFakeSettings
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
 from colakit.data.running_text import FORMAT, text_files, whole_sentences
@@ -33,6 +34,22 @@ LABELS = ("corrupted", "real")
 WORDS = range(4, 23)  # allowed words in a sentence
 LEXICON = 50_000  # sentences that supply the words of corruptions
 PRETRAIN_SETTINGS = {"objective", "text", "upsample", "init_from", "start_weight"}  # the others are unused
+
+
+def refuse_unused(session: Session) -> None:
+    """Refuse typed settings that belong to the other objective; a config file may set both."""
+    objective = session.settings.pretrain.objective
+    for key in filter(session.resolved.was_typed, session.resolved.origins):
+        section, _, name = key.partition(".")
+        hint = "Leave it out."
+        if objective == "real-fake":
+            unused = section == "pretrain" and name not in PRETRAIN_SETTINGS
+            if name in RealFakeSettings.model_fields:
+                hint = f"Set real_fake.{name} instead: --set real_fake.{name}=VALUE"
+        else:
+            unused = section == "real_fake"
+        if unused:
+            raise ColakitError(f"{key} is not used by --objective {objective}", hint=hint)
 
 
 def empty_model(session: Session, task: TaskData) -> GPTClassifier:

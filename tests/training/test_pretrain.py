@@ -283,7 +283,7 @@ def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run
         assert f"pretrain.width is {width}, but 32" in err
     code, _, err = colakit(*begin, *base, "--tokenizer", str(pretrained), "--out", str(tmp_path / "other"))
     assert code == 2
-    assert "a base keeps its own" in err
+    assert "--init-from uses the base's tokenizer" in err
 
 
 def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
@@ -371,7 +371,7 @@ def test_a_run_that_went_on_from_another_base_is_not_resumed(
 
 @pytest.mark.parametrize(
     ("vocab_size", "num_positions", "why"),
-    [(280, 32, "its tokenizer has 300 tokens, its model 280"), (300, 4, "num_positions: .*(it is 4)")],
+    [(280, 32, "the tokenizer has 300 tokens, but the model 280"), (300, 4, "num_positions: .*(got 4)")],
 )
 def test_a_base_that_cannot_be_trained_on_is_refused(
     vocab_size: int, num_positions: int, why: str, pretrained: Path, text: Path, colakit: Run, tmp_path: Path

@@ -64,7 +64,7 @@ def pretrained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
+def test_pretraining_lowers_validation_bits_per_byte(pretrained: Path) -> None:
     measured = [r["bits_per_byte"]["toy"] for r in records(pretrained) if r["event"] == "evaluation"]
     assert len(measured) == 4
     assert measured[-1] < 0.8 * measured[0]
@@ -144,7 +144,7 @@ def test_more_tokens_are_refused_once_the_rate_depends_on_their_number(
     assert "40 steps were planned, now 80; at step 40" in " ".join(err.split())
 
 
-def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_tokens_may_grow_on_resume_before_the_rate_decays(text: Path, colakit: Run, tmp_path: Path) -> None:
     steady = ["--set", "pretrain.schedule=constant", "--set", "pretrain.warmup=0"]
     assert colakit("pretrain", text, *SMALL, *steady, "--tokens", "2048", "--out", tmp_path / "run")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
@@ -191,7 +191,7 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
         assert not (tmp_path / "run").exists()
 
 
-def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_a_text_argument_may_be_upsampled(text: Path, colakit: Run, tmp_path: Path) -> None:
     repeats = ["--set", f"pretrain.upsample.{text.stem}=2", "--tokens", "1024"]
     code, _, err = colakit("pretrain", text, *SMALL, *repeats, "--out", tmp_path / "run")
     assert code == 0, err
@@ -200,7 +200,7 @@ def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path
     assert code == 0, err
 
 
-def test_a_cache_that_cannot_be_written_ends_nothing(
+def test_an_unwritable_cache_does_not_stop_training(
     text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file, no folder", encoding="utf-8")
@@ -209,7 +209,7 @@ def test_a_cache_that_cannot_be_written_ends_nothing(
     assert code == 0, err
 
 
-def test_a_dry_run_tells_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_a_dry_run_prints_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
     assert code == 0, err
     assert "40 steps of 512 tokens" in out
@@ -221,7 +221,7 @@ def tiny_gpt() -> GPT:
     return GPT(GPTConfig(17, 8, 8, 1, 2))
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+def test_muon_trains_block_matrices_and_adamw_the_rest() -> None:
     model = tiny_gpt()
     optimizer = pretraining_optimizer(model, "muon", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
     assert isinstance(optimizer, MuonWithAdamW)
@@ -259,7 +259,7 @@ def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]
     return begin, ["--init-from", str(base)]
 
 
-def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"))
     assert code == 0, err
@@ -286,7 +286,7 @@ def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run
     assert "--init-from uses the base's tokenizer" in err
 
 
-def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
+def test_start_weight_averages_with_the_initial_base(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
@@ -309,7 +309,7 @@ def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
     assert "start_weight (=0.5) requires init_from" in " ".join(err.split())
 
 
-def test_windows_may_be_shorter_than_what_the_base_reads(
+def test_windows_may_be_shorter_than_num_positions(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[int] = []
@@ -355,7 +355,7 @@ def test_settings_that_came_later_refuse_no_resumption(
         assert found == code, err
 
 
-def test_a_run_that_went_on_from_another_base_is_not_resumed(
+def test_a_run_from_another_base_is_not_resumed(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     place = SMALL.index("--tokens")

@@ -1,4 +1,4 @@
-"""Settings: who wins, what is refused, and that every fault is named with its origin and the nearest key."""
+"""Precedence, validation and error messages of settings."""
 
 from __future__ import annotations
 

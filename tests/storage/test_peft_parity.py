@@ -1,4 +1,4 @@
-"""Adapters and training against PEFT: the same losses step by step, and folders that both sides open."""
+"""Parity of adapters and training with PEFT: equal losses, and folders that both libraries load."""
 
 from __future__ import annotations
 

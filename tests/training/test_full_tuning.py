@@ -1,4 +1,4 @@
-"""Tuning every weight, from the base or from random weights: the rows that an adapter is compared with."""
+"""Training of all weights, from the base or from random weights."""
 
 from __future__ import annotations
 

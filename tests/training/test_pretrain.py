@@ -1,4 +1,4 @@
-"""`colakit pretrain`: a base from running text, resumable, that everything else accepts."""
+"""`colakit pretrain`: training, resuming, and use of the base by other commands."""
 
 from __future__ import annotations
 

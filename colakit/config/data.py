@@ -1,4 +1,4 @@
-"""What is learnt from."""
+"""Settings of the dataset."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from colakit.config.section import MAX_SEED, Names, Section
 
 
 class DataSettings(Section):
-    """What is learnt from."""
+    """The dataset."""
 
     path: str = Field(
-        "cola", description="`cola` (fetched once), `builtin` (made here), or a zip, folder, TSV or CSV"
+        "cola",
+        description="Dataset: `cola` (downloaded once), `builtin` (generated), or a zip, folder, TSV or CSV.",
     )
-    splits: dict[str, str] = Field(
-        {}, description="split name -> file, instead of `path`, for a task of your own"
+    splits: dict[str, str] = Field({}, description="Split name -> file, instead of `path`.")
+    text_column: str | None = Field(
+        None, description="Column of the text; required for a table with a header."
     )
-    text_column: str | None = Field(None, description="column of the text; needed for a table with a header")
-    label_column: str | None = Field(None, description="column of the label, of any number of classes")
-    label_names: Names = Field((), description="labels in order; by default what train holds, sorted")
+    label_column: str | None = Field(None, description="Column of the label; any number of classes.")
+    label_names: Names = Field(
+        (), description="Labels in order of their index; default: the sorted labels of train."
+    )
     val_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of train held out to choose epoch and threshold"
+        0.1,
+        gt=0,
+        lt=1,
+        description="Fraction of train held out as the validation split, for model selection and threshold.",
     )
     val_seed: int = Field(
-        0, ge=0, le=MAX_SEED, description="draw of that slice; the same for every run that is compared"
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Random seed of the validation split; runs to be compared must share it.",
     )
     max_tokens: int | None = Field(
-        None, ge=3, description="longest sentence in tokens; null is the model's own limit"
+        None, ge=3, description="Maximum sentence length in tokens; null: the model's maximum."
     )
-    mirrors: Names = Field((), description="URLs of CoLA's zip, tried before the CoLA site")
+    mirrors: Names = Field((), description="URLs of CoLA's zip, tried before the CoLA site.")

@@ -1,8 +1,7 @@
-"""Every setting of an experiment: its meaning, unit, bounds and default, and where its value came from.
+"""The settings of an experiment, with their types, bounds, defaults and descriptions.
 
-One YAML file describes one experiment. `seed`, `base`, `device`, `precision`, `cache` and the section `data`
-are shared; each command reads its own sections besides. Values are taken, first found first, from flags,
-`--set`, the environment (`COLAKIT_FINETUNE__LR=1e-3`), the YAML file, and the defaults below.
+A value comes from, in order of precedence: flags, `--set`, the environment (`COLAKIT_FINETUNE__LR=1e-3`),
+the YAML file of `--config`, the default.
 """
 
 from __future__ import annotations
@@ -42,30 +41,32 @@ __all__ = [
 
 
 class Settings(Section):
-    """One experiment."""
+    """All settings of an experiment."""
 
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="of initial weights, order and dropout")
+    seed: int = Field(
+        0, ge=0, le=MAX_SEED, description="Random seed (initial weights, batch order, dropout)."
+    )
     base: str = Field(
-        "gpt2", description="pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name"
+        "gpt2", description="Pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name."
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps"
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="Device: auto, cpu, cuda, cuda:N or mps."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of matrix products and of frozen weights; auto is bf16 where it is faster, "
-        "but fp32 for what a student answers on a CPU and for minimal pairs",
+        description="Precision of matrix products and frozen weights; auto: bf16 where it is faster, but "
+        "fp32 for students on a CPU and for minimal pairs.",
     )
     cpu_kernels: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="train on a CPU with C code compiled here; auto is under Linux, with a compiler",
+        description="Train on a CPU with C kernels compiled on this machine; auto: on Linux with a compiler.",
     )
     cuda_graphs: Literal["auto", "never"] = Field(
         "never",
         description="Record a GPT's training steps on a GPU as CUDA graphs; auto: with a single process.",
     )
     cache: str | None = Field(
-        None, description="folder of downloads and computed arrays; null is the user's cache"
+        None, description="Folder of downloads and cached arrays; null: the user's cache folder."
     )
     data: DataSettings = DataSettings()
     pretrain: PretrainSettings = PretrainSettings()
@@ -84,7 +85,7 @@ class Settings(Section):
 
     @property
     def cache_folder(self) -> Path | None:
-        """The cache folder, where one is set."""
+        """`cache` as a path, None if unset."""
         return Path(self.cache).expanduser() if self.cache else None
 
 
@@ -98,7 +99,7 @@ def leaf_fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator
 
 
 def describe_type(annotation: Any) -> str:
-    """Return a type as people write it: `int`, `png|svg|pdf`, `list`."""
+    """Return a type for help texts: `integer`, `png|svg|pdf`, `name,…`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return describe_type(arguments[0])

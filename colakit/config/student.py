@@ -1,4 +1,4 @@
-"""What a student is, what it is taught, and on which sentences."""
+"""Settings of the student, its training, distillation and the transfer set."""
 
 from __future__ import annotations
 
@@ -15,105 +15,123 @@ Pooling = Literal["last", "mean", "max", "attention"]
 
 
 class StudentSettings(Section):
-    """Shape and start of the recurrent student, for `distill` and `train-scratch` alike."""
+    """The recurrent student of `distill` and `train-scratch`."""
 
-    cell: Cell = Field("lstm", description="recurrent cell")
-    embedding_size: int = Field(128, ge=1, description="width of the token embedding")
-    hidden_size: int = Field(256, ge=1, description="width of each direction's state")
-    num_layers: int = Field(1, ge=1, le=8, description="recurrent layers")
-    bidirectional: bool = Field(True, description="read from both ends")
-    pooling: Pooling = Field("attention", description="how the states of a sentence become one vector")
-    dropout: Share = Field(0.3, description="on embeddings, between layers, before the head")
+    cell: Cell = Field("lstm", description="Recurrent cell.")
+    embedding_size: int = Field(128, ge=1, description="Width of the token embedding.")
+    hidden_size: int = Field(256, ge=1, description="Hidden size of each direction.")
+    num_layers: int = Field(1, ge=1, le=8, description="Number of recurrent layers.")
+    bidirectional: bool = Field(True, description="Read sentences in both directions.")
+    pooling: Pooling = Field("attention", description="Pooling of the hidden states of a sentence.")
+    dropout: Share = Field(
+        0.3, description="Dropout probability of embeddings, between layers and before the head."
+    )
     vocabulary: int | None = Field(
-        None, ge=1, description="embed only so many tokens, the most frequent in training; the rest are one"
+        None,
+        ge=1,
+        description="Embed only this many tokens, the most frequent of train; all others share one "
+        "vector; null: all.",
     )
     embeddings: Literal["base", "random"] = Field(
-        "base", description="start of the embedding: the base's own, in its principal directions; or drawn"
+        "base", description="Initialise the embedding with the base's (principal components), or at random."
     )
 
 
 class StudentTrainingSettings(TrainingSettings):
-    """One budget for `distill` and for its control `train-scratch`."""
+    """Training of the student, the same for `distill` and its control `train-scratch`."""
 
     max_steps: int | None = Field(
         None,
         ge=1,
-        description="optimizer steps in all, whatever is trained on; null: `epochs` sets it",
+        description="Optimizer steps in total; null: set by `epochs`.",
     )
     lm_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of predicting the next and the previous token, among those that training reads",
+        description="Weight of the loss that predicts the next and the previous token.",
     )
     lm_weight_end: float | None = Field(
-        None, ge=0, description="that weight at the end; it moves in a line; null keeps it"
+        None, ge=0, description="Value of lm_weight at the end, approached linearly; null keeps it constant."
     )
 
 
 class DistillSettings(Section):
-    """How the student learns from its teachers."""
+    """The distillation loss."""
 
     teacher: Names = Field(
-        (), description="ckpt.pt, run folder or adapter folder; of several, the mean logits are learnt"
+        (), description="Run folders, ckpt.pt files or adapter folders; the logits of several are averaged."
     )
     upsample: int = Field(
-        1, ge=1, le=1000, description="times that an epoch reads train beside a transfer set"
+        1, ge=1, le=1000, description="Passes over train in an epoch, beside the transfer set."
     )
     kd_weight: float = Field(
-        0.5, ge=0, le=1, description="weight of the soft loss; the rest is cross-entropy"
+        0.5, ge=0, le=1, description="Weight of the soft loss; 1 - kd_weight is the weight of cross-entropy."
     )
     kd_weight_end: float | None = Field(
-        None, ge=0, le=1, description="that weight at the end; it moves in a line; null keeps it"
+        None,
+        ge=0,
+        le=1,
+        description="Value of kd_weight at the end, approached linearly; null keeps it constant.",
     )
-    temperature: float = Field(2.0, gt=0, description="softens teacher and student in the KL")
+    temperature: float = Field(
+        2.0, gt=0, description="Temperature of teacher and student in the KL divergence."
+    )
     temperature_end: float | None = Field(
-        None, gt=0, description="the temperature at the end; it moves in a line; null keeps it"
+        None, gt=0, description="Temperature at the end, approached linearly; null keeps it constant."
     )
     soft_loss: Literal["kl", "mse"] = Field(
-        "kl", description="temperature²·KL(teacher ‖ student), or logit MSE"
+        "kl", description="temperature²·KL(teacher ‖ student), or the mean squared error of logits."
     )
     hidden_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of matching the first teacher's last hidden state, through a projection",
+        description="Weight of the loss that matches the first teacher's last hidden state.",
     )
 
 
 class TrainScratchSettings(Section):
-    """What the control is given."""
+    """The control."""
 
     augmented: bool = Field(
         False,
-        description="add as many sentences as a transfer set has: near misses of train, called unacceptable, "
-        "and acceptable ones again",
+        description="Add as many sentences as a transfer set has: corrupted sentences of train, labelled "
+        "unacceptable, and repeated acceptable ones.",
     )
 
 
 class TransferSettings(Section):
-    """Sentences beyond train, which the teachers of `distill` label."""
+    """The transfer set: sentences beside train, labelled by the teachers."""
 
-    size: float = Field(3.0, ge=0, le=1000, description="sentences, as a multiple of train; 0 is none")
+    size: float = Field(
+        3.0, ge=0, le=1000, description="Sentences, as a multiple of train; 0 disables the transfer set."
+    )
     sources: dict[
         Literal["corrupt", "word_resample", "lm_sample", "lm_sample_corrupt", "text", "text_corrupt"],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],
     ] = Field(
         {"lm_sample": 3.0, "corrupt": 1.0, "lm_sample_corrupt": 1.0},
         min_length=1,
-        description="source -> share: near misses of train sentences, train sentences with a word that "
-        "`language_model` samples, sentences that it samples, near misses of those, whole sentences of "
-        "`text`, near misses of those",
+        description="Source -> share: corrupt (corrupted train sentences), word_resample (train sentences "
+        "with one word sampled from the language model), lm_sample (sampled sentences), "
+        "lm_sample_corrupt (sampled and corrupted), text (sentences of `text`), text_corrupt "
+        "(those, corrupted).",
     )
     text: str | None = Field(
-        None, description="text file or folder (plain, .gz, .xz), a sentence a line or prose"
+        None, description="Text file or folder (plain, .gz, .xz): one sentence a line, or prose."
     )
     language_model: str | None = Field(
-        None, description="base to sample from; null is the teacher's, as it was before it was tuned"
+        None, description="Base to sample from; null: the teacher's base before fine-tuning."
     )
     sampler_epochs: int = Field(
-        3, ge=0, description="passes over train that tune it first, to write as train does; 0 does not"
+        3, ge=0, description="Epochs of language-model fine-tuning on train before sampling; 0 disables it."
     )
-    temperature: float = Field(1.0, gt=0, description="of sampling")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the set; runs that are compared should share it")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Random seed of the transfer set; runs to be compared must share it.",
+    )
 
     @property
     def needs_sampler(self) -> bool:
@@ -121,12 +139,12 @@ class TransferSettings(Section):
         return bool(self.size and {"word_resample", "lm_sample", "lm_sample_corrupt"} & set(self.sources))
 
     @model_validator(mode="after")
-    def _sources_have_what_they_need(self) -> Self:
+    def _check_sources(self) -> Self:
         if {"text", "text_corrupt"} & set(self.sources) and self.text is None:
-            raise ValueError("sources text and text_corrupt need transfer.text")
+            raise ValueError("the sources text and text_corrupt need transfer.text")
         if self.text is not None and not {"text", "text_corrupt"} & set(self.sources):
             raise ValueError(
-                "transfer.text is read by the sources text and text_corrupt alone; "
-                "name one of them, such as transfer.sources={corrupt: 1, text: 1, text_corrupt: 1}"
+                "transfer.text requires the source text or text_corrupt, "
+                "such as transfer.sources={corrupt: 1, text: 1, text_corrupt: 1}"
             )
         return self

@@ -1,4 +1,4 @@
-"""How a run learns: rate, portions, and how its best moment is chosen."""
+"""Settings that every training shares."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from colakit.config.section import Section, Share
 
 
 class LoopSettings(Section):
-    """How fast, in what portions, and how often a run speaks and saves."""
+    """Optimization, logging and checkpoints."""
 
-    HAS_LARGEST: ClassVar[bool] = False  # whether micro_batch_size is a bound, for batches of any size
+    HAS_LARGEST: ClassVar[bool] = False  # micro_batch_size may exceed batch_size
 
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    batch_size: int = Field(32, ge=1, description="sentences a step, over all processes")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    batch_size: int = Field(32, ge=1, description="Sentences in a step, over all processes.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="sentences a backward pass; null is the whole batch"
+        None, ge=1, description="Sentences in a backward pass; null: the whole batch."
     )
-    weight_decay: float = Field(0.01, ge=0, description="of matrices; vectors do not decay")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of matrices; vectors do not decay.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="fall of the rate after warm-up"
+        "linear", description="Learning rate after warm-up."
     )
-    warmup: Share = Field(0.06, description="share of the steps in which the rate rises")
+    warmup: Share = Field(0.06, description="Fraction of the steps with a rising learning rate.")
     decay: float = Field(
-        1.0, gt=0, le=1, description="share of the steps after warm-up, at the end, in which the rate falls"
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the steps after warm-up, at the end, with a falling learning rate.",
     )
     max_grad_norm: float | None = Field(
-        1.0, gt=0, description="longest gradient (2-norm); null does not clip"
+        1.0, gt=0, description="Maximum gradient norm; null disables clipping."
     )
     evaluate_every_steps: int | None = Field(
-        None, ge=1, description="steps between evaluations; null: by epochs, where there are any"
+        None, ge=1, description="Steps between evaluations; null: set by epochs."
     )
-    log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
+    log_every: int = Field(20, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every_steps: int | None = Field(
-        None, ge=1, description="steps between resumable states; null: at evaluations"
+        None, ge=1, description="Steps between checkpoints; null: at every evaluation."
     )
 
     @model_validator(mode="after")
@@ -55,29 +58,26 @@ class LoopSettings(Section):
 
 
 class TrainingSettings(LoopSettings):
-    """How long a classifier trains, and by what its best moment is chosen."""
+    """Training of a classifier, with model selection."""
 
-    epochs: int = Field(10, ge=1, description="passes over train")
-    evaluate_every_epochs: int = Field(
-        1, ge=1, description="epochs between evaluations on the held-out slice"
-    )
+    epochs: int = Field(10, ge=1, description="Passes over train.")
+    evaluate_every_epochs: int = Field(1, ge=1, description="Epochs between evaluations on val.")
     patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations without a better one"
+        None,
+        ge=1,
+        description="Evaluations without improvement before training stops; null never stops early.",
     )
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="measure and keep a moving average of the weights, of which each step leaves so much; "
-        "null takes the weights themselves",
+        description="EMA decay; null disables EMA.",
     )
     metric_for_best_model: Literal["mcc", "accuracy", "loss"] = Field(
-        "mcc", description="held-out figure that names the best model"
+        "mcc", description="Validation metric that selects the best model."
     )
     threshold: Literal["tuned", "argmax"] = Field(
         "tuned",
-        description="two classes: decide at the threshold best on the held-out slice, or at one half",
+        description="Decision threshold of two classes: tuned on val, or 0.5.",
     )
-    track_dev: bool = Field(
-        False, description="also measure dev at every evaluation, for curves; chooses nothing"
-    )
+    track_dev: bool = Field(False, description="Also evaluate dev during training, for curves only.")

@@ -1,4 +1,4 @@
-"""How models are used, measured and drawn."""
+"""Settings of generation, prediction, evaluation and figures."""
 
 from __future__ import annotations
 
@@ -10,44 +10,47 @@ from colakit.config.section import Names, Section
 
 
 class GenerateSettings(Section):
-    """How text is continued."""
+    """Text generation."""
 
-    max_new_tokens: int = Field(50, ge=1, description="tokens to add")
-    temperature: float = Field(1.0, ge=0, description="0 takes the likeliest token every time")
-    top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens")
+    max_new_tokens: int = Field(50, ge=1, description="Maximum number of tokens to generate.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_k: int | None = Field(None, ge=1, description="Sample from the k most probable tokens; null: all.")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="sample among the likeliest tokens that make up p"
+        None,
+        gt=0,
+        le=1,
+        description="Sample from the most probable tokens with total probability p; null: all.",
     )
-    num_samples: int = Field(1, ge=1, description="continuations")
+    num_samples: int = Field(1, ge=1, description="Continuations.")
 
 
 class PredictSettings(Section):
-    """How sentences are labelled."""
+    """Prediction."""
 
-    batch_size: int = Field(256, ge=1, description="sentences computed at a time")
+    batch_size: int = Field(256, ge=1, description="Sentences in a batch.")
 
 
 class EvaluateSettings(Section):
-    """What is compared."""
+    """Evaluation."""
 
-    splits: Names = Field((), description="splits; by default every labelled one but train")
-    batch_size: int = Field(256, ge=1, description="sentences computed at a time")
+    splits: Names = Field((), description="Splits to evaluate; default: every labelled split but train.")
+    batch_size: int = Field(256, ge=1, description="Sentences in a batch.")
     group_by: Names = Field(
         (),
-        description="what to report apart: `source` (CoLA's first column); of --pairs, fields, by default "
-        "those of text with 2 to 100 shared values",
+        description="Report subsets by `source` (CoLA's first column); with --pairs, by these fields "
+        "(default: text fields with 2 to 100 distinct values).",
     )
     annotations: str | None = Field(
         None,
-        description="table of the sentences' grammatical features (0 or 1, under a header), to report apart",
+        description="Table of grammatical features (0 or 1, with a header) to report subsets by.",
     )
     pairs_bos: bool = Field(
-        True, description="with --pairs, predict the first token too, given the end-of-text token"
+        True, description="With --pairs, also score the first token, given the end-of-text token."
     )
 
 
 class PlotSettings(Section):
-    """How figures are drawn."""
+    """Figures."""
 
-    format: Literal["png", "svg", "pdf"] = Field("png", description="file format")
-    dpi: int = Field(150, ge=30, le=1200, description="dots an inch, for png")
+    format: Literal["png", "svg", "pdf"] = Field("png", description="File format.")
+    dpi: int = Field(150, ge=30, le=1200, description="Resolution of png files, in dots per inch.")

@@ -1,4 +1,4 @@
-"""Settings as YAML: read with no surprises, and written."""
+"""Read and write settings as YAML."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
+from colakit.config.settings import Settings
 from colakit.errors import ColakitError
 
-ASSETS = Path(__file__).parents[1] / "assets"  # files that come with the package
+ASSETS = Path(__file__).parents[1] / "assets"  # files of the package
 MAX_CONFIG_BYTES = 2**18
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of plain data, refusing a key that stands twice.
-
-    The name of a file that colakit brings along, such as `demo`, will do for its path.
+    """Return the mapping in a YAML file; `demo` names the file of that name in `colakit/assets`.
 
     Raises:
-        ColakitError: if the file is missing, broken, or not a mapping.
+        ColakitError: if the file is missing, is not valid YAML, is not a mapping, or repeats a key.
     """
     packaged = ASSETS / f"{path}.yaml"
     if len(path.parts) == 1 and not path.is_file() and packaged.is_file():
@@ -35,49 +33,49 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if len(raw) > MAX_CONFIG_BYTES:
         raise ColakitError(
-            f"--config {path}: is longer than {MAX_CONFIG_BYTES >> 10} KiB",
-            hint="Is this a file of settings?",
+            f"--config {path}: the file is larger than {MAX_CONFIG_BYTES >> 10} KiB",
+            hint="Check that it is a settings file.",
         )
     try:
         loaded = parse_yaml(text)
     except ValueError as error:
-        raise ColakitError(f"{path}: {error}", hint="Mend the YAML.") from error
+        raise ColakitError(f"{path}: {error}", hint="Correct the YAML.") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ColakitError(f"{path}: holds a {type(loaded).__name__}; sections with keys are wanted")
+        raise ColakitError(f"{path}: must be a mapping of sections (got {type(loaded).__name__})")
     return loaded
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the plain data that `text` spells.
+    """Return the data in a YAML text.
 
     Raises:
-        ValueError: saying in one line what is wrong with it.
+        ValueError: the text is not valid YAML; the message is one line.
     """
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except Exception as error:  # PyYAML lets out what int, date and its own slips raise
-        raise ValueError(f"a value cannot be read: {' '.join(str(error).split())}") from error
+    except Exception as error:  # PyYAML does not wrap the errors of int() and date()
+        raise ValueError(f"invalid value: {' '.join(str(error).split())}") from error
 
 
-def to_yaml(settings: BaseModel) -> str:
-    """Return the settings as YAML that `--config` takes back."""
+def to_yaml(settings: Settings) -> str:
+    """Return the settings as YAML for `--config`."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, width=float("inf"))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys, of which PyYAML silently keeps the last, and aliases.
+    """A safe loader that refuses duplicate keys (PyYAML keeps the last) and aliases.
 
-    With aliases a few lines can name a value of any size, which is as large when an error shows it.
+    Nested aliases let a few lines expand to a value of any size.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -86,7 +84,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = str(key_node.value)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                    None, None, f"duplicate key {key!r}", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

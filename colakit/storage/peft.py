@@ -1,8 +1,8 @@
-"""LoRA adapters in PEFT's folder format, read and written without PEFT.
+"""Read and write LoRA adapters in PEFT's format, without PEFT.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors`; keys look like
-`base_model.model.transformer.h.0.attn.c_attn.lora_A.weight`. A and B stand there as here, (R, D_in) and
-(D_out, R), whatever the orientation of the layer they belong to.
+A folder contains `adapter_config.json` and `adapter_model.safetensors`, with keys such as
+`base_model.model.transformer.h.0.attn.c_attn.lora_A.weight`. A is (R, D_in) and B (D_out, R), also for
+layers that store their weight transposed (GPT-2's Conv1D).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from colakit.utils.files import read_json, replacing, write_json
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
 NAMING = ("target_modules", "exclude_modules", "modules_to_save")
+OTHER_BASE = "The adapter was trained on another base; name that base with --base."
 MAX_PATTERN = 4000  # characters
-PATTERN_SECONDS = 1.0  # for one name; a pattern may be made to take for ever
+PATTERN_SECONDS = 1.0  # per name, because a hostile pattern can backtrack for ever
 UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -48,11 +49,11 @@ class PeftAdapter:
     """The contents of an adapter folder.
 
     Attributes:
-        config: what to inject; `target_modules` are whole module names.
-        factors: tensors of the adapted layers, by colakit's parameter name.
-        saved_modules: tensors that replace the base's own (`score.weight`, LayerNorms), by parameter name.
-        base: the base's path or hub name, as PEFT recorded it.
-        raw: adapter_config.json as it stands.
+        config: of the adapters; `target_modules` are full module names.
+        factors: parameter name -> tensor of an adapted layer.
+        saved_modules: parameter name -> tensor of a module trained in full (`score.weight`, LayerNorms).
+        base: path or hub name of the base.
+        raw: the content of adapter_config.json.
     """
 
     config: LoRAConfig
@@ -63,10 +64,10 @@ class PeftAdapter:
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
-    """Read an adapter folder that PEFT or colakit wrote.
+    """Read an adapter folder written by PEFT or colakit.
 
     Raises:
-        ColakitError: if a file is missing or broken, or the adapter is of a kind not computed here.
+        ColakitError: if a file is missing or corrupt, or the adapter's type is not supported.
     """
     config_path = folder / "adapter_config.json"
     raw = _read_config(config_path)
@@ -77,16 +78,16 @@ def read_adapter(folder: Path) -> PeftAdapter:
     ranks: dict[str, int] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
-        tail = next((tail for tail in FACTORS if name.endswith("." + tail)), None)
-        if tail is None:
+        suffix = next((suffix for suffix in FACTORS if name.endswith("." + suffix)), None)
+        if suffix is None:
             saved[name] = tensor
             continue
-        module = name.removesuffix("." + tail)
-        factors[f"{module}.{FACTORS[tail]}"] = tensor
-        if tail == "lora_A.weight" and tensor.ndim == 2:  # any other is refused by its shape
+        module = name.removesuffix("." + suffix)
+        factors[f"{module}.{FACTORS[suffix]}"] = tensor
+        if suffix == "lora_A.weight" and tensor.ndim == 2:  # `apply_adapter` refuses other shapes
             ranks[module] = tensor.shape[0]
     if not ranks:
-        raise ColakitError(f"{path}: holds no LoRA factors", hint="Is this the adapter's folder?")
+        raise ColakitError(f"{path}: contains no LoRA tensors", hint="Check that it is a LoRA adapter.")
     try:
         config = _lora_config(raw, ranks)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -104,19 +105,19 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         raw = read_json(path)
     except (OSError, ValueError) as error:
-        raise ColakitError(f"{path}: cannot be read ({error})", hint="Is this an adapter folder?") from error
+        raise ColakitError(f"{path}: cannot be read ({error})", hint="Name an adapter folder.") from error
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ColakitError(f"{path}: peft_type is {kind!r}; colakit reads LORA")
+        raise ColakitError(f"{path}: peft_type is {kind!r}; only LORA is supported")
     for key in UNSUPPORTED:
         if raw.get(key):
-            raise ColakitError(f"{path}: {key} is set, which colakit does not compute")
+            raise ColakitError(f"{path}: {key} is not supported")
     if raw.get("bias", "none") != "none" or raw.get("lora_bias"):
         raise ColakitError(f"{path}: trained biases are not supported; bias must be 'none'")
     for key in NAMING:
         names = raw.get(key) or ()
         if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ColakitError(f"{path}: {key} must be names, or a pattern")
+            raise ColakitError(f"{path}: {key} must be a list of names or a pattern")
     return raw
 
 
@@ -128,9 +129,11 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
         matching = [value for key, value in patterns.items() if _fits(rf"(.*\.)?({key})", module)]
         alphas[module] = float(matching[0]) if matching else default_alpha
     init = str(raw.get("init_lora_weights", True)).lower()
-    if init.startswith(("olora", "corda", "eva", "loftq", "lora_ga", "pissa_niter")):  # the last is random
+    if init.startswith(
+        ("olora", "corda", "eva", "loftq", "lora_ga", "pissa_niter")
+    ):  # pissa_niter is randomised
         raise ColakitError(
-            f"adapter_config.json: init_lora_weights is {init!r}, which altered the base when training began",
+            f"adapter_config.json: init_lora_weights is {init!r}, which changes the base's weights",
             hint="Convert it in PEFT first: save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
     return LoRAConfig(
@@ -140,7 +143,7 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
         target_modules=tuple(ranks),
         rslora=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),
-        init="pissa" if init == "pissa" else "kaiming",  # PEFT, too, repeats the decomposition here
+        init="pissa" if init == "pissa" else "kaiming",  # PEFT also repeats the decomposition on loading
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
@@ -150,57 +153,46 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
     """Inject `adapter` into `model` and load its tensors.
 
     Args:
-        model: a GPT or GPTClassifier; a language model leaves the adapter's classification head aside.
-        where: what error messages call the adapter.
+        model: a GPT or GPTClassifier; a GPT ignores the adapter's classification head.
+        where: name of the adapter in error messages.
 
     Raises:
-        ColakitError: if a tensor has no place in the model, or another shape, or is missing.
+        ColakitError: if a tensor is missing, has another shape, or belongs to no parameter of the model.
     """
     _check_coverage(model, adapter, where)
     try:
         inject(model, adapter.config)
-    except (ValueError, RuntimeError) as error:  # PiSSA decomposes weights, which may not be numbers
+    except (ValueError, RuntimeError) as error:  # PiSSA's SVD fails on weights that are not finite
         raise ColakitError(f"{where}: {first_line(error)}", hint="Save the adapter again.") from error
-    places = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     tensors = {**adapter.factors, **adapter.saved_modules}
-    if "score.weight" not in places:
+    if "score.weight" not in parameters:
         tensors.pop("score.weight", None)
     for name, tensor in tensors.items():
-        if name not in places:
-            raise ColakitError(
-                f"{where}: {name} has no place in this base", hint="Name the adapter's own base."
-            )
-        if places[name].shape != tensor.shape:
-            raise ColakitError(
-                f"{where}: {name} is {tuple(tensor.shape)}, this base wants {tuple(places[name].shape)}",
-                hint="The adapter was made for another base; name that one with --base.",
-            )
-        places[name].data = tensor.clone()
+        if name not in parameters:
+            raise ColakitError(f"{where}: this base has no parameter {name}", hint=OTHER_BASE)
+        if parameters[name].shape != tensor.shape:
+            raise _wrong_shape(where, name, tensor.shape, parameters[name].shape)
+        parameters[name].data = tensor.clone()
     expected = {
         f"{name}.{part}"
         for name, layer in lora_layers(model)
         for part, _ in layer.named_parameters(recurse=False)
     }
     if missing := sorted(expected - set(tensors)):
-        raise ColakitError(f"{where}: {missing[0]} is missing; the adapter is not complete")
+        raise ColakitError(f"{where}: {missing[0]} is missing", hint="Save the adapter again.")
 
 
 def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
-    """Refuse an adapter that is torn, or made for a base with fewer or more layers."""
+    """Refuse an adapter that lacks tensors, or was trained on a base with other layers."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     adapted = set(adapter.config.target_modules)
     if foreign := sorted(adapted - linears.keys()):
-        raise ColakitError(
-            f"{where}: {foreign[0]} has no place in this base", hint="Name the adapter's own base."
-        )
-    for name in sorted(adapted):  # before B is made, which is as long as the rank
+        raise ColakitError(f"{where}: this base has no linear layer {foreign[0]}", hint=OTHER_BASE)
+    for name in sorted(adapted):  # before `inject` allocates B, whose size follows from the file's rank
         rank, width = adapter.factors[f"{name}.lora_a"].shape
-        wanted = linears[name].in_features
-        if width != wanted:
-            raise ColakitError(
-                f"{where}: {name}.lora_a is {(rank, width)}, this base wants {(rank, wanted)}",
-                hint="The adapter was made for another base; name that one with --base.",
-            )
+        if width != linears[name].in_features:
+            raise _wrong_shape(where, f"{name}.lora_a", (rank, width), (rank, linears[name].in_features))
     saved = tuple(adapter.raw.get("modules_to_save") or ())
     expected = {name for name in linears if _is_targeted(adapter.raw, name)} - adapted
     expected |= {
@@ -211,43 +203,44 @@ def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
     }
     if expected:
         raise ColakitError(
-            f"{where}: {min(expected)} is missing, which its adapter_config.json promises for this base",
-            hint="The adapter is torn, or was made for another base; name that one with --base.",
+            f"{where}: {min(expected)} is missing, but adapter_config.json names it for this base",
+            hint=f"Save the adapter again. {OTHER_BASE}",
         )
 
 
+def _wrong_shape(where: str, name: str, got: Iterable[int], expected: Iterable[int]) -> ColakitError:
+    return ColakitError(
+        f"{where}: {name} has shape {tuple(got)}, but this base needs {tuple(expected)}", hint=OTHER_BASE
+    )
+
+
 def _is_targeted(raw: Mapping[str, Any], name: str) -> bool:
-    """Tell whether PEFT would adapt module `name`."""
+    """Return whether PEFT would adapt module `name`."""
     targets, excluded = raw.get("target_modules") or (), raw.get("exclude_modules") or ()
     saved = raw.get("modules_to_save") or ()
-    if any(matches_suffix(module, name) for module in saved) or not _in_layers(raw, name):
-        return False
-    return _names(targets, name) and not _names(excluded, name)
-
-
-def _in_layers(raw: Mapping[str, Any], name: str) -> bool:
-    """Tell whether module `name` is in one of the blocks that the config names, where it names any."""
     layers = raw.get("layers_to_transform")
-    if layers is None or layers == []:
-        return True
-    return block_of(name) in (layers if isinstance(layers, list) else [layers])
+    if layers not in (None, []) and block_of(name) not in (layers if isinstance(layers, list) else [layers]):
+        return False
+    if any(matches_suffix(module, name) for module in saved):
+        return False
+    return _matches(targets, name) and not _matches(excluded, name)
 
 
-def _names(modules: str | Iterable[str], name: str) -> bool:
+def _matches(modules: str | Iterable[str], name: str) -> bool:
     if isinstance(modules, str):
         return _fits(modules, name)
     return any(matches_suffix(module, name) for module in modules)
 
 
 def _fits(pattern: str, name: str) -> bool:
-    """Tell whether a regular expression of the adapter's config matches a whole name.
+    """Return whether the regular expression `pattern` matches the whole `name`.
 
     Raises:
-        ColakitError: if it is none, or takes longer than an honest one would.
+        ColakitError: if the pattern is invalid, too long, or takes longer than `PATTERN_SECONDS`.
     """
     if len(pattern) > MAX_PATTERN or pattern.count("{") > 2 or regex.search(r"\{[^}]*\d{3}", pattern):
-        raise ColakitError(  # counted repetitions are written out before they are matched
-            f"adapter_config.json: the pattern {pattern[:60]!r} is larger than a name of modules needs"
+        raise ColakitError(  # `regex` expands counted repetitions in memory
+            f"adapter_config.json: the pattern {pattern[:60]!r} is too large"
         )
     try:
         return regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS) is not None
@@ -258,10 +251,9 @@ def _fits(pattern: str, name: str) -> bool:
 
 
 def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: str) -> None:
-    """Write the trained part of a GPTClassifier so that PEFT opens it on the untouched base.
+    """Write the adapters and other trained modules of a GPTClassifier as an adapter folder for PEFT.
 
-    A PiSSA adapter is written as the plain LoRA of rank 2R that equals it (PiSSA appendix C): the base on the
-    reader's side has not been decomposed.
+    A PiSSA adapter is converted to an equal LoRA adapter of rank 2R on the original base (PiSSA, appendix C).
     """
     layers = dict(lora_layers(model))
     converted = config.init == "pissa"
@@ -294,7 +286,7 @@ def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: s
 def _peft_config(
     config: LoRAConfig, layers: Mapping[str, Any], ranks: Mapping[str, int], base: str
 ) -> dict[str, Any]:
-    def alpha(name: str) -> float:  # the numerator that gives PEFT our scaling at the written rank
+    def alpha(name: str) -> float:  # at the rank that is written
         value = layers[name].scaling * (math.sqrt(ranks[name]) if config.rslora else ranks[name])
         return int(value) if float(value).is_integer() else value
 
@@ -323,7 +315,7 @@ def _peft_config(
 
 
 def _modules_to_save(model: nn.Module, saved: Iterable[str]) -> list[str]:
-    """Return PEFT's names of the modules that parameters `saved` belong to: tails that name no others."""
+    """Return the modules of parameters `saved`: by leaf name, or in full where another module shares it."""
     modules = {name.rpartition(".")[0] for name in saved}
     others = {name for name, _ in model.named_modules()} - modules
     leaves = {name.rpartition(".")[2] for name in others}

@@ -1,4 +1,4 @@
-"""Identities of LoRA and its variants, and the accounting of what trains."""
+"""Tests of LoRA, its variants, and which parameters are trainable."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_injection_leaves_the_base_untouched(variant: str) -> None:
     assert identical({name: after[name] for name in before}, before)
 
 
-def test_adapter_dropout_acts_in_training_mode_alone() -> None:
+def test_adapter_dropout_is_off_in_eval_mode() -> None:
     model = classifier()
     inject(model, LoRAConfig(dropout=0.5, init="pissa"))
     assert torch.equal(logits(model), logits(model))
@@ -168,7 +168,7 @@ def test_adapter_dropout_acts_in_training_mode_alone() -> None:
         ("h.1.mlp.c_proj", {"transformer.h.1.mlp.c_proj"}),
     ],
 )
-def test_a_target_is_a_dotted_tail(target: str, expected: set[str]) -> None:
+def test_a_target_is_a_dotted_suffix(target: str, expected: set[str]) -> None:
     model = classifier()
     assert set(inject(model, LoRAConfig(target_modules=(target,)))) == expected
     assert {name for name, _ in lora_layers(model)} == expected
@@ -285,7 +285,7 @@ def test_an_unmatched_module_to_save_is_refused_with_the_allowed_names(
     assert trainable(model) == before
 
 
-def test_of_some_blocks_only_their_adapters_and_norms_and_what_is_above_them_train() -> None:
+def test_layers_to_transform_limits_adapters_and_block_norms() -> None:
     model = classifier()
     inject(model, LoRAConfig(rank=3, layers_to_transform=(1,)))
     train_modules(model, layers=(1,))
@@ -295,14 +295,14 @@ def test_of_some_blocks_only_their_adapters_and_norms_and_what_is_above_them_tra
     assert trainable(model) == {*expected, "score.weight"}
 
 
-def test_a_target_outside_of_the_chosen_blocks_is_refused_with_their_names() -> None:
+def test_a_target_outside_layers_to_transform_is_refused() -> None:
     config = LoRAConfig(target_modules=("h.0.attn.c_attn",), layers_to_transform=(1,))
     with pytest.raises(ColakitError, match=r"'h\.0\.attn\.c_attn' matches no linear layer of its blocks 1"):
         inject(classifier(), config)
 
 
 @pytest.mark.parametrize("layers", [(2,), (0, 7)])
-def test_a_block_that_is_not_there_is_refused(layers: tuple[int, ...]) -> None:
+def test_a_missing_block_is_refused(layers: tuple[int, ...]) -> None:
     model = classifier()
     before = trainable(model)
     with pytest.raises(ColakitError, match=rf"layers_to_transform: the model has no block {layers[-1]}"):
@@ -334,7 +334,9 @@ def test_gpt2_small_has_the_published_parameter_counts() -> None:
 
 
 @pytest.mark.parametrize("loraplus_lr_ratio", [1.0, 16.0])
-def test_parameter_groups_speed_up_b_and_vectors_and_decay_matrices(loraplus_lr_ratio: float) -> None:
+def test_parameter_groups_raise_the_rate_of_b_and_vectors_and_decay_matrices(
+    loraplus_lr_ratio: float,
+) -> None:
     model = adapted("dora")
     train_modules(model)
     groups = parameter_groups(model, lr=1e-3, weight_decay=0.1, loraplus_lr_ratio=loraplus_lr_ratio)

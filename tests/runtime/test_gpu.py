@@ -64,7 +64,7 @@ def test_steps_as_graphs_train_as_plain_ones_do(toy: Path, colakit: Run, tmp_pat
 def test_steps_as_graphs_resume_to_the_same_bytes(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = [*tuning(toy), "--set", "finetune.base_dropout=0.1"]
+    common = [*tuning(toy), "--set", "finetune.base_dropout=0.1", "--set", "cuda_graphs=auto"]
     assert colakit(*common, "--out", tmp_path / "whole")[0] == 0
     after_step = Trainer._after_step
 

@@ -1,4 +1,4 @@
-"""Adapters and training against PEFT: the same losses step by step, and folders that both sides open."""
+"""Parity of adapters and training with PEFT: equal losses, and folders that both libraries load."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def through_every_token(self: GPTClassifier, input_ids: torch.Tensor, mask: torc
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @every_variant
-def test_losses_follow_peft_step_by_step(
+def test_training_losses_equal_peft(
     base: Path, variant: str, dropout: float, fp32: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dropout:
@@ -231,7 +231,7 @@ def test_losses_follow_peft_step_by_step(
     check_losses(peft_losses(theirs, optimizers[0]), our_losses(ours, optimizers[1], fp32))
 
 
-def test_losses_follow_peft_s_lora_plus_step_by_step(base: Path, fp32: Compute) -> None:
+def test_lora_plus_training_losses_equal_peft(base: Path, fp32: Compute) -> None:
     theirs, ours = adapted_by_peft(base, "plain"), adapted_by_us(base, our_config("plain"))
     copy_start(theirs, ours)
     expected = create_loraplus_optimizer(
@@ -289,7 +289,7 @@ def test_colakit_opens_what_peft_writes(base: Path, tmp_path: Path, variant: str
     ],
     ids=str,
 )
-def test_every_way_in_which_peft_names_targets_opens(
+def test_every_form_of_peft_target_modules_loads(
     base: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     theirs = adapted_by_peft(base, "plain", **settings)
@@ -332,7 +332,7 @@ def test_some_blocks_adapted_are_opened_by_peft_and_by_colakit(
     assert named == set(layers)
 
 
-def test_an_adapter_that_lacks_one_of_its_blocks_is_torn(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_one_of_its_layers_is_refused(base: Path, tmp_path: Path) -> None:
     theirs = adapted_by_peft(base, "plain", layers_to_transform=[0, 1])
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
@@ -342,7 +342,7 @@ def test_an_adapter_that_lacks_one_of_its_blocks_is_torn(base: Path, tmp_path: P
         reopened(base, tmp_path)
 
 
-def test_a_language_model_leaves_the_head_aside(base: Path, tmp_path: Path) -> None:
+def test_a_language_model_ignores_the_classification_head(base: Path, tmp_path: Path) -> None:
     theirs = adapted_by_peft(base, "plain")
     shake(theirs)
     theirs.save_pretrained(tmp_path)
@@ -352,7 +352,7 @@ def test_a_language_model_leaves_the_head_aside(base: Path, tmp_path: Path) -> N
     assert torch.equal(model.transformer(batch.input_ids), classifier.transformer(batch.input_ids))
 
 
-def test_the_toy_base_classifies_as_under_peft(toy: Path, tmp_path: Path, fp32: Compute) -> None:
+def test_toy_base_logits_equal_peft(toy: Path, tmp_path: Path, fp32: Compute) -> None:
     model = GPT2ForSequenceClassification.from_pretrained(toy / "base", num_labels=2, pad_token_id=PAD)
     settings = LoraConfig(task_type="SEQ_CLS", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
     theirs = get_peft_model(model, settings)
@@ -446,7 +446,7 @@ def test_an_incomplete_adapter_is_refused(base: Path, adapter: Path, tails: tupl
         ("alpha_pattern", {"(": 3}, "adapter_config"),
     ],
 )
-def test_adapters_that_colakit_does_not_compute_are_refused(
+def test_unsupported_adapters_are_refused(
     base: Path, adapter: Path, key: str, value: object, name: str
 ) -> None:
     path = adapter / "adapter_config.json"
@@ -457,7 +457,7 @@ def test_adapters_that_colakit_does_not_compute_are_refused(
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"\x00" * 64])
-def test_absent_and_damaged_adapter_files_are_named(adapter: Path, name: str, content: bytes | None) -> None:
+def test_missing_and_corrupt_adapter_files_are_named(adapter: Path, name: str, content: bytes | None) -> None:
     (adapter / name).unlink() if content is None else (adapter / name).write_bytes(content)
     with pytest.raises(ColakitError, match=name.replace(".", r"\.")):
         read_adapter(adapter)

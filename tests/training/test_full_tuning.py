@@ -1,4 +1,4 @@
-"""Tuning every weight, from the base or from random weights: the rows that an adapter is compared with."""
+"""Training of all weights, from the base or from random weights."""
 
 from __future__ import annotations
 
@@ -57,4 +57,4 @@ def test_an_adapter_on_random_weights_is_refused(toy: Path, colakit: Run) -> Non
         "finetune", "--base", toy / "base", "--data", toy / "corpus", "--set", "finetune.from_scratch=true"
     )
     assert code == 2
-    assert "from_scratch needs method: full" in err
+    assert "from_scratch requires method: full" in err

@@ -234,7 +234,8 @@ def test_finetune_trains_with_them_and_says_where_it_cannot(
 
     monkeypatch.setattr("colakit.training.trainer.StepGraphs", OnCpu)
     monkeypatch.setattr(Compute, "with_graphs", lambda self, wanted: replace(self, graphs=wanted == "auto"))
-    code, _, err = colakit(*common, "--out", tmp_path / "graphs")
+    recorded = [*common, "--set", "cuda_graphs=auto"]
+    code, _, err = colakit(*recorded, "--out", tmp_path / "graphs")
     assert code == 0, err
     assert ("going on without CUDA graphs (operation not permitted" in " ".join(err.split())) == refuses
     assert bool(made[0].recorded) != refuses
@@ -251,5 +252,5 @@ def test_finetune_trains_with_them_and_says_where_it_cannot(
     code, _, err = colakit(*common, "--out", tmp_path / "graphs", "--resume", "--set", "cuda_graphs=never")
     assert code == 2
     assert "--set cuda_graphs=auto" in err
-    code, _, err = colakit(*common, "--out", tmp_path / "plain", "--resume")
+    code, _, err = colakit(*recorded, "--out", tmp_path / "plain", "--resume")
     assert code == 0, err  # what began without goes on without

@@ -1,4 +1,4 @@
-"""`colakit pretrain`: a base from running text, resumable, that everything else accepts."""
+"""`colakit pretrain`: training, resuming, and use of the base by other commands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pretrained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
+def test_pretraining_lowers_validation_bits_per_byte(pretrained: Path) -> None:
     measured = [r["bits_per_byte"]["toy"] for r in records(pretrained) if r["event"] == "evaluation"]
     assert len(measured) == 4
     assert measured[-1] < 0.8 * measured[0]
@@ -144,7 +144,7 @@ def test_more_tokens_are_refused_once_the_rate_depends_on_their_number(
     assert "40 steps were planned, now 80; at step 40" in " ".join(err.split())
 
 
-def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_tokens_may_grow_on_resume_before_the_rate_decays(text: Path, colakit: Run, tmp_path: Path) -> None:
     steady = ["--set", "pretrain.schedule=constant", "--set", "pretrain.warmup=0"]
     assert colakit("pretrain", text, *SMALL, *steady, "--tokens", "2048", "--out", tmp_path / "run")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
@@ -165,10 +165,10 @@ def test_a_finished_run_is_not_made_longer_in_silence(
     assert f"--init-from {out / 'base'}" in said
 
 
-def test_plot_and_evaluate_refuse_a_pretraining_run(pretrained: Path, colakit: Run) -> None:
+def test_plot_and_evaluate_say_that_a_base_is_no_classifier(pretrained: Path, colakit: Run) -> None:
     code, _, err = colakit("plot", pretrained)
     assert code == 2
-    assert "is a run of pre-training; there is nothing to plot" in " ".join(err.split())
+    assert "made a base, no classifier" in " ".join(err.split())
     code, _, err = colakit("evaluate", pretrained, "--data", "builtin")
     assert code == 2
     assert f"tune it with --base {pretrained / 'base'}" in " ".join(err.split())
@@ -178,10 +178,10 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
     one_sentence = tmp_path / "one.txt"
     one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")
     for arguments, said in (
-        ([], "nothing to read"),
-        ([tmp_path / "none.txt"], "file not found"),
+        ([], "no text to train on"),
+        ([tmp_path / "none.txt"], "not there"),
         ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
-        ([text, text], "one name"),
+        ([text, text], "the same name"),
         ([text, "--set", "pretrain.upsample.other=2"], "other is not among pretrain.text"),
         ([one_sentence, *SMALL], "too little text"),
     ):
@@ -191,7 +191,7 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
         assert not (tmp_path / "run").exists()
 
 
-def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_a_text_argument_may_be_upsampled(text: Path, colakit: Run, tmp_path: Path) -> None:
     repeats = ["--set", f"pretrain.upsample.{text.stem}=2", "--tokens", "1024"]
     code, _, err = colakit("pretrain", text, *SMALL, *repeats, "--out", tmp_path / "run")
     assert code == 0, err
@@ -200,7 +200,7 @@ def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path
     assert code == 0, err
 
 
-def test_a_cache_that_cannot_be_written_ends_nothing(
+def test_an_unwritable_cache_does_not_stop_training(
     text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file, no folder", encoding="utf-8")
@@ -209,7 +209,7 @@ def test_a_cache_that_cannot_be_written_ends_nothing(
     assert code == 0, err
 
 
-def test_a_dry_run_tells_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_a_dry_run_prints_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
     assert code == 0, err
     assert "40 steps of 512 tokens" in out
@@ -221,7 +221,7 @@ def tiny_gpt() -> GPT:
     return GPT(GPTConfig(17, 8, 8, 1, 2))
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+def test_muon_trains_block_matrices_and_adamw_the_rest() -> None:
     model = tiny_gpt()
     optimizer = pretraining_optimizer(model, "muon", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
     assert isinstance(optimizer, MuonWithAdamW)
@@ -259,7 +259,7 @@ def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]
     return begin, ["--init-from", str(base)]
 
 
-def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"))
     assert code == 0, err
@@ -283,10 +283,10 @@ def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run
         assert f"pretrain.width is {width}, but 32" in err
     code, _, err = colakit(*begin, *base, "--tokenizer", str(pretrained), "--out", str(tmp_path / "other"))
     assert code == 2
-    assert "a base keeps its own" in err
+    assert "--init-from uses the base's tokenizer" in err
 
 
-def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
+def test_start_weight_averages_with_the_initial_base(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
@@ -306,10 +306,10 @@ def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
 
     code, _, err = colakit(*begin, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "no-base")
     assert code == 2
-    assert "start_weight (=0.5) is of init_from, which is not given" in " ".join(err.split())
+    assert "start_weight (=0.5) requires init_from" in " ".join(err.split())
 
 
-def test_windows_may_be_shorter_than_what_the_base_reads(
+def test_windows_may_be_shorter_than_num_positions(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[int] = []
@@ -334,7 +334,7 @@ def test_windows_may_be_shorter_than_what_the_base_reads(
     assert "pretrain.window is 33, but" in " ".join(err.split())
     code, _, err = colakit(*begin, "--window", "8", "--out", tmp_path / "other")
     assert code == 2
-    assert "window (=8) is of init_from, which is not given" in " ".join(err.split())
+    assert "window (=8) requires init_from" in " ".join(err.split())
 
 
 def test_settings_that_came_later_refuse_no_resumption(
@@ -355,7 +355,7 @@ def test_settings_that_came_later_refuse_no_resumption(
         assert found == code, err
 
 
-def test_a_run_that_went_on_from_another_base_is_not_resumed(
+def test_a_run_from_another_base_is_not_resumed(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     place = SMALL.index("--tokens")
@@ -371,7 +371,7 @@ def test_a_run_that_went_on_from_another_base_is_not_resumed(
 
 @pytest.mark.parametrize(
     ("vocab_size", "num_positions", "why"),
-    [(280, 32, "its tokenizer has 300 tokens, its model 280"), (300, 4, "num_positions: .*(it is 4)")],
+    [(280, 32, "the tokenizer has 300 tokens, but the model 280"), (300, 4, "num_positions: .*(got 4)")],
 )
 def test_a_base_that_cannot_be_trained_on_is_refused(
     vocab_size: int, num_positions: int, why: str, pretrained: Path, text: Path, colakit: Run, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Corrupted sentences, and the stage of pre-training that tells them from real ones."""
+"""Corrupted sentences, and pre-training with `--objective real-fake`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def corruptor() -> Corruptor:
 
 
 @pytest.mark.parametrize("kind", ["drop", "swap", "move", "double", "insert", "replace", "inflect"])
-def test_each_corruption_does_what_its_name_says(kind: str, corruptor: Corruptor) -> None:
+def test_each_corruption_changes_the_words_as_named(kind: str, corruptor: Corruptor) -> None:
     words = ["she", "barked", "at", "the", "dogs"]
     change = {"drop": -1, "double": 1, "insert": 1}.get(kind, 0)
     seen = set()
@@ -55,13 +55,13 @@ def test_each_corruption_does_what_its_name_says(kind: str, corruptor: Corruptor
     assert len(seen) > 3
 
 
-def test_inflection_knows_the_forms_that_were_seen(corruptor: Corruptor) -> None:
+def test_inflection_uses_forms_of_the_corpus(corruptor: Corruptor) -> None:
     assert corruptor.forms["bark"] == ["barked", "barking"]
     assert "dog" not in corruptor.forms  # no other form of it was seen
     assert corruptor.forms["him"] == ["he", "himself"]
 
 
-def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Corruptor) -> None:
+def test_a_corrupted_sentence_differs_and_keeps_capital_and_end_mark(corruptor: Corruptor) -> None:
     for seed, sentence in enumerate(SENTENCES * 50):
         found = corruptor.corrupt(sentence, random.Random(seed))
         assert found is not None
@@ -72,7 +72,7 @@ def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Cor
     assert corruptor.corrupt("Stop!", random.Random(0)) is None
 
 
-def test_a_name_keeps_its_capital_wherever_it_goes(corruptor: Corruptor) -> None:
+def test_a_moved_name_keeps_its_capital(corruptor: Corruptor) -> None:
     found = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
     assert len(found) > 20
     assert not any("john" in str(sentence) for sentence in found)
@@ -109,7 +109,7 @@ def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> 
 
 
 @pytest.mark.parametrize("pair_weight", [0.0, 1.0])
-def test_corrupted_words_are_read_for_the_preference_alone(pair_weight: float) -> None:
+def test_corrupted_tokens_affect_the_pair_loss_alone(pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     model = GPT(config).classifier(2)
@@ -184,10 +184,13 @@ def test_a_dry_run_leaves_the_cache_alone(
         (["--init-from", "BASE"], "no text to train on"),
         (["TEXT"], "objective: real-fake trains an existing base; set init_from"),
         (["TEXT", "--init-from", "BASE", "--lr", "0.1"], "Set real_fake.lr instead"),
-        (["TEXT", "--init-from", "BASE", "--width", "8"], "pretrain.width is not used by --objective real-"),
+        (
+            ["TEXT", "--init-from", "BASE", "--num-heads", "8"],
+            "pretrain.num_heads is not used by --objective real-",
+        ),
         (
             ["TEXT", "--objective", "language-modelling", "--sentences", "20"],
-            "real_fake.sentences is not used",
+            "real_fake.sentences is not",
         ),
     ],
 )

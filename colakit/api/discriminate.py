@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from colakit.api.finetune import base_origin
 from colakit.api.session import Resume, Session
+from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
 from colakit.data.running_text import FORMAT, check_upsample, text_files, whole_sentences
@@ -124,7 +124,7 @@ def _build(session: Session, task: TaskData) -> tuple[Job, list[str]]:
         task=task,
         training=settings.discriminate,
         classifier=classifier,
-        train=replace(examples(session, classifier, task.train), group=2),  # a pair stays together
+        train=PairExamples(**vars(examples(session, classifier, task.train))),
         val=examples(session, classifier, task.val),
         dev={},
         objective=discrimination(settings.discriminate.lm_weight, settings.discriminate.pair_weight),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.data.batches import Examples, micro_batches
 from colakit.runtime.distributed import Processes
 from colakit.training.loop import StepBatch
 
@@ -42,7 +42,7 @@ def steps(
     an_epoch = steps_an_epoch(examples, batch_size)
     for epoch in range(start // an_epoch, -(-max_steps // an_epoch)):
         before = epoch * an_epoch
-        plan = plan_epoch(examples.tokens.lengths, batch_size, seed, epoch, examples.group)
+        plan = examples.plan_epoch(batch_size, seed, epoch)
         done = max(0, start - before)
         for position, index in enumerate(plan[done : max_steps - before], start=done + 1):
             share = micro_batches(

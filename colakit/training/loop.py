@@ -172,7 +172,7 @@ def _gradients_that_fit(
 
 def _halved(micro_batches: list[Batch], group: Processes, step: int, error: torch.OutOfMemoryError) -> int:
     """Return the size of micro-batches to go on with, or raise `ColakitError` where there is none."""
-    size, least = max(map(len, micro_batches)), micro_batches[0].group
+    size, least = max(map(len, micro_batches)), micro_batches[0].unit
     if size > least and group.world_size == 1:  # the others would wait for the sum that this one broke off
         half = -(-size // 2)
         return max(least, half - half % least)

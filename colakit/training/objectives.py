@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colakit.data.batches import UNLABELLED, Batch
+from colakit.data.batches import UNLABELLED, Batch, PairBatch
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
 from colakit.models.rnn.distillation_heads import Answer
 
@@ -68,21 +68,21 @@ def discrimination(lm_weight: float, pair_weight: float) -> Objective:
             tokens unread.
     """
 
-    def weigh(nats: Tensor) -> Tensor:
-        real, corrupted = nats.view(-1, 2).unbind(dim=1)  # (P,), P pairs
+    def reduce(nll: Tensor) -> Tensor:
+        real, corrupted = nll.unbind(dim=1)  # each (P,), P pairs
         return lm_weight * real.sum() + pair_weight * F.softplus(real - corrupted).sum()
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
-        assert batch.group == 2, "a corrupted sentence stands behind its real one"
+        assert isinstance(batch, PairBatch)
         ignored = batch.attention_mask[:, 1:] == 0
         if not pair_weight:
             ignored = ignored | (batch.labels[:, None] == 0)
-        targets = batch.input_ids[:, 1:].masked_fill(ignored, IGNORE_INDEX)  # (B, T-1)
-        logits, words = model(
-            batch.input_ids, batch.attention_mask, targets=targets, weigh=weigh, group=batch.group
-        )
-        return Loss(F.cross_entropy(logits, batch.labels, reduction="sum") + words, logits.detach())
+        targets = (
+            batch.input_ids[:, 1:].masked_fill(ignored, IGNORE_INDEX).unflatten(0, (-1, 2))
+        )  # (P, 2, T-1)
+        logits, lm_loss = model(batch.input_ids, batch.attention_mask, targets=targets, reduce=reduce)
+        return Loss(F.cross_entropy(logits, batch.labels, reduction="sum") + lm_loss, logits.detach())
 
     return objective
 

@@ -368,7 +368,7 @@ def test_starts_that_do_not_part_the_rows_are_refused(starts: Tensor, folder: Pa
 
 
 def test_packed_or_padded_a_sentence_may_be_too_long(compute: Compute) -> None:
-    with compute.autocast(), pytest.raises(ValueError, match="81 tokens; the model holds 80"):
+    with compute.autocast(), pytest.raises(ValueError, match="81 tokens; the model supports 80"):
         small(dropout=0.0)(torch.zeros(1, 81, dtype=torch.long), torch.ones(1, 81, dtype=torch.long))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from colakit.data.batches import Batch, Examples, micro_batches, plan_epoch
+from colakit.data.batches import Batch, Examples, PairExamples, micro_batches
 from colakit.data.tokens import Tokens
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.models.gpt.config import GPTConfig
@@ -56,7 +55,7 @@ def make_classifier(seed: int = 0) -> nn.Module:
 def make_pairs(count: int) -> Examples:
     """Real sentences, each with its corrupted one behind it."""
     labels = np.tile(np.array([1, 0], dtype=np.int64), count)
-    return replace(make_examples(2 * count), labels=labels, group=2)
+    return PairExamples(make_examples(2 * count).tokens, labels)
 
 
 def make_student() -> nn.Module:
@@ -68,7 +67,7 @@ def step_batches(
     examples: Examples, batch_size: int, micro_batch_size: int, epochs: int = 2
 ) -> Iterator[StepBatch]:
     for epoch in range(epochs):
-        for index in plan_epoch(examples.tokens.lengths, batch_size, 0, epoch, examples.group):
+        for index in examples.plan_epoch(batch_size, 0, epoch):
             yield StepBatch(micro_batches(examples, index, micro_batch_size), len(index), epoch, "a batch")
 
 

@@ -133,7 +133,7 @@ def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gelu_is_gelu(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "IN_CACHE", 1000)  # several chunks, the last one short
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 1000)  # several chunks, the last one short
     x = torch.linspace(-9, 9, 4001, requires_grad=True)
     found = (torch.compile(gelu_tanh) if compiled else gelu_tanh)(x)
     expected = F.gelu(x, approximate="tanh")

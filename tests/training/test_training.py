@@ -304,7 +304,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32:
         return loss
 
     def sizes() -> Iterator[StepBatch]:
-        for step, index in enumerate(plan_epoch(examples.tokens.lengths, 8, 0, 0)):
+        for step, index in enumerate(examples.plan_epoch(8, 0, 0)):
             yield StepBatch(micro_batches(examples, index, 4 if step < 2 else 2), len(index), 0, "a batch")
 
     expected_model, found_model = make_dropping_student(), make_dropping_student()
@@ -345,7 +345,7 @@ def test_one_pair_too_many_is_a_named_fault(fp32: Compute) -> None:
 
 def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
     examples, objective, model = make_pairs(11), discrimination(0.3, 0.7), make_classifier()
-    for index in plan_epoch(examples.tokens.lengths, 8, 0, 0, 2):
+    for index in examples.plan_epoch(8, 0, 0):
         expected = objective(model, examples.batch(index)).total.item()
         for world_size in (2, 3):
             shares = [

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define LANES 16                 /* floats per step of an inner loop: one AVX-512 register, or two of AVX2 */
-#define MAX_TOKENS 64           /* of attention, which then takes 180 KB of a thread's stack at max */
+#define MAX_TOKENS 64           /* of attention, which needs up to 180 KB of stack per thread */
 #define MAX_HEAD_WIDTH 128
 #define ROUND_UP(n, step) (((n) + (step) - 1) / (step) * (step))
 

@@ -183,7 +183,7 @@ def test_checkpoints_and_fingerprints_without_the_setting_are_what_they_were(
 def test_a_run_begun_when_frozen_blocks_dropped_is_refused(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.session() as before:
+    with monkeypatch.context() as before:
         before.setattr(Transformer, "num_frozen_blocks", 0)
         assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
     (tmp_path / "run/summary.json").unlink()

@@ -1,4 +1,4 @@
-"""`colakit pretrain`: a GPT-2 of one's own, by causal language modelling of running text."""
+"""`pretrain`: a GPT-2 base, trained on running text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from colakit.api import pretrain_real_fake as real_fake
 from colakit.api.session import Session
-from colakit.config.pretrain import PretrainSettings, RealFakeSettings
+from colakit.config.pretrain import PretrainSettings
 from colakit.data.running_text import (
     FORMAT,
     Stream,
@@ -54,7 +54,7 @@ SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
 
 @dataclass(frozen=True)
 class Texts:
-    """What is read: the tokenizer, and for each name its training and held-out streams."""
+    """The tokenizer, and text name -> token stream of each split."""
 
     tokenizer: SentenceTokenizer
     train: dict[str, Stream]
@@ -78,7 +78,7 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
     if not settings.text:
         raise ColakitError("no text to train on", hint="Name text files or folders: colakit pretrain TEXT…")
     check_upsample(settings.upsample, settings.text)
-    _refuse_unused(session)
+    real_fake.refuse_unused(session)
     changes: dict[str, Any] = {"pretrain": settings}
     if settings.objective == "real-fake":
         changes["base"] = settings.init_from
@@ -94,31 +94,15 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
         return LMTrainer(_lm_job(session), run).train()
 
 
-def _refuse_unused(session: Session) -> None:
-    """Refuse a setting that was typed for the other objective; a config file may set both."""
-    objective = session.settings.pretrain.objective
-    for key in filter(session.resolved.was_typed, session.resolved.origins):
-        section, _, name = key.partition(".")
-        if objective == "real-fake":
-            unused = section == "pretrain" and name not in real_fake.PRETRAIN_SETTINGS
-        else:
-            unused = section == "real_fake"
-        if unused:
-            other = f"real_fake.{name}" if name in RealFakeSettings.model_fields else None
-            hint = f"Set {other} instead: --set {other}=VALUE" if section == "pretrain" and other else None
-            raise ColakitError(f"{key} is not used by --objective {objective}", hint=hint or "Leave it out.")
-
-
 def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:
-    """Return the settings with the shape of the base that training goes on from."""
+    """Return the settings with the shape of `base`."""
     config = plan_config(base, FLAG) if session.dry_run else read_config(resolve_base(base, FLAG))
     shape = {name: getattr(config, name) for name in SHAPE}
-    for name, theirs in shape.items():
-        ours = getattr(settings, name)
-        if ours != theirs and f"pretrain.{name}" in session.resolved.origins:
+    for name, size in shape.items():
+        if getattr(settings, name) != size and f"pretrain.{name}" in session.resolved.origins:
             raise ColakitError(
-                f"pretrain.{name} is {ours}, but {theirs} in {base}",
-                hint="A base keeps its shape: leave this out, or leave out --init-from.",
+                f"pretrain.{name} is {getattr(settings, name)}, but {size} in {base}",
+                hint="The shape follows from the base: leave this out, or leave out --init-from.",
             )
     if settings.window is not None and settings.window > config.num_positions:
         raise ColakitError(
@@ -127,15 +111,16 @@ def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> P
         )
     if settings.tokenizer is not None:
         raise ColakitError(
-            "pretrain.tokenizer: a base keeps its own", hint="Leave this out, or leave out --init-from."
+            "pretrain.tokenizer: --init-from uses the base's tokenizer",
+            hint="Leave this out, or leave out --init-from.",
         )
     try:
         return PretrainSettings.model_validate(settings.model_dump() | shape)
     except ValidationError as error:
-        fault = error.errors()[0]
+        first = error.errors()[0]
         raise ColakitError(
-            f"{FLAG} {base}: {'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']})",
-            hint="Such a base cannot be trained on.",
+            f"{FLAG} {base}: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']})",
+            hint="Choose another base.",
         ) from error
 
 
@@ -170,7 +155,7 @@ def _lm_job(session: Session) -> LMJob:
     texts = _read(session)
     seed_everything(session.settings.seed)
     tokenizer = texts.tokenizer
-    model, identity = _first_model(settings, tokenizer)
+    model, identity = _initial_model(settings, tokenizer)
     set_dropout(model, settings.dropout)
     session.compute.place(model)
     compiled, how = compiles(session.compute.device, settings.compile)
@@ -217,22 +202,22 @@ def _lm_job(session: Session) -> LMJob:
     )
 
 
-def _first_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tuple[GPT, dict[str, str]]:
-    """Return the model as training begins with it, and what tells a base from another."""
+def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> tuple[GPT, dict[str, str]]:
+    """Return the model before training, and the identity of its base."""
     if settings.init_from is None:
         return GPT(_config(settings, tokenizer.vocab_size)), {}
     model = load_gpt(resolve_base(settings.init_from, FLAG))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ColakitError(
-            f"{settings.init_from}: its tokenizer has {tokenizer.vocab_size:,} tokens, "
-            f"its model {model.config.vocab_size:,}",
-            hint="Fetch the base again.",
+            f"{settings.init_from}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model "
+            f"{model.config.vocab_size:,}",
+            hint="Download or save the base again.",
         )
     return model, {"base": base_fingerprint(model)}
 
 
 def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
-    """Return the tokenizer that is taken, if none is to be learnt."""
+    """Return the tokenizer of the base or of `tokenizer`; None if one must be trained."""
     if settings.init_from is not None:
         return SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
@@ -251,40 +236,42 @@ def _config(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
 
 
 def _read(session: Session) -> Texts:
-    """Find the files, learn or load the tokenizer, and encode everything; all but the first is cached."""
+    """Load or train the tokenizer, and encode and split all texts; tokenizer and tokens are cached."""
     settings = session.settings.pretrain
     files = {name: text_files(path) for name, path in settings.text.items()}
     given = _given_tokenizer(settings)
     tokenizer = _trained_tokenizer(session, files) if given is None else given
     train: dict[str, Stream] = {}
     val: dict[str, Stream] = {}
-    for name, found in files.items():
+    for name, paths in files.items():
         session.reporter.say(f"reading {name}")
-        stream = encode_text(found, tokenizer, session.arrays)
+        stream = encode_text(paths, tokenizer, session.arrays)
         train[name], val[name] = split_val(stream, settings.val_fraction, seed=0)
         if not (len(train[name].starts) and len(val[name].starts)):
             raise ColakitError(
-                f"pretrain.text.{name}: too little text to hold any of it out",
+                f"pretrain.text.{name}: too little text for a training and a validation split",
                 hint="Give text of several sentences that begin with a capital.",
             )
     return Texts(tokenizer, train, val)
 
 
 def _trained_tokenizer(session: Session, files: dict[str, list[Path]]) -> SentenceTokenizer:
-    """Learn the vocabulary from all the text, each as often as an epoch reads it; kept in the cache."""
+    """Train the tokenizer on all texts, each repeated `upsample` times, or load it from the cache."""
     settings = session.settings.pretrain
-    weighted = [(found, settings.upsample.get(name, 1)) for name, found in files.items()]
+    weighted = [(paths, settings.upsample.get(name, 1)) for name, paths in files.items()]
     key = {
         "vocab_size": settings.vocab_size,
-        "texts": [[*map(sha256_of, found), repeats] for found, repeats in weighted],
+        "texts": [[*map(sha256_of, paths), repeats] for paths, repeats in weighted],
         "text_format": FORMAT,
     }
 
-    def learn() -> Arrays:
-        session.reporter.say(f"learning a vocabulary of {settings.vocab_size:,} tokens")
-        read = chain.from_iterable(found * repeats for found, repeats in weighted)
-        documents = chain.from_iterable(map(read_documents, read))
+    def train() -> Arrays:
+        session.reporter.say(f"training a tokenizer of {settings.vocab_size:,} tokens")
+        repeated = chain.from_iterable(paths * repeats for paths, repeats in weighted)
+        documents = chain.from_iterable(map(read_documents, repeated))
         return pack_lines([json.dumps(train_tokenizer(documents, settings.vocab_size).to_dict())])
 
-    (written,) = unpack_lines(session.arrays.get("vocabulary", key, learn))
-    return SentenceTokenizer.from_dict(json.loads(written))
+    (tokenizer,) = unpack_lines(session.arrays.get("vocabulary", key, train))
+    return SentenceTokenizer.from_dict(json.loads(tokenizer))
+
+

@@ -7,11 +7,12 @@ with one corrupted copy.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import numpy as np
 
 from colakit.api.session import Session
+from colakit.config.pretrain import RealFakeSettings
+from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
 from colakit.data.running_text import FORMAT, text_files, whole_sentences
@@ -36,6 +37,22 @@ LABELS = ("corrupted", "real")
 WORDS = range(4, 23)  # allowed words in a sentence
 LEXICON = 50_000  # sentences that supply the words of corruptions
 PRETRAIN_SETTINGS = {"objective", "text", "upsample", "init_from", "start_weight"}  # the others are unused
+
+
+def refuse_unused(session: Session) -> None:
+    """Refuse typed settings that belong to the other objective; a config file may set both."""
+    objective = session.settings.pretrain.objective
+    for key in filter(session.resolved.was_typed, session.resolved.origins):
+        section, _, name = key.partition(".")
+        hint = "Leave it out."
+        if objective == "real-fake":
+            unused = section == "pretrain" and name not in PRETRAIN_SETTINGS
+            if name in RealFakeSettings.model_fields:
+                hint = f"Set real_fake.{name} instead: --set real_fake.{name}=VALUE"
+        else:
+            unused = section == "real_fake"
+        if unused:
+            raise ColakitError(f"{key} is not used by --objective {objective}", hint=hint)
 
 
 def load_real_fake_data(session: Session) -> TaskData:
@@ -142,7 +159,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
         lines=[f"sentences: {len(task.train):,}, half of them corrupted"],
         summary={"base": settings.base},
         classifier=classifier,
-        train=replace(train, group=2),  # keeps a pair in one micro-batch
+        train=PairExamples(**vars(train)),
         val=val,
         dev={},
         base=StartAverage(model, settings.pretrain.start_weight),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
-from colakit.config.settings import Settings
 from colakit.errors import ColakitError
 
 ASSETS = Path(__file__).parents[1] / "assets"  # files of the package
@@ -61,7 +61,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"invalid value: {' '.join(str(error).split())}") from error
 
 
-def to_yaml(settings: Settings) -> str:
+def to_yaml(settings: BaseModel) -> str:
     """Return the settings as YAML for `--config`."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, width=float("inf"))
 

@@ -1,13 +1,13 @@
 """Batches grouped by length, in an order that is a pure function of (seed, epoch).
 
-Shapes: B batch, T tokens of the batch's longest sentence, C classes.
+Shapes: N sentences, L tokens in all, B batch, T tokens of its longest sentence, C classes, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,24 +18,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from colakit.data.tokens import Tokens
 
-UNLABELLED = -100  # what torch's cross-entropy leaves out
-BATCHES_PER_CHUNK = 24  # sentences are sorted by length within this many batches' worth of shuffled data
+UNLABELLED = -100  # ignored by torch's cross-entropy
+BATCHES_PER_CHUNK = 24  # batches' worth of shuffled sentences that are sorted by length together
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences of like length, padded on the right.
+    """Sentences of similar length, padded on the right.
 
     Attributes:
         input_ids: (B, T) int64.
         attention_mask: (B, T) int64, 1 at real tokens.
-        labels: (B,) int64, `UNLABELLED` where there is none; or None.
+        labels: (B,) int64 with `UNLABELLED` for none; or None.
         teacher_logits: (B, C) fp32, or None.
-        teacher_hidden: (B, D) fp16, the teacher's state that its head reads, or None.
-        states: (B, T, D) fp32, what the model's frozen blocks make of the tokens, or None.
-        progress: share of the run that is behind it, for what changes as training goes on.
-        weight: 0 for a filler that keeps a data-parallel process in step without counting, else 1.
-        group: consecutive sentences that stay together.
+        teacher_hidden: (B, D) fp16, the hidden state that the teacher's head reads; or None.
+        states: (B, T, D) fp32, output of the model's frozen blocks; or None.
+        progress: fraction of the training steps done, for scheduled loss weights.
+        weight: factor of the loss. 0 for a filler that keeps data-parallel processes in step, else 1.
     """
 
     input_ids: Tensor
@@ -46,7 +45,8 @@ class Batch:
     states: Tensor | None = None
     progress: float = 0.0
     weight: float = 1.0
-    group: int = 1
+
+    unit: ClassVar[int] = 1  # consecutive sentences that are never separated
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -56,10 +56,10 @@ class Batch:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def split(self, max_micro_batch_size: int | None) -> list[Batch]:
-        """Return the batch in parts of at most `max_micro_batch_size` sentences (at least one group)."""
+        """Return micro-batches of at most `max_micro_batch_size` sentences (at least one unit)."""
         if max_micro_batch_size is None or len(self) <= max_micro_batch_size:
             return [self]
-        size = max(self.group, max_micro_batch_size - max_micro_batch_size % self.group)
+        size = max(self.unit, max_micro_batch_size - max_micro_batch_size % self.unit)
         return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _part(self, rows: slice) -> Batch:
@@ -68,12 +68,12 @@ class Batch:
         return part.with_width(int(part.attention_mask.sum(dim=1).max()))
 
     def with_width(self, width: int) -> Batch:
-        """Return the batch with T = `width`: padding is added or, negative padding, cut off."""
+        """Return the batch padded or cut to T = `width` tokens."""
         if not (more := width - self.input_ids.shape[1]):
             return self
         return replace(
             self,
-            input_ids=F.pad(self.input_ids, (0, more)),
+            input_ids=F.pad(self.input_ids, (0, more)),  # negative padding cuts
             attention_mask=F.pad(self.attention_mask, (0, more)),
             states=None if self.states is None else F.pad(self.states, (0, 0, 0, more)),
         )
@@ -86,17 +86,22 @@ class Batch:
         return replace(self, **moved)
 
 
+class PairBatch(Batch):
+    """A batch of pairs: rows 2i and 2i + 1 are a real sentence and its corrupted copy."""
+
+    unit = 2
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised sentences with what is to be learnt about them.
+    """Tokenised sentences with their training targets.
 
     Attributes:
         tokens: N sentences.
-        labels: (N,) int64, `UNLABELLED` where there is none.
+        labels: (N,) int64, `UNLABELLED` for none.
         teacher_logits: (N, C) fp32, or None.
         teacher_hidden: (N, D) fp16, or None.
-        states: (L, D) fp32, what the model's frozen blocks make of the L tokens, or None.
-        group: consecutive sentences that stay together in a batch; N is a multiple of it.
+        states: (L, D) fp32, output of the model's frozen blocks; or None.
     """
 
     tokens: Tokens
@@ -104,7 +109,8 @@ class Examples:
     teacher_logits: NDArray[np.float32] | None = None
     teacher_hidden: NDArray[np.float16] | None = None
     states: Tensor | None = None
-    group: int = 1
+
+    batch_type: ClassVar[type[Batch]] = Batch
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -121,7 +127,24 @@ class Examples:
         )
         labels = torch.from_numpy(self.labels[index])
         states = None if self.states is None else pad_states(self.states, self.tokens, index)
-        return Batch(input_ids, attention_mask, labels, logits, hidden, states, progress, weight, self.group)
+        return self.batch_type(input_ids, attention_mask, labels, logits, hidden, states, progress, weight)
+
+    def plan_epoch(self, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the epoch's batches, as `plan_epoch` does."""
+        return plan_epoch(self.tokens.lengths, batch_size, seed, epoch)
+
+
+class PairExamples(Examples):
+    """Pairs of sentences that stay together: 2i is a real sentence, 2i + 1 its corrupted copy."""
+
+    batch_type = PairBatch
+
+    def plan_epoch(self, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the epoch's batches; `batch_size` counts sentences and must be even."""
+        assert batch_size % 2 == 0
+        lengths = self.tokens.lengths.reshape(-1, 2).max(axis=1)  # of pairs
+        plan = plan_epoch(lengths, batch_size // 2, seed, epoch)
+        return [np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel() for pairs in plan]
 
 
 def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -131,24 +154,17 @@ def pad(tokens: Tokens, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 
 
 def pad_states(states: Tensor, tokens: Tokens, index: NDArray[np.int64]) -> Tensor:
-    """Return (B, T, D), the rows of `states` (L, D) that belong to the tokens of the sentences at `index`."""
+    """Return the rows of `states` (L, D) of the sentences at `index`, padded to (B, T, D)."""
     ends = zip(tokens.offsets[index], tokens.offsets[index + 1], strict=True)
     return pad_sequence([states[start:end] for start, end in ends], batch_first=True)
 
 
-def plan_epoch(
-    lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int, group: int = 1
-) -> list[NDArray[np.int64]]:
-    """Return the epoch's batches as arrays of sentence numbers; the last drawn batch may be short.
+def plan_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Return the epoch's batches as arrays of sentence indices; one batch may be short.
 
     Sentences are shuffled, sorted by length within chunks of `BATCHES_PER_CHUNK` batches, cut into batches,
-    and the batches shuffled: little padding, yet every epoch mixes sentences anew. Every `group` consecutive
-    sentences stay together, in one batch; its size is a multiple of theirs.
+    and the batches shuffled. This needs little padding, and still mixes sentences anew in every epoch.
     """
-    if group > 1:
-        assert batch_size % group == 0, "a batch holds whole groups"
-        plan = plan_epoch(lengths.reshape(-1, group).max(axis=1), batch_size // group, seed, epoch)
-        return [(batch[:, None] * group + np.arange(group)).ravel() for batch in plan]
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     size = batch_size * BATCHES_PER_CHUNK
@@ -169,17 +185,18 @@ def micro_batches(
     world_size: int = 1,
     progress: float = 0.0,
 ) -> list[Batch]:
-    """Return one process's share of the global batch `index`, cut into micro-batches.
+    """Return one process's share of the global batch `index`, split into micro-batches.
 
-    Process `rank` takes every `world_size`-th sentence (or group of them), so all have like lengths. One that
-    gets none takes a single one with weight 0, so that all processes run the same collective operations.
+    Process `rank` takes every `world_size`-th sentence (or pair), so all processes have similar lengths. A
+    process without sentences left takes one with weight 0, so that all run the same collective operations.
     """
-    groups = index.reshape(-1, examples.group)
-    size = max(1, micro_batch_size // examples.group)
-    most = -(-len(groups) // world_size)  # the largest share decides how many micro-batches all run
-    share = groups[rank::world_size]
-    parts = [share[start * size : (start + 1) * size].ravel() for start in range(-(-most // size))]
+    unit = examples.batch_type.unit
+    units = index.reshape(-1, unit)
+    size = max(1, micro_batch_size // unit)
+    largest_share = -(-len(units) // world_size)  # decides the number of micro-batches of all processes
+    share = units[rank::world_size]
+    parts = [share[start * size : (start + 1) * size].ravel() for start in range(-(-largest_share // size))]
     return [
-        examples.batch(part, 1.0, progress) if len(part) else examples.batch(groups[0], 0.0, progress)
+        examples.batch(part, 1.0, progress) if len(part) else examples.batch(units[0], 0.0, progress)
         for part in parts
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from colakit.kernels.fused import drop
-from colakit.kernels.native import Kernels, Mask, kernels_for
+from colakit.kernels.native import DropoutMask, Kernels, kernels_for
 
 ROW_ALIGNMENT = 4  # CPU matrix products are faster with a multiple of 4 rows
 
@@ -30,7 +30,7 @@ def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
     """
     batch, tokens, _, heads, width = qkv.shape
     kernels = kernels_for(qkv.device, qkv.dtype)
-    if kernels is not None and kernels.attends(batch, tokens, heads, width):
+    if kernels is not None and kernels.supports_attention(batch, tokens, heads, width):
         starts = torch.arange(0, (batch + 1) * tokens, tokens)
         return packed_attention(qkv.flatten(0, 1), starts, dropout).unflatten(0, (batch, tokens))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
@@ -53,7 +53,9 @@ def can_pack(input_ids: Tensor, last: Tensor, num_heads: int, weight: Tensor) ->
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     kernels = kernels_for(weight.device, dtype)
     batch, tokens = input_ids.shape
-    if kernels is None or not kernels.attends(batch, tokens, num_heads, weight.shape[-1] // num_heads):
+    if kernels is None or not kernels.supports_attention(
+        batch, tokens, num_heads, weight.shape[-1] // num_heads
+    ):
         return False
     return last.dtype == torch.int64 and bool(((last >= 0) & (last < tokens)).all())
 
@@ -89,7 +91,7 @@ def packed_attention(qkv: Tensor, starts: Tensor, dropout: float = 0.0) -> Tenso
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, starts: Tensor, dropout: float, kernels: Kernels) -> Tensor:
-        ctx.kernels, ctx.mask = kernels, Mask.drawn(dropout)
+        ctx.kernels, ctx.mask = kernels, DropoutMask.draw(dropout)
         qkv = qkv.contiguous()
         ctx.save_for_backward(qkv, starts)
         return kernels.attention(qkv, starts, ctx.mask)

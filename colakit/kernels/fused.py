@@ -1,8 +1,9 @@
-"""Operations that a training step on the CPU spends its time in, each written for fewer passes over memory.
+"""Fused operations of a CPU training step, with fewer passes over memory than torch's.
 
-Each equals its plain counterpart (`tests/test_fused.py`); `docs/performance.md` says what each is worth.
+Tests compare each with its torch counterpart (`tests/kernels/test_fused.py`); `docs/performance.md` has
+timings.
 
-Shapes: D width, N rows: all tokens of a batch, R rank.
+Shapes: D width, N rows (all tokens of a batch), R rank.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from colakit.kernels.matmul import product
-from colakit.kernels.native import MOST_ELEMENTS, Kernels, Mask, kernels_for
+from colakit.kernels.native import MAX_ELEMENTS, DropoutMask, Kernels, kernels_for
 
 SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
-IN_CACHE = 2**16  # elements; a few fp32 copies of them fit into a core's second-level cache
+CHUNK_ELEMENTS = 2**16  # a few fp32 copies of so many elements fit into a core's L2 cache
 
 
 def lora_linear(
@@ -27,13 +28,12 @@ def lora_linear(
 ) -> Tensor:
     """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
 
-    The update is added into the product in place, the scaling is applied to B, and x is cast once: nothing
-    besides the two products touches a tensor of the output's size. Thin products have the adapter's part on
-    their left: the other way round, some take several times as long in fp32.
+    The update is added to the product in place, B is scaled instead of the output, and x is cast once. In
+    thin products the adapter is the left operand: the other order can take several times as long in fp32.
 
     Args:
         x: (…, D_in).
-        weight: W (D_out, D_in), frozen, in the type that is computed in or in fp32.
+        weight: W (D_out, D_in), frozen, in the compute dtype or fp32.
         lora_a, lora_b: A (R, D_in) and B (D_out, R).
     """
     return _LoRALinear.apply(x, weight, bias, lora_a, lora_b, scaling)
@@ -59,7 +59,7 @@ class _LoRALinear(torch.autograd.Function):
             y = product(rows, weight)
             if bias is None:
                 y.addmm_(inner, up)
-            else:  # the bias is one more direction, whose inner value is always one
+            else:  # the bias as one more rank, with inner value 1
                 y.addmm_(F.pad(inner, (0, 1), value=1.0), torch.cat([up, bias.to(dtype)[None]]))
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
@@ -80,20 +80,20 @@ class _LoRALinear(torch.autograd.Function):
 
 
 class Dropout(torch.nn.Dropout):
-    """Dropout whose mask costs 16 random bits an element, a fraction of what `bernoulli_` takes on a CPU.
+    """Dropout from 16 random bits per element, several times faster on a CPU than `bernoulli_`.
 
-    The probability is rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by what it became.
+    The probability is rounded to a multiple of 2⁻¹⁶; kept elements are scaled accordingly.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Return `input` with elements dropped, in training mode."""
+        """Return `input`, with dropout in training mode."""
         return drop(input, self.p) if self.training and self.p else input
 
     def add_to(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Return x + `branch`, whose elements are dropped in training mode; fp32 like `x`, of one shape."""
+        """Return x + `branch`, with dropout of `branch` in training mode; fp32 like `x`, same shape."""
         if not (self.training and self.p):
             return x + branch
-        plain = x.dtype != torch.float32 or x.shape != branch.shape or branch.numel() >= MOST_ELEMENTS
+        plain = x.dtype != torch.float32 or x.shape != branch.shape or branch.numel() >= MAX_ELEMENTS
         if not plain and (kernels := kernels_for(branch.device, branch.dtype)) is not None:
             return _NativeAddDropped.apply(x, branch, self.p, kernels)
         return x + drop(branch, self.p)
@@ -102,7 +102,7 @@ class Dropout(torch.nn.Dropout):
 class _NativeAddDropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor, probability: float, kernels: Kernels) -> Tensor:
-        ctx.kernels, ctx.mask = kernels, Mask.drawn(probability)
+        ctx.kernels, ctx.mask = kernels, DropoutMask.draw(probability)
         return kernels.add_dropped(x.contiguous(), branch.contiguous(), ctx.mask)
 
     @staticmethod
@@ -112,7 +112,7 @@ class _NativeAddDropped(torch.autograd.Function):
 
 
 def drop(x: Tensor, probability: float) -> Tensor:
-    """Return `x` with elements zeroed at `probability`, the others scaled so that the mean stays."""
+    """Return `x` with elements zeroed with `probability`, the others scaled to keep the mean."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, probability)
     level = round(probability * 2**16)
@@ -125,12 +125,12 @@ def drop(x: Tensor, probability: float) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return GPT-2's GELU, x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel, arXiv:1606.08415).
 
-    On a CPU it is computed as x·sigmoid(2y), which is the same and spares the hyperbolic tangent, and its
-    slope beside it, so that backward is one product.
+    On a CPU it is computed as the equal x·sigmoid(2y), which avoids tanh, together with its derivative, so
+    that backward is one product.
     """
     if x.device.type != "cpu":
         return F.gelu(x, approximate="tanh")
-    if torch.compiler.is_compiling():  # one kernel, whose slope the compiler finds
+    if torch.compiler.is_compiling():  # fused by the compiler, with its backward pass
         y = x.float()
         return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
     if (kernels := kernels_for(x.device, x.dtype)) is not None:
@@ -141,41 +141,41 @@ def gelu_tanh(x: Tensor) -> Tensor:
 class _NativeGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernels: Kernels) -> Tensor:
-        y, slope = kernels.gelu(x.contiguous())
-        ctx.save_for_backward(slope)
+        y, derivative = kernels.gelu(x.contiguous())
+        ctx.save_for_backward(derivative)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return slope.mul_(grad), None  # a second pass through the graph is an error of autograd's
+        (derivative,) = ctx.saved_tensors
+        return derivative.mul_(grad), None  # in place: autograd forbids a second backward
 
 
 class _Gelu(torch.autograd.Function):
-    """Works on a few rows at a time, which stay in the processor's cache over all its passes."""
+    """Works on chunks that stay in the CPU cache over all passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         linear, cubic = torch.tensor(SQRT_8_OVER_PI), 0.044715 * SQRT_8_OVER_PI
         flat = x.reshape(-1)
         result = torch.empty_like(flat)
-        slope = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(flat), IN_CACHE):
-            chunk = slice(start, start + IN_CACHE)
+        derivative = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(flat), CHUNK_ELEMENTS):
+            chunk = slice(start, start + CHUNK_ELEMENTS)
             y = flat[chunk].float()
             squared = y * y
             sigmoid = torch.add(linear, squared, alpha=cubic).mul_(y).sigmoid_()
             result[chunk] = y * sigmoid
-            if slope is not None:  # of y·sigmoid(z(y)): sigmoid + y·z'·sigmoid·(1 - sigmoid)
+            if derivative is not None:  # of y·sigmoid(z(y)): sigmoid + y·z'·sigmoid·(1 - sigmoid)
                 inner = torch.add(linear, squared, alpha=3 * cubic).mul_(y)
-                slope[chunk] = torch.ops.aten.sigmoid_backward(inner, sigmoid).add_(sigmoid)
-        ctx.save_for_backward(slope)
+                derivative[chunk] = torch.ops.aten.sigmoid_backward(inner, sigmoid).add_(sigmoid)
+        ctx.save_for_backward(derivative)
         ctx.shape = x.shape
         return result.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return grad * slope.view(ctx.shape)
+        (derivative,) = ctx.saved_tensors
+        return grad * derivative.view(ctx.shape)

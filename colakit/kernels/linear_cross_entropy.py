@@ -1,6 +1,6 @@
-"""Cross-entropy of tokens straight from hidden states: the logits of a whole batch never stand in memory.
+"""Cross-entropy of tokens straight from hidden states, without ever holding the logits of a whole batch.
 
-Shapes: B batch, T tokens, D width, V vocabulary, N rows: all tokens of a chunk that count.
+Shapes: B batch, T tokens, D width, V vocabulary, N rows (the tokens of a chunk that count).
 """
 
 from __future__ import annotations
@@ -17,32 +17,31 @@ from torch.autograd.function import once_differentiable
 from colakit.kernels.native import Kernels, kernels_for
 
 IGNORE_INDEX = -100
-"""Target of a row that does not count, as in `torch.nn.functional.cross_entropy`."""
-ROWS_AT_A_TIME = 1024
+"""Target of a token that does not count, as in `torch.nn.functional.cross_entropy`."""
+CHUNK_ROWS = 1024
 
-Weigh = Callable[[Tensor], Tensor]
-"""Maps the nats (B,) of some groups of sentences to a loss, a scalar: the sum of those of each group."""
+Reduce = Callable[[Tensor], Tensor]
+"""Maps the negative log-likelihoods of some sentences, (b, …), to a loss, a scalar summed over b."""
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weigh: Weigh = torch.sum, group: int = 1
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduce: Reduce = torch.sum
 ) -> Tensor:
-    """Return Σ weigh(nats), fp32, of the sentences' nats Σₜ cross_entropy(hidden · weightᵀ, targets).
+    """Return reduce(nll), fp32, with nll = Σₜ cross_entropy(hidden · weightᵀ, targets) of each sentence.
 
-    Logits stand in memory for about `ROWS_AT_A_TIME` tokens at a time, and for one group of sentences at
-    least. The gradient is computed beside the loss, as softmax minus one-hot; backward scales it.
+    Logits of about `CHUNK_ROWS` tokens are held at a time, at least those of one item of the leading
+    dimension. The gradient, softmax minus one-hot, is computed in the forward pass; backward scales it.
 
     Args:
-        hidden: (B, T, D).
+        hidden: (B, T, D), or (B, 2, T, D) for a `reduce` of pairs of sentences.
         weight: (V, D).
-        targets: (B, T) int64, `IGNORE_INDEX` where a token does not count; it costs nothing then.
-        weigh: what is made of the sentences' nats.
-        group: consecutive sentences that `weigh` wants to see together.
+        targets: (B, T) or (B, 2, T), int64; tokens with `IGNORE_INDEX` do not count and cost nothing.
+        reduce: called once for each chunk, with its nll, (b,) or (b, 2); the results are added up.
     """
     device, learns = hidden.device, torch.is_grad_enabled()
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
     kernels = kernels_for(device, dtype)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weigh, group, dtype, kernels, learns)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, reduce, dtype, kernels, learns)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -52,8 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        weigh: Weigh,
-        group: int,
+        reduce: Reduce,
         dtype: torch.dtype,
         kernels: Kernels | None,
         learns: bool,
@@ -62,24 +60,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (learns and needed for needed in ctx.needs_input_grad[:2])
         wants_grad = wants_hidden or wants_weight
         grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None  # a frozen one has none
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device)
-        sentences = max(1, ROWS_AT_A_TIME // max(1, hidden.shape[1]) // group) * group
-        for start in range(0, len(hidden), sentences):
-            chunk = slice(start, start + sentences)
-            places = (targets[chunk] != IGNORE_INDEX).nonzero(
-                as_tuple=True
-            )  # of N that count; waits for a GPU
-            rows = hidden[chunk][places].to(dtype)  # (N, D)
-            nats, gradient = _cross_entropy(rows @ matrix.t(), targets[chunk][places], kernels)
-            losses = nats.new_zeros(targets[chunk].shape).index_put_(places, nats)  # (b, T)
-            loss, slopes = _with_slopes(weigh, losses.sum(dim=1), wants_grad)
+        size = max(1, CHUNK_ROWS // max(1, targets[:1].numel()))
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
+            counted = (targets[chunk] != IGNORE_INDEX).nonzero(as_tuple=True)  # N indices; a sync point
+            rows = hidden[chunk][counted].to(dtype)  # (N, D)
+            nll, backward = _cross_entropy(rows @ matrix.t(), targets[chunk][counted], kernels)
+            nll = nll.new_zeros(targets[chunk].shape).index_put_(counted, nll).sum(dim=-1)  # (b,) or (b, 2)
+            loss, grad_nll = _reduce_with_grad(reduce, nll, wants_grad)
             total += loss
             if not wants_grad:
                 continue
-            grad_logits = gradient(None if slopes is None else slopes[places[0]])  # (N, V)
+            grad_logits = backward(None if grad_nll is None else grad_nll[counted[:-1]])  # (N, V)
             if grad_hidden is not None:
-                grad_hidden[chunk][places] = grad_logits @ matrix
+                grad_hidden[chunk][counted] = grad_logits @ matrix
             if grad_weight is not None:
                 grad_weight += grad_logits.t() @ rows
         ctx.hidden_dtype = hidden.dtype
@@ -90,39 +86,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        by_hidden = None if grad_hidden is None else grad_hidden.to(ctx.hidden_dtype) * grad
-        by_weight = None if grad_weight is None else grad_weight * grad
-        return by_hidden, by_weight, *(None,) * 6
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(ctx.hidden_dtype) * grad
+        return grad_hidden, None if grad_weight is None else grad_weight * grad, *(None,) * 5
 
 
 def _cross_entropy(
     logits: Tensor, targets: Tensor, kernels: Kernels | None
 ) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
-    """Return the nats (N,) of `targets` (N,) by `logits` (N, V), and what makes a gradient of slopes (N,).
+    """Return the nll (N,) of `targets` (N,) under `logits` (N, V), and its backward pass.
 
-    The gradient is that of Σ slopes·nats by `logits`; without slopes, of Σ nats. It can be made once: it
-    takes the logits' place.
+    The backward pass maps the gradient of nll (N,), None for all ones, to that of the logits. It overwrites
+    the logits, so it can be called only once.
     """
     if kernels is not None:
-        nats, log_sums = kernels.cross_entropy(logits, targets)
-        return nats, partial(kernels.cross_entropy_backward, logits, targets, log_sums)
+        nll, log_sums = kernels.cross_entropy(logits, targets)
+        return nll, partial(kernels.cross_entropy_backward, logits, targets, log_sums)
     index = targets[:, None]
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
 
-    def gradient(slopes: Tensor | None) -> Tensor:
+    def backward(grad: Tensor | None) -> Tensor:
         probs = log_probs.exp_()
         probs.scatter_add_(1, index, probs.new_full((1, 1), -1.0).expand_as(index))
-        if slopes is not None:
-            probs *= slopes[:, None]
+        if grad is not None:
+            probs *= grad[:, None]
         return probs.to(logits.dtype)
 
-    return -log_probs.gather(1, index).squeeze(1), gradient
+    return -log_probs.gather(1, index).squeeze(1), backward
 
 
-def _with_slopes(weigh: Weigh, nats: Tensor, wants_slopes: bool) -> tuple[Tensor, Tensor | None]:
-    """Return weigh(nats), and its slopes (b,) by the nats (b,): None where all are one, or not wanted."""
-    if weigh is torch.sum or not wants_slopes:
-        return weigh(nats), None
+def _reduce_with_grad(reduce: Reduce, nll: Tensor, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Return reduce(nll) and its gradient, None if that is all ones or not wanted."""
+    if reduce is torch.sum or not wants_grad:
+        return reduce(nll), None
     with torch.enable_grad():
-        loss = weigh(nats.requires_grad_())
-        return loss.detach(), torch.autograd.grad(loss, nats)[0]
+        loss = reduce(nll.requires_grad_())
+        return loss.detach(), torch.autograd.grad(loss, nll)[0]

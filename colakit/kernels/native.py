@@ -1,7 +1,7 @@
-"""What a training step on the CPU does besides its large matrix products, in C.
+"""C kernels for the operations of a CPU training step other than its large matrix products.
 
-`kernels.c` is compiled by the machine's own compiler when a run first wants it, in about a second, and kept
-in the cache. Each kernel has a plain counterpart in `colakit.models`, for machines without a compiler.
+`kernels.c` is compiled with the system's compiler on first use, in about a second, and cached. Each kernel
+has a torch counterpart in `colakit.kernels`, used on machines without a compiler.
 
 Shapes: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
 """
@@ -26,13 +26,13 @@ from torch import Tensor
 from colakit.utils.files import replacing
 
 SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = [  # none that takes NaN for a number, or lets denormals of the whole process be zero
+FLAGS = [  # not -ffast-math: it assumes no NaN, and flushes the whole process's denormals to zero
     *("-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 ]
-MOST_TOKENS, MOST_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
-LANES = 16  # a head's width must be a multiple of four of them
-MOST_ELEMENTS = 2**32  # that dropout can number
+MAX_TOKENS, MAX_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
+LANES = 16  # the head width must be a multiple of 4·LANES
+MAX_ELEMENTS = 2**32  # dropout's element index is 32 bits
 BUILD_SECONDS = 120.0
 POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 DROPOUT = (ctypes.c_uint64, ctypes.c_uint32, FLOAT)
@@ -48,12 +48,12 @@ SIGNATURES = {
 
 
 class BuildError(Exception):
-    """The compiler did not make a library of the kernels, or it cannot be loaded."""
+    """The kernels could not be compiled or loaded."""
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Which elements dropout drops: a function of a seed and an element's number, so nothing is kept.
+class DropoutMask:
+    """A dropout mask as a function of seed and element index, so that no mask is stored.
 
     Attributes:
         probability: in [0, 1), rounded to a multiple of 2⁻³².
@@ -64,89 +64,89 @@ class Mask:
     seed: int
 
     @classmethod
-    def drawn(cls, probability: float) -> Mask:
-        """Return one with a seed from torch's generator."""
+    def draw(cls, probability: float) -> DropoutMask:
+        """Return a mask with a seed from torch's generator."""
         seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None).item() if probability else 0
         return cls(probability, int(seed))
 
     @property
     def arguments(self) -> tuple[int, int, float]:
-        """What the kernels take: seed, probability·2³², and what survivors are multiplied by."""
+        """Arguments of the C functions: seed, probability·2³², and the scale of the kept elements."""
         level = min(round(self.probability * 2**32), 2**32 - 1)
         return self.seed, level, 2**32 / (2**32 - level)
 
 
 class Kernels:
-    """The kernels for tensors of one type; they are compiled, or found in `folder`, when first used.
+    """The kernels for one dtype, compiled or loaded from `folder` on first use.
 
     Args:
         dtype: fp32 or bf16.
-        compiler: of C, GCC or clang.
-        folder: where the library is kept.
+        compiler: GCC or clang.
+        folder: cache of compiled libraries.
     """
 
     def __init__(self, dtype: torch.dtype, compiler: Path, folder: Path) -> None:
         self.dtype, self.compiler, self.folder = dtype, compiler, folder
 
-    # -- what they compute; every tensor is contiguous, and of `dtype` where nothing else is said
+    # -- operations; all tensors are contiguous, and of `dtype` unless noted
 
     def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return GPT-2's GELU of `x`, and its slope there."""
-        y, slope = torch.empty_like(x), torch.empty_like(x)
-        self.library.gelu(*pointers(x, y, slope), x.numel(), torch.get_num_threads())
-        return y, slope
+        """Return GPT-2's GELU of `x` and its derivative."""
+        y, derivative = torch.empty_like(x), torch.empty_like(x)
+        self.library.gelu(*pointers(x, y, derivative), x.numel(), torch.get_num_threads())
+        return y, derivative
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows' nats (N,), and log Σ exp (N,) of their logits (N, V); both fp32.
+        """Return the nll (N,) and log Σ exp (N,) of the rows of logits (N, V); both fp32.
 
         Args:
             targets: (N,) int64.
         """
         _check_targets(targets, logits.shape[1])
-        nats, log_sums = (torch.empty(len(logits)) for _ in range(2))
+        nll, log_sums = (torch.empty(len(logits)) for _ in range(2))
         counts = (*logits.shape, torch.get_num_threads())
-        self.library.cross_entropy(*pointers(logits, targets, nats, log_sums), *counts)
-        return nats, log_sums
+        self.library.cross_entropy(*pointers(logits, targets, nll, log_sums), *counts)
+        return nll, log_sums
 
     def cross_entropy_backward(
-        self, logits: Tensor, targets: Tensor, log_sums: Tensor, slopes: Tensor | None
+        self, logits: Tensor, targets: Tensor, log_sums: Tensor, grad_nll: Tensor | None
     ) -> Tensor:
-        """Return the gradient by `logits` of Σ slopes·nats, in their place.
+        """Overwrite `logits` with their gradient of Σ grad_nll·nll, and return them.
 
         Args:
-            slopes: (N,) fp32; None is one for each.
+            grad_nll: (N,) fp32; None is all ones.
         """
-        slopes = torch.ones_like(log_sums) if slopes is None else slopes
+        grad_nll = torch.ones_like(log_sums) if grad_nll is None else grad_nll
         _check_targets(targets, logits.shape[1])
         counts = (*logits.shape, torch.get_num_threads())
-        self.library.cross_entropy_backward(*pointers(logits, targets, log_sums, slopes), *counts)
+        self.library.cross_entropy_backward(*pointers(logits, targets, log_sums, grad_nll), *counts)
         return logits
 
-    def add_dropped(self, x: Tensor, branch: Tensor, mask: Mask) -> Tensor:
-        """Return x + dropped(branch), fp32 as `x`."""
+    def add_dropped(self, x: Tensor, branch: Tensor, mask: DropoutMask) -> Tensor:
+        """Return x + dropout(branch), fp32 as `x`."""
         y = torch.empty_like(x)
         counts = (x.numel(), *mask.arguments, torch.get_num_threads())
         self.library.add_dropped(*pointers(x, branch, y), *counts)
         return y
 
-    def add_dropped_backward(self, grad: Tensor, mask: Mask) -> Tensor:
-        """Return the gradient by `branch` of `add_dropped`, given the one by its result, fp32."""
+    def add_dropped_backward(self, grad: Tensor, mask: DropoutMask) -> Tensor:
+        """Return the gradient of `branch`, given that of `add_dropped`'s result, fp32."""
         grad_branch = torch.empty_like(grad, dtype=self.dtype)
         counts = (grad.numel(), *mask.arguments, torch.get_num_threads())
         self.library.add_dropped_backward(*pointers(grad, grad_branch), *counts)
         return grad_branch
 
     @staticmethod
-    def attends(batch: int, longest: int, heads: int, width: int) -> bool:
-        """Tell whether `attention` takes B sentences of so many tokens at most, with H heads of width D."""
-        fits = longest <= MOST_TOKENS and width <= MOST_HEAD_WIDTH and width % (4 * LANES) == 0
-        return fits and batch * heads * MOST_TOKENS**2 < MOST_ELEMENTS
+    def supports_attention(batch: int, longest: int, heads: int, width: int) -> bool:
+        """Return whether `attention` supports B sentences of up to `longest` tokens with these heads."""
+        fits = longest <= MAX_TOKENS and width <= MAX_HEAD_WIDTH and width % (4 * LANES) == 0
+        return fits and batch * heads * MAX_TOKENS**2 < MAX_ELEMENTS
 
-    def attention(self, qkv: Tensor, starts: Tensor, mask: Mask) -> Tensor:
-        """Return dropped(softmax(q·kᵀ/√D, causal))·v, (N, H, D), of `qkv` (N, 3, H, D).
+    def attention(self, qkv: Tensor, starts: Tensor, mask: DropoutMask) -> Tensor:
+        """Return dropout(softmax(q·kᵀ/√D, causal))·v, (N, H, D), of `qkv` (N, 3, H, D).
 
         Args:
-            starts: (B + 1,) int64; sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
+            starts: (B + 1,) int64; sentence b is rows `starts[b]:starts[b + 1]`.
         """
         _check_starts(starts, len(qkv))
         rows, _, heads, width = qkv.shape
@@ -155,8 +155,8 @@ class Kernels:
         self.library.attention(*pointers(qkv, starts, y), *rest)
         return y
 
-    def attention_backward(self, qkv: Tensor, starts: Tensor, grad: Tensor, mask: Mask) -> Tensor:
-        """Return the gradient by `qkv` of `attention`, given the one (N, H, D) by its result."""
+    def attention_backward(self, qkv: Tensor, starts: Tensor, grad: Tensor, mask: DropoutMask) -> Tensor:
+        """Return the gradient of `qkv`, given that of `attention`'s result, (N, H, D)."""
         _check_starts(starts, len(qkv))
         grad_qkv = torch.empty_like(qkv)
         rest = (*self._shape(qkv, starts), *mask.arguments, torch.get_num_threads())
@@ -168,17 +168,17 @@ class Kernels:
         _, _, heads, width = qkv.shape
         return len(starts) - 1, heads, width, width**-0.5
 
-    # -- how they come to be
+    # -- compiling and loading
 
     @cached_property
     def library(self) -> ctypes.CDLL:
         """The loaded library.
 
         Raises:
-            BuildError: if it cannot be compiled, kept or loaded.
+            BuildError: if it cannot be compiled, written or loaded.
         """
         try:
-            library = self._kept()
+            library = self._load()
             if library is None:
                 self._build()
                 library = ctypes.CDLL(str(self.path))
@@ -189,19 +189,19 @@ class Kernels:
             raise BuildError(str(error)) from error
         return library
 
-    def _kept(self) -> ctypes.CDLL | None:
+    def _load(self) -> ctypes.CDLL | None:
         if not self.path.exists():
             return None
         if os.name == "posix" and self.path.stat().st_uid not in (0, os.geteuid()):
-            raise BuildError(f"{self.path} is another user's")
+            raise BuildError(f"{self.path} belongs to another user")
         try:
             return ctypes.CDLL(str(self.path))
-        except OSError:  # damaged, or made on another system
+        except OSError:  # damaged, or compiled on another system
             return None
 
     @cached_property
     def path(self) -> Path:
-        """File of the library; its name tells source, flags, compiler and processor."""
+        """Path of the library; its name hashes source, flags, compiler and processor."""
         compiler = self.compiler.stat()
         made_of = [
             *(SOURCE.read_text(encoding="utf-8"), *self._flags()),
@@ -214,7 +214,7 @@ class Kernels:
     def _flags(self) -> list[str]:
         x86 = platform.machine() in ("x86_64", "AMD64")
         tuned = ["-march=native", "-mprefer-vector-width=512"] if x86 else ["-mcpu=native"]
-        threads = ["-fopenmp"] if platform.system() == "Linux" else []  # torch's own runtime is found by name
+        threads = ["-fopenmp"] if platform.system() == "Linux" else []  # torch has loaded the OpenMP runtime
         return [*FLAGS, *tuned, *threads, *(["-DBF16"] if self.dtype == torch.bfloat16 else [])]
 
     def _build(self) -> None:
@@ -228,18 +228,18 @@ class Kernels:
             except subprocess.TimeoutExpired:
                 raise BuildError(f"{self.compiler} took more than {BUILD_SECONDS:.0f} s") from None
             if made.returncode or not temporary.exists():
-                said = made.stderr.strip().splitlines() or ["it said nothing"]
-                raise BuildError(f"{self.compiler} failed: {said[0]}")
+                lines = made.stderr.strip().splitlines() or ["no message"]
+                raise BuildError(f"{self.compiler} failed: {lines[0]}")
 
 
 ACTIVE: ContextVar[Kernels | None] = ContextVar("ACTIVE", default=None)
-"""The kernels that operations may use now; `colakit.runtime.device.Compute.autocast` sets them."""
+"""Kernels of the current context, set by `colakit.runtime.device.Compute.autocast`."""
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """Return the kernels to compute with, None where the plain operations are to be used.
+    """Return the active kernels for this device and dtype, None to use torch.
 
-    They are for training on a CPU alone, so that a model answers the same with and without a compiler.
+    Only training on a CPU uses them, so that predictions do not depend on a compiler.
     """
     if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
@@ -248,14 +248,14 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
 
 
 def find_compiler() -> Path | None:
-    """Return the compiler of C that `CC` names, or the first known one that is there."""
+    """Return the C compiler of the environment variable `CC`, else cc, gcc or clang; None if not found."""
     names = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
-    found = next(filter(None, map(shutil.which, names)), None)
-    return Path(found) if found else None
+    path = next(filter(None, map(shutil.which, names)), None)
+    return Path(path) if path else None
 
 
 def _processor() -> str:
-    """Return what tells processors apart that know other instructions: several may share a cache."""
+    """Return the processor's instruction sets; machines of several kinds may share a cache folder."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))]
@@ -263,22 +263,22 @@ def _processor() -> str:
 
 
 def _check_starts(starts: Tensor, rows: int) -> None:
-    """Raise `ValueError` unless `starts` (B + 1,) parts the rows into sentences that C has room for."""
-    places = starts.tolist()
-    lengths = [end - start for start, end in pairwise(places)]
-    fits = all(0 <= length <= MOST_TOKENS for length in lengths)
-    if starts.dtype != torch.int64 or not fits or places[0] != 0 or places[-1] != rows:
-        raise ValueError(f"starts (={places}) must part {rows} rows into at most {MOST_TOKENS} each")
+    """Raise `ValueError` unless `starts` (B + 1,) splits the rows into sentences of at most `MAX_TOKENS`."""
+    bounds = starts.tolist()
+    lengths = [end - start for start, end in pairwise(bounds)]
+    fits = all(0 <= length <= MAX_TOKENS for length in lengths)
+    if starts.dtype != torch.int64 or not fits or bounds[0] != 0 or bounds[-1] != rows:
+        raise ValueError(f"starts (={bounds}) must split {rows} rows into at most {MAX_TOKENS} each")
 
 
 def _check_targets(targets: Tensor, vocabulary: int) -> None:
-    """Raise `ValueError` unless `targets` are numbers of tokens."""
+    """Raise `ValueError` unless `targets` are token ids."""
     if targets.dtype != torch.int64 or not bool(((targets >= 0) & (targets < vocabulary)).all()):
         raise ValueError(f"targets must be int64 from 0 to {vocabulary - 1}")
 
 
 def pointers(*tensors: Tensor) -> list[int]:
-    """Return where the elements of contiguous CPU tensors lie."""
+    """Return the data pointers of contiguous CPU tensors."""
     for tensor in tensors:
         assert tensor.is_contiguous()
         assert tensor.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Bounds of model shapes: a config file that somebody else wrote may ask for a model without end."""
+"""Bounds of model shapes, since a downloaded config file may ask for an arbitrarily large model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def check_shape(config: Any, most: Mapping[str, int]) -> None:
-    """Raise `ValueError` unless the sizes and dropouts of a config are of their kinds and within bounds.
+def check_shape(config: Any, max_sizes: Mapping[str, int]) -> None:
+    """Raise `ValueError` unless the sizes and dropouts of a config have the right type and range.
 
     Args:
-        config: a dataclass; what ends in `dropout` is a probability.
-        most: field -> its largest size; the smallest is 1.
+        config: a dataclass; fields ending in `dropout` are probabilities.
+        max_sizes: field -> largest size; the smallest is 1.
     """
-    for name, bound in most.items():
+    for name, bound in max_sizes.items():
         size = getattr(config, name)
         if type(size) is not int or not 1 <= size <= bound:
-            got = reprlib.repr(size)[:40]  # of values in one another, repr itself may not end
+            got = reprlib.repr(size)[:40]  # plain repr of nested values may be huge
             raise ValueError(f"{name} (={got}) must be a whole number from 1 to {bound:,}")
     for name, value in vars(config).items():
         if name.endswith("dropout") and not (_is_number(value) and 0 <= value <= 1):

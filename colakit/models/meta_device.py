@@ -1,4 +1,4 @@
-"""Building a model whose weights come from a file, or never."""
+"""Building models without weights, on the meta device."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_, torch.Tensor.fill_}
+INITIALISERS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_, torch.Tensor.fill_}
 
 
-class _NoDraws(TorchFunctionMode):
-    """Leaves out what would fill a tensor that has no memory."""
+class _SkipInit(TorchFunctionMode):
+    """Skips weight initialisation."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in DRAWS or getattr(func, "__module__", None) == "torch.nn.init":
+        if func in INITIALISERS or getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Build modules on the meta device inside: shapes without memory.
+    """Build modules on the meta device: shapes without memory.
 
-    Drawing initial values is left out. On that device it would do nothing, yet torch imports its compiler for
-    it, two seconds of a `predict` that takes one.
+    Initialisation is skipped. It would have no effect there, but torch would import its compiler for it,
+    which takes two seconds.
     """
-    with torch.device("meta"), _NoDraws():
+    with torch.device("meta"), _SkipInit():
         yield

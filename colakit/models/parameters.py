@@ -1,4 +1,4 @@
-"""Counts of parameters, by module and in all."""
+"""Parameter counts by module and in total."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """What trains and what is frozen.
+    """Counts of trainable and frozen parameters.
 
     Attributes:
-        rows: one count a kind of module; layers that repeat are added up under `h.*`.
-        trainable, total: parameters in all; a tensor that is shared counts once.
+        rows: one count per kind of module; blocks are summed under `h.*`.
+        trainable, total: totals; a shared tensor counts once.
     """
 
     rows: tuple[ParameterCount, ...]
@@ -31,11 +31,11 @@ class ParameterReport:
 
     @property
     def reduction(self) -> float:
-        """Share of the parameters that does not train, in percent."""
+        """Percentage of parameters that are frozen."""
         return 100.0 * (1 - self.trainable / self.total)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the report as plain data."""
+        """Return the report as JSON-serialisable data."""
         modules = {row.name: {"trainable": row.trainable, "total": row.total} for row in self.rows}
         return {
             "trainable": self.trainable,
@@ -46,7 +46,7 @@ class ParameterReport:
 
 
 def count_parameters(model: nn.Module) -> ParameterReport:
-    """Count the parameters of `model` by module, with numbered layers folded together."""
+    """Count the parameters of `model` by module, summed over blocks."""
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         entry = counts.setdefault(_group(name), [0, 0])
@@ -57,7 +57,7 @@ def count_parameters(model: nn.Module) -> ParameterReport:
 
 
 def _group(name: str) -> str:
-    """`transformer.h.3.attn.c_attn.base.weight` -> `h.*.attn.c_attn`; adapters stand on rows of their own."""
+    """`transformer.h.3.attn.c_attn.base.weight` -> `h.*.attn.c_attn`; adapters are counted separately."""
     parts = ["*" if part.isdigit() else part for part in name.removeprefix("transformer.").split(".")]
     if parts[-1] in ("lora_a", "lora_b", "magnitude"):
         return ".".join(parts[:-1]) + " (adapter)"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.data.batches import Examples, micro_batches, plan_epoch
+from colakit.data.batches import Examples, micro_batches
 from colakit.runtime.distributed import Processes
 from colakit.training.loop import StepBatch
 
@@ -40,7 +40,7 @@ def steps(
     per_epoch = steps_per_epoch(examples, batch_size)
     for epoch in range(start // per_epoch, -(-max_steps // per_epoch)):
         earlier = epoch * per_epoch
-        plan = plan_epoch(examples.tokens.lengths, batch_size, seed, epoch, examples.group)
+        plan = examples.plan_epoch(batch_size, seed, epoch)
         done = max(0, start - earlier)
         for position, index in enumerate(plan[done : max_steps - earlier], start=done + 1):
             share = micro_batches(

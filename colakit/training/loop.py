@@ -173,7 +173,7 @@ def _gradients_in_memory(
 
 def _half_size(micro_batches: list[Batch], group: Processes, step: int, error: torch.OutOfMemoryError) -> int:
     """Return half the current micro-batch size; raise `ColakitError` if it cannot be halved."""
-    size, least = max(map(len, micro_batches)), micro_batches[0].group
+    size, least = max(map(len, micro_batches)), micro_batches[0].unit
     if size > least and group.world_size == 1:  # other processes would wait for an all-reduce that never ends
         half = -(-size // 2)
         return max(least, half - half % least)

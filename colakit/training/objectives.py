@@ -1,8 +1,9 @@
-"""What a step minimises. An objective maps (model, batch) to a loss summed over the batch, and its logits.
+"""Training objectives: functions from (model, batch) to a loss summed over the batch, and the logits.
 
-The loop divides the sum by the step's real count, so that ragged micro-batches weigh what they should.
+The training loop divides the sum by the step's real count, so that ragged micro-batches are weighted
+correctly.
 
-Shapes: B batch, T tokens, C classes, V vocabulary.
+Shapes: B batch, T tokens, P pairs, C classes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colakit.data.batches import UNLABELLED, Batch
+from colakit.data.batches import UNLABELLED, Batch, PairBatch
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
 from colakit.models.rnn.distillation_heads import StudentOutput
 
 
 class Loss(NamedTuple):
-    """Loss summed over a micro-batch, and the logits behind it, detached: (B, C), or None for LM."""
+    """Loss summed over a micro-batch, and its detached logits (B, C), or None for LM."""
 
     total: Tensor
     logits: Tensor | None
@@ -28,24 +29,24 @@ class Loss(NamedTuple):
 
 Objective = Callable[[nn.Module, Batch], Loss]
 Schedule = Callable[[float], float]
-"""A weight or temperature at a share of the run, 0 to 1."""
+"""Maps the fraction of training done, 0 to 1, to a weight or temperature."""
 
 
 def constant(value: float) -> Schedule:
-    """Return the schedule that is always `value`."""
+    """Return a constant schedule."""
     return lambda progress: value
 
 
 def line(start: float, end: float | None) -> Schedule:
-    """Return the schedule that moves from `start` to `end` in a line; without an end it stays."""
+    """Return a linear schedule from `start` to `end`; constant if `end` is None."""
     return constant(start) if end is None else lambda progress: start + (end - start) * progress
 
 
 def classification(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy with the labels."""
     assert batch.labels is not None
-    known = {} if batch.states is None else {"states": batch.states}  # not every model has frozen blocks
-    logits = model(batch.input_ids, batch.attention_mask, **known)  # (B, C)
+    states = {} if batch.states is None else {"states": batch.states}  # only a GPT takes them
+    logits = model(batch.input_ids, batch.attention_mask, **states)  # (B, C)
     return Loss(F.cross_entropy(logits, batch.labels, reduction="sum"), logits.detach())
 
 
@@ -56,33 +57,32 @@ def language_modelling(model: nn.Module, batch: Batch) -> Loss:
 
 
 def discrimination(lm_weight: float, pair_weight: float) -> Objective:
-    """Return the objective of real sentences, each with its corrupted copy behind it.
+    """Return the objective of pairs of a real sentence and its corrupted copy (`PairBatch`).
 
-    Three losses: cross-entropy of which a sentence is; cross-entropy of the real one's tokens, so that the
-    body stays a language model; and log(1 + p(corrupted)/p(real)), the pairwise logistic loss (Burges et al.
-    2005, RankNet, §3) of the language model's two probabilities, so that it prefers the real one.
+    The sum of three losses: cross-entropy of the labels real and corrupted; language modelling of the real
+    sentences; and log(1 + p(corrupted)/p(real)), the pairwise logistic loss (Burges et al. 2005, RankNet, §3)
+    of the language model's probabilities of the two.
 
     Args:
-        lm_weight: weight of a token's cross-entropy beside a sentence's.
-        pair_weight: weight of a pair's preference beside a sentence's cross-entropy; 0 leaves the corrupted
-            tokens unread.
+        lm_weight: weight of the language-modelling loss of a token.
+        pair_weight: weight of the pairwise loss of a pair; 0 skips the corrupted sentences' tokens.
     """
 
-    def weigh(nats: Tensor) -> Tensor:
-        real, corrupted = nats.view(-1, 2).unbind(dim=1)  # (P,), P pairs
+    def reduce(nll: Tensor) -> Tensor:
+        real, corrupted = nll.unbind(dim=1)  # each (P,), P pairs
         return lm_weight * real.sum() + pair_weight * F.softplus(real - corrupted).sum()
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
-        assert batch.group == 2, "a corrupted sentence stands behind its real one"
+        assert isinstance(batch, PairBatch)
         ignored = batch.attention_mask[:, 1:] == 0
         if not pair_weight:
             ignored = ignored | (batch.labels[:, None] == 0)
-        targets = batch.input_ids[:, 1:].masked_fill(ignored, IGNORE_INDEX)  # (B, T-1)
-        logits, words = model(
-            batch.input_ids, batch.attention_mask, targets=targets, weigh=weigh, group=batch.group
-        )
-        return Loss(F.cross_entropy(logits, batch.labels, reduction="sum") + words, logits.detach())
+        targets = (
+            batch.input_ids[:, 1:].masked_fill(ignored, IGNORE_INDEX).unflatten(0, (-1, 2))
+        )  # (P, 2, T-1)
+        logits, lm_loss = model(batch.input_ids, batch.attention_mask, targets=targets, reduce=reduce)
+        return Loss(F.cross_entropy(logits, batch.labels, reduction="sum") + lm_loss, logits.detach())
 
     return objective
 
@@ -91,12 +91,12 @@ def supervised(lm_weight: Schedule) -> Objective:
     """Return the objective of a student without a teacher: cross-entropy with the labels.
 
     Args:
-        lm_weight: weight of a neighbouring token's cross-entropy, where the model predicts them.
+        lm_weight: weight of the loss of neighbouring tokens, if the model predicts them.
     """
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
-        answer = _ask(model, batch)
+        answer = _forward(model, batch)
         total = F.cross_entropy(answer.logits, batch.labels, reduction="sum")
         return Loss(_with_tokens(total, answer, lm_weight, batch.progress), answer.logits.detach())
 
@@ -113,22 +113,22 @@ def distillation(
 ) -> Objective:
     """Return the objective (1-w)·CE(labels) + w·soft loss (Hinton et al. 2015, arXiv:1503.02531, §2).
 
-    A sentence without a label has the soft loss alone, in full.
+    A sentence without a label has only the soft loss, with weight 1.
 
     Args:
         kd_weight: w, from 0 (labels alone) to 1 (teacher alone).
         temperature: τ, softens both sides of the KL.
         soft_loss: `kl`, τ²·KL(teacher ‖ student); or `mse`, the mean over classes of the squared difference
-            of logits (Kim et al. 2021, arXiv:2105.08919), which knows no temperature.
-        hidden_weight: weight of 1 - cosine between the teacher's last hidden state and the student's guess at
-            it (after Sanh et al. 2019, arXiv:1910.01108, §2).
-        lm_weight: weight of a neighbouring token's cross-entropy, where the model predicts them.
+            of logits (Kim et al. 2021, arXiv:2105.08919), without a temperature.
+        hidden_weight: weight of 1 - cosine between the teacher's last hidden state and the student's
+            prediction of it (after Sanh et al. 2019, arXiv:1910.01108, §2).
+        lm_weight: weight of the loss of neighbouring tokens, if the model predicts them.
     """
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
         assert batch.teacher_logits is not None
-        answer, now = _ask(model, batch), batch.progress
+        answer, now = _forward(model, batch), batch.progress
         weight = kd_weight(now)
         if soft_loss == "kl":
             soft = soft_kl(answer.logits, batch.teacher_logits, temperature(now))
@@ -149,7 +149,7 @@ def distillation(
 def soft_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return τ²·KL(teacher ‖ student) of (B, C) logits, (B,).
 
-    The factor τ² keeps the gradient's size independent of τ.
+    The factor τ² keeps the scale of the gradient independent of τ.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
@@ -161,7 +161,8 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (student_logits - teacher_logits).square().mean(dim=-1)
 
 
-def _ask(model: nn.Module, batch: Batch) -> StudentOutput:
+def _forward(model: nn.Module, batch: Batch) -> StudentOutput:
+    """Return the output of a student with or without heads."""
     answer = model(batch.input_ids, batch.attention_mask)
     return answer if isinstance(answer, StudentOutput) else StudentOutput(answer)
 

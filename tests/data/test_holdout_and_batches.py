@@ -6,7 +6,6 @@ import itertools
 import math
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from colakit.data.batches import Batch, Examples, micro_batches, pad, plan_epoch
+from colakit.data.batches import Batch, Examples, PairBatch, PairExamples, micro_batches, pad, plan_epoch
 from colakit.data.corpora import Split, load_corpus
 from colakit.data.splits import train_val_split
 from colakit.data.tokenizer import SentenceTokenizer
@@ -131,34 +130,33 @@ def test_an_epoch_holds_every_sentence_once(
 @LAWS
 @given(
     lengths=lengths_of_sentences,
-    groups_a_batch=st.integers(1, 9),
-    group=st.integers(2, 3),
+    pairs_a_batch=st.integers(1, 9),
     world_size=st.integers(1, 3),
-    micro_groups=st.integers(1, 4),
+    micro_pairs=st.integers(1, 4),
     max_micro_batch_size=st.none() | st.integers(1, 9),
 )
-def test_groups_stay_together_in_every_batch_and_part_of_one(
+def test_pairs_stay_together_in_every_batch_and_micro_batch(
     lengths: list[int],
-    groups_a_batch: int,
-    group: int,
+    pairs_a_batch: int,
     world_size: int,
-    micro_groups: int,
+    micro_pairs: int,
     max_micro_batch_size: int | None,
 ) -> None:
-    grouped = [length for length in lengths for _ in range(group)]
-    plan = plan_epoch(np.array(grouped), groups_a_batch * group, 0, 0, group)
-    assert sorted(np.concatenate(plan).tolist()) == list(range(len(grouped)))
-    examples = replace(examples_of(grouped), group=group)
+    plain = examples_of([length for length in lengths for _ in range(2)])
+    examples = PairExamples(plain.tokens, plain.labels)
+    plan = examples.plan_epoch(2 * pairs_a_batch, 0, 0)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(examples)))
     seen = []
     for index in plan:
         for rank in range(world_size):
-            shares = micro_batches(examples, index, micro_groups * group, rank=rank, world_size=world_size)
+            shares = micro_batches(examples, index, 2 * micro_pairs, rank=rank, world_size=world_size)
             for part in (part for share in shares for part in share.split(max_micro_batch_size)):
-                numbers = (part.input_ids[:, 0] - 1).view(-1, group)
-                assert (numbers == numbers[:, :1] + torch.arange(group)).all()
-                assert (numbers[:, 0] % group == 0).all()
+                assert isinstance(part, PairBatch)
+                numbers = (part.input_ids[:, 0] - 1).view(-1, 2)
+                assert (numbers[:, 1] == numbers[:, 0] + 1).all()
+                assert (numbers[:, 0] % 2 == 0).all()
                 seen += numbers.flatten().tolist() if part.weight else []
-    assert sorted(seen) == list(range(len(grouped)))
+    assert sorted(seen) == list(range(len(examples)))
 
 
 def test_an_epoch_is_a_pure_function_of_seed_and_number() -> None:

@@ -28,7 +28,7 @@ def problem(sentences: int, tokens: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, torch.randn(11, 6, requires_grad=True), targets
 
 
-def plain_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def plain_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each sentence (B,), from all logits at once."""
     logits = (hidden @ weight.t()).transpose(1, 2)  # (B, V, T)
     return F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX).sum(dim=1)
@@ -44,26 +44,25 @@ def same_gradients(found: Tensor, expected: Tensor, leaves: tuple[Tensor, Tensor
 def test_linear_cross_entropy_is_cross_entropy_of_the_product(
     sentences: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "ROWS_AT_A_TIME", 6)  # a whole chunk, a ragged one, several
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 6)  # a whole chunk, a ragged one, several
     hidden, weight, targets = problem(sentences)
-    expected = plain_nats(hidden, weight, targets).sum()
+    expected = plain_nll(hidden, weight, targets).sum()
     found = linear_cross_entropy(hidden, weight, targets)
     assert_close(found, expected, **TIGHT)
     same_gradients(found, expected, (hidden, weight))
 
 
 @pytest.mark.parametrize("rows", [1, 6, 100])  # a pair is never parted, however small the chunk
-def test_what_is_made_of_the_sentences_nats_has_its_gradient(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cross_entropy, "ROWS_AT_A_TIME", rows)
+def test_a_loss_of_pairs_of_sentences_has_its_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", rows)
     hidden, weight, targets = problem(sentences=8)
 
-    def product_of_pairs(nats: Tensor) -> Tensor:
-        return nats.view(-1, 2).prod(dim=1).sum()
+    def product_of_pairs(nll: Tensor) -> Tensor:
+        return nll.prod(dim=1).sum()
 
-    expected = product_of_pairs(plain_nats(hidden, weight, targets))
-    found = linear_cross_entropy(hidden, weight, targets, product_of_pairs, group=2)
+    expected = product_of_pairs(plain_nll(hidden, weight, targets).view(-1, 2))
+    pairs = hidden.unflatten(0, (-1, 2)), weight, targets.unflatten(0, (-1, 2))
+    found = linear_cross_entropy(*pairs, product_of_pairs)
     assert_close(found, expected, **TIGHT)
     same_gradients(found, expected, (hidden, weight))
 
@@ -124,7 +123,7 @@ def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
     config = GPTConfig(31, 16, 16, 3, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     body = GPT(config).transformer
     ids, last = torch.randint(31, (4, 9)), torch.tensor([8, 0, 3, 5])
-    expected, found = body(ids)[torch.arange(4), last], body(ids, last=last)
+    expected, found = body(ids)[torch.arange(4), last], body.forward_last(ids, last)
     assert_close(found, expected, **TIGHT)
     parameters = list(body.parameters())
     wanted = torch.autograd.grad(expected.square().sum(), parameters)
@@ -134,7 +133,7 @@ def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gelu_is_gelu(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "IN_CACHE", 1000)  # several chunks, the last one short
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 1000)  # several chunks, the last one short
     x = torch.linspace(-9, 9, 4001, requires_grad=True)
     found = (torch.compile(gelu_tanh) if compiled else gelu_tanh)(x)
     expected = F.gelu(x, approximate="tanh")

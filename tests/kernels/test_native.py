@@ -17,7 +17,7 @@ from colakit.errors import ColakitError
 from colakit.kernels.attention import aligned_ends, short_attention
 from colakit.kernels.fused import Dropout, gelu_tanh
 from colakit.kernels.linear_cross_entropy import IGNORE_INDEX
-from colakit.kernels.native import MOST_TOKENS, Kernels, Mask, find_compiler, kernels_for
+from colakit.kernels.native import MAX_TOKENS, DropoutMask, Kernels, find_compiler, kernels_for
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.lora import LoRAConfig, inject
@@ -62,14 +62,14 @@ def plain_attention(qkv: Tensor, factors: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gelu_and_its_slope(dtype: torch.dtype, folder: Path) -> None:
+def test_gelu_and_its_derivative(dtype: torch.dtype, folder: Path) -> None:
     x = torch.cat([torch.linspace(-9, 9, 4001), torch.tensor([-1e4, -60.0, 60.0, 1e4])]).to(dtype)
-    y, slope = made(dtype, folder).gelu(x)
+    y, derivative = made(dtype, folder).gelu(x)
     leaf = x.double().requires_grad_()
     expected = F.gelu(leaf, approximate="tanh")
     tolerance = TIGHT if dtype == torch.float32 else ROUNDED
     assert_close(y.double(), expected, **tolerance)
-    assert_close(slope.double(), torch.autograd.grad(expected.sum(), leaf)[0], **tolerance)
+    assert_close(derivative.double(), torch.autograd.grad(expected.sum(), leaf)[0], **tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,14 +77,14 @@ def test_gelu_and_its_slope(dtype: torch.dtype, folder: Path) -> None:
 def test_cross_entropy_and_its_gradient(dtype: torch.dtype, rows: int, vocabulary: int, folder: Path) -> None:
     torch.manual_seed(rows)
     logits = (20 * torch.randn(rows, vocabulary) + 300).to(dtype)  # whose exponentials overflow
-    targets, slopes = torch.randint(vocabulary, (rows,)), torch.randn(rows)
+    targets, grad_nll = torch.randint(vocabulary, (rows,)), torch.randn(rows)
     leaf = logits.float().requires_grad_()
     expected = F.cross_entropy(leaf, targets, reduction="none")
-    (wanted,) = torch.autograd.grad(expected, leaf, slopes)
+    (wanted,) = torch.autograd.grad(expected, leaf, grad_nll)
     kernels = made(dtype, folder)
-    nats, log_sums = kernels.cross_entropy(logits, targets)
-    assert_close(nats, expected, rtol=1e-5, atol=1e-4)  # of sums of some hundred
-    gradient = kernels.cross_entropy_backward(logits, targets, log_sums, slopes)
+    nll, log_sums = kernels.cross_entropy(logits, targets)
+    assert_close(nll, expected, rtol=1e-5, atol=1e-4)  # of sums of some hundred
+    gradient = kernels.cross_entropy_backward(logits, targets, log_sums, grad_nll)
     assert gradient.data_ptr() == logits.data_ptr()
     assert_close(
         gradient.float(), wanted, **({"rtol": 1e-4, "atol": 1e-5} if dtype.itemsize == 4 else ROUNDED)
@@ -94,8 +94,8 @@ def test_cross_entropy_and_its_gradient(dtype: torch.dtype, rows: int, vocabular
 def test_a_token_that_cannot_be_keeps_a_gradient_of_zero(folder: Path) -> None:
     kernels, targets = made(torch.float32, folder), torch.tensor([1])
     logits = torch.tensor([[-torch.inf, 2.0, 2.0]])
-    nats, log_sums = kernels.cross_entropy(logits, targets)
-    assert nats.item() == pytest.approx(math.log(2))
+    nll, log_sums = kernels.cross_entropy(logits, targets)
+    assert nll.item() == pytest.approx(math.log(2))
     gradient = kernels.cross_entropy_backward(logits, targets, log_sums, torch.ones(1))
     assert_close(gradient, torch.tensor([[0.0, -0.5, 0.5]]))
 
@@ -124,7 +124,7 @@ def test_a_language_models_loss_is_the_same_with_kernels(compute: Compute, fp32:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 64), (16, 64), (17, 128), (MOST_TOKENS, 64)])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 64), (16, 64), (17, 128), (MAX_TOKENS, 64)])
 def test_attention_and_its_gradient_sentence_by_sentence(
     dtype: torch.dtype, tokens: int, width: int, folder: Path
 ) -> None:
@@ -132,7 +132,7 @@ def test_attention_and_its_gradient_sentence_by_sentence(
     lengths = [tokens, max(1, tokens // 3), tokens]
     starts = starts_of(*lengths)
     qkv, grad = (torch.randn(sum(lengths), *shape, 3, width).to(dtype) for shape in ((3,), ()))
-    kernels, nothing = made(dtype, folder), Mask(0.0, 0)
+    kernels, nothing = made(dtype, folder), DropoutMask(0.0, 0)
     leaf = qkv.float().requires_grad_()
     expected = torch.cat([plain_attention(part[None])[0] for part in leaf.split(lengths)])
     tolerance = TIGHT if dtype == torch.float32 else ROUNDED
@@ -144,7 +144,7 @@ def test_attention_and_its_gradient_sentence_by_sentence(
 def test_attentions_gradient_knows_what_was_dropped(folder: Path) -> None:
     torch.manual_seed(0)
     batch, tokens, heads, width = 3, 20, 2, 64
-    kernels, mask = made(torch.float32, folder), Mask(0.3, 1234567890123456789)
+    kernels, mask = made(torch.float32, folder), DropoutMask(0.3, 1234567890123456789)
     qkv = torch.zeros(batch, tokens, 3, heads, width)
     qkv[:, :, 2] = torch.eye(tokens, width)[:, None]  # what comes out are the weights themselves
     starts = starts_of(*[tokens] * batch)
@@ -170,7 +170,7 @@ def test_a_branch_is_dropped_and_so_is_its_gradient(
     dtype: torch.dtype, probability: float, folder: Path
 ) -> None:
     count = 100_003  # no multiple of what is computed at a time
-    kernels, mask = made(dtype, folder), Mask(probability, 42)
+    kernels, mask = made(dtype, folder), DropoutMask(probability, 42)
     x, ones = torch.randn(count), torch.ones(count, dtype=dtype)
     added = kernels.add_dropped(x, ones, mask) - x
     dropped = (added.abs() < 0.5).double().mean().item()
@@ -185,7 +185,8 @@ def test_draws_of_neighbours_and_of_other_seeds_are_independent(folder: Path) ->
     count, kernels = 100_000, made(torch.float32, folder)
     nothing, ones = torch.zeros(count), torch.ones(count)
     first, *others = [
-        kernels.add_dropped(nothing, ones, Mask(0.5, seed)) != 0 for seed in (7, 8, -7, 7 + 2**32, 8 + 2**32)
+        kernels.add_dropped(nothing, ones, DropoutMask(0.5, seed)) != 0
+        for seed in (7, 8, -7, 7 + 2**32, 8 + 2**32)
     ]
     neighbours = [(first[lag:], first[:-lag]) for lag in (1, 2, 16, 64)]
     for one, other in neighbours + [(first, other) for other in others]:
@@ -195,11 +196,11 @@ def test_draws_of_neighbours_and_of_other_seeds_are_independent(folder: Path) ->
 
 def test_a_mask_is_drawn_from_torchs_generator() -> None:
     torch.manual_seed(3)
-    first, second = Mask.drawn(0.1), Mask.drawn(0.1)
+    first, second = DropoutMask.draw(0.1), DropoutMask.draw(0.1)
     torch.manual_seed(3)
-    assert Mask.drawn(0.1) == first != second
+    assert DropoutMask.draw(0.1) == first != second
     state = torch.get_rng_state()
-    assert Mask.drawn(0.0).arguments == (0, 0, 1.0)
+    assert DropoutMask.draw(0.0).arguments == (0, 0, 1.0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -210,14 +211,14 @@ def test_what_is_not_finite_stays_so(dtype: torch.dtype, value: float, folder: P
     assert not kernels.gelu(torch.full((40,), value, dtype=dtype))[0].isfinite().any()
     qkv = torch.zeros(5, 3, 1, 64, dtype=dtype)
     qkv[1, 2, 0, 5] = value  # of one value: the tokens of its sentence from there on see it
-    seen = kernels.attention(qkv, starts_of(3, 2), Mask(0.0, 0))[:, 0, 5].isfinite()
+    seen = kernels.attention(qkv, starts_of(3, 2), DropoutMask(0.0, 0))[:, 0, 5].isfinite()
     assert seen[1:].tolist() == [False, False, True, True]
     ones = torch.ones(40, dtype=dtype)
-    assert not kernels.add_dropped(torch.full((40,), value), ones, Mask(0.1, 1)).isfinite().any()
+    assert not kernels.add_dropped(torch.full((40,), value), ones, DropoutMask(0.1, 1)).isfinite().any()
 
 
 def test_the_number_of_threads_changes_no_bit(folder: Path) -> None:
-    kernels, mask, found = made(torch.float32, folder), Mask(0.1, 5), []
+    kernels, mask, found = made(torch.float32, folder), DropoutMask(0.1, 5), []
     torch.manual_seed(0)
     qkv, grad, starts = torch.randn(200, 3, 3, 64), torch.randn(200, 3, 64), starts_of(*[9, 1, 30] * 5)
     threads = torch.get_num_threads()
@@ -258,7 +259,7 @@ def gradients(model: torch.nn.Module, compute: Compute, tokens: int) -> list[Ten
     return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("tokens", [9, MOST_TOKENS + 1])
+@pytest.mark.parametrize("tokens", [9, MAX_TOKENS + 1])
 def test_gradients_of_a_tuned_model_are_the_plain_ones(tokens: int, compute: Compute, fp32: Compute) -> None:
     model = small(dropout=0.0)
     expected = gradients(copy.deepcopy(model), fp32, tokens)
@@ -294,7 +295,7 @@ def test_they_are_used_in_training_alone(compute: Compute, monkeypatch: pytest.M
     used.clear()
     with torch.no_grad(), compute.autocast():
         model(torch.randint(31, (2, 9)), torch.ones(2, 9, dtype=torch.long))
-    gelu_tanh(torch.ones(3, requires_grad=True))  # outside of the session
+    gelu_tanh(torch.ones(3, requires_grad=True))  # outside the context
     assert used == []
     assert kernels_for(torch.device("cpu"), torch.float32) is None
 
@@ -356,19 +357,19 @@ def test_a_mask_that_does_not_fit_is_refused_with_and_without(
         torch.tensor([0, 4, 79]),
         torch.tensor([1, 40, 80]),
         torch.tensor([0, 50, 40, 80]),
-        torch.tensor([0, MOST_TOKENS + 1, 80]),
+        torch.tensor([0, MAX_TOKENS + 1, 80]),
     ],
 )
 def test_starts_that_do_not_part_the_rows_are_refused(starts: Tensor, folder: Path) -> None:
     kernels, qkv, grad = made(torch.float32, folder), torch.zeros(80, 3, 1, 64), torch.zeros(80, 1, 64)
-    with pytest.raises(ValueError, match="must part 80 rows"):
-        kernels.attention(qkv, starts, Mask(0.0, 0))
-    with pytest.raises(ValueError, match="must part 80 rows"):
-        kernels.attention_backward(qkv, starts, grad, Mask(0.0, 0))
+    with pytest.raises(ValueError, match="must split 80 rows"):
+        kernels.attention(qkv, starts, DropoutMask(0.0, 0))
+    with pytest.raises(ValueError, match="must split 80 rows"):
+        kernels.attention_backward(qkv, starts, grad, DropoutMask(0.0, 0))
 
 
 def test_packed_or_padded_a_sentence_may_be_too_long(compute: Compute) -> None:
-    with compute.autocast(), pytest.raises(ValueError, match="81 tokens; the model holds 80"):
+    with compute.autocast(), pytest.raises(ValueError, match="81 tokens; the model supports 80"):
         small(dropout=0.0)(torch.zeros(1, 81, dtype=torch.long), torch.ones(1, 81, dtype=torch.long))
 
 
@@ -405,7 +406,7 @@ def script(path: Path, text: str) -> str:
     ("text", "why"),
     [
         ("echo no headers here >&2; exit 1", "failed: no headers here"),
-        ("exit 0", "failed: it said nothing"),
+        ("exit 0", "failed: no message"),
         ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "file too short|invalid ELF header"),
     ],
 )
@@ -442,7 +443,7 @@ def test_a_library_that_another_user_left_is_not_loaded(
         import os
 
         os.chown(library, 1234, -1)
-    with pytest.raises(ColakitError, match="is another user's"):
+    with pytest.raises(ColakitError, match="belongs to another user"):
         resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from colakit.kernels import matmul as products
-from colakit.kernels.matmul import Linear, by_onednn, has_sooner_onednn, product
+from colakit.kernels.matmul import Linear, prefers_onednn, product, uses_onednn
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
 needs_onednn = pytest.mark.skipif(
@@ -22,14 +22,14 @@ needs_onednn = pytest.mark.skipif(
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let oneDNN multiply, whatever the processor."""
-    monkeypatch.setattr(products, "has_sooner_onednn", lambda: True)
+    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
 
 
 @pytest.fixture
 def fresh_decision() -> Iterator[None]:
-    has_sooner_onednn.cache_clear()
+    prefers_onednn.cache_clear()
     yield
-    has_sooner_onednn.cache_clear()
+    prefers_onednn.cache_clear()
 
 
 @needs_onednn
@@ -41,7 +41,7 @@ def test_a_product_is_the_same_by_either_library(rows: int, turned: bool) -> Non
     a, b = torch.randn(rows, 40), torch.randn(24, 40)
     if turned:
         a, b = torch.randn(40, rows).t(), torch.randn(40, 24).t()
-    assert by_onednn(a, b)
+    assert uses_onednn(a, b)
     assert_close(product(a, b), a @ b.t(), **TIGHT)
 
 
@@ -74,12 +74,12 @@ def test_a_layer_and_its_gradients_are_torchs(frozen: bool, bias: bool, shape: t
 @pytest.mark.usefixtures("onednn")
 def test_what_is_not_fp32_on_a_cpu_is_left_to_torch() -> None:
     layer = Linear(16, 8)
-    assert not by_onednn(torch.zeros(2, 16, dtype=torch.bfloat16), layer.weight)
-    assert not by_onednn(torch.zeros(0, 16), layer.weight)
+    assert not uses_onednn(torch.zeros(2, 16, dtype=torch.bfloat16), layer.weight)
+    assert not uses_onednn(torch.zeros(0, 16), layer.weight)
     assert layer(torch.zeros(0, 16)).shape == (0, 8)
     assert Linear(16, 8, device="meta")(torch.zeros(2, 16, device="meta")).shape == (2, 8)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not by_onednn(torch.zeros(2, 16), layer.weight)
+        assert not uses_onednn(torch.zeros(2, 16), layer.weight)
     with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(2x15 and 16x8\)"):
         layer(torch.zeros(2, 15))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -102,4 +102,4 @@ def test_mkl_is_left_to_intels_processors(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert has_sooner_onednn() is expected
+    assert prefers_onednn() is expected

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from support.toy import ToyGrammar
 from torch.testing import assert_close
 
-from colakit.data.batches import Batch
+from colakit.data.batches import PairBatch
 from colakit.data.corruption import Corruptor
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
@@ -89,7 +89,7 @@ def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> 
     ids, lengths = torch.randint(13, (4, 6)), [6, 5, 4, 6]
     mask = torch.tensor([[1] * length + [0] * (6 - length) for length in lengths])
     labels = torch.tensor([1, 0, 1, 0])
-    found = discrimination(lm_weight, pair_weight)(model, Batch(ids, mask, labels, group=2))
+    found = discrimination(lm_weight, pair_weight)(model, PairBatch(ids, mask, labels))
     logits = model(ids, mask)
     assert found.logits is not None
     assert_close(found.logits, logits)
@@ -115,7 +115,7 @@ def test_corrupted_tokens_affect_the_pair_loss_alone(pair_weight: float) -> None
     model = GPT(config).classifier(2)
     model.score.weight.data.zero_()
     ids, mask = torch.randint(13, (2, 6)), torch.ones(2, 6, dtype=torch.long)
-    batch = Batch(ids, mask, torch.tensor([1, 0]), group=2)
+    batch = PairBatch(ids, mask, torch.tensor([1, 0]))
     other = replace(batch, input_ids=torch.stack([ids[0], (ids[1] + 1) % 13]))
     losses = [discrimination(0.5, pair_weight)(model, one).total for one in (batch, other)]
     assert torch.equal(*losses) == (pair_weight == 0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from colakit.data.batches import Batch, Examples, micro_batches, plan_epoch
+from colakit.data.batches import Batch, Examples, PairExamples, micro_batches
 from colakit.data.tokens import Tokens
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.models.gpt.config import GPTConfig
@@ -56,7 +55,7 @@ def make_classifier(seed: int = 0) -> nn.Module:
 def make_pairs(count: int) -> Examples:
     """Real sentences, each with its corrupted one behind it."""
     labels = np.tile(np.array([1, 0], dtype=np.int64), count)
-    return replace(make_examples(2 * count), labels=labels, group=2)
+    return PairExamples(make_examples(2 * count).tokens, labels)
 
 
 def make_student() -> nn.Module:
@@ -68,7 +67,7 @@ def step_batches(
     examples: Examples, batch_size: int, micro_batch_size: int, epochs: int = 2
 ) -> Iterator[StepBatch]:
     for epoch in range(epochs):
-        for index in plan_epoch(examples.tokens.lengths, batch_size, 0, epoch, examples.group):
+        for index in examples.plan_epoch(batch_size, 0, epoch):
             yield StepBatch(micro_batches(examples, index, micro_batch_size), len(index), epoch, "a batch")
 
 
@@ -305,7 +304,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32:
         return loss
 
     def sizes() -> Iterator[StepBatch]:
-        for step, index in enumerate(plan_epoch(examples.tokens.lengths, 8, 0, 0)):
+        for step, index in enumerate(examples.plan_epoch(8, 0, 0)):
             yield StepBatch(micro_batches(examples, index, 4 if step < 2 else 2), len(index), 0, "a batch")
 
     expected_model, found_model = make_dropping_student(), make_dropping_student()
@@ -346,7 +345,7 @@ def test_one_pair_too_many_is_a_named_fault(fp32: Compute) -> None:
 
 def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
     examples, objective, model = make_pairs(11), discrimination(0.3, 0.7), make_classifier()
-    for index in plan_epoch(examples.tokens.lengths, 8, 0, 0, 2):
+    for index in examples.plan_epoch(8, 0, 0):
         expected = objective(model, examples.batch(index)).total.item()
         for world_size in (2, 3):
             shares = [

@@ -1,6 +1,6 @@
-"""Causal self-attention of GPT-2: over padded sentences, packed ones, and from a cache of keys and values.
+"""Causal self-attention of GPT-2, and the key/value cache of generation.
 
-Shapes: B batch, T tokens, N real tokens of a batch, D width, H heads, d width of a head.
+Shapes: B batch, T tokens, N rows (the tokens of packed sentences), D width, H heads, d head width.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from colakit.kernels.attention import packed_attention, short_attention
 from colakit.kernels.matmul import Linear
 from colakit.models.gpt.config import GPTConfig
 
-SHORT = 256  # tokens up to which attention trains faster on a CPU as two matrix products
+MAX_SHORT_TOKENS = 256  # up to this length `short_attention` trains faster on a CPU than torch's attention
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that generation computes each token once.
+    """Keys and values of the tokens so far, so that generation computes each token once.
 
     Args:
-        config: the model's shape.
+        config: shape of the model.
         batch_size: B.
-        max_tokens: room to reserve, at most `config.num_positions`.
+        max_tokens: tokens to allocate, at most `config.num_positions`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class KVCache:
         self.length = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D/H) keys and values of one layer; return all of that layer's so far."""
+        """Append one layer's keys and values (B, H, T, d); return all of that layer's so far."""
         end = self.length + keys.shape[2]
         self.store[layer, 0, :, :, self.length : end] = keys
         self.store[layer, 1, :, :, self.length : end] = values
@@ -48,7 +48,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention, one method for each layout of the input."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -58,41 +58,50 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.width, 3 * config.width)
         self.c_proj = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
-        """Return (B, T, D) for (B, T, D); each token sees itself and what stands left of it.
-
-        With `last` (B,), a position in each row: return (B, 1, D), what stands there alone.
-        """
-        batch, tokens, width = x.shape
-        qkv = self.c_attn(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        dropout = self.dropout if self.training else 0.0
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
-        if last is not None:
-            y = _attend_from(last, q, k, v, dropout)
-        elif cache is None and torch.is_grad_enabled() and x.device.type == "cpu" and tokens <= SHORT:
-            y = short_attention(qkv, dropout)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, D) for padded sentences (B, T, D)."""
+        qkv, tokens = self._qkv(x), x.shape[1]
+        if torch.is_grad_enabled() and x.device.type == "cpu" and tokens <= MAX_SHORT_TOKENS:
+            y = short_attention(qkv, self._dropout())
         else:
-            if cache is not None:
-                assert not (cache.length and tokens > 1), "a filled cache takes one token at a time"
-                k, v = (seen.to(q.dtype) for seen in cache.extend(self.layer, k, v))
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=tokens > 1)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self._dropout(), is_causal=tokens > 1)
             y = y.transpose(1, 2)
-        return self.c_proj(y.reshape(batch, -1, width))
+        return self.c_proj(y.flatten(2))
 
-    def packed(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return (N, D) for (N, D); sentence b has the rows from `starts[b]` up to `starts[b + 1]`.
+    def forward_last(self, x: Tensor, last: Tensor) -> Tensor:
+        """Return (B, D), the output at index `last` (B,) of each padded sentence in `x` (B, T, D)."""
+        q, k, v = self._qkv(x).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+        q = q[torch.arange(len(last), device=x.device), :, last].unsqueeze(2)  # (B, H, 1, d)
+        visible = torch.arange(x.shape[1], device=x.device) <= last[:, None]  # (B, T)
+        mask = visible[:, None, None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self._dropout())
+        return self.c_proj(y.flatten(1))
 
-        With `rows` (B,): return (B, D), what stands in these alone.
+    def forward_packed(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return (N, D) for packed sentences (N, D); with `rows` (B,), only these rows of it, (B, D).
+
+        Args:
+            starts: (B + 1,); sentence b is rows `starts[b]:starts[b + 1]`.
         """
-        tokens, width = x.shape
-        qkv = self.c_attn(x).view(tokens, 3, self.num_heads, width // self.num_heads)
-        y = packed_attention(qkv, starts, self.dropout if self.training else 0.0).view(tokens, width)
+        y = packed_attention(self._qkv(x), starts, self._dropout()).flatten(1)
         return self.c_proj(y if rows is None else y[rows])
 
+    def forward_cached(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Return (B, T, D) for new tokens (B, T, D), which also attend to the cached ones.
 
-def _attend_from(last: Tensor, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Return (B, H, 1, D/H): the heads' answers to the query at `last`, from the keys up to it."""
-    batch, _, tokens, _ = q.shape
-    q = q[torch.arange(batch, device=q.device), :, last].unsqueeze(2)  # (B, H, 1, D/H)
-    seen = torch.arange(tokens, device=q.device) <= last[:, None]  # (B, T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout)
+        T must be 1 unless the cache is empty.
+        """
+        tokens = x.shape[1]
+        assert not (cache.length and tokens > 1), "a filled cache takes one token at a time"
+        q, k, v = self._qkv(x).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+        k, v = (cached.to(q.dtype) for cached in cache.extend(self.layer, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self._dropout(), is_causal=tokens > 1)
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        """Return (…, 3, H, d) for `x` (…, D)."""
+        return self.c_attn(x).unflatten(-1, (3, self.num_heads, -1))
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0

@@ -1,4 +1,4 @@
-"""The shape of a GPT-2."""
+"""Shape of a GPT-2."""
 
 from __future__ import annotations
 

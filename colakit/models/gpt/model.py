@@ -1,14 +1,17 @@
 """GPT-2 in plain linear layers (Radford et al. 2019), with a language-model head or a classification head.
 
-Shapes: B batch, T tokens, N real tokens of a batch, D width, H heads, V vocabulary, C classes.
+Shapes: B batch, T tokens, N rows (the tokens of packed sentences), D width, V vocabulary, C classes.
 
-Parameter names are those of transformers (`transformer.h.0.attn.c_attn.weight`), so that adapters written
-here and in PEFT name the same modules. Weights stand as `nn.Linear` keeps them, (out, in); GPT-2's files
-keep (in, out), which `colakit.storage.gpt2` turns around.
+Parameter names are those of transformers (`transformer.h.0.attn.c_attn.weight`), so that adapters of colakit
+and PEFT name the same modules. Weights are `nn.Linear`'s (out, in); GPT-2's files have (in, out), which
+`colakit.storage.gpt2` transposes.
 
-Padding goes on the right. Attention is causal, so what stands right of a token never changes its state and
-no attention mask is needed; the mask only tells where a sentence ends. Where attention is a kernel of ours, a
-classifier trains without padding, or nearly: its sentences stand one after another, "packed".
+Three layouts of the tokens, each with its own `forward…` method:
+
+- padded (B, T, D): padding is on the right. Causal attention hides it from real tokens, so no attention mask
+  is needed.
+- packed (N, D): sentences concatenated, without padding. Faster classification on a CPU; needs the C kernel.
+- cached (B, T, D): new tokens only; earlier keys and values come from a `KVCache`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 
 from colakit.kernels.attention import aligned_ends, can_pack
 from colakit.kernels.fused import Dropout
-from colakit.kernels.linear_cross_entropy import Weigh, linear_cross_entropy
+from colakit.kernels.linear_cross_entropy import Reduce, linear_cross_entropy
 from colakit.kernels.matmul import Linear
 from colakit.models.gpt.attention import Attention, KVCache
 from colakit.models.gpt.config import ACTIVATIONS, GPTConfig
@@ -39,12 +42,12 @@ class MLP(nn.Module):
         self.c_proj = Linear(inner, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, T, D) for (B, T, D)."""
+        """Return (…, D) for (…, D)."""
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; its methods take the layouts that `Attention`'s do."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -54,23 +57,34 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.residual_dropout)  # of both branches
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, last: Tensor | None = None) -> Tensor:
-        """Return (B, T, D) for (B, T, D); with `last` (B,), (B, 1, D) for that position of each row."""
-        attended = self.attn(self.ln_1(x), cache, last)
-        if last is not None:
-            x = x[torch.arange(len(last), device=x.device), last].unsqueeze(1)
-        x = self.dropout.add_to(x, attended)
-        return self.dropout.add_to(x, self.mlp(self.ln_2(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, D) for padded sentences (B, T, D)."""
+        return self._residual(x, self.attn(self.ln_1(x)))
 
-    def packed(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return (N, D) for (N, D), sentences one after another; with `rows` (B,), (B, D) for these alone."""
-        attended = self.attn.packed(self.ln_1(x), starts, rows)
-        x = self.dropout.add_to(x if rows is None else x[rows], attended)
+    def forward_last(self, x: Tensor, last: Tensor) -> Tensor:
+        """Return (B, D), the output at index `last` (B,) of each padded sentence in `x` (B, T, D)."""
+        attended = self.attn.forward_last(self.ln_1(x), last)
+        return self._residual(x[torch.arange(len(last), device=x.device), last], attended)
+
+    def forward_packed(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return (N, D) for packed sentences (N, D); with `rows` (B,), only these rows of it, (B, D)."""
+        attended = self.attn.forward_packed(self.ln_1(x), starts, rows)
+        return self._residual(x if rows is None else x[rows], attended)
+
+    def forward_cached(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Return (B, T, D) for new tokens (B, T, D)."""
+        return self._residual(x, self.attn.forward_cached(self.ln_1(x), cache))
+
+    def _residual(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.dropout.add_to(x, attended)
         return self.dropout.add_to(x, self.mlp(self.ln_2(x)))
 
 
 class Transformer(nn.Module):
-    """The body that both heads share: embeddings, blocks, final norm."""
+    """The body that both heads share: embeddings, blocks, final norm.
+
+    An argument `states` (B, T, D), output of `frozen_states`, skips embeddings and frozen blocks.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -83,87 +97,93 @@ class Transformer(nn.Module):
 
     @property
     def num_frozen_blocks(self) -> int:
-        """Blocks at the bottom that hold nothing that trains, as the embeddings below; the last never counts.
+        """Number of leading frozen blocks (0 if embeddings train); never includes the last.
 
-        They have no dropout in training: what they make of a sentence stays the same all through it.
+        Frozen blocks run without dropout in training, so their output for a sentence never changes.
         """
-        blocks, number = list(self.h[:-1]), 0
-        for module in (self.wte, self.wpe, *blocks):
+        number = 0
+        for module in (self.wte, self.wpe, *self.h[:-1]):
             if any(parameter.requires_grad for parameter in module.parameters()):
                 break
             number += isinstance(module, Block)
         return number
 
     def train(self, mode: bool = True) -> Transformer:
-        """Set the mode of all but the frozen blocks, which evaluate."""
+        """Set the training mode; embedding dropout and frozen blocks stay in evaluation mode."""
         super().train(mode)
         if frozen := self.num_frozen_blocks:
             self.drop.eval()
             self.h[:frozen].eval()
         return self
 
+    def forward(self, input_ids: Tensor, states: Tensor | None = None) -> Tensor:
+        """Return the final hidden states (B, T, D) of padded sentences (B, T)."""
+        x, blocks = self._start(input_ids, states)
+        for block in blocks:
+            x = block(x)
+        return self.ln_f(x)
+
+    def forward_last(self, input_ids: Tensor, last: Tensor, states: Tensor | None = None) -> Tensor:
+        """Return the final hidden state (B, D) at index `last` (B,) of each padded sentence (B, T).
+
+        The sentences are packed if the C kernel supports them. The last block computes queries, keys and
+        values of all tokens, and everything else of one token per sentence.
+        """
+        if can_pack(input_ids, last, self.config.num_heads, self.wte.weight):
+            return self._forward_packed(input_ids, last, states)
+        x, (*blocks, final) = self._start(input_ids, states)
+        for block in blocks:
+            x = block(x)
+        return self.ln_f(final.forward_last(x, last))
+
+    def _forward_packed(self, input_ids: Tensor, last: Tensor, states: Tensor | None) -> Tensor:
+        """As `forward_last`. Padding after `last` is dropped, except up to 3 tokens for alignment."""
+        positions = self._positions(0, input_ids).expand_as(input_ids)  # (B, T)
+        ends = aligned_ends(last, input_ids.shape[1])
+        kept = positions <= ends[:, None]
+        starts = F.pad((ends + 1).cumsum(0), (1, 0))  # (B + 1,)
+        x = self._embed(input_ids[kept], positions[kept]) if states is None else states[kept]  # (N, D)
+        *blocks, final = self._blocks_after(states)
+        for block in blocks:
+            x = block.forward_packed(x, starts)
+        return self.ln_f(final.forward_packed(x, starts, rows=starts[:-1] + last))
+
+    def forward_cached(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Return the final hidden states (B, T, D) of new tokens (B, T), and add these to the cache."""
+        x = self._embed(input_ids, self._positions(cache.length, input_ids))
+        for block in self._blocks_after(None):
+            x = block.forward_cached(x, cache)
+        cache.length += input_ids.shape[1]
+        return self.ln_f(x)
+
     def frozen_states(self, input_ids: Tensor) -> Tensor:
-        """Return what the frozen blocks make of `input_ids` (B, T): the residual stream (B, T, D), fp32."""
-        x = self._embedded(input_ids, torch.arange(input_ids.shape[1], device=input_ids.device))
+        """Return the residual stream after the frozen blocks, (B, T, D) fp32, of padded sentences (B, T)."""
+        x = self._embed(input_ids, self._positions(0, input_ids))
         for block in self.h[: self.num_frozen_blocks]:
             x = block(x)
         return x
 
-    def _embedded(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        # the residual stream is fp32 whatever the weights are stored in: 12 blocks of bf16 sums lose bits
-        return self.drop((self.wte(input_ids) + self.wpe(positions)).float())
+    def _start(self, input_ids: Tensor, states: Tensor | None) -> tuple[Tensor, list[Block]]:
+        """Return the residual stream (B, T, D) to start from, and the blocks that follow."""
+        positions = self._positions(0, input_ids)
+        return self._embed(input_ids, positions) if states is None else states, self._blocks_after(states)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        cache: KVCache | None = None,
-        last: Tensor | None = None,
-        states: Tensor | None = None,
-    ) -> Tensor:
-        """Return the final hidden states (B, T, D) of `input_ids` (B, T).
-
-        With `last` (B,): return (B, D), the state at that position of each row. The last block then computes
-        queries, keys and values for all tokens, but all else for one. With `states` (B, T, D), which are the
-        `frozen_states`, what is below is not computed again.
-        """
-        start = cache.length if cache is not None else 0
-        end = start + input_ids.shape[1]
-        if end > self.config.num_positions:
-            raise ValueError(f"sequence of {end} tokens; the model holds {self.config.num_positions}")
-        if (
-            last is not None
-            and cache is None
-            and can_pack(input_ids, last, self.config.num_heads, self.wte.weight)
-        ):
-            return self._packed(input_ids, last, states)
-        if states is None:
-            x = self._embedded(input_ids, torch.arange(start, end, device=input_ids.device))
-        else:
-            x = states
-        final = self.h[-1]
-        for block in self._blocks_above(states):
-            x = block(x, cache, last if block is final else None)
-        if cache is not None:
-            cache.length = end
-        return self.ln_f(x if last is None else x.squeeze(1))
-
-    def _blocks_above(self, states: Tensor | None) -> list[Block]:
+    def _blocks_after(self, states: Tensor | None) -> list[Block]:
         return cast(list[Block], list(self.h if states is None else self.h[self.num_frozen_blocks :]))
 
-    def _packed(self, input_ids: Tensor, last: Tensor, states: Tensor | None) -> Tensor:
-        """Return the state (B, D) at `last` (B,); of what stands behind it in (B, T), next to nothing is."""
-        positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)  # (B, T)
-        ends = aligned_ends(last, input_ids.shape[1])
-        kept = positions <= ends[:, None]
-        starts = F.pad((ends + 1).cumsum(0), (1, 0))  # (B + 1,)
-        x = self._embedded(input_ids[kept], positions[kept]) if states is None else states[kept]  # (N, D)
-        *blocks, final = self._blocks_above(states)
-        for block in blocks:
-            x = block.packed(x, starts)
-        return self.ln_f(final.packed(x, starts, starts[:-1] + last))
+    def _positions(self, start: int, input_ids: Tensor) -> Tensor:
+        """Return the positions (T,) of `input_ids` (B, T)."""
+        end = start + input_ids.shape[1]
+        if end > self.config.num_positions:
+            raise ValueError(f"sequence of {end} tokens; the model supports {self.config.num_positions}")
+        return torch.arange(start, end, device=input_ids.device)
+
+    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        # the residual stream is fp32 whatever the weights' dtype: 12 blocks of bf16 sums would lose bits
+        return self.drop((self.wte(input_ids) + self.wpe(positions)).float())
 
     def language_model(self) -> GPT:
-        """Return a language model on this very body (shared, not copied)."""
+        """Return a language model that shares this body."""
         with without_weights():
             model = GPT(self.config)
         model.transformer = self
@@ -177,17 +197,15 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        initialise(self)
+        init_weights(self)
 
-    def forward(
-        self, input_ids: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return next-token logits (B, T, V) for `input_ids` (B, T).
 
-        With `targets` (B, T), the next tokens themselves, -100 where one does not count: return their
-        cross-entropy instead, summed, in nats. That never holds all logits at once.
+        With `targets` (B, T), the next tokens or -100 to ignore one: return their summed cross-entropy
+        instead, in nats, without ever holding all logits.
         """
-        hidden = self.transformer(input_ids, cache)
+        hidden = self.transformer(input_ids)
         if targets is None:
             return self.lm_logits(hidden)
         return linear_cross_entropy(hidden, self.transformer.wte.weight, targets)
@@ -197,7 +215,7 @@ class GPT(nn.Module):
         return F.linear(hidden, self.transformer.wte.weight)
 
     def classifier(self, num_labels: int) -> GPTClassifier:
-        """Return a classifier on this very body (shared, not copied) with a fresh head."""
+        """Return a classifier that shares this body, with a new head."""
         return GPTClassifier(self.transformer, num_labels)
 
 
@@ -216,40 +234,39 @@ class GPTClassifier(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        targets: Tensor | None = None,
-        weigh: Weigh = torch.sum,
-        group: int = 1,
         states: Tensor | None = None,
+        targets: Tensor | None = None,
+        reduce: Reduce = torch.sum,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return class logits (B, C), fp32.
+        """Return class logits (B, C), fp32; with `targets`, also a language-model loss.
 
         Args:
             input_ids: (B, T) int64, padded on the right with any token.
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
-            targets: (B, T-1) next tokens; with them, also return what `weigh` makes of the sentences' nats
-                (their sum, where none is given), which sees `group` consecutive sentences together.
-            states: (B, T, D), the `Transformer.frozen_states`, where they are at hand.
+            states: (B, T, D), `Transformer.frozen_states` if already computed.
+            targets: next tokens, (B, T-1), or (B/2, 2, T-1) for pairs of sentences; -100 to ignore one.
+            reduce: as in `linear_cross_entropy`.
         """
-        if targets is not None:
-            last = attention_mask.sum(dim=1) - 1  # (B,)
-            hidden = self.transformer(input_ids, states=states)  # (B, T, D)
-            logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()
-            words = self.transformer.wte.weight
-            return logits, linear_cross_entropy(hidden[:, :-1], words, targets, weigh, group)
-        return self.score(self.pooled(input_ids, attention_mask, states)).float()
+        if targets is None:
+            return self.score(self.pooled(input_ids, attention_mask, states)).float()
+        last = attention_mask.sum(dim=1) - 1  # (B,)
+        hidden = self.transformer(input_ids, states)  # (B, T, D)
+        logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()
+        hidden = hidden[:, :-1].unflatten(0, targets.shape[:-1])  # (…, T-1, D)
+        return logits, linear_cross_entropy(hidden, self.transformer.wte.weight, targets, reduce)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None = None) -> Tensor:
-        """Return the state (B, D) of the last real token, which the head reads."""
-        return self.transformer(input_ids, last=attention_mask.sum(dim=1) - 1, states=states)
+        """Return the hidden state (B, D) of the last real token, the input of the head."""
+        return self.transformer.forward_last(input_ids, attention_mask.sum(dim=1) - 1, states)
 
 
 def num_frozen_blocks(model: nn.Module) -> int:
-    """Return `Transformer.num_frozen_blocks` of the body in `model`, 0 where it has none."""
+    """Return `Transformer.num_frozen_blocks` of the body in `model`, 0 without one."""
     return sum(module.num_frozen_blocks for module in model.modules() if isinstance(module, Transformer))
 
 
-def initialise(model: nn.Module) -> None:
-    """Draw weights as GPT-2 did: N(0, 0.02²), residual projections by 0.02/√(2·layers), biases zero."""
+def init_weights(model: nn.Module) -> None:
+    """Initialise as GPT-2: N(0, 0.02²), residual projections with 0.02/√(2·layers), biases zero."""
     num_layers = sum(isinstance(module, Block) for module in model.modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -260,7 +277,7 @@ def initialise(model: nn.Module) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set every dropout of a GPT, in embeddings, attention and residual branches, to one probability."""
+    """Set the dropout probability of embeddings, attention and residual branches."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability

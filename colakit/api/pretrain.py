@@ -273,5 +273,3 @@ def _trained_tokenizer(session: Session, files: dict[str, list[Path]]) -> Senten
 
     (tokenizer,) = unpack_lines(session.arrays.get("vocabulary", key, train))
     return SentenceTokenizer.from_dict(json.loads(tokenizer))
-
-

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from stress.torture import left_by
+from stress.torture import run_output
 
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
@@ -80,7 +80,7 @@ def end_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    found, wanted = left_by(run), left_by(whole)
+    found, wanted = run_output(run), run_output(whole)
     assert not [name for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
 
 
@@ -282,9 +282,9 @@ def test_what_only_training_knows_is_kept_across_a_stop(
     assert colakit(arguments[0], "--resume", "--out", tmp_path / "parts", "--quiet")[0] == 0
     stopped_at = tmp_path / "parts" / "checkpoints" / "step-00000005"
     shutil.rmtree(stopped_at, ignore_errors=True)
-    whole = left_by(tmp_path / "whole")
+    whole = run_output(tmp_path / "whole")
     assert {"metrics.jsonl", "summary.json", "checkpoints/step-00000014/state.pt"} <= set(whole)
-    found = left_by(tmp_path / "parts")
+    found = run_output(tmp_path / "parts")
     assert not [name for name in found if found[name] != whole.get(name)]
 
 
@@ -364,7 +364,7 @@ def test_a_poisoned_batch_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert "step 6: the loss is nan" in said
     assert "on batch 6 of epoch 1" in said
     assert "step-00000004 holds everything up to its step" in said
-    assert left_by(tmp_path / "run" / "checkpoints") == left_by(parts / "checkpoints")
+    assert run_output(tmp_path / "run" / "checkpoints") == run_output(parts / "checkpoints")
 
 
 @contextlib.contextmanager

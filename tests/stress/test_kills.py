@@ -47,7 +47,7 @@ def test_killed_at_every_call_of_a_save_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_resumed_after_the_kill_of_one_process_equals_uninterrupted(
+def test_one_of_two_processes_killed_and_resumed_equals_uninterrupted(
     rank: int, toy: Path, tmp_path: Path
 ) -> None:
     settings = ("finetune.epochs=2", "finetune.save_every_steps=1", "finetune.log_every=1")

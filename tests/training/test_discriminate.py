@@ -1,4 +1,4 @@
-"""Corrupted sentences, and the stage of pre-training that tells them from real ones."""
+"""Corrupted sentences, and pre-training with the objective real-fake."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def corruptor() -> Corruptor:
 
 
 @pytest.mark.parametrize("kind", ["drop", "swap", "move", "double", "insert", "replace", "inflect"])
-def test_each_corruption_does_what_its_name_says(kind: str, corruptor: Corruptor) -> None:
+def test_each_corruption_changes_what_its_name_says(kind: str, corruptor: Corruptor) -> None:
     words = ["she", "barked", "at", "the", "dogs"]
     change = {"drop": -1, "double": 1, "insert": 1}.get(kind, 0)
     seen = set()
@@ -54,13 +54,13 @@ def test_each_corruption_does_what_its_name_says(kind: str, corruptor: Corruptor
     assert len(seen) > 3
 
 
-def test_inflection_knows_the_forms_that_were_seen(corruptor: Corruptor) -> None:
+def test_inflection_uses_the_forms_of_the_corpus(corruptor: Corruptor) -> None:
     assert corruptor.forms["bark"] == ["barked", "barking"]
     assert "dog" not in corruptor.forms  # no other form of it was seen
     assert corruptor.forms["him"] == ["he", "himself"]
 
 
-def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Corruptor) -> None:
+def test_corrupted_sentence_differs_and_is_well_formatted(corruptor: Corruptor) -> None:
     for seed, sentence in enumerate(SENTENCES * 50):
         found = corruptor.corrupt(sentence, random.Random(seed))
         assert found is not None
@@ -71,7 +71,7 @@ def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Cor
     assert corruptor.corrupt("Stop!", random.Random(0)) is None
 
 
-def test_a_name_keeps_its_capital_wherever_it_goes(corruptor: Corruptor) -> None:
+def test_moved_names_stay_capitalised(corruptor: Corruptor) -> None:
     found = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
     assert len(found) > 20
     assert not any("john" in str(sentence) for sentence in found)
@@ -80,7 +80,7 @@ def test_a_name_keeps_its_capital_wherever_it_goes(corruptor: Corruptor) -> None
 
 
 @pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
-def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> None:
+def test_objective_sums_three_losses(lm_weight: float, pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     body = GPT(config)
@@ -108,7 +108,7 @@ def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> 
 
 
 @pytest.mark.parametrize("pair_weight", [0.0, 1.0])
-def test_corrupted_words_are_read_for_the_preference_alone(pair_weight: float) -> None:
+def test_corrupted_words_enter_the_pair_loss_only(pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     model = GPT(config).classifier(2)
@@ -128,7 +128,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_discriminating_writes_a_base_that_tunes_and_resumes(
+def test_real_fake_pretraining_writes_a_base_and_resumes(
     toy: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     settings = ["--set", f"pretrain.text.toy={text}", "--sentences", 400, "--lr", 2e-3, "--batch-size", 16]
@@ -166,7 +166,7 @@ def test_discriminating_writes_a_base_that_tunes_and_resumes(
     assert code == 0, err
 
 
-def test_a_dry_run_leaves_the_cache_alone(
+def test_dry_run_does_not_write_to_the_cache(
     toy: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
@@ -177,7 +177,7 @@ def test_a_dry_run_leaves_the_cache_alone(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_text_nothing_begins(toy: Path, colakit: Run) -> None:
+def test_missing_text_is_refused(toy: Path, colakit: Run) -> None:
     code, _, err = colakit("discriminate", "--base", toy / "base")
     assert code == 2
     assert "nothing to read" in err

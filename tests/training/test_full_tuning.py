@@ -1,4 +1,4 @@
-"""Tuning every weight, from the base or from random weights: the rows that an adapter is compared with."""
+"""Full fine-tuning from the base and from random weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tune(colakit: Run, toy: Path, out: Path, *more: str) -> dict[str, object]:
     return json.loads(answer)
 
 
-def test_every_weight_trains_and_the_checkpoint_holds_them(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_full_finetuning_trains_and_saves_every_weight(toy: Path, colakit: Run, tmp_path: Path) -> None:
     summary = tune(colakit, toy, tmp_path / "run")
     classifier = load_classifier(tmp_path / "run")
     before = dict(load_gpt(toy / "base").named_parameters())
@@ -35,7 +35,7 @@ def test_every_weight_trains_and_the_checkpoint_holds_them(toy: Path, colakit: R
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_from_scratch_starts_from_the_seed_alone(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_from_scratch_depends_only_on_the_seed(toy: Path, colakit: Run, tmp_path: Path) -> None:
     scratch = ["--set", "finetune.from_scratch=true", "--set", "finetune.lr=1e-9"]
     common = ["--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--quiet", "--method", "full"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: what is recorded, padded and replayed, with a stand-in for the device's recorder."""
+"""CUDA graphs of training steps: recording, padding and replay, with a fake recorder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # fp32; sums over padding stand in another
 
 
 class Again:
-    """Does recorded work again, and puts its results where the first ones stood, as a device would."""
+    """Repeats the recorded work and writes its results in place, like a CUDA graph."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], spoil: Callable[[Tensor], Tensor] = Tensor.clone):
         self.parameters, self.spoil = parameters, spoil
@@ -110,12 +110,12 @@ def assert_same_training(
     assert_close(one[1].state_dict(), other[1].state_dict(), **CLOSE)
 
 
-def test_replayed_steps_train_as_plain_ones_do(fp32: Compute) -> None:
+def test_replayed_steps_equal_eager_steps(fp32: Compute) -> None:
     batches = [batch(number) for number in range(12)]
     assert_same_training(fit(fp32, batches, Again), fit(fp32, batches, None))
 
 
-def test_replayed_steps_read_the_states_of_their_own_batch(fp32: Compute) -> None:
+def test_replayed_steps_use_the_cached_states_of_their_batch(fp32: Compute) -> None:
     body = classifier(0.0, layers=(1,)).transformer
     plain = [batch(number) for number in range(12)]
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_replayed_steps_read_the_states_of_their_own_batch(fp32: Compute) -> Non
     assert_same_training(found, wanted)
 
 
-def test_there_is_one_graph_for_each_width_and_none_for_other_sizes(fp32: Compute) -> None:
+def test_one_graph_for_each_width_and_none_for_other_batch_sizes(fp32: Compute) -> None:
     batches = [*(batch(number) for number in range(12)), batch(0, sentences=3)]
     reports, _, made = fit(fp32, batches, Again)
     assert made is not None
@@ -150,7 +150,7 @@ def test_micro_batches_are_not_recorded(fp32: Compute) -> None:
     assert len(reports[0].predictions) == 2
 
 
-def test_recording_draws_nothing_from_the_generators(fp32: Compute) -> None:
+def test_recording_preserves_the_random_state(fp32: Compute) -> None:
     def one_by_one(fresh: bool) -> Iterator[float]:
         """Take three steps, with graphs made anew before each, as a resumed run does, or once."""
         model = classifier(dropout=0.3)
@@ -176,7 +176,7 @@ def test_recording_draws_nothing_from_the_generators(fp32: Compute) -> None:
         (Refusing, "operation not permitted when stream is capturing"),
     ],
 )
-def test_where_a_graph_fails_training_goes_on_plainly_with_the_same_bits(
+def test_training_continues_eagerly_with_the_same_bits_after_a_graph_failure(
     recorder: Callable[..., Again], why: str, fp32: Compute
 ) -> None:
     batches = [batch(number) for number in range(6)]
@@ -191,7 +191,7 @@ def test_where_a_graph_fails_training_goes_on_plainly_with_the_same_bits(
         assert torch.equal(one, other)
 
 
-def test_a_spoilt_loss_is_reported_with_graphs_too(fp32: Compute) -> None:
+def test_non_finite_loss_is_reported_with_graphs(fp32: Compute) -> None:
     model = classifier(0.0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     parameters[0].data.fill_(float("nan"))
@@ -208,7 +208,7 @@ def nan_pass(model: nn.Module, whole: Batch, parameters: list[nn.Parameter]) -> 
     return Gradients(loss.total.detach(), torch.nn.utils.clip_grad_norm_(parameters, 1.0), [])
 
 
-def test_only_a_gpu_has_graphs_and_only_where_they_are_wanted(fp32: Compute) -> None:
+def test_graphs_need_a_gpu_and_the_setting(fp32: Compute) -> None:
     gpu = replace(fp32, device=torch.device("cuda", 0))
     assert fp32.with_graphs("auto") is fp32
     assert gpu.with_graphs("never") is gpu
@@ -217,7 +217,7 @@ def test_only_a_gpu_has_graphs_and_only_where_they_are_wanted(fp32: Compute) -> 
 
 
 @pytest.mark.parametrize("refuses", [False, True])
-def test_finetune_trains_with_them_and_says_where_it_cannot(
+def test_finetune_uses_graphs_or_explains_why_not(
     refuses: bool, toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = ["finetune", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 2]

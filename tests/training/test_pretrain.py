@@ -1,4 +1,4 @@
-"""`colakit pretrain`: a base from running text, resumable, that everything else accepts."""
+"""`colakit pretrain`: training a base on running text, resuming, and using the base."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pretrained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
+def test_pretraining_lowers_val_bits_per_byte(pretrained: Path) -> None:
     measured = [r["bits_per_byte"]["toy"] for r in records(pretrained) if r["event"] == "evaluation"]
     assert len(measured) == 4
     assert measured[-1] < 0.8 * measured[0]
@@ -73,7 +73,7 @@ def test_pretraining_lowers_held_out_bits_per_byte(pretrained: Path) -> None:
     assert summary["tokens"] == 20480
 
 
-def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> None:
+def test_transformers_loads_the_base_with_equal_logits(pretrained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from colakit.storage.gpt2 import load_gpt
@@ -85,7 +85,7 @@ def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> N
         torch.testing.assert_close(ours(ids["input_ids"]), theirs(**ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_generate_and_finetune_take_the_base(
+def test_generate_and_finetune_accept_the_base(
     pretrained: Path, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     base = ["--base", str(pretrained / "base")]
@@ -134,9 +134,7 @@ def test_other_text_is_refused_on_resume(text: Path, pretrained: Path, colakit: 
     assert "text was" in err
 
 
-def test_more_tokens_are_refused_once_the_rate_depends_on_their_number(
-    pretrained: Path, colakit: Run, tmp_path: Path
-) -> None:
+def test_more_tokens_are_refused_after_lr_decay_began(pretrained: Path, colakit: Run, tmp_path: Path) -> None:
     shutil.copytree(pretrained, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     code, _, err = colakit("pretrain", "--resume", "--tokens", "40960", "--out", tmp_path / "run")
@@ -144,7 +142,7 @@ def test_more_tokens_are_refused_once_the_rate_depends_on_their_number(
     assert "40 steps were planned, now 80; at step 40" in " ".join(err.split())
 
 
-def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_more_tokens_are_accepted_before_lr_decay(text: Path, colakit: Run, tmp_path: Path) -> None:
     steady = ["--set", "pretrain.schedule=constant", "--set", "pretrain.warmup=0"]
     assert colakit("pretrain", text, *SMALL, *steady, "--tokens", "2048", "--out", tmp_path / "run")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
@@ -153,7 +151,7 @@ def test_more_tokens_are_taken_before_the_rate_falls(text: Path, colakit: Run, t
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 8
 
 
-def test_a_finished_run_is_not_made_longer_in_silence(
+def test_extending_a_finished_run_is_refused(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -165,7 +163,7 @@ def test_a_finished_run_is_not_made_longer_in_silence(
     assert f"--init-from {out / 'base'}" in said
 
 
-def test_plot_and_evaluate_say_that_a_base_is_no_classifier(pretrained: Path, colakit: Run) -> None:
+def test_plot_and_evaluate_refuse_a_base(pretrained: Path, colakit: Run) -> None:
     code, _, err = colakit("plot", pretrained)
     assert code == 2
     assert "made a base, no classifier" in " ".join(err.split())
@@ -191,7 +189,7 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
         assert not (tmp_path / "run").exists()
 
 
-def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_text_file_may_be_given_again_on_resume(text: Path, colakit: Run, tmp_path: Path) -> None:
     repeats = ["--set", f"pretrain.upsample.{text.stem}=2", "--tokens", "1024"]
     code, _, err = colakit("pretrain", text, *SMALL, *repeats, "--out", tmp_path / "run")
     assert code == 0, err
@@ -200,7 +198,7 @@ def test_a_text_that_is_typed_may_be_repeated(text: Path, colakit: Run, tmp_path
     assert code == 0, err
 
 
-def test_a_cache_that_cannot_be_written_ends_nothing(
+def test_unwritable_cache_does_not_stop_a_run(
     text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file, no folder", encoding="utf-8")
@@ -209,7 +207,7 @@ def test_a_cache_that_cannot_be_written_ends_nothing(
     assert code == 0, err
 
 
-def test_a_dry_run_tells_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_dry_run_prints_steps_and_parameters(text: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
     assert code == 0, err
     assert "40 steps of 512 tokens" in out
@@ -221,7 +219,7 @@ def tiny_gpt() -> GPT:
     return GPT(GPTConfig(17, 8, 8, 1, 2))
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+def test_muon_optimizes_block_matrices_and_adamw_the_rest() -> None:
     model = tiny_gpt()
     optimizer = pretraining_optimizer(model, "muon", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
     assert isinstance(optimizer, MuonWithAdamW)
@@ -232,7 +230,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(name: str) -> None:
+def test_lr_of_param_groups_applies_also_after_loading(name: str) -> None:
     model = tiny_gpt()
     optimizer = pretraining_optimizer(model, name, lr=1e-3, muon_lr=0.02, weight_decay=0.0)
     optimizer.load_state_dict(optimizer.state_dict())
@@ -250,7 +248,7 @@ def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(nam
 
 
 def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]:
-    """Words of a run of two steps, and those that let it go on from a base."""
+    """Arguments of a run of two steps, and those that continue from a base."""
     small = [word for word in SMALL if word not in ("--tokens", "20480")]
     for option in ("--vocab-size", "--num-layers", "--width", "--num-heads", "--num-positions"):
         place = small.index(option)
@@ -259,7 +257,9 @@ def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]
     return begin, ["--init-from", str(base)]
 
 
-def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_pretraining_continues_from_a_base(
+    pretrained: Path, text: Path, colakit: Run, tmp_path: Path
+) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"))
     assert code == 0, err
@@ -286,7 +286,7 @@ def test_training_goes_on_from_a_base(pretrained: Path, text: Path, colakit: Run
     assert "a base keeps its own" in err
 
 
-def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
+def test_base_may_be_averaged_with_its_initial_base(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
@@ -309,7 +309,7 @@ def test_a_base_may_be_averaged_with_the_one_it_went_on_from(
     assert "start_weight (=0.5) is of init_from, which is not given" in " ".join(err.split())
 
 
-def test_windows_may_be_shorter_than_what_the_base_reads(
+def test_windows_may_be_shorter_than_the_context(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[int] = []
@@ -337,7 +337,7 @@ def test_windows_may_be_shorter_than_what_the_base_reads(
     assert "window (=8) is of init_from, which is not given" in " ".join(err.split())
 
 
-def test_settings_that_came_later_refuse_no_resumption(
+def test_new_settings_do_not_prevent_resuming(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
@@ -355,7 +355,7 @@ def test_settings_that_came_later_refuse_no_resumption(
         assert found == code, err
 
 
-def test_a_run_that_went_on_from_another_base_is_not_resumed(
+def test_run_with_another_initial_base_is_not_resumed(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     place = SMALL.index("--tokens")
@@ -373,7 +373,7 @@ def test_a_run_that_went_on_from_another_base_is_not_resumed(
     ("vocab_size", "num_positions", "why"),
     [(280, 32, "its tokenizer has 300 tokens, its model 280"), (300, 4, "num_positions: .*(it is 4)")],
 )
-def test_a_base_that_cannot_be_trained_on_is_refused(
+def test_incompatible_initial_base_is_refused(
     vocab_size: int, num_positions: int, why: str, pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"

@@ -1,4 +1,4 @@
-"""The loop: accumulation, clipping, faults, and the numbers it reports."""
+"""The training loop: accumulation, clipping, errors, reports."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make_classifier(seed: int = 0) -> nn.Module:
 
 
 def make_pairs(count: int) -> Examples:
-    """Real sentences, each with its corrupted one behind it."""
+    """Real sentences, each followed by its corrupted version."""
     labels = np.tile(np.array([1, 0], dtype=np.int64), count)
     return replace(make_examples(2 * count), labels=labels, group=2)
 
@@ -124,7 +124,7 @@ def test_gradients_are_clipped_to_the_given_norm(fp32: Compute) -> None:
     assert float(moved) ** 0.5 == pytest.approx(0.1 * norm / 4, rel=1e-3)
 
 
-def test_the_rate_follows_the_schedule_in_every_group(fp32: Compute) -> None:
+def test_lr_follows_the_schedule_in_every_group(fp32: Compute) -> None:
     model = make_classifier()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -191,7 +191,7 @@ def test_two_threads_follow_one_within_rounding(fp32: Compute) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
+def test_sixteen_sentences_can_be_overfitted(fp32: Compute) -> None:
     model, examples = make_classifier(), make_examples(16)
     # at a rate that does not fall, some processors' rounding ends such runs on a step too far
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -205,7 +205,7 @@ def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
     assert losses[-1] < 0.05 < losses[0]
 
 
-def test_a_student_taught_by_logits_alone_reproduces_them(fp32: Compute) -> None:
+def test_student_trained_on_logits_only_reproduces_them(fp32: Compute) -> None:
     model, examples = make_student(), make_examples(16, with_teacher=True)
     assert examples.teacher_logits is not None
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
@@ -244,7 +244,7 @@ def test_only_the_body_of_a_gpt_is_stored_in_bf16() -> None:
 
 
 def choking(most: int, on_backward: bool = False) -> Objective:
-    """Classification on a device that holds `most` sentences: more raise what a full GPU raises."""
+    """Classification that raises out-of-memory errors for batches of more than `most` sentences."""
 
     class Choke(torch.autograd.Function):
         @staticmethod
@@ -292,7 +292,7 @@ def test_where_memory_runs_out_smaller_micro_batches_give_their_own_bits(
     assert all(torch.equal(p, dict(choked.named_parameters())[name]) for name, p in small.named_parameters())
 
 
-def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32: Compute) -> None:
+def test_step_that_runs_out_of_memory_is_rolled_back(fp32: Compute) -> None:
     examples = make_examples(40)
     calls = 0
 
@@ -321,8 +321,8 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32:
 
 @pytest.mark.parametrize("most", [3, 5, 8])
 @pytest.mark.parametrize("micro_batch_size", [2, 6, 8])
-def test_pairs_stay_whole_in_any_micro_batches(micro_batch_size: int, most: int, fp32: Compute) -> None:
-    """Accumulated, or halved because memory ran out: the same steps as the whole batch's."""
+def test_micro_batches_never_split_pairs(micro_batch_size: int, most: int, fp32: Compute) -> None:
+    """Accumulation and halving after out-of-memory errors give the steps of the whole batch."""
     examples, objective = make_pairs(11), discrimination(0.3, 0.7)
 
     def limited(model: nn.Module, batch: Batch) -> Loss:
@@ -339,12 +339,12 @@ def test_pairs_stay_whole_in_any_micro_batches(micro_batch_size: int, most: int,
     assert max_micro_batch_size is None or max_micro_batch_size in (2, 4)
 
 
-def test_one_pair_too_many_is_a_named_fault(fp32: Compute) -> None:
+def test_pair_that_exceeds_memory_is_an_error(fp32: Compute) -> None:
     with pytest.raises(ColakitError, match="out of memory with micro-batches of 2"):
         run(make_classifier(), step_batches(make_pairs(4), 8, 8), fp32, objective=choking(1))
 
 
-def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
+def test_pair_losses_of_processes_sum_to_the_whole_batch() -> None:
     examples, objective, model = make_pairs(11), discrimination(0.3, 0.7), make_classifier()
     for index in plan_epoch(examples.tokens.lengths, 8, 0, 0, 2):
         expected = objective(model, examples.batch(index)).total.item()
@@ -359,7 +359,7 @@ def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("max_steps", [1, 4, 5, 9, 12])
-def test_steps_go_on_from_anywhere_and_end_where_they_must(max_steps: int) -> None:
+def test_training_starts_at_any_step_and_ends_at_max_steps(max_steps: int) -> None:
     examples = make_examples(30)
     assert steps_an_epoch(examples, 8) == 4
 
@@ -394,7 +394,7 @@ def test_steps_go_on_from_anywhere_and_end_where_they_must(max_steps: int) -> No
         assert every[4][0] != every[0][0]
 
 
-def test_a_single_sentence_too_many_is_a_named_fault(fp32: Compute) -> None:
+def test_sentence_that_exceeds_memory_is_an_error(fp32: Compute) -> None:
     with pytest.raises(ColakitError, match=r"step 1: out of memory with micro-batches of 1 \(CUDA") as caught:
         run(make_classifier(), step_batches(make_examples(8), 8, 8), fp32, objective=choking(0))
     assert caught.value.exit_code == EXIT_FAILED

@@ -31,7 +31,7 @@ def test_demo_runs_every_command_and_prints_the_output_folders(
     assert (folder / "plots" / "comparison.png").is_file()
     sizes = [json.loads((folder / run / "summary.json").read_text()) for run in ("distill", "train-scratch")]
     assert sizes[0]["transfer"]["sentences"] > 0
-    assert sizes[1]["augmented"] == 0  # the control has the labels alone
+    assert sizes[1]["augmented"] == 0  # the control uses labels only
     teacher = json.loads((folder / "distill" / "summary.json").read_text())["teachers"][0]
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
 
@@ -49,10 +49,10 @@ def test_demo_settings_resolve_by_name_from_any_folder(tmp_path: Path) -> None:
     settings = resolve(config=Path("demo"), environment={}).settings
     assert settings.base == "builtin"
     assert settings.data.path == "builtin"
-    (tmp_path / "demo").mkdir()  # a folder of that name is no settings file
+    (tmp_path / "demo").mkdir()  # a folder of that name is ignored
     assert resolve(config=Path("demo"), environment={}).settings.base == "builtin"
     (tmp_path / "demo").rmdir()
-    (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a file of one's own goes first
+    (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a user's file takes precedence
     assert resolve(config=Path("demo"), environment={}).settings.seed == 5
 
 

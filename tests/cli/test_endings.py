@@ -92,7 +92,9 @@ def test_resume_auto_starts_resumes_and_reports_a_finished_run(
 ) -> None:
     assert colakit(*student(toy), "--resume", "auto", "--out", tmp_path / "new")[0] == 0
     assert_same(tmp_path / "new", whole)
-    code, _, err = colakit("train-scratch", "--resume", "auto", "--out", parts)  # its settings are its own
+    code, _, err = colakit(
+        "train-scratch", "--resume", "auto", "--out", parts
+    )  # uses the settings of the run
     assert code == 0
     assert "after step 4 of 14" in err
     assert_same(parts, whole)
@@ -151,7 +153,7 @@ def test_killed_while_writing_results_and_resumed_equals_uninterrupted(
     for name in gone:
         (tmp_path / "run" / name).unlink()
     assert colakit("train-scratch", "--resume", "--quiet", "--out", tmp_path / "run")[0] == 0
-    for name in (*gone, "metrics.jsonl"):  # times of training included: no step was taken
+    for name in (*gone, "metrics.jsonl"):  # identical times: no step was repeated
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -181,7 +183,7 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(colakit: Run, parts: 
     assert_same(parts, whole)
 
 
-# -- one run a folder
+# -- locking
 
 
 def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
@@ -192,7 +194,7 @@ def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
         with RunFolder(folder).lock.held():
             code, _, err = colakit(*student(toy, "--data", "nowhere"), *mode, "--out", folder)
         assert code == 2
-        assert f"process {os.getpid()} is at work in this folder" in err  # and not that data are missing
+        assert f"process {os.getpid()} is at work in this folder" in err  # before the check of the data
         assert not (folder / "run.lock").exists()
 
 
@@ -417,7 +419,7 @@ def test_failed_write_affects_only_that_file(
         "a later checkpoint": (
             parts,
             state + 100,
-        ),  # the one after the first evaluation holds the best weights
+        ),  # the first evaluation has the best weights
         "ckpt.pt": (parts, (whole / "ckpt.pt").stat().st_size // 2),
     }[place]
     if place == "ckpt.pt":
@@ -461,7 +463,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_read(
             assert "cannot be written to" in err
 
 
-# -- surroundings
+# -- paths and pipes
 
 
 def test_a_path_may_hold_whatever_a_path_may_hold(
@@ -535,7 +537,7 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
 
     def choking(model: Any, batch: Any) -> Loss:
         if len(batch) > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory.")  # as a GPU does that holds 8 sentences
+            raise torch.OutOfMemoryError("CUDA out of memory.")  # simulates a GPU with memory for 8 sentences
         return roomy(model, batch)
 
     monkeypatch.setattr(train_scratch, "supervised", lambda lm_weight: choking)
@@ -546,7 +548,7 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
         end_after(5, killing)
         with pytest.raises(EndedError):
             colakit(*student(toy), "--out", tmp_path / "parts")
-    monkeypatch.setattr(train_scratch, "supervised", supervised)  # there is room now
+    monkeypatch.setattr(train_scratch, "supervised", supervised)  # no memory limit
     code, _, err = colakit("train-scratch", "--resume", "--out", tmp_path / "parts")
     assert code == 0
     assert "memory ran out" not in err

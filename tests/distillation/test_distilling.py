@@ -143,7 +143,7 @@ def test_default_data_is_that_of_the_teacher(toy: Path, colakit: Run, tmp_path: 
     assert settings.data.path == str(toy / "corpus")
     assert colakit("distill", "--resume", "--out", tmp_path / "student")[0] == 0
     code, _, err = colakit(*taught, "--data", tmp_path / "nowhere", "--out", tmp_path / "other")
-    assert code == 2  # what is named goes before it
+    assert code == 2  # the option overrides it
 
 
 def test_distillation_and_control_accept_the_same_settings(
@@ -162,7 +162,7 @@ def test_distillation_and_control_accept_the_same_settings(
     assert code == 0, err
     control = json.loads(out)
     assert student["steps"] == control["steps"] == 40
-    assert student["parameters"] == control["parameters"]  # the heads of training are not kept
+    assert student["parameters"] == control["parameters"]  # training heads are not saved
     assert len(student["teachers"]) == 2
     assert student["transfer"]["sentences"] == control["augmented"] > 0
     assert student["out_of_fold"] > 0
@@ -298,7 +298,7 @@ def test_checkpoint_with_tokens_without_rows_is_refused(student: DistilRNN) -> N
 def test_lm_head_predicts_neighbours_from_both_directions(student: DistilRNN) -> None:
     student.embed_only([0, 1, 2, 3, 4, 5])
     apprentice = StudentWithHeads(student, teacher_width=3, predicts_tokens=True)
-    ids = torch.tensor([[0, 1, 2, 9], [3, 4, 0, 0]])  # 9 is rare, so it is no target
+    ids = torch.tensor([[0, 1, 2, 9], [3, 4, 0, 0]])  # 9 is rare, so not a target
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     found = apprentice(ids, mask)
     assert found.hidden is not None

@@ -213,7 +213,7 @@ def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) 
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
     writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
-    assert list(writer.resampled(["Go!", "Stop"], "a seed")) == []  # the first word is never written anew
+    assert list(writer.resampled(["Go!", "Stop"], "a seed")) == []  # the first word is never resampled
     original = "The old cat sees the dog."
     words = original.removesuffix(".").split()
     written = list(writer.resampled([original], "a seed"))
@@ -342,11 +342,11 @@ def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute)
         found.writer = Watched(model, tokenizer, fp32, temperature=1.0, batch_size=4)
         return found
 
-    first = list(islice(writer().samples(), 140))  # of 64 a round
+    first = list(islice(writer().samples(), 140))  # 64 a round
     assert len(asked) == len(set(asked)) >= 3
     stopped, asked[:] = list(asked), []
     assert list(islice(writer().samples(), 200))[:140] == first
-    assert asked[0] == stopped[-1]  # the one that was not whole
+    assert asked[0] == stopped[-1]  # the incomplete round
     asked.clear()
     assert list(islice(writer(seed=1).samples(), 60)) != first[:60]
     assert asked

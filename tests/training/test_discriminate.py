@@ -56,7 +56,7 @@ def test_each_corruption_changes_what_its_name_says(kind: str, corruptor: Corrup
 
 def test_inflection_uses_the_forms_of_the_corpus(corruptor: Corruptor) -> None:
     assert corruptor.forms["bark"] == ["barked", "barking"]
-    assert "dog" not in corruptor.forms  # no other form of it was seen
+    assert "dog" not in corruptor.forms  # the corpus has no other form
     assert corruptor.forms["him"] == ["he", "himself"]
 
 
@@ -76,7 +76,7 @@ def test_moved_names_stay_capitalised(corruptor: Corruptor) -> None:
     assert len(found) > 20
     assert not any("john" in str(sentence) for sentence in found)
     moved = {corruptor.corrupt("Cats have seen him.", random.Random(seed)) for seed in range(60)}
-    assert any(" cats" in str(sentence) for sentence in moved)  # a word that was seen in lower case
+    assert any(" cats" in str(sentence) for sentence in moved)  # the corpus has it in lower case
 
 
 @pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
@@ -140,7 +140,7 @@ def test_real_fake_pretraining_writes_a_base_and_resumes(
     assert set(summary["splits"]) == {"val"}
     assert summary["splits"]["val"]["mcc"] > 0.2
     finished = (tmp_path / "run" / "summary.json").read_bytes()
-    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed after its last checkpoint
+    (tmp_path / "run" / "summary.json").unlink()  # simulates a kill after the last checkpoint
     code, _, err = colakit("discriminate", *common, "--resume", "--out", tmp_path / "run")
     assert code == 0, err
     ends = [json.loads(text) for text in (finished, (tmp_path / "run" / "summary.json").read_bytes())]
@@ -158,7 +158,7 @@ def test_real_fake_pretraining_writes_a_base_and_resumes(
     code, answer, err = colakit("evaluate", "--text", text, *models, "--json")
     assert code == 0, err
     run, base, taught = (found["bits_per_byte"] for found in json.loads(answer)["models"])
-    assert run == base != taught  # a run stands for the base that it has written
+    assert run == base != taught  # a run folder resolves to its base
     code, _, err = colakit(
         *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),
         *("--quiet", "--out", tmp_path / "tuned"),

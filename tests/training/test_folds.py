@@ -87,7 +87,7 @@ def fold_of_sentence(sentence: str, count: int) -> int:
     return int.from_bytes(digest[:8], "big") % count + 1
 
 
-# -- what it trains and says
+# -- training and output
 
 
 def test_fold_runs_equal_runs_with_leave_out(trained: Path, toy: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
 
 
 def test_printed_metrics_equal_written_ones(copy: Path, colakit: Run, children: list[Child]) -> None:
-    (copy / "summary.json").unlink()  # as if it had been killed while it reported
+    (copy / "summary.json").unlink()  # simulates a kill during the report
     code, out, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
     assert code == 0, err
     assert not children
@@ -171,7 +171,7 @@ def test_dry_run_counts_the_folds_and_writes_nothing(toy: Path, colakit: Run, tm
     assert not (tmp_path / "run").exists()
 
 
-# -- going on
+# -- resuming
 
 
 def test_resuming_trains_the_missing_folds_with_the_original_settings(
@@ -190,7 +190,7 @@ def test_resuming_trains_the_missing_folds_with_the_original_settings(
     for name in ("predictions.json", "fold-2/predictions.json"):
         assert (copy / name).read_bytes() == (trained / name).read_bytes()
     assert summary(copy)["out_of_fold"] == summary(trained)["out_of_fold"]
-    assert read_yaml(copy / "fold-2/settings.yaml")["finetune"]["log_every"] == 7  # free to change
+    assert read_yaml(copy / "fold-2/settings.yaml")["finetune"]["log_every"] == 7  # may change on resume
 
 
 def test_resume_auto_starts_and_children_ignore_settings_of_the_environment(
@@ -200,7 +200,7 @@ def test_resume_auto_starts_and_children_ignore_settings_of_the_environment(
     monkeypatch.setenv("COLAKIT_SHARED", "kept")
     assert "COLAKIT_FINETUNE__EPOCHS" not in command.without_settings(os.environ)
     assert command.without_settings(os.environ)["COLAKIT_SHARED"] == "kept"
-    monkeypatch.delenv("COLAKIT_FINETUNE__EPOCHS")  # the children are run in this process here
+    monkeypatch.delenv("COLAKIT_FINETUNE__EPOCHS")  # the children run in this process
     out = tmp_path / "new"
     assert colakit(*finetune(toy, "--folds", K, "--epochs", 1, "--resume", "auto", "--out", out))[0] == 0
     assert [child.name for child in children] == ["fold-1", "fold-2"]
@@ -288,7 +288,7 @@ def test_cores_are_divided_among_the_processes(
 def test_failing_fold_fails_the_command_and_the_others_stay_resumable(
     copy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # else the first is finished when the other fails
+    # keeps the first fold running until the other fails
     monkeypatch.setattr(command, "available_cpus", lambda: 2)
     (copy / "summary.json").unlink()
     for number in (1, 2):
@@ -343,12 +343,12 @@ def test_folds_whose_parent_is_killed_save_and_leave(toy: Path, tmp_path: Path) 
     begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
     assert begun
     for fold in begun:
-        with RunFolder(fold).lock.held(wait_seconds=60):  # nobody is at work in it
+        with RunFolder(fold).lock.held(wait_seconds=60):  # no process holds the lock
             assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
     assert not list(out.glob("fold-*/summary.json"))
 
 
-# -- who takes the folder
+# -- commands that use the folder
 
 
 def test_distill_accepts_a_folder_of_folds(trained: Path, toy: Path, colakit: Run, tmp_path: Path) -> None:
@@ -430,7 +430,10 @@ def test_folds_of_one_count_are_one_experiment() -> None:
     assert key == experiment_key(tuned(leave_out="4/5"))
     others = [tuned(leave_out=None), tuned(leave_out="1/4"), tuned(leave_out="1/5", lr=1e-2)]
     assert key not in map(experiment_key, others)
-    student = {**tuned(leave_out="1/5"), "command": "distill"}  # with its teacher's settings: it saw all
+    student = {
+        **tuned(leave_out="1/5"),
+        "command": "distill",
+    }  # leave_out is its teacher's; it trained on all
     assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
 
 

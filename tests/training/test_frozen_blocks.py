@@ -33,7 +33,7 @@ from colakit.training.objectives import classification
 
 Run = Callable[..., tuple[int, str, str]]
 LENGTHS = (5, 9, 1, 7, 12, 3, 3, 8)
-TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
+TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32 sums in another order
 
 
 def classifier(layers: tuple[int, ...] | None, dropout: float = 0.0) -> GPTClassifier:
@@ -70,7 +70,7 @@ def test_blocks_below_the_first_adapted_one_are_frozen(layers: tuple[int, ...] |
 def test_frozen_blocks_exclude_the_last_and_those_above_trained_ones() -> None:
     model = classifier((3,))
     model.requires_grad_(False)
-    assert model.transformer.num_frozen_blocks == 3  # the last one answers for last tokens alone
+    assert model.transformer.num_frozen_blocks == 3  # the last block computes last tokens only
     model.transformer.wpe.weight.requires_grad_(True)
     assert model.transformer.num_frozen_blocks == 0
 
@@ -134,7 +134,7 @@ def test_cached_states_do_not_depend_on_the_batch(fp32: Compute) -> None:
     states = compute_states(model, data.tokens, fp32, batch_size=3)
     assert states.shape == (sum(LENGTHS), 16)
     assert states.dtype == torch.float32
-    assert not states.is_inference()  # which could not be trained on
+    assert not states.is_inference()  # autograd needs normal tensors
     for i in range(len(LENGTHS)):
         ids = torch.from_numpy(data.tokens.sentence(i)).long()[None]
         x = model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
@@ -175,7 +175,7 @@ def test_checkpoints_and_fingerprints_without_the_setting_are_unchanged(tmp_path
         assert found.lora == lora
         assert found.fingerprint() == saved.fingerprint()
         assert found.model.transformer.num_frozen_blocks == 0 if layers is None else 2  # type: ignore[union-attr]
-    assert formats == {None: 1, (2, 3): 2}  # an older colakit says of the second that it must be upgraded
+    assert formats == {None: 1, (2, 3): 2}  # older versions refuse format 2
 
 
 def test_run_from_before_frozen_blocks_without_dropout_is_refused(
@@ -199,7 +199,7 @@ def test_run_time_includes_computing_the_states(
 
     monkeypatch.setattr("colakit.training.classifier_trainer.compute_states", slowly)
     assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
-    assert summary(tmp_path / "run")["seconds"] > 3  # of train's and of the held-out slice's
+    assert summary(tmp_path / "run")["seconds"] > 3  # states of train and val
 
 
 def test_batch_slices_states_with_tokens(fp32: Compute) -> None:
@@ -222,7 +222,7 @@ def test_batch_slices_states_with_tokens(fp32: Compute) -> None:
     assert_close(narrow, padded, **TIGHT)
 
 
-# -- the program
+# -- command line
 
 
 def tuning(toy: Path, *more: object) -> Sequence[object]:

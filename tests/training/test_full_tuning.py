@@ -28,7 +28,7 @@ def test_full_finetuning_trains_and_saves_every_weight(toy: Path, colakit: Run, 
     before = dict(load_gpt(toy / "base").named_parameters())
     after = {name: p for name, p in classifier.model.named_parameters() if name != "score.weight"}
     assert before.keys() == after.keys()
-    unread = {"transformer.wpe.weight"}  # rows of positions that no sentence reaches stay as they were
+    unread = {"transformer.wpe.weight"}  # unused positions do not train
     assert not any(torch.equal(before[name], after[name]) for name in before.keys() - unread)
     assert summary["parameters"]["trainable"] == summary["parameters"]["total"]  # type: ignore[index]
     assert classifier.name == "finetune (GPT-2, full)"

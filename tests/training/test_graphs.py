@@ -25,7 +25,7 @@ from colakit.training.objectives import classification
 Run = Callable[..., tuple[int, str, str]]
 Work = Callable[[], Gradients]
 LENGTHS = (5, 8, 11, 3, 12, 20)  # widest sentences of the batches: padded to 8, 8, 16, 8, 16 and 20
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # fp32; sums over padding stand in another order, step after step
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # fp32 sums in another order, over several steps
 
 
 class Again:
@@ -134,7 +134,7 @@ def test_one_graph_for_each_width_and_none_for_other_batch_sizes(fp32: Compute) 
     batches = [*(batch(number) for number in range(12)), batch(0, sentences=3)]
     reports, _, made = fit(fp32, batches, Again)
     assert made is not None
-    assert set(made.recorded) == {WIDTH, 2 * WIDTH, 20}  # the last is all that the model holds
+    assert set(made.recorded) == {WIDTH, 2 * WIDTH, 20}  # 20 is the context length
     assert made.recorder.count == 3  # type: ignore[attr-defined]
     assert len(reports) == 13
     assert reports[-1].predictions[0][0].shape == (3, 2)
@@ -197,7 +197,7 @@ def test_non_finite_loss_is_reported_with_graphs(fp32: Compute) -> None:
     parameters[0].data.fill_(float("nan"))
     made = StepGraphs(parameters, fp32.device, batch_size=4, widest=20, recorder=Again(parameters))
     found = made.gradients(batch(0).micro_batches[0], lambda whole: nan_pass(model, whole, parameters))
-    assert found is not None  # a NaN that plain steps have as well is no fault of the graph's
+    assert found is not None  # a NaN in eager steps too is not a graph failure
     assert made.failure is None
     assert found.total.isnan()
 
@@ -252,4 +252,4 @@ def test_finetune_uses_graphs_or_explains_why_not(
     assert code == 2
     assert "--set cuda_graphs=auto" in err
     code, _, err = colakit(*common, "--out", tmp_path / "plain", "--resume")
-    assert code == 0, err  # what began without goes on without
+    assert code == 0, err  # a run started without graphs resumes without

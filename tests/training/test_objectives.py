@@ -298,7 +298,7 @@ def test_cosine_is_the_published_curve() -> None:
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2)
     lr_at = warmup_then("cosine", warmup_steps=0, max_steps=50, floor=0.2)
     for step in range(50):
-        # torch multiplies its way from step to step, and so gathers rounding in fp64.
+        # torch computes the rate recursively, with fp64 rounding at every step.
         assert lr_at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         theirs.step()

@@ -69,7 +69,9 @@ def test_pretraining_lowers_val_bits_per_byte(pretrained: Path) -> None:
     assert len(measured) == 4
     assert measured[-1] < 0.8 * measured[0]
     summary = json.loads((pretrained / "summary.json").read_text())
-    assert summary["bits_per_byte"]["toy"] == pytest.approx(measured[-1], rel=0.02)  # of all, not of a part
+    assert summary["bits_per_byte"]["toy"] == pytest.approx(
+        measured[-1], rel=0.02
+    )  # full evaluation, not a sample
     assert summary["tokens"] == 20480
 
 
@@ -266,7 +268,7 @@ def test_pretraining_continues_from_a_base(
     settled = json.loads((pretrained / "summary.json").read_text())["bits_per_byte"]["toy"]
     summary = json.loads((tmp_path / "on" / "summary.json").read_text())
     assert summary["steps"] == 2
-    assert summary["bits_per_byte"]["toy"] < 1.1 * settled  # where it was, not where it would begin
+    assert summary["bits_per_byte"]["toy"] < 1.1 * settled  # the loss continues from the base
     first, second = (SentenceTokenizer.from_folder(run / "base") for run in (pretrained, tmp_path / "on"))
     assert first.vocabulary() == second.vocabulary()
 
@@ -275,9 +277,9 @@ def test_pretraining_continues_from_a_base(
     assert "36,096" in out  # parameters
     assert not (tmp_path / "dry").exists()
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"), "--resume")
-    assert code == 0, err  # what the run saved is what it takes back
+    assert code == 0, err  # the saved state is accepted
 
-    for width in ("384", "768"):  # the first is what it would be without a word
+    for width in ("384", "768"):  # 384 is the default
         code, _, err = colakit(*begin, *base, "--width", width, "--out", str(tmp_path / "other"))
         assert code == 2
         assert f"pretrain.width is {width}, but 32" in err
@@ -302,7 +304,7 @@ def test_base_may_be_averaged_with_its_initial_base(
     assert any(not torch.equal(start[name], end[name]) for name in start)
     for name, value in half.items():
         assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # all three are bf16
-    assert measured[0] != measured[1]  # what is measured is what is written
+    assert measured[0] != measured[1]  # the written base is the evaluated one
 
     code, _, err = colakit(*begin, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "no-base")
     assert code == 2
@@ -326,7 +328,7 @@ def test_windows_may_be_shorter_than_the_context(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tokens"] == 128 * summary["steps"]
     assert widths[:2] == [8, 8]  # the micro-batches of a step
-    assert widths[-1] == 32  # held-out text
+    assert widths[-1] == 32  # validation text
     assert load_gpt(tmp_path / "run" / "base").config.num_positions == 32
 
     code, _, err = colakit(*begin, *base, "--window", "33", "--out", tmp_path / "other")

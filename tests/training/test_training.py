@@ -88,7 +88,7 @@ def test_accumulation_equals_the_whole_batch(make_model: type, micro_batch_size:
     expected = run(whole, step_batches(examples, 8, 8), fp32)
     found = run(parts, step_batches(examples, 8, micro_batch_size), fp32)
     assert [r.count for r in found] == [r.count for r in expected]
-    # sums in another order: a few units in the last place, grown over six steps
+    # sums in another order differ in the last digits; the error grows over six steps
     np.testing.assert_allclose([r.loss for r in found], [r.loss for r in expected], rtol=1e-5)
     for name, parameter in whole.named_parameters():
         torch.testing.assert_close(dict(parts.named_parameters())[name], parameter, rtol=1e-4, atol=1e-6)
@@ -187,13 +187,13 @@ def test_two_threads_follow_one_within_rounding(fp32: Compute) -> None:
             )
     finally:
         torch.set_num_threads(before)
-    # sums are split over threads, so added up in another order: units in the last place, grown over 8 steps
+    # threads sum in another order: errors in the last digits, which grow over 8 steps
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_sixteen_sentences_can_be_overfitted(fp32: Compute) -> None:
     model, examples = make_classifier(), make_examples(16)
-    # at a rate that does not fall, some processors' rounding ends such runs on a step too far
+    # with a constant rate, rounding on some processors makes the last step diverge
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batches = step_batches(examples, 16, 16, epochs=150)
     losses = [
@@ -240,7 +240,7 @@ def test_only_the_body_of_a_gpt_is_stored_in_bf16() -> None:
     assert {p.dtype for p in student.parameters()} == {torch.float32}
 
 
-# -- memory that runs out
+# -- out of memory
 
 
 def choking(most: int, on_backward: bool = False) -> Objective:
@@ -256,7 +256,7 @@ def choking(most: int, on_backward: bool = False) -> Objective:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        loss = classification(model, batch)  # what it draws before it fails must be drawn again
+        loss = classification(model, batch)  # the retry must repeat the random draws of the failed attempt
         if len(batch) <= most:
             return loss
         if on_backward:
@@ -283,9 +283,7 @@ def test_where_memory_runs_out_smaller_micro_batches_give_their_own_bits(
     torch.manual_seed(1)
     found = run(choked, step_batches(examples, 8, 8), fp32, objective=choking(3, on_backward))
     assert [r.max_micro_batch_size for r in expected] == [None] * 10
-    assert [r.max_micro_batch_size for r in found] == [
-        2
-    ] * 10  # 8, 4, 2, and no more tries of what has failed
+    assert [r.max_micro_batch_size for r in found] == [2] * 10  # 8, 4, 2; failed sizes are not tried again
     assert [r.loss for r in found] == [r.loss for r in expected]
     assert [r.count for r in found] == [r.count for r in expected]
     assert [len(r.predictions) for r in found] == [4] * 10

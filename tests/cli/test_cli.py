@@ -224,7 +224,7 @@ def test_runs_on_different_data_need_the_data_option(
     assert code == 2
     assert f"{copy}: not there" in err
     assert "--data names another place" in " ".join(err.split())
-    copy.symlink_to(toy / "corpus")  # two paths of one folder count as equal
+    copy.symlink_to(toy / "corpus")  # two paths to one place are no difference
     code, _, err = colakit("evaluate", runs["finetune"], run)
     assert code == 0, err
 

@@ -1,4 +1,4 @@
-"""Corrupted sentences, and pre-training with the objective real-fake."""
+"""Corrupted sentences, and the stage of pre-training that tells them from real ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def corruptor() -> Corruptor:
 
 
 @pytest.mark.parametrize("kind", ["drop", "swap", "move", "double", "insert", "replace", "inflect"])
-def test_each_corruption_changes_what_its_name_says(kind: str, corruptor: Corruptor) -> None:
+def test_each_corruption_does_what_its_name_says(kind: str, corruptor: Corruptor) -> None:
     words = ["she", "barked", "at", "the", "dogs"]
     change = {"drop": -1, "double": 1, "insert": 1}.get(kind, 0)
     seen = set()
@@ -54,13 +54,13 @@ def test_each_corruption_changes_what_its_name_says(kind: str, corruptor: Corrup
     assert len(seen) > 3
 
 
-def test_inflection_uses_the_forms_of_the_corpus(corruptor: Corruptor) -> None:
+def test_inflection_knows_the_forms_that_were_seen(corruptor: Corruptor) -> None:
     assert corruptor.forms["bark"] == ["barked", "barking"]
-    assert "dog" not in corruptor.forms  # the corpus has no other form
+    assert "dog" not in corruptor.forms  # no other form of it was seen
     assert corruptor.forms["him"] == ["he", "himself"]
 
 
-def test_corrupted_sentence_differs_and_is_well_formatted(corruptor: Corruptor) -> None:
+def test_a_corrupted_sentence_is_another_and_still_written_as_one(corruptor: Corruptor) -> None:
     for seed, sentence in enumerate(SENTENCES * 50):
         found = corruptor.corrupt(sentence, random.Random(seed))
         assert found is not None
@@ -71,16 +71,16 @@ def test_corrupted_sentence_differs_and_is_well_formatted(corruptor: Corruptor) 
     assert corruptor.corrupt("Stop!", random.Random(0)) is None
 
 
-def test_moved_names_stay_capitalised(corruptor: Corruptor) -> None:
+def test_a_name_keeps_its_capital_wherever_it_goes(corruptor: Corruptor) -> None:
     found = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
     assert len(found) > 20
     assert not any("john" in str(sentence) for sentence in found)
     moved = {corruptor.corrupt("Cats have seen him.", random.Random(seed)) for seed in range(60)}
-    assert any(" cats" in str(sentence) for sentence in moved)  # the corpus has it in lower case
+    assert any(" cats" in str(sentence) for sentence in moved)  # a word that was seen in lower case
 
 
 @pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
-def test_objective_sums_three_losses(lm_weight: float, pair_weight: float) -> None:
+def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     body = GPT(config)
@@ -108,7 +108,7 @@ def test_objective_sums_three_losses(lm_weight: float, pair_weight: float) -> No
 
 
 @pytest.mark.parametrize("pair_weight", [0.0, 1.0])
-def test_corrupted_words_enter_the_pair_loss_only(pair_weight: float) -> None:
+def test_corrupted_words_are_read_for_the_preference_alone(pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     model = GPT(config).classifier(2)
@@ -128,7 +128,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_real_fake_pretraining_writes_a_base_and_resumes(
+def test_discriminating_writes_a_base_that_tunes_and_resumes(
     toy: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     settings = ["--set", f"pretrain.text.toy={text}", "--sentences", 400, "--lr", 2e-3, "--batch-size", 16]
@@ -140,7 +140,7 @@ def test_real_fake_pretraining_writes_a_base_and_resumes(
     assert set(summary["splits"]) == {"val"}
     assert summary["splits"]["val"]["mcc"] > 0.2
     finished = (tmp_path / "run" / "summary.json").read_bytes()
-    (tmp_path / "run" / "summary.json").unlink()  # simulates a kill after the last checkpoint
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed after its last checkpoint
     code, _, err = colakit("discriminate", *common, "--resume", "--out", tmp_path / "run")
     assert code == 0, err
     ends = [json.loads(text) for text in (finished, (tmp_path / "run" / "summary.json").read_bytes())]
@@ -158,7 +158,7 @@ def test_real_fake_pretraining_writes_a_base_and_resumes(
     code, answer, err = colakit("evaluate", "--text", text, *models, "--json")
     assert code == 0, err
     run, base, taught = (found["bits_per_byte"] for found in json.loads(answer)["models"])
-    assert run == base != taught  # a run folder resolves to its base
+    assert run == base != taught  # a run stands for the base that it has written
     code, _, err = colakit(
         *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),
         *("--quiet", "--out", tmp_path / "tuned"),
@@ -166,7 +166,7 @@ def test_real_fake_pretraining_writes_a_base_and_resumes(
     assert code == 0, err
 
 
-def test_dry_run_does_not_write_to_the_cache(
+def test_a_dry_run_leaves_the_cache_alone(
     toy: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
@@ -177,7 +177,7 @@ def test_dry_run_does_not_write_to_the_cache(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_text_is_refused(toy: Path, colakit: Run) -> None:
+def test_without_text_nothing_begins(toy: Path, colakit: Run) -> None:
     code, _, err = colakit("discriminate", "--base", toy / "base")
     assert code == 2
     assert "nothing to read" in err

@@ -437,7 +437,7 @@ def test_folds_of_one_count_are_one_experiment() -> None:
     assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
 
 
-def test_fold_with_the_same_seed_is_a_repetition() -> None:
+def test_a_fold_is_repeated_where_its_seed_is_the_same() -> None:
     entrants = [Entrant(f"{seed}-{fold}", "tuned", "key", seed, fold) for seed in (0, 1) for fold in "ab"]
     assert len(set(group_names(entrants))) == 1
     again = Entrant("again", "tuned", "key", 1, "b")

@@ -1,4 +1,4 @@
-"""Fine-tuning a base as language model on the train split."""
+"""Tuning a base as a language model of train's sentences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def nats_a_token(base: Path, sentences: tuple[str, ...]) -> float:
-    """Reference computation, one sentence at a time."""
+    """By the plainest of formulas, one sentence at a time."""
     model, tokenizer = load_gpt(base).eval(), SentenceTokenizer.from_folder(base, prefix=True, suffix=True)
     tokens = tokenizer.encode(sentences)
     nats, count = 0.0, 0
@@ -37,7 +37,7 @@ def nats_a_token(base: Path, sentences: tuple[str, ...]) -> float:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_finetuned_language_model_prefers_train_sentences(
+def test_a_tuned_base_writes_what_train_reads_like(
     method: str, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language_modelling", "--json")
@@ -56,7 +56,9 @@ def test_finetuned_language_model_prefers_train_sentences(
 @pytest.mark.parametrize(
     "setting", ["add_bos=true", "ema_decay=0.9", "patience=2", "metric_for_best_model=loss"]
 )
-def test_ignored_setting_is_refused(setting: str, toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_a_typed_setting_that_would_be_passed_over_is_refused(
+    setting: str, toy: Path, colakit: Run, tmp_path: Path
+) -> None:
     common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language_modelling")
     code, _, err = colakit("finetune", *common, "--set", f"finetune.{setting}", "--out", tmp_path / "run")
     assert code == 2
@@ -64,7 +66,7 @@ def test_ignored_setting_is_refused(setting: str, toy: Path, colakit: Run, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_merge_and_unload_preserves_logits() -> None:
+def test_dissolved_adapters_answer_as_adapters_do() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(13, 8, 8, 1, 2)).eval()
     inject(model, LoRAConfig(rank=2, target_modules=("c_attn", "mlp.c_proj")))

@@ -1,4 +1,4 @@
-# Everything a person runs, from a fresh machine with Python 3.10 or newer.
+# Commands for developers and for reproducing the results. Needs Python 3.10 or newer.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,56 +20,56 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
-install: $(VENV)/.installed ## create the environment and install colakit
+install: $(VENV)/.installed ## create a virtual environment and install colakit
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable .
 	touch $@
 
-install-dev: $(VENV)/.installed-dev ## the same, with what tests and checks need
+install-dev: $(VENV)/.installed-dev ## ... with the packages for tests and checks
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[test,lint]'
 	touch $@
 
-install-bench: $(VENV)/.installed-bench ## the same, with what is measured beside colakit
+install-bench: $(VENV)/.installed-bench ## ... with the packages for the benchmarks
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@
 
-lint: install-dev ## ruff: rules and formatting
+lint: install-dev ## check rules and formatting with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-audit: install-dev ## known weaknesses of the packages in use; asks the package index
+audit: install-dev ## check the installed packages for known vulnerabilities (needs network)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	$(BIN)/pip-audit --skip-editable
 
-typecheck: install-dev ## mypy
+typecheck: install-dev ## check types with mypy
 	$(BIN)/mypy
 
-test: lint typecheck ## lint, type-check and test; offline, minutes on two cores
+test: lint typecheck ## lint, check types and run the tests (offline, minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 10
 
-test-slow: install-dev ## tests that take minutes
+test-slow: install-dev ## run the slow tests
 	$(BIN)/pytest -m slow
 
-torture: install-dev ## kill runs of every command hundreds of times, and give every reader 10,000 hostile files
+torture: install-dev ## kill and resume 500 runs; fuzz every file reader with 10,000 malformed files
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/torture.py --kills 500 --torchrun 10 \
 		--writes finetune distill train-scratch pretrain
-	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/hostile.py --cases 10000
+	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/stress/hostile.py --cases 10000
 	$(BIN)/coverage report
 
-test-gpu: install-dev ## tests that need a CUDA device
+test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu
 
-demo: install ## the whole pipeline on the base and corpus that come along, in minutes, without a network
+demo: install ## fine-tune and distil with the built-in base and corpus (minutes, offline)
 	$(COLAKIT) demo
 
-# A run is finished when its summary.json stands; an interrupted one goes on where it stopped. JOBS runs go
-# side by side with a thread each, which uses two cores better than two threads in one run.
+# A run is finished when its summary.json exists; interrupted runs are resumed. JOBS runs with one thread each use
+# the cores better than one run with several threads.
 COMMANDS := finetune distill train-scratch
 RUN_FOLDERS = $(foreach command,$(COMMANDS),$(SEEDS:%=$(RUNS)/$(command)-%))
 RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) --resume auto
@@ -85,32 +85,32 @@ $(RUNS)/train-scratch-%/summary.json: | install
 
 .SECONDARY:
 
-reproduce-lora: $(SEEDS:%=$(RUNS)/finetune-%/summary.json) ## CONFIG=... SEEDS="0 1 2": tune the base
+reproduce-lora: $(SEEDS:%=$(RUNS)/finetune-%/summary.json) ## fine-tune the base; set CONFIG=FILE SEEDS="0 1 2"
 
-reproduce-distill: $(SEEDS:%=$(RUNS)/distill-%/summary.json) ## ... and distil each tuned model
+reproduce-distill: $(SEEDS:%=$(RUNS)/distill-%/summary.json) ## ... and distil each fine-tuned model
 
-reproduce-scratch: $(SEEDS:%=$(RUNS)/train-scratch-%/summary.json) ## ... train the students without a teacher
+reproduce-scratch: $(SEEDS:%=$(RUNS)/train-scratch-%/summary.json) ## train the students without a teacher (control)
 
-reproduce: install ## all three, then compared and plotted
+reproduce: install ## run all three, compare and plot them
 	OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory --jobs $(JOBS) \
 		reproduce-lora reproduce-distill reproduce-scratch
 	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(RUN_FOLDERS)
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
 
-ablation: install ## what each part of distilling adds, over five seeds; hours on two cores
+ablation: install ## ablation of distillation over five seeds (hours on two cores)
 	$(BIN)/python experiments/ablation.py --config $(CONFIG) --out runs/ablation \
 		--set student_training.max_steps=4000 $(if $(TEXT),--text $(TEXT))
 
-base-table: install ## what the base is worth: adapters, all weights, no pre-training, a recurrent network
+base-table: install ## compare LoRA, full fine-tuning, no pre-training and an RNN over five seeds
 	$(BIN)/python experiments/base.py --config $(CONFIG) --out runs/base
 
-bench: install-bench ## how fast everything is, beside PEFT and the Trainer, in one run; minutes
+bench: install-bench ## compare the speed with PEFT and the Trainer (minutes)
 	$(BIN)/python benchmarks/suite.py
 	$(BIN)/python benchmarks/checkpoints.py
 
-bench-full: install-bench ## the same at GPT-2 small's size on the whole corpus; hours on two cores, minutes on a GPU
+bench-full: install-bench ## ... at GPT-2 small's size on the whole corpus (hours on two cores, minutes on a GPU)
 	$(BIN)/python benchmarks/suite.py --scale full --out benchmarks/results/suite-full.json
 
-clean: ## remove the environment and caches; runs/ stays
+clean: ## remove the environment and caches, but not runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

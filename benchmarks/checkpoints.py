@@ -1,9 +1,9 @@
-"""What saving a checkpoint costs: seconds, bytes, and steps of the same run for comparison.
+"""Cost of saving a checkpoint: seconds, megabytes, and share of a run's time.
 
-    python benchmarks/checkpoints.py [BASE]        by default a tiny base that it makes
+    python benchmarks/checkpoints.py [BASE]        default: a tiny base with random weights
 
-The disk is synced as in any run. Each line is the median over the saves of one run on the built-in corpus;
-the share of the time is that of a run which saves at its evaluations, once an epoch, as runs do by default.
+Each line is the median over the saves of one run on the built-in corpus, with everything synced to disk. The
+share of the time is that of a run with the default settings, which saves once an epoch.
 """
 
 from __future__ import annotations
@@ -15,27 +15,40 @@ import time
 from pathlib import Path
 from typing import Any
 
-from support.toy import write_base
+from workspaces import make_workspace
 
-from colakit.cli.app import main
+from colakit.cli.app import main as colakit
 from colakit.storage.checkpoints import Checkpoints
 from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.trainer import Trainer
 
-SAVES, EVERY = 8, 4  # checkpoints measured, steps between them
+NUM_SAVES, STEPS_BETWEEN = 8, 4
 
 
-class EnoughError(Exception):
-    """Ends a run once there is enough to measure."""
+class MeasuredError(Exception):
+    """Ends a run after `NUM_SAVES` saves."""
 
 
-def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, float, int]:
-    """Return median seconds a save, the slowest, median seconds a step, the share saved, and bytes."""
+def main() -> None:
+    """Measure LoRA and full fine-tuning, and print a table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = Path(sys.argv[1]) if len(sys.argv) > 1 else make_workspace(folder, "tiny").base
+        print(
+            "| trained | MB a checkpoint | s a save, median | slowest | s a step | % of a run |\n"
+            "|---|---:|---:|---:|---:|---:|"
+        )
+        for method in ("lora", "full"):
+            print(f"| {method} | {' | '.join(measure(base, method, folder / method))} |")
+
+
+def measure(base: Path, method: str, out: Path) -> list[str]:
+    """Fine-tune until `NUM_SAVES` checkpoints are saved; return the cells of a row."""
     saves: list[float] = []
     steps: list[float] = []
     save, after_step = Trainer._save, Trainer._after_step
-    ended = time.perf_counter()
-    epoch = 0
+    step_began = time.perf_counter()
+    steps_per_epoch = 0
 
     def timed_save(self: Trainer) -> None:
         began = time.perf_counter()
@@ -43,44 +56,28 @@ def measure(base: Path, method: str, out: Path) -> tuple[float, float, float, fl
         saves.append(time.perf_counter() - began)
 
     def timed_step(self: ClassifierTrainer, *arguments: Any) -> None:
-        nonlocal ended, epoch
-        epoch = self.steps_per_epoch
-        steps.append(time.perf_counter() - ended)
+        nonlocal step_began, steps_per_epoch
+        steps_per_epoch = self.steps_per_epoch
+        steps.append(time.perf_counter() - step_began)
         after_step(self, *arguments)
-        if len(saves) == SAVES:
-            raise EnoughError
-        ended = time.perf_counter()
+        if len(saves) == NUM_SAVES:
+            raise MeasuredError
+        step_began = time.perf_counter()
 
     Trainer._save, Trainer._after_step = timed_save, timed_step  # type: ignore[method-assign]
     command = ["finetune", "--base", str(base), "--data", "builtin", "--quiet", "--out", str(out)]
+    settings = (f"finetune.save_every_steps={STEPS_BETWEEN}", f"finetune.method={method}")
     try:
-        every = f"finetune.save_every_steps={EVERY}"
-        main([*command, "--set", every, "--set", f"finetune.method={method}"])
-    except EnoughError:
+        colakit([*command, *(word for setting in settings for word in ("--set", setting))])
+    except MeasuredError:
         pass
     finally:
         Trainer._save, Trainer._after_step = save, after_step  # type: ignore[method-assign]
     size = sum(file.stat().st_size for file in Checkpoints(out / "checkpoints").paths()[0].iterdir())
     a_save, a_step = statistics.median(saves), statistics.median(steps[1:])
-    return a_save, max(saves), a_step, a_save / (a_save + epoch * a_step), size
-
-
-def run() -> None:
-    """Measure an adapter and all weights of the base, and print a table."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        base = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "base"
-        if not base.exists():
-            write_base(base, steps=1)
-        print(
-            "| trained | MB a checkpoint | s a save, median | slowest | s a step | % of a run |\n"
-            "|---|---:|---:|---:|---:|---:|"
-        )
-        for method in ("lora", "full"):
-            save, slowest, step, share, size = measure(base, method, folder / method)
-            times = f"{save:.3f} | {slowest:.3f} | {step:.3f}"
-            print(f"| {method} | {size / 1e6:.1f} | {times} | {100 * share:.2f} |")
+    share = a_save / (a_save + steps_per_epoch * a_step)
+    return [f"{size / 1e6:.1f}", *(f"{s:.3f}" for s in (a_save, max(saves), a_step)), f"{100 * share:.2f}"]
 
 
 if __name__ == "__main__":
-    run()
+    main()

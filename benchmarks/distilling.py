@@ -1,95 +1,96 @@
-"""Distilling with logits that are asked for once, beside a teacher that answers at every step.
+"""Time of distillation: cached teacher logits, and a teacher that runs at every step.
 
     python benchmarks/distilling.py [--shape NAME] [--data CORPUS] [--sentences N] [--epochs N] [--out FILE]
 
-`colakit distill` runs as a whole command, once with nothing in its cache and once more with the teacher's
-logits in it; beside it, in processes of their own, one epoch with the teacher in the loop: colakit's model as
-it computes everywhere else, and the same adapter through PEFT in fp32, on batches padded to their longest.
-All learn from the sentences of train alone: with more of them, who asks at every step asks more often.
+`colakit distill` is measured as a whole command, with an empty cache and with the teacher's logits cached. It
+is compared with one epoch of `teacher_loop.py`, which runs the teacher at every step: with colakit's model,
+and with PEFT in fp32 on batches padded to their longest sentence. All train on the train split only; a
+transfer set would make the teacher in the loop slower still.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_of, report, run_process
-from worlds import World, command_parser, make_world
+from harness import (
+    SECONDS,
+    Table,
+    Variant,
+    auto_precision,
+    colakit_command,
+    make_parser,
+    measure,
+    report,
+    run_command,
+)
+from workspaces import SHAPES, Workspace, make_workspace
 
-SECONDS = Figure("seconds", "s")
-AIMS = "no slower than one epoch with the teacher in the loop"
+TARGET = "no slower than one epoch with the teacher in the loop"
 
 
 def main() -> None:
     """Measure, print the table, and write it as JSON."""
-    parser = command_parser((__doc__ or "").splitlines()[0], "distilling", epochs=10)
+    parser = make_parser(__doc__, "distilling", data=None, sentences=None, epochs=10, repeats=3)
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="size of the base")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        world = make_world(scratch, arguments.shape, data=arguments.data, num_sentences=arguments.sentences)
-        tables = [Distilling(world, arguments.epochs, scratch).table(arguments.repeats)]
+        workspace = make_workspace(
+            scratch, arguments.shape, data=arguments.data, num_sentences=arguments.sentences
+        )
+        tables = [Distilling(workspace, arguments.epochs, scratch).table(arguments.repeats)]
     report(tables, vars(arguments), arguments.out)
 
 
 @dataclass(frozen=True)
 class Distilling:
-    """Distilling one teacher, which it tunes first."""
+    """Distillation of one teacher, which `table` fine-tunes first."""
 
-    world: World
+    workspace: Workspace
     epochs: int
     scratch: Path
 
     @property
     def teacher(self) -> Path:
-        """The run folder of the teacher."""
+        """Run folder of the teacher."""
         return self.scratch / "teacher"
 
     def table(self, repeats: int) -> Table:
-        """Tune the teacher, run all ways in turn, and return their times."""
-        words = ["--base", self.world.base, "--data", self.world.data, "--epochs", 1, "--quiet"]
-        run_process(colakit("finetune", *words, "--out", self.teacher), cache=self.scratch / "teacher-cache")
-        self.distilled(self.scratch / "full-cache", epochs=1)
-        ways = self.ways()
-        title = f"Distilling {len(self.world.sentences):,} sentences, the whole command"
-        return compare(title, ways, in_turn(ways, repeats), SECONDS, ours="colakit distill", aims=AIMS)
-
-    def ways(self) -> list[Way]:
-        """Return what is compared; the student is computed in fp32, the precision told is the teacher's."""
-        ours = f"colakit distill, {self.epochs} epochs"
-        best = precision_of()
-        return [
-            Way(ours, best, self.ours),
-            Way(f"{ours}, once more (logits in the cache)", best, self.again, ours),
-            Way("teacher in the loop, 1 epoch: colakit's", best, self.loop("colakit"), ours),
-            Way("teacher in the loop, 1 epoch: PEFT's", "fp32", self.loop("peft"), ours),
+        """Return the table of times."""
+        data = ["--data", self.workspace.data]
+        command = colakit_command("finetune", "--base", self.workspace.base, *data, "--epochs", 1, "--quiet")
+        run_command([*command, "--out", self.teacher], cache=self.scratch / "teacher-cache")
+        full_cache = self.scratch / "full-cache"
+        self.distill(full_cache, epochs=1)
+        reference = f"colakit distill, {self.epochs} epochs"
+        precision = auto_precision()  # of the teacher; the student is computed in fp32
+        variants = [
+            Variant(reference, precision, self.distill),
+            Variant(f"{reference}, logits cached", precision, partial(self.distill, full_cache), reference),
+            Variant(
+                "colakit's teacher in the loop, 1 epoch", precision, partial(self.loop, "colakit"), reference
+            ),
+            Variant("PEFT's teacher in the loop, 1 epoch", "fp32", partial(self.loop, "peft"), reference),
         ]
+        title = f"Distilling {len(self.workspace.sentences):,} sentences, the whole command"
+        return measure(title, variants, repeats, SECONDS, reference="colakit distill", target=TARGET)
 
-    def ours(self) -> dict[str, float]:
-        """Distil with nothing in the cache."""
-        return self.distilled(Path(tempfile.mkdtemp(dir=self.scratch)), self.epochs)
+    def distill(self, cache: Path | None = None, epochs: int | None = None) -> dict[str, float]:
+        """Run `colakit distill`; the default cache is empty."""
+        words = ["--teacher", self.teacher, "--data", self.workspace.data, "--epochs", epochs or self.epochs]
+        words += ["--set", "transfer.size=0", "--quiet", "--out", tempfile.mkdtemp(dir=self.scratch)]
+        empty = Path(tempfile.mkdtemp(dir=self.scratch))
+        return run_command(colakit_command("distill", *words), cache=cache or empty)
 
-    def again(self) -> dict[str, float]:
-        """Distil another student of the same teacher."""
-        return self.distilled(self.scratch / "full-cache", self.epochs)
-
-    def distilled(self, cache: Path, epochs: int) -> dict[str, float]:
-        """Run `colakit distill` with its cache in a folder."""
-        words = ["--teacher", self.teacher, "--data", self.world.data, "--epochs", epochs, "--quiet"]
-        words += ["--set", "transfer.size=0", "--out", tempfile.mkdtemp(dir=self.scratch)]
-        return run_process(colakit("distill", *words), cache=cache)
-
-    def loop(self, whose: str) -> Callable[[], dict[str, float]]:
-        """Return what runs one epoch with the teacher in the loop."""
-
-        def run() -> dict[str, float]:
-            script = Path(__file__).with_name("teacher_loop.py")
-            words = ["--teacher", self.teacher, "--data", self.world.data, "--whose", whose]
-            return run_process([sys.executable, script, *words], cache=self.scratch / "loop-cache")
-
-        return run
+    def loop(self, implementation: str) -> dict[str, float]:
+        """Run one epoch with the teacher in the loop."""
+        script = Path(__file__).with_name("teacher_loop.py")
+        words = ["--teacher", self.teacher, "--data", self.workspace.data, "--implementation", implementation]
+        return run_command([sys.executable, script, *words], cache=self.scratch / "loop-cache")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,25 @@
-"""Fine-tuning throughput: colakit beside PEFT with transformers' Trainer, in turn, in one run.
+"""Throughput of fine-tuning steps: colakit and PEFT with transformers' Trainer.
 
     python benchmarks/finetuning.py [--base FOLDER] [--data CORPUS] [--steps N] [--repeats N] [--out FILE]
 
-Without `--base` the rival and colakit get a GPT-2 small of true size with random weights. Rank, targets and
-batch size are the same; what differs is the program. Each plans an epoch in its own way, and is measured on
-batches from all parts of it, from the shortest to the longest, so that a few steps read as many tokens a
-sentence as an epoch does; a second table says how many each read.
+The default base is a GPT-2 small with random weights. Rank, target modules and batch size are the same for
+all. Each program groups its batches in its own way; the measured batches are spread over the epoch's sequence
+lengths, so that a few steps read about as many tokens a sentence as an epoch does (reported in a second
+table).
 
-Each row runs in processes of its own, so the Trainer has what it has with its users: colakit's settings for
-memory and denormal numbers are colakit's alone.
+Every variant runs in processes of its own, because colakit changes process-wide settings (memory allocation,
+denormal numbers).
 
-Rows: the Trainer as it comes (fp32, padded to the batch's longest), the Trainer grouping by length in every
-precision that the hardware has (the best that its flags reach), colakit in each, and the ceiling of each:
-the step's matrix products with the frozen weights, forward and backward, as far as a step needs them (of the
-last block's, most are of last tokens alone), and nothing else. Rows stand beside ours of the same precision,
-the Trainer as it comes beside ours as it comes.
+Variants: the Trainer with its defaults (fp32, padded to the longest sentence); in every available precision,
+the Trainer grouping by length (its best flags), colakit, and a bound: the matrix products of a step with the
+frozen weights and nothing else (in the last block, mostly those of last tokens). The reference of a row is
+colakit in the same precision; that of the Trainer's defaults is colakit's defaults.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +27,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Figure, Table, Way, compare, in_own_process, in_turn, precisions, report
-from rivals import ALPHA, RANK, TARGETS, collate, quiet, training_arguments, tuned_model
-from support.toy import ToyGrammar
+from harness import (
+    DEVICE_MEMORY,
+    SENTENCE_RATE,
+    Metric,
+    StepTimer,
+    Table,
+    Variant,
+    available_precisions,
+    compare,
+    make_parser,
+    report,
+    run_alternating,
+    run_in_new_process,
+)
+from numpy.typing import NDArray
+from peft_trainer import ALPHA, RANK, TARGETS, collate, lora_model, silence, training_arguments
+from workspaces import SHAPES, random_examples, write_random_gpt2
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.data.corpora import load_corpus
@@ -43,81 +54,44 @@ from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import prepare_cpu, resolve_compute
-from colakit.storage.gpt2 import load_gpt, save_gpt
+from colakit.storage.gpt2 import load_gpt
 from colakit.training.cuda_graphs import StepGraphs
 from colakit.training.loop import StepBatch, train
 from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
 from colakit.utils.array_cache import default_cache
 
-OURS = "colakit, as it comes"
-Plan = list[np.ndarray[Any, np.dtype[np.int64]]]
-RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
-READ = Figure("tokens_per_sentence", "tokens a sentence", more_is_better=True)
-MEMORY = Figure("device_mib", "MiB of the device, at most")
-AIMS = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
-    "as it comes 15 times, best flags 3 times and 0.55 times the products, with bf16 matrix units; fp32 "
-    "beside fp32 1.5 times; on an H100, best flags 8 times, and 14,250 sentences/s in steps of 32"
+REFERENCE = "colakit, defaults"
+Plan = list[NDArray[np.int64]]
+"""Indices of the sentences of each batch."""
+TOKENS = Metric("tokens_per_sentence", "tokens a sentence", higher_is_better=True)
+TARGET = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
+    "15 times the Trainer's defaults, 3 times its best flags, 0.55 times the products, with bf16 matrix "
+    "units; 1.5 times its best flags in fp32; on an H100, 8 times the best flags and 14,250 sentences/s "
+    "in steps of 32"
 )
 
 
 def main() -> None:
-    """Measure all rows, print the table, and write it as JSON."""
-    parser = step_parser((__doc__ or "").splitlines()[0], "finetuning", steps=6, batch_size=32)
+    """Measure, print the tables, and write them as JSON."""
+    parser = make_parser(__doc__, "finetuning", data=None, steps=6, batch_size=32, repeats=3)
     parser.add_argument("--base", type=Path, help="folder of a GPT-2; default: GPT-2 small, random weights")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        base = arguments.base or random_gpt2(Path(scratch) / "base")
-        examples = read_examples(arguments.data, load_gpt(base).config.vocab_size)
-        bench = Finetuning(base, examples, arguments.steps, arguments.batch_size, Path(scratch))
-        tables = bench.tables(arguments.repeats)
+        base = arguments.base or write_random_gpt2(Path(scratch) / "base", SHAPES["gpt2"])
+        examples = random_examples(arguments.data, load_gpt(base).config.vocab_size)
+        benchmark = Finetuning(base, examples, arguments.steps, arguments.batch_size, Path(scratch))
+        tables = benchmark.tables(arguments.repeats)
     report(tables, vars(arguments), arguments.out)
-
-
-def step_parser(description: str, name: str, *, steps: int, batch_size: int) -> argparse.ArgumentParser:
-    """Return the parser of a benchmark of training steps.
-
-    Args:
-        name: of the benchmark, for the file of its results.
-        steps, batch_size: by default.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, help="corpus; default: sentences of the toy grammar")
-    parser.add_argument("--steps", type=int, default=steps, help="measured steps a repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=batch_size)
-    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.json"))
-    return parser
-
-
-def random_gpt2(folder: Path, config: GPTConfig | None = None) -> Path:
-    """Write a GPT-2 with random weights, by default small."""
-    torch.manual_seed(0)
-    save_gpt(GPT(config or GPTConfig()), folder)
-    return folder
-
-
-def read_examples(data: Path | None, vocab_size: int) -> Examples:
-    """Return random tokens and labels with about the lengths of real sentences: speed does not read."""
-    if data is not None:
-        sentences = load_corpus(data).split("train").sentences
-    else:
-        grammar = ToyGrammar(0)
-        sentences = tuple(grammar.acceptable() for _ in range(4000))
-    lengths = np.array([max(1, round(1.15 * len(s.split())) + 1) for s in sentences])  # tokens, near enough
-    generator = np.random.default_rng(0)
-    ids = generator.integers(0, vocab_size, size=lengths.sum()).astype(np.int32)
-    tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]))
-    return Examples(tokens, generator.integers(0, 2, size=len(lengths)))
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """Steps of one size on one base.
+    """Fine-tuning steps of one batch size on one base.
 
     Attributes:
-        steps: measured, after as many and one that are not.
-        scratch: folder for what the Trainer writes.
+        steps: number of measured steps; `steps + 1` warm-up steps come first.
+        scratch: folder for the Trainer's output.
     """
 
     base: Path
@@ -127,54 +101,39 @@ class Finetuning:
     scratch: Path
 
     def tables(self, repeats: int) -> list[Table]:
-        """Measure all ways in turn; return sentences a second, their length and, on a GPU, its memory."""
-        ways = self.ways()
-        found = in_turn(ways, repeats)
+        """Return the tables of sentences a second, tokens a sentence and, on a GPU, memory."""
+        variants = self.variants()
+        measurements = run_alternating(variants, repeats)
         title = f"Fine-tuning, steps of {self.batch_size} sentences"
+        make = partial(compare, variants=variants, measurements=measurements, reference=REFERENCE)
         tables = [
-            compare(title, ways, found, RATE, ours=OURS, aims=AIMS),
-            compare(f"{title}: what they read", ways, found, READ, ours=OURS),
+            make(title, metric=SENTENCE_RATE, target=TARGET),
+            make(f"{title}: their length", metric=TOKENS),
         ]
         if torch.cuda.is_available():
-            tables.append(compare(f"{title}: memory", ways, found, MEMORY, ours=OURS))
+            tables.append(make(f"{title}: memory", metric=DEVICE_MEMORY))
         return tables
 
-    def ways(self) -> list[Way]:
-        """Return what is measured here."""
-        usual, *other = precisions()
-        found = [
-            Way("PEFT + Trainer, as it comes", "fp32", partial(in_own_process, self.trainer, None), OURS)
-        ]
-        found += self.ways_in(usual, OURS)
-        for precision in other:
-            found += self.ways_in(precision, f"colakit, {precision}")
-        return found
-
-    def ways_in(self, precision: str, ours: str) -> list[Way]:
-        """Return the ways of one precision, where colakit's is called `ours`."""
-        return [
-            Way(
-                f"PEFT + Trainer, {precision}, grouped by length",
-                precision,
-                partial(in_own_process, self.trainer, precision),
-                ours,
-            ),
-            Way(
-                ours,
-                precision,
-                partial(in_own_process, self.colakit, precision),
-                None if ours == OURS else OURS,
-            ),
-            Way(
-                f"the matrix products alone, {precision}",
-                precision,
-                partial(in_own_process, self.products, precision),
-                ours,
-            ),
-        ]
+    def variants(self) -> list[Variant]:
+        """Return the Trainer with its defaults, and the other variants in each precision."""
+        first, *others = available_precisions()
+        defaults = partial(run_in_new_process, self.trainer, None)
+        variants = [Variant("PEFT + Trainer, defaults", "fp32", defaults, REFERENCE)]
+        for precision in (first, *others):
+            colakit = REFERENCE if precision == first else f"colakit, {precision}"
+            works = (
+                (f"PEFT + Trainer, {precision}, grouped by length", self.trainer, colakit),
+                (colakit, self.colakit, None if colakit == REFERENCE else REFERENCE),
+                (f"matrix products only, {precision}", self.products, colakit),
+            )
+            variants += [
+                Variant(name, precision, partial(run_in_new_process, work, precision), reference)
+                for name, work, reference in works
+            ]
+        return variants
 
     def colakit(self, precision: str) -> dict[str, float]:
-        """Train with colakit's loop, in a process prepared as its commands prepare theirs."""
+        """Train with colakit's loop and the process settings of its commands."""
         prepare_cpu()
         compute = resolve_compute("auto", precision).with_kernels("auto", default_cache() / "native")
         model = load_gpt(self.base).classifier(2)
@@ -189,29 +148,29 @@ class Finetuning:
             graphs = StepGraphs(trainable, compute.device, batch_size=self.batch_size, widest=widest)
         model.train()
         learn = partial(train, model, lr_at=lambda step: 1.0, compute=compute, graphs=graphs)
-        if graphs is not None:  # which are recorded in a run's first epoch
+        if graphs is not None:  # CUDA graphs are recorded in the first epoch
             for _ in learn(self.batches(), classification, optimizer):
                 pass
-        clock = Clock(warm_up=self.steps + 1)
+        timer = StepTimer(warm_up=self.steps + 1)
         for step in learn(self.batches(), classification, optimizer):
-            clock.step(step.count)
+            timer.step(step.count)
         if graphs is not None and graphs.failure is not None:
-            raise SystemExit(f"a step cannot be a CUDA graph here: {graphs.failure}")
-        return {**clock.figures(), **self.tokens_per_sentence(self.plan())}
+            raise SystemExit(f"CUDA graphs failed: {graphs.failure}")
+        return {**timer.values(), **self.tokens_per_sentence(self.colakit_plan())}
 
     def batches(self) -> Iterator[StepBatch]:
         """Yield colakit's batches."""
-        for position, index in enumerate(self.plan()):
+        for position, index in enumerate(self.colakit_plan()):
             yield StepBatch(
                 micro_batches(self.examples, index, self.batch_size), len(index), 0, f"{position}"
             )
 
-    def plan(self) -> Plan:
-        """Return which sentences colakit's batches hold."""
+    def colakit_plan(self) -> Plan:
+        """Return colakit's batches."""
         return self.spread(plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0))
 
-    def trainers_plan(self, best: str | None) -> Plan:
-        """Return which sentences the Trainer's batches hold: shuffled, or grouped by its own sampler."""
+    def trainer_plan(self, best: str | None) -> Plan:
+        """Return the Trainer's batches: shuffled, or grouped by its own sampler."""
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         lengths = self.examples.tokens.lengths
@@ -224,11 +183,11 @@ class Finetuning:
         return self.spread(np.split(order, range(self.batch_size, len(order), self.batch_size)))
 
     def spread(self, plan: Plan) -> Plan:
-        """Return an epoch's batches, one from each part of it by length, behind those that warm up.
+        """Return warm-up batches, then `steps` batches spread over the epoch's sequence lengths.
 
-        Those are the longest and the same ones once: they first touch the memory that is used again, as in
-        all but an epoch's first steps. Of a thousand such draws it is the one whose sentences are nearest to
-        the corpus's in length.
+        The epoch's batches are sorted by length and split into `steps` parts, and one is drawn from each. Of
+        1,000 such draws, the one with the mean length nearest to the corpus's is taken. The warm-up is the
+        longest batch and the same draw once, so that all memory is allocated before the measured steps.
         """
         whole = np.array([index for index in plan if len(index) == self.batch_size])
         tokens = self.examples.tokens.lengths[whole].sum(axis=1)
@@ -236,107 +195,73 @@ class Finetuning:
         generator = np.random.default_rng(0)
         parts = np.array_split(by_length, self.steps)
         draws = np.stack([generator.choice(part, size=1000) for part in parts], axis=1)
-        wanted = self.batch_size * self.examples.tokens.lengths.mean()
-        nearest = np.abs(tokens[draws].mean(axis=1) - wanted).argmin()
+        target = self.batch_size * self.examples.tokens.lengths.mean()
+        nearest = np.abs(tokens[draws].mean(axis=1) - target).argmin()
         drawn = list(whole[generator.permutation(draws[nearest])])
         return [whole[by_length[-1]], *drawn, *drawn]
 
     def tokens_per_sentence(self, plan: Plan) -> dict[str, float]:
-        """Return the real tokens of a sentence in the steps that are measured."""
+        """Return the mean number of tokens without padding in the measured steps."""
         lengths = self.examples.tokens.lengths
-        return {READ.key: float(lengths[np.concatenate(plan[-self.steps :])].mean())}
+        return {TOKENS.key: float(lengths[np.concatenate(plan[-self.steps :])].mean())}
 
     def products(self, precision: str) -> dict[str, float]:
-        """Work as if a step were its products with the frozen weights, x·Wᵀ and g·W, prepared as ours."""
+        """Compute only a step's products with the frozen weights, x·Wᵀ and g·W, with colakit's settings."""
         prepare_cpu()
         compute = resolve_compute("auto", precision)
         body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
         layers = {n: m.weight for n, m in body.h.named_modules() if isinstance(m, torch.nn.Linear)}
-        first, last = "0.attn.c_attn", f"{len(body.h) - 1}."
+        first, last_block = "0.attn.c_attn", f"{len(body.h) - 1}."
         weights = [
-            # whether only last tokens are multiplied, and whether there is a gradient to be handed on
-            (weight, name.startswith(last) and not name.endswith("c_attn"), name != first)
+            # (weight, whether only last tokens are multiplied, whether the input needs a gradient)
+            (weight, name.startswith(last_block) and not name.endswith("c_attn"), name != first)
             for name, weight in layers.items()
         ]
-        plan = self.plan()
+        plan = self.colakit_plan()
         ends = (torch.from_numpy(self.examples.tokens.lengths[index] - 1) for index in plan)
-        tokens = [int((aligned_ends(last, int(last.max()) + 1) + 1).sum()) for last in ends]  # ours
+        tokens = [int((aligned_ends(last, int(last.max()) + 1) + 1).sum()) for last in ends]
         inputs = {
             size: torch.randn(max(tokens), size, device=compute.device).to(compute.dtype)
             for size in {side for weight in layers.values() for side in weight.shape}
         }
-        clock = Clock(warm_up=self.steps + 1)
+        timer = StepTimer(warm_up=self.steps + 1)
         for index, count in zip(plan, tokens, strict=True):
-            for weight, last_alone, has_backward in weights:
-                rows = len(index) if last_alone else count
+            for weight, last_only, has_backward in weights:
+                rows = len(index) if last_only else count
                 product(inputs[weight.shape[1]][:rows], weight)
                 if has_backward:
                     product(inputs[weight.shape[0]][:rows], weight.t())
-            clock.step(len(index))
-        return {**clock.figures(), **self.tokens_per_sentence(plan)}
+            timer.step(len(index))
+        return {**timer.values(), **self.tokens_per_sentence(plan)}
 
     def trainer(self, best: str | None) -> dict[str, float]:
-        """Train with PEFT and the Trainer; `best` as in `rivals.training_arguments`."""
+        """Train with PEFT and the Trainer; `best` as in `peft_trainer.training_arguments`."""
         from transformers import PrinterCallback, Trainer, TrainerCallback
 
-        quiet()
-        clock = Clock(warm_up=self.steps + 1)
-        batch_size, plan = self.batch_size, self.trainers_plan(best)
+        silence()
+        timer = StepTimer(warm_up=self.steps + 1)
+        batch_size, plan = self.batch_size, self.trainer_plan(best)
 
-        class Ticks(TrainerCallback):
+        class TimerCallback(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock.step(batch_size)
+                timer.step(batch_size)
 
-        class InOrder(Trainer):
+        class SequentialTrainer(Trainer):
             def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler[int]:
                 return torch.utils.data.SequentialSampler(rows)
 
         tokens, labels = self.examples.tokens, self.examples.labels.tolist()
         rows = [{"input_ids": tokens.sentence(i).tolist(), "labels": labels[i]} for i in np.concatenate(plan)]
-        trainer = InOrder(
-            tuned_model(self.base),
+        trainer = SequentialTrainer(
+            lora_model(self.base),
             training_arguments(self.scratch / "trainer", batch_size, best, max_steps=len(plan)),
             train_dataset=rows,
             data_collator=collate,
-            callbacks=[Ticks()],
+            callbacks=[TimerCallback()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return {**clock.figures(), **self.tokens_per_sentence(plan)}
-
-
-class Clock:
-    """Times steps after the first `warm_up`, and asks a GPU for its peak memory."""
-
-    def __init__(
-        self, rate: Figure = RATE, warm_up: int = 1, now: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self.rate = rate
-        self.warm_up = warm_up
-        self.now = now
-        self.started: float | None = None
-        self.count = 0
-        self.last = 0.0
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def step(self, count: int) -> None:
-        """Note that a step over `count` sentences or tokens has ended."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.last = self.now()
-        self.warm_up -= 1
-        if self.warm_up == 0:
-            self.started = self.last
-        elif self.warm_up < 0:
-            self.count += count
-
-    def figures(self) -> dict[str, float]:
-        """Return what was counted a second and, on a GPU, the most memory held, in MiB."""
-        found = {self.rate.key: self.count / (self.last - (self.started or self.last))}
-        if torch.cuda.is_available():
-            found[MEMORY.key] = torch.cuda.max_memory_allocated() / 2**20
-        return found
+        return {**timer.values(), **self.tokens_per_sentence(plan)}
 
 
 if __name__ == "__main__":

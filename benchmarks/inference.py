@@ -1,27 +1,39 @@
-"""Labelling sentences: a student beside the teacher it stands for, from one sentence to many.
+"""Speed of labelling: a student and its teacher, from one sentence to many.
 
     python benchmarks/inference.py [--shape gpt2|small] [--data CORPUS] [--sentences N] [--out FILE]
 
-Both have random weights: speed does not ask what they learnt. From text to label, inside the process, the
-student in numpy, as `colakit predict` takes it, and in torch; and a file of sentences through that command,
-in a process of its own, read and written. The teacher is a GPT-2 with a LoRA adapter, in colakit and, in its
-ordinary form, in transformers.
+Both have random weights. The student is measured in numpy (as `colakit predict` runs it) and in torch; the
+teacher, a GPT-2 with a LoRA adapter, in colakit and in transformers. Times run from text to label inside one
+process. A last table times `colakit predict` of a whole file in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import Figure, Table, Way, colakit, compare, in_turn, precision_of, report, run_process
-from worlds import SHAPES, World, make_world
+from harness import (
+    SENTENCE_RATE,
+    Metric,
+    Table,
+    Variant,
+    auto_precision,
+    colakit_command,
+    compare,
+    make_parser,
+    measure,
+    report,
+    run_alternating,
+    run_command,
+)
+from workspaces import SHAPES, Workspace, make_workspace, random_student
 
 from colakit.data.corpora import COLA_LABELS
 from colakit.data.tokenizer import SentenceTokenizer
@@ -30,30 +42,27 @@ from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
 from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn.config import RNNConfig
-from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import resolve_compute
 from colakit.storage.gpt2 import load_gpt
 
-STUDENT, TEACHER, PLAIN = "student", "teacher, colakit", "teacher, transformers"
-STUDENT_TORCH, STUDENT_BF16 = "student, with torch", "student, with torch, bf16"
+STUDENT, STUDENT_TORCH, STUDENT_BF16 = "student", "student, with torch", "student, with torch, bf16"
 STUDENTS = {STUDENT, STUDENT_TORCH, STUDENT_BF16}
-TEACHER_FP32 = "teacher, colakit, fp32"
-MEDIAN = Figure("p50_ms", "ms, median")
-TAIL = Figure("p99_ms", "ms, 99th percentile")
-RATE = Figure("sentences_per_second", "sentences/s", more_is_better=True)
-BATCH_SIZE = 128  # of transformers, and of what warms up
-
-Label = Callable[[Sequence[str]], object]
+TEACHER, TEACHER_FP32 = "teacher, colakit", "teacher, colakit, fp32"
+TEACHER_TRANSFORMERS = "teacher, transformers"
+MEDIAN = Metric("p50_ms", "ms, median")
+P99 = Metric("p99_ms", "ms, 99th percentile")
+BATCH_SIZE = 128  # of transformers, and of the warm-up
+WARM_UP = 5  # single sentences that are not measured
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is asked.
+    """Numbers of sentences.
 
     Attributes:
-        singles: sentences labelled one at a time.
-        teacher, student: sentences labelled together; the student's may be as many as it likes.
-        lines: of the file that `colakit predict` labels.
+        singles: labelled one at a time.
+        teacher, student: labelled in one call.
+        lines: in the file for `colakit predict`.
     """
 
     singles: int = 200
@@ -64,155 +73,133 @@ class Load:
 
 def main() -> None:
     """Measure, print the tables, and write them as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="gpt2", help="of the teacher")
-    parser.add_argument("--data", type=Path, help="corpus; default: the built-in one")
+    parser = make_parser(__doc__, "inference", data=None, repeats=5)
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2", help="size of the teacher")
     parser.add_argument("--embedding-size", type=int, default=RNNConfig.embedding_size, help="of the student")
     parser.add_argument("--hidden-size", type=int, default=RNNConfig.hidden_size, help="of the student")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lines", type=int, default=Load.lines, help="labelled by `colakit predict`")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inference.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        world = make_world(Path(name), arguments.shape, data=arguments.data)
+        workspace = make_workspace(Path(name), arguments.shape, data=arguments.data)
         sizes = {"embedding_size": arguments.embedding_size, "hidden_size": arguments.hidden_size}
-        tables = Inference(world, Path(name), Load(lines=arguments.lines), **sizes).tables(arguments.repeats)
+        benchmark = Inference(workspace, Path(name), Load(lines=arguments.lines), **sizes)
+        tables = benchmark.tables(arguments.repeats)
     report(tables, vars(arguments), arguments.out)
 
 
 class Inference:
-    """A student, as it comes but for `sizes`, and a teacher of one world, ready to label."""
+    """A student and a teacher, loaded and ready to label.
 
-    def __init__(self, world: World, scratch: Path, load: Load, **sizes: int) -> None:
-        self.world, self.scratch, self.load = world, scratch, load
-        self.student_file = write_student(world.base, scratch / "student.pt", **sizes)
-        compute = resolve_compute("auto", "auto")
-        self.labellers: dict[str, Label] = {
+    Args:
+        sizes: of the student, other than its defaults.
+    """
+
+    def __init__(self, workspace: Workspace, scratch: Path, load: Load, **sizes: int) -> None:
+        self.workspace, self.scratch, self.load = workspace, scratch, load
+        self.student_file = scratch / "student.pt"
+        base, compute = workspace.base, resolve_compute("auto", "auto")
+        random_student(base, **sizes).save(self.student_file)
+        self.labellers: dict[str, Callable[[Sequence[str]], object]] = {
             STUDENT: StudentPredictor(self.student_file),
-            STUDENT_TORCH: Predictor(student(world.base, **sizes), compute),
-            TEACHER: Predictor(teacher(world.base), compute),
+            STUDENT_TORCH: Predictor(random_student(base, **sizes), compute),
+            TEACHER: Predictor(random_teacher(base), compute),
         }
-        if precision_of() == "bf16":
-            self.labellers[STUDENT_BF16] = Predictor(
-                student(world.base, **sizes), compute, student_dtype=torch.bfloat16
-            )
-            fp32 = resolve_compute("auto", "fp32")
-            self.labellers[TEACHER_FP32] = Predictor(teacher(world.base), fp32)
-        self.labellers[PLAIN] = Transformers(world.base)
+        if auto_precision() == "bf16":
+            student = random_student(base, **sizes)
+            self.labellers[STUDENT_BF16] = Predictor(student, compute, student_dtype=torch.bfloat16)
+            self.labellers[TEACHER_FP32] = Predictor(random_teacher(base), resolve_compute("auto", "fp32"))
+        self.labellers[TEACHER_TRANSFORMERS] = TransformersTeacher(base)
 
     def tables(self, repeats: int) -> list[Table]:
-        """Measure single sentences, many, and whole commands."""
-        one, many = self.ways(self.one_by_one), self.ways(self.together)
-        singles, together = in_turn(one, repeats), in_turn(many, repeats)
-        file = [Way("colakit predict, student, a file", "fp32", self.predict)]
-        aims = {"ours": "the student", "aims": "student p50 below 1 ms"}
+        """Return the tables of single sentences, many sentences, and the whole command."""
+        single, many = self.variants(self.label_singly), self.variants(self.label_together)
+        latencies, rates = run_alternating(single, repeats), run_alternating(many, repeats)
+        command = [Variant("colakit predict, student, a file", "fp32", self.predict)]
+        one_title = "One sentence at a time, from text to label"
+        many_title, target = "Many sentences, from text to label", "100 times the teacher's rate"
+        command_title = f"`colakit predict` of {self.load.lines:,} lines, the whole command"
+        student = partial(compare, reference="the student")
         return [
-            compare("One sentence at a time, from text to label", one, singles, MEDIAN, **aims),
-            compare("One sentence at a time, from text to label", one, singles, TAIL, ours=aims["ours"]),
-            compare(
-                "Many sentences, from text to label",
-                many,
-                together,
-                RATE,
-                ours=aims["ours"],
-                aims="100 times the teacher's",
-            ),
-            compare(
-                f"`colakit predict` of {self.load.lines:,} lines, the whole command",
-                file,
-                in_turn(file, min(repeats, 3)),
-                RATE,
-            ),
+            student(one_title, single, latencies, MEDIAN, target="student p50 below 1 ms"),
+            student(one_title, single, latencies, P99),
+            student(many_title, many, rates, SENTENCE_RATE, target=target),
+            measure(command_title, command, min(repeats, 3), SENTENCE_RATE),
         ]
 
-    def ways(self, measure: Callable[[str], dict[str, float]]) -> list[Way]:
-        """Return the labellers, each measured so; a teacher stands beside the student of its precision."""
-        in_bf16 = {TEACHER, STUDENT_BF16} if precision_of() == "bf16" else set()
+    def variants(self, measure: Callable[[str], dict[str, float]]) -> list[Variant]:
+        """Return a variant for each labeller; a teacher's reference is the student of its precision."""
+        in_bf16 = {TEACHER, STUDENT_BF16} if auto_precision() == "bf16" else set()
         return [
-            Way(
+            Variant(
                 name,
                 "bf16" if name in in_bf16 else "fp32",
-                lambda name=name: measure(name),
+                partial(measure, name),
                 None if name in STUDENTS else STUDENT_BF16 if name in in_bf16 else STUDENT,
             )
             for name in self.labellers
         ]
 
-    def one_by_one(self, name: str) -> dict[str, float]:
-        """Label single sentences; the first few are not counted."""
+    def label_singly(self, name: str) -> dict[str, float]:
+        """Label sentences one at a time."""
         label, times = self.labellers[name], []
-        for sentence in self.sentences(self.load.singles + 5):
+        for sentence in self.sentences(self.load.singles + WARM_UP):
             began = time.perf_counter()
             label([sentence])
             times.append(1000 * (time.perf_counter() - began))
-        p50, p99 = np.percentile(times[5:], [50, 99])
-        return {MEDIAN.key: float(p50), TAIL.key: float(p99)}
+        p50, p99 = np.percentile(times[WARM_UP:], [50, 99])
+        return {MEDIAN.key: float(p50), P99.key: float(p99)}
 
-    def together(self, name: str) -> dict[str, float]:
-        """Label many sentences."""
+    def label_together(self, name: str) -> dict[str, float]:
+        """Label many sentences in one call."""
         sentences = self.sentences(self.load.student if name in STUDENTS else self.load.teacher)
         self.labellers[name](sentences[:BATCH_SIZE])
         began = time.perf_counter()
         self.labellers[name](sentences)
-        return {RATE.key: len(sentences) / (time.perf_counter() - began)}
+        return {SENTENCE_RATE.key: len(sentences) / (time.perf_counter() - began)}
 
     def predict(self) -> dict[str, float]:
-        """Label a file in a process of its own."""
+        """Label a file with `colakit predict`."""
         text, out = self.scratch / "sentences.txt", self.scratch / "predicted"
         text.write_text("".join(f"{line}\n" for line in self.sentences(self.load.lines)), encoding="utf-8")
-        command = colakit("predict", "--model", self.student_file, text, "--out", out, "--quiet")
-        found = run_process(command, cache=self.scratch / "cache")
-        return {RATE.key: self.load.lines / found["seconds"], **found}
+        command = colakit_command("predict", "--model", self.student_file, text, "--out", out, "--quiet")
+        values = run_command(command, cache=self.scratch / "cache")
+        return {SENTENCE_RATE.key: self.load.lines / values["seconds"], **values}
 
     def sentences(self, count: int) -> list[str]:
-        """Return the corpus's sentences, from the start again where it has not enough."""
-        return list(itertools.islice(itertools.cycle(self.world.sentences), count))
+        """Return `count` sentences of the corpus, repeated if it has fewer."""
+        return list(itertools.islice(itertools.cycle(self.workspace.sentences), count))
 
 
-def teacher(base: Path) -> SentenceClassifier:
-    """Return a classifier on the base, with an adapter."""
+def random_teacher(base: Path) -> SentenceClassifier:
+    """Return a classifier on the base, with an untrained adapter."""
     lora = LoRAConfig(rank=8, alpha=16)
     model = load_gpt(base).classifier(len(COLA_LABELS))
     inject(model, lora)
     return SentenceClassifier(model, SentenceTokenizer.from_folder(base), COLA_LABELS, 1024, lora=lora)
 
 
-def student(base: Path, **sizes: int) -> SentenceClassifier:
-    """Return a student as it comes but for `sizes`, which reads the base's tokens."""
-    tokenizer = SentenceTokenizer.from_folder(base)
-    torch.manual_seed(0)
-    model = DistilRNN(RNNConfig(tokenizer.vocab_size, **sizes))  # type: ignore[arg-type]
-    return SentenceClassifier(model, tokenizer, COLA_LABELS, 1024)
-
-
-def write_student(base: Path, path: Path, **sizes: int) -> Path:
-    """Write a student's checkpoint."""
-    student(base, **sizes).save(path)
-    return path
-
-
-class Transformers:
-    """The teacher in transformers, fp32: sentences in their order, batches padded to their longest."""
+class TransformersTeacher:
+    """The teacher in transformers: fp32, batches in file order, padded to their longest sentence."""
 
     def __init__(self, base: Path) -> None:
-        from rivals import quiet, tuned_model
+        from peft_trainer import lora_model, silence
         from transformers import AutoTokenizer
 
-        quiet()
+        silence()
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = resolve_compute("auto", "auto").device
-        self.model = tuned_model(base, pad_token_id=self.tokenizer.eos_token_id).to(self.device).eval()
+        self.model = lora_model(base, pad_token_id=self.tokenizer.eos_token_id).to(self.device).eval()
 
+    @torch.inference_mode()
     def __call__(self, sentences: Sequence[str]) -> list[int]:
-        """Return the likeliest labels."""
-        found: list[int] = []
-        with torch.inference_mode():
-            for start in range(0, len(sentences), BATCH_SIZE):
-                texts = list(sentences[start : start + BATCH_SIZE])
-                batch = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
-                found += self.model(**batch).logits.argmax(dim=1).tolist()
-        return found
+        """Return the most probable labels."""
+        labels: list[int] = []
+        for start in range(0, len(sentences), BATCH_SIZE):
+            texts = list(sentences[start : start + BATCH_SIZE])
+            batch = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+            labels += self.model(**batch).logits.argmax(dim=1).tolist()
+        return labels
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
-"""How long it takes until something happens: whole processes, from their start to their end.
+"""Start-up time of short commands, measured as whole processes.
 
     python benchmarks/startup.py [--repeats N] [--out FILE]
 
-`colakit --help`, and one sentence through `colakit predict` with a student, warm: run once before. Beside
-them, what no Python program with torch can go below, and one sentence through transformers' pipeline.
+`colakit --help` and `colakit predict` of one sentence with a student, each after one unmeasured run. They are
+compared with the minimum for any Python program with torch, and with transformers' pipeline.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference import write_student
-from measuring import Figure, Table, Way, colakit, compare, in_turn, report, run_process
-from worlds import World, make_world
+from harness import SECONDS, Table, Variant, colakit_command, make_parser, measure, report, run_command
+from workspaces import Workspace, make_workspace, random_student
 
-SECONDS = Figure("seconds", "s")
 HELP, PREDICT = "colakit --help", "colakit predict, one sentence, student"
 SENTENCE = "The cat that the dogs chase sleeps.\n"
 PIPELINE = """
@@ -32,12 +29,9 @@ print(TextClassificationPipeline(model=model, tokenizer=tokenizer)(sys.argv[2]))
 
 def main() -> None:
     """Measure, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/startup.json"))
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, "startup", repeats=5).parse_args()
     with tempfile.TemporaryDirectory() as name:
-        tables = [Startup(make_world(Path(name), "small"), Path(name)).table(arguments.repeats)]
+        tables = [Startup(make_workspace(Path(name), "small"), Path(name)).table(arguments.repeats)]
     report(tables, vars(arguments), arguments.out)
 
 
@@ -45,30 +39,31 @@ def main() -> None:
 class Startup:
     """Short commands."""
 
-    world: World
+    workspace: Workspace
     scratch: Path
 
     def table(self, repeats: int) -> Table:
-        """Run every command once, then all in turn, and return their times."""
-        student = write_student(self.world.base, self.scratch / "student.pt")
-        predict = colakit("predict", "--model", student, "--device", "cpu")
-        pipeline = [sys.executable, "-c", PIPELINE, self.world.base, SENTENCE.strip()]
-        ways = [
-            self.way(HELP, colakit("--help"), None),
-            self.way("python, which does nothing", [sys.executable, "-c", "pass"], HELP),
-            self.way(PREDICT, predict, None),
-            self.way("python, which imports torch", [sys.executable, "-c", "import torch"], PREDICT),
-            self.way("transformers' pipeline, one sentence, a small GPT-2", pipeline, PREDICT),
+        """Run every command once unmeasured; return the table of times."""
+        student = self.scratch / "student.pt"
+        random_student(self.workspace.base).save(student)
+        predict = colakit_command("predict", "--model", student, "--device", "cpu")
+        pipeline = [sys.executable, "-c", PIPELINE, self.workspace.base, SENTENCE.strip()]
+        variants = [
+            self.variant(HELP, colakit_command("--help")),
+            self.variant("python -c pass", [sys.executable, "-c", "pass"], HELP),
+            self.variant(PREDICT, predict),
+            self.variant('python -c "import torch"', [sys.executable, "-c", "import torch"], PREDICT),
+            self.variant("transformers' pipeline, one sentence, a small GPT-2", pipeline, PREDICT),
         ]
-        for way in ways:
-            way.run()
-        aims = f"{HELP} below 0.3 s, {PREDICT} below 1.5 s"
-        return compare("Start-up", ways, in_turn(ways, repeats), SECONDS, aims=aims)
+        for variant in variants:
+            variant.run()
+        target = f"{HELP} below 0.3 s, {PREDICT} below 1.5 s"
+        return measure("Start-up", variants, repeats, SECONDS, target=target)
 
-    def way(self, name: str, command: list[object], beside: str | None) -> Way:
-        """Return a command as a way; it reads one sentence, if it reads."""
+    def variant(self, name: str, command: list[object], reference: str | None = None) -> Variant:
+        """Return a command with one sentence on its standard input."""
         cache = self.scratch / "cache"
-        return Way(name, "fp32", lambda: run_process(command, cache=cache, stdin=SENTENCE), beside)
+        return Variant(name, "fp32", lambda: run_command(command, cache=cache, stdin=SENTENCE), reference)
 
 
 if __name__ == "__main__":

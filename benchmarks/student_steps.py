@@ -1,26 +1,24 @@
-"""A student's training steps: colakit beside torch's own bidirectional LSTM over packed sequences.
+"""Throughput of a student's training steps: colakit and PyTorch's bidirectional LSTM on packed sequences.
 
     python benchmarks/student_steps.py [--data CORPUS] [--steps N] [--repeats N] [--batch-size N] [--out FILE]
 
-The student has the shape that `colakit distill` gives it, GPT-2's vocabulary, and logits to match, no matter
-which. Beside it, the same network as one writes it with torch, with the same objective and optimizer: on
-batches of shuffled sentences, and on colakit's, which hold sentences of like length; in fp32, and in bf16
-where colakit's recurrent layers train in it.
+The student has the default shape of `colakit distill`, GPT-2's vocabulary, and random teacher logits. The
+baseline is the same network with `nn.LSTM`, objective and optimizer, on shuffled batches and on colakit's
+batches of similar length; in fp32, and in bf16 where colakit's recurrent layers train in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from finetuning import RATE, Clock, read_examples, step_parser
-from measuring import Table, Way, compare, in_turn, precision_of, report
+from harness import SENTENCE_RATE, StepTimer, Table, Variant, auto_precision, make_parser, measure, report
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from workspaces import random_examples
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.models.rnn.config import RNNConfig
@@ -29,29 +27,30 @@ from colakit.runtime.device import prepare_cpu, resolve_compute
 from colakit.training.loop import StepBatch, train
 from colakit.training.objectives import constant, distillation
 
-OURS, OURS_FP32 = "colakit, as it comes", "colakit, fp32"
-RIVAL = "torch's LSTM, packed"
+REFERENCE, REFERENCE_FP32 = "colakit, defaults", "colakit, fp32"
+BASELINE = "nn.LSTM, packed"
 OBJECTIVE = distillation(kd_weight=constant(0.5), temperature=constant(2.0))
 
 Plan = Sequence[NDArray[np.int64]]
+"""Indices of the sentences of each batch."""
 
 
 def main() -> None:
     """Measure, print the table, and write it as JSON."""
-    description = (__doc__ or "").splitlines()[0]
-    arguments = step_parser(description, "student-steps", steps=50, batch_size=64).parse_args()
+    parser = make_parser(__doc__, "student-steps", data=None, steps=50, batch_size=64, repeats=3)
+    arguments = parser.parse_args()
     config = RNNConfig(vocab_size=50257)
-    examples = read_examples(arguments.data, config.vocab_size)
-    bench = StudentSteps(config, examples, arguments.steps, arguments.batch_size)
-    report([bench.table(arguments.repeats)], vars(arguments), arguments.out)
+    examples = random_examples(arguments.data, config.vocab_size)
+    benchmark = StudentSteps(config, examples, arguments.steps, arguments.batch_size)
+    report([benchmark.table(arguments.repeats)], vars(arguments), arguments.out)
 
 
 @dataclass(frozen=True)
 class StudentSteps:
-    """Steps of one size of one student.
+    """Training steps of one student.
 
     Attributes:
-        steps: measured, after one that is not.
+        steps: number of measured steps, after one warm-up step.
     """
 
     config: RNNConfig
@@ -60,36 +59,36 @@ class StudentSteps:
     batch_size: int
 
     def table(self, repeats: int) -> Table:
-        """Measure all ways in turn; return sentences a second."""
+        """Return the table of sentences a second."""
         prepare_cpu()
-        ways = self.ways()
+        variants = self.variants()
         title = f"Distilling, a student's steps of {self.batch_size} sentences"
-        return compare(title, ways, in_turn(ways, repeats), RATE, ours=OURS)
+        return measure(title, variants, repeats, SENTENCE_RATE, reference=REFERENCE)
 
-    def ways(self) -> list[Way]:
-        """Return what is measured here."""
+    def variants(self) -> list[Variant]:
+        """Return the training loops to compare."""
         grouped = plan_epoch(self.examples.tokens.lengths, self.batch_size, 0, 0)[: self.steps + 1]
-        order = np.concatenate(grouped)  # the same sentences, in batches of all lengths
+        order = np.concatenate(grouped)  # the same sentences, in batches of mixed lengths
         np.random.default_rng(0).shuffle(order)
         shuffled = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        precision = "fp32" if resolve_compute("auto", "auto").device.type != "cpu" else precision_of()
-        ours_fp32 = OURS if precision == "fp32" else OURS_FP32
-        found = [
-            Way(f"{RIVAL}, shuffled", "fp32", lambda: self.packed(shuffled, "fp32"), ours_fp32),
-            Way(f"{RIVAL}, grouped by length", "fp32", lambda: self.packed(grouped, "fp32"), ours_fp32),
+        precision = "fp32" if resolve_compute("auto", "auto").device.type != "cpu" else auto_precision()
+        fp32 = REFERENCE if precision == "fp32" else REFERENCE_FP32
+        variants = [
+            Variant(f"{BASELINE}, shuffled", "fp32", lambda: self.packed(shuffled, "fp32"), fp32),
+            Variant(f"{BASELINE}, grouped by length", "fp32", lambda: self.packed(grouped, "fp32"), fp32),
         ]
         if precision == "bf16":
-            best = f"{RIVAL}, bf16, grouped by length"
-            found += [
-                Way(best, "bf16", lambda: self.packed(grouped, "bf16"), OURS),
-                Way(OURS_FP32, "fp32", lambda: self.colakit(grouped, "fp32"), OURS),
+            name = f"{BASELINE}, bf16, grouped by length"
+            variants += [
+                Variant(name, "bf16", lambda: self.packed(grouped, "bf16"), REFERENCE),
+                Variant(REFERENCE_FP32, "fp32", lambda: self.colakit(grouped, "fp32"), REFERENCE),
             ]
-        return [*found, Way(OURS, precision, lambda: self.colakit(grouped, "auto"))]
+        return [*variants, Variant(REFERENCE, precision, lambda: self.colakit(grouped, "auto"))]
 
     def colakit(self, plan: Plan, precision: str) -> dict[str, float]:
         """Train with colakit's loop."""
         compute = resolve_compute("auto", precision)
-        examples = self.taught()
+        examples = self.with_teacher_logits()
         model = DistilRNN(self.config)
         model.train_rows(torch.from_numpy(examples.tokens.ids.astype(np.int64)))
         model.to(compute.device).train()
@@ -98,18 +97,18 @@ class StudentSteps:
             StepBatch(micro_batches(examples, index, self.batch_size), len(index), 0, f"{position}")
             for position, index in enumerate(plan)
         )
-        clock = Clock()
+        timer = StepTimer()
         for step in train(model, batches, OBJECTIVE, optimizer, lr_at=lambda step: 1.0, compute=compute):
-            clock.step(step.count)
-        return clock.figures()
+            timer.step(step.count)
+        return timer.values()
 
     def packed(self, plan: Plan, precision: str) -> dict[str, float]:
-        """Train torch's network in a loop of few lines."""
+        """Train the baseline in a plain loop."""
         compute = resolve_compute("auto", precision)
-        examples = self.taught()
-        model = Packed(self.config).to(compute.device).train()
+        examples = self.with_teacher_logits()
+        model = PackedRNN(self.config).to(compute.device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        clock = Clock()
+        timer = StepTimer()
         for index in plan:
             batch = examples.batch(index).to(compute.device)
             with compute.autocast():
@@ -118,18 +117,18 @@ class StudentSteps:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            clock.step(len(index))
-        return clock.figures()
+            timer.step(len(index))
+        return timer.values()
 
-    def taught(self) -> Examples:
-        """Return the sentences with logits of nobody's."""
+    def with_teacher_logits(self) -> Examples:
+        """Return the sentences with random teacher logits (N, C)."""
         shape = (len(self.examples), self.config.num_labels)
         logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         return replace(self.examples, teacher_logits=logits)
 
 
-class Packed(nn.Module):
-    """The same student as one writes it: packed sequences through `nn.LSTM`, attention over its states."""
+class PackedRNN(nn.Module):
+    """The student's architecture with `nn.LSTM` on packed sequences."""
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
@@ -145,7 +144,7 @@ class Packed(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(2 * config.hidden_size, config.num_labels)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class logits (B, C) of (B, T) tokens."""
         x = self.dropout(self.embedding(input_ids))
         lengths = attention_mask.sum(dim=1).cpu()

@@ -1,16 +1,15 @@
-"""All benchmarks in one run: steps of all kinds, whole commands, memory, distilling, inference, start-up.
+"""All benchmarks in one run: training steps, whole commands, distillation, inference, start-up.
 
     python benchmarks/suite.py [--scale quick|full|smoke] [--parts NAME…] [--data CORPUS] [--out FILE]
 
-`quick` takes minutes: GPT-2 small's true size where steps are measured, a small base and a thousand sentences
-where whole commands are. `full` takes hours on two cores: GPT-2 small's size on the whole corpus. `smoke`
-shows that everything runs, and measures nothing. The corpus is by default real CoLA where it lies beside the
-checkout, else the built-in one. On a machine with a GPU, everything runs there.
+`quick` takes minutes: steps at GPT-2 small's size, whole commands with a small base and 1,000 sentences.
+`full` takes hours on two cores: everything at GPT-2 small's size, on the whole corpus. `smoke` only shows
+that every part runs. The default corpus is CoLA if it lies beside the checkout, else the built-in one. A GPU
+is used if there is one.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,30 +18,29 @@ from pathlib import Path
 import torch
 from commands import Commands
 from distilling import Distilling
-from finetuning import Finetuning, random_gpt2, read_examples
+from finetuning import Finetuning
+from harness import Table, make_parser, report
 from inference import Inference, Load
-from measuring import Table, report
 from pretraining import SHAPE, Pretraining
 from startup import Startup
 from student_steps import StudentSteps
-from worlds import SHAPES, make_world, real_cola
+from workspaces import SHAPES, make_workspace, random_examples, real_cola, write_random_gpt2
 
 from colakit.models.rnn.config import RNNConfig
 
-STEPS_ON_GPU = 240  # about an epoch of CoLA in steps of 32; they take milliseconds each
+STEPS_ON_GPU = 240  # about an epoch of CoLA in batches of 32; a step takes milliseconds
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is.
+    """Sizes of the measured work.
 
     Attributes:
-        shape: of the base whose steps and inference are measured.
-        batch_sizes: of steps; whole commands take the first.
-        command_shape: of the base that whole commands tune.
-        num_sentences: that they train on; None is all.
-        command_repeats: of whole commands.
-        windows: of text in a step of pre-training, of a base with the shape of the one that comes along.
+        shape: size of the base for steps and inference.
+        batch_sizes: of steps; whole commands use the first.
+        command_shape: size of the base for whole commands.
+        num_sentences: size of their train split; None is all.
+        windows: windows of text a pre-training step.
     """
 
     shape: str = "gpt2"
@@ -88,14 +86,13 @@ SCALES = {
 
 
 def main() -> None:
-    """Measure all parts, print their tables, and write them as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Measure the parts, print their tables, and write them as JSON."""
+    parser = make_parser(__doc__, "suite")
     parser.add_argument("--scale", choices=SCALES, default="quick")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
-        "--data", type=Path, help="corpus; default: CoLA beside the checkout, or the built-in one"
+        "--data", type=Path, help="corpus; default: CoLA beside the checkout, else the built-in one"
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/suite.json"))
     arguments = parser.parse_args()
     scale = SCALES[arguments.scale]
     if torch.cuda.is_available() and arguments.scale != "smoke":
@@ -109,48 +106,48 @@ def main() -> None:
 
 
 def finetuning(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Steps of fine-tuning."""
-    base = random_gpt2(scratch / "base", SHAPES[scale.shape])
-    examples = read_examples(data, SHAPES[scale.shape].vocab_size)
-    benches = [Finetuning(base, examples, scale.steps, size, scratch) for size in scale.batch_sizes]
-    return [table for bench in benches for table in bench.tables(scale.repeats)]
+    """Measure fine-tuning steps."""
+    base = write_random_gpt2(scratch / "base", SHAPES[scale.shape])
+    examples = random_examples(data, SHAPES[scale.shape].vocab_size)
+    benchmarks = [Finetuning(base, examples, scale.steps, size, scratch) for size in scale.batch_sizes]
+    return [table for benchmark in benchmarks for table in benchmark.tables(scale.repeats)]
 
 
 def pretraining(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Steps of pre-training."""
-    base = random_gpt2(scratch / "base", SHAPE)
+    """Measure pre-training steps."""
+    base = write_random_gpt2(scratch / "base", SHAPE)
     return [Pretraining(base, scale.steps, scale.windows).table(scale.repeats)]
 
 
 def commands(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Whole commands that tune, with their memory."""
-    world = make_world(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
-    return Commands(world, scale.epochs, scale.batch_sizes[0], scratch).tables(scale.command_repeats)
+    """Measure whole fine-tuning commands."""
+    workspace = make_workspace(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
+    return Commands(workspace, scale.epochs, scale.batch_sizes[0], scratch).tables(scale.command_repeats)
 
 
 def students(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Steps of a student's training."""
+    """Measure a student's training steps."""
     config = RNNConfig(SHAPES[scale.shape].vocab_size)
-    examples = read_examples(data, config.vocab_size)
+    examples = random_examples(data, config.vocab_size)
     return [StudentSteps(config, examples, scale.student_steps, 64).table(scale.repeats)]
 
 
 def distilling(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Whole commands that distil."""
-    world = make_world(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
-    return [Distilling(world, scale.student_epochs, scratch).table(scale.command_repeats)]
+    """Measure whole distillation commands."""
+    workspace = make_workspace(scratch, scale.command_shape, data=data, num_sentences=scale.num_sentences)
+    return [Distilling(workspace, scale.student_epochs, scratch).table(scale.command_repeats)]
 
 
 def inference(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Student and teacher, from one sentence to many."""
-    world = make_world(scratch, scale.shape, data=data)
-    return Inference(world, scratch, scale.load).tables(scale.repeats)
+    """Measure labelling by student and teacher."""
+    workspace = make_workspace(scratch, scale.shape, data=data)
+    return Inference(workspace, scratch, scale.load).tables(scale.repeats)
 
 
 def startup(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
-    """Short commands."""
-    world = make_world(scratch, scale.command_shape, num_sentences=scale.num_sentences)
-    return [Startup(world, scratch).table(scale.repeats)]
+    """Measure the start-up of short commands."""
+    workspace = make_workspace(scratch, scale.command_shape, num_sentences=scale.num_sentences)
+    return [Startup(workspace, scratch).table(scale.repeats)]
 
 
 PARTS: dict[str, Callable[[Scale, Path | None, Path], list[Table]]] = {

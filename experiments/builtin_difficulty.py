@@ -1,10 +1,10 @@
-"""How hard the built-in corpus is for a bag of n-grams, and for a base that was never tuned.
+"""Difficulty of the built-in corpus for n-gram classifiers and for a base that is not fine-tuned.
 
     python experiments/builtin_difficulty.py [--base FOLDER]
 
-The first table is the MCC of logistic regressions on word n-grams and length: what the surface gives away.
-The second is the share of dev pairs whose acceptable member the base finds likelier, by summed
-log-probability after an end-of-text token; 50 % is chance.
+The first table is the MCC of logistic regressions on word n-grams and sentence length. The second is the
+share of dev pairs whose acceptable sentence has the higher summed log-probability under the base, after an
+end-of-text token; chance is 50 %.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from colakit.storage.gpt2 import load_gpt
 
 
 def main() -> None:
-    """Print both tables; the second only with a base."""
+    """Print the n-gram table and, with `--base`, the table of pairs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", type=Path, help="folder of a GPT-2")
-    parser.add_argument("--paradigms", action="store_true", help="a row a paradigm, not a phenomenon")
+    parser.add_argument("--paradigms", action="store_true", help="group by paradigm, not phenomenon")
     arguments = parser.parse_args()
     print("n-grams up to\tid_dev MCC\tood_dev MCC")
     for longest in (1, 2, 3):
@@ -60,7 +60,7 @@ def ngram_mcc(longest: int) -> list[float]:
 
 
 def print_pairs(base: Path, *, by_paradigm: bool) -> None:
-    """Print the share of pairs that the base gets right, in percent."""
+    """Print the base's accuracy on the dev pairs, in percent."""
     pairs = [pair for pair in builtin_pairs() if pair.split != "train"]
     good = log_probability(base, [pair.sentence_good for pair in pairs])
     bad = log_probability(base, [pair.sentence_bad for pair in pairs])
@@ -80,13 +80,13 @@ def log_probability(base: Path, sentences: Sequence[str]) -> np.ndarray:
     """Return (N,) summed log-probabilities of N sentences, in nats."""
     model = load_gpt(base).eval()
     tokens = SentenceTokenizer.from_folder(base, prefix=True).encode(sentences)
-    found = np.empty(len(tokens))
+    totals = np.empty(len(tokens))
     for index in plan_inference(tokens.lengths, 64):
         input_ids, mask = pad(tokens, index)
         logprobs = model(input_ids).float().log_softmax(-1)[:, :-1]  # (B, T - 1, V)
-        chosen = logprobs.gather(-1, input_ids[:, 1:, None])[..., 0]
-        found[index] = (chosen * mask[:, 1:]).sum(-1).double().numpy()
-    return found
+        of_tokens = logprobs.gather(-1, input_ids[:, 1:, None])[..., 0]
+        totals[index] = (of_tokens * mask[:, 1:]).sum(-1).double().numpy()
+    return totals
 
 
 if __name__ == "__main__":

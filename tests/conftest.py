@@ -1,4 +1,4 @@
-"""What the tests share: a toy base and corpus, the folder of real data, and a way to run the program."""
+"""Fixtures of all tests: isolation, a toy base and corpus, real data, and a runner of the command line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from colakit.kernels.native import Kernels
 from colakit.runtime.device import Compute
 from colakit.utils.files import replacing
 
-torch.set_num_threads(1)  # the models are tiny; two test processes share the cores
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, whose sums must be the same
+torch.set_num_threads(1)  # two test processes share two cores
+os.environ["OMP_NUM_THREADS"] = "1"  # child processes must sum in the same order
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_SIZES = {"train": 240, "id_dev": 60, "ood_dev": 60}
@@ -25,15 +25,15 @@ TOY_SIZES = {"train": 240, "id_dev": 60, "ood_dev": 60}
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where kernels are compiled, once for all tests."""
+    """Folder of the compiled kernels, shared by all tests."""
     return tmp_path_factory.mktemp("native")
 
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path) -> None:
-    """Keep every test in its own folder, off the network, and to itself: caches, kernels, arithmetic."""
+    """Give every test its own working folder and cache, no network, and no COLAKIT_ variables."""
     monkeypatch.chdir(tmp_path)
-    torch.set_flush_denormal(False)  # a command that ran in this process has set it; hypothesis minds
+    torch.set_flush_denormal(False)  # set by commands run in this process; hypothesis needs the default
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
     build = Kernels._build
@@ -58,7 +58,7 @@ KEPT = {"COLAKIT_SHARED", "COLAKIT_CACHE"}
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `base` (a tiny pretrained GPT-2) and `corpus` (CoLA's layout)."""
+    """Folder with `base` (a tiny pretrained GPT-2) and `corpus` (in CoLA's layout)."""
     folder = tmp_path_factory.mktemp("toy")
     write_corpus(folder / "corpus", sizes=TOY_SIZES)
     write_base(folder / "base", steps=60, width=32)
@@ -67,16 +67,16 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real CoLA and an interim base; tests that need it skip where it is absent."""
+    """Folder with real CoLA; tests that need it are skipped if it is missing."""
     folder = Path(os.environ.get("COLAKIT_SHARED", ROOT.parent / "shared"))
     if not (folder / "cola").is_dir():
-        pytest.skip(f"needs real CoLA in {folder} (or where COLAKIT_SHARED says)")
+        pytest.skip(f"needs real CoLA in {folder} (set COLAKIT_SHARED to its folder)")
     return folder
 
 
 @pytest.fixture
 def heeds_interrupts() -> Iterator[None]:
-    """Undo an inherited SIG_IGN, which a shell gives to background jobs, and nohup to all."""
+    """Reset SIGINT and SIGHUP, which shells ignore in background jobs and nohup ignores in all."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
@@ -86,13 +86,13 @@ def heeds_interrupts() -> Iterator[None]:
 
 @pytest.fixture
 def fp32() -> Compute:
-    """The CPU in full precision, where parity can be exact."""
+    """The CPU in fp32."""
     return Compute(torch.device("cpu"), torch.float32, "parity is checked in fp32")
 
 
 @pytest.fixture
 def colakit(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process; returns (exit code, stdout, stderr)."""
+    """Function that runs a command line in this process and returns (exit code, stdout, stderr)."""
     from colakit.cli.app import main
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""Every command on the toy world, and every fault's message, hint and exit code."""
+"""Every command on the toy base, and the message, hint and exit code of every error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return found
 
 
-def test_help_names_every_command(colakit: Run) -> None:
+def test_help_lists_every_command(colakit: Run) -> None:
     code, out, _ = colakit("--help")
     assert code == 0
     commands = ("generate", "finetune", "distill", "train-scratch", "evaluate", "plot", "predict", "doctor")
@@ -114,7 +114,7 @@ def test_promised_flags_exist(
     ],
     ids=" ".join,
 )
-def test_of_an_option_of_one_value_the_last_counts_and_that_is_said(words: list[str], colakit: Run) -> None:
+def test_last_value_of_a_repeated_option_is_used_with_a_warning(words: list[str], colakit: Run) -> None:
     _, out, err = colakit(*words)
     option = next(word for word in words if words.count(word) == 2 or word == "--out")
     said = f"warning: {option} takes one value and was given 2; the last one counts"
@@ -140,7 +140,7 @@ def test_every_command_has_help_and_a_summary() -> None:
     assert all(command.help for command in app.registered_commands)
 
 
-def test_evaluate_compares_runs_and_writes_what_it_printed(
+def test_evaluate_writes_the_printed_comparison(
     runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     paths = list(runs.values())
@@ -162,7 +162,7 @@ def test_evaluate_compares_runs_and_writes_what_it_printed(
     assert split["metrics"]["mcc"] == pytest.approx(summary["splits"]["id_dev"]["mcc"])
 
 
-def test_one_model_given_twice_is_no_second_seed(runs: dict[str, Path], toy: Path, colakit: Run) -> None:
+def test_model_given_twice_counts_once(runs: dict[str, Path], toy: Path, colakit: Run) -> None:
     tuned = runs["finetune"]
     code, out, err = colakit("evaluate", tuned, tuned / "adapter", "--data", toy / "corpus", "--json")
     assert code == 0, err
@@ -171,7 +171,7 @@ def test_one_model_given_twice_is_no_second_seed(runs: dict[str, Path], toy: Pat
     assert [group["mcc_sd"] for group in groups] == [None, None]
 
 
-def test_evaluate_takes_adapter_folders_and_single_splits(
+def test_evaluate_accepts_adapter_folders_and_single_splits(
     runs: dict[str, Path], toy: Path, colakit: Run
 ) -> None:
     adapter = runs["finetune"] / "adapter"
@@ -181,16 +181,14 @@ def test_evaluate_takes_adapter_folders_and_single_splits(
 
 
 @pytest.mark.parametrize("model", ["{}", "{}/ckpt.pt", "{}/adapter"])
-def test_evaluate_reads_the_data_that_a_run_records(
-    model: str, runs: dict[str, Path], toy: Path, colakit: Run
-) -> None:
+def test_evaluate_uses_the_recorded_data(model: str, runs: dict[str, Path], toy: Path, colakit: Run) -> None:
     code, out, err = colakit("evaluate", model.format(runs["finetune"]), "--json")
     assert code == 0, err
     assert json.loads(out)["corpus"] == str(toy / "corpus")
     assert f"data: {toy}/corpus, recorded by {model.format(runs['finetune'])}" in err
 
 
-def test_data_that_is_named_goes_before_what_runs_record(
+def test_data_option_overrides_the_recorded_data(
     runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy"
@@ -208,7 +206,7 @@ def test_data_that_is_named_goes_before_what_runs_record(
     assert json.loads(colakit("evaluate", runs["finetune"], "--json")[1])["corpus"] == str(copy)
 
 
-def test_runs_on_different_data_are_compared_on_data_that_is_named(
+def test_runs_on_different_data_need_the_data_option(
     runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     copy, run = tmp_path / "copy", tmp_path / "run"
@@ -231,7 +229,7 @@ def test_runs_on_different_data_are_compared_on_data_that_is_named(
     assert code == 0, err
 
 
-def test_a_model_that_records_no_data_follows_the_others(
+def test_model_without_recorded_data_uses_that_of_the_others(
     runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     foreign = tmp_path / "foreign"
@@ -290,9 +288,7 @@ def test_batch_size_never_changes_a_prediction(runs: dict[str, Path], colakit: R
         assert [float(p) for p in column] == pytest.approx([float(p) for p in columns[0]], abs=2e-6)
 
 
-def test_a_student_answers_in_bf16_only_where_that_is_asked(
-    runs: dict[str, Path], colakit: Run, tmp_path: Path
-) -> None:
+def test_student_uses_bf16_only_on_request(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
     file = tmp_path / "sentences.txt"
     file.write_text("The cat sleeps.\nCat the sleeps.\nThe old cat sees the dogs.\n")
     told, probs = ["predict", file, "--model", runs["distill"], "--device", "cpu"], {}
@@ -304,7 +300,7 @@ def test_a_student_answers_in_bf16_only_where_that_is_asked(
     assert probs["bf16"] == pytest.approx(probs["fp32"], abs=0.01)
 
 
-def test_generate_continues_a_prompt_and_fresh_adapters_change_nothing(toy: Path, colakit: Run) -> None:
+def test_generate_continues_a_prompt_and_untrained_adapters_change_nothing(toy: Path, colakit: Run) -> None:
     common = ["generate", "--base", toy / "base", "--prompt", "The old", "--max-new-tokens", 8, "--seed", 3]
     code, plain, err = colakit(*common)
     assert code == 0, err
@@ -316,7 +312,9 @@ def test_generate_continues_a_prompt_and_fresh_adapters_change_nothing(toy: Path
 
 
 @pytest.mark.parametrize("adapter", ["adapter", "ckpt.pt", "."])
-def test_generate_takes_a_tuned_model(adapter: str, toy: Path, runs: dict[str, Path], colakit: Run) -> None:
+def test_generate_accepts_a_finetuned_model(
+    adapter: str, toy: Path, runs: dict[str, Path], colakit: Run
+) -> None:
     code, out, err = colakit(
         "generate", "--adapter", runs["finetune"] / adapter, "--prompt", "The", "--max-new-tokens", 5
     )
@@ -324,14 +322,14 @@ def test_generate_takes_a_tuned_model(adapter: str, toy: Path, runs: dict[str, P
     assert out.startswith("The")
 
 
-def test_a_student_generates_nothing(runs: dict[str, Path], colakit: Run) -> None:
+def test_generate_refuses_a_student(runs: dict[str, Path], colakit: Run) -> None:
     code, _, err = colakit("generate", "--adapter", runs["distill"], "--prompt", "The")
     assert code == 2
     assert "recurrent student" in err
 
 
 @pytest.mark.parametrize("command", ["finetune", "train-scratch", "distill"])
-def test_dry_run_prints_the_plan_and_touches_nothing(
+def test_dry_run_prints_the_plan_and_writes_nothing(
     command: str, toy: Path, runs: dict[str, Path], colakit: Run, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -353,7 +351,7 @@ def test_dry_run_prints_the_plan_and_touches_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_json_leaves_stdout_to_one_object(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_json_prints_one_object_to_stdout(toy: Path, colakit: Run, tmp_path: Path) -> None:
     for arguments in (
         ["data", "check", "--data", toy / "corpus"],
         ["config", "show"],
@@ -392,7 +390,7 @@ def test_no_control_codes_reach_a_pipe(toy: Path, colakit: Run, tmp_path: Path) 
     assert "train-scratch, seed 0: 7/7" in err
 
 
-def test_config_show_tells_where_values_come_from(
+def test_config_show_prints_the_origin_of_values(
     colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "experiment.yaml"
@@ -413,7 +411,7 @@ def test_config_show_tells_where_values_come_from(
     assert colakit("config", "show", "--config", tmp_path / "again.yaml")[0] == 0
 
 
-def test_config_show_stays_yaml_whatever_a_value_holds(colakit: Run, tmp_path: Path) -> None:
+def test_config_show_is_valid_yaml_for_any_value(colakit: Run, tmp_path: Path) -> None:
     long = "a folder with spaces and a long name " * 5 + "# and a hash"
     code, out, err = colakit("config", "show", "--set", f"cache='{long}'", "--set", 'base="one\\ntwo"')
     assert code == 0, err
@@ -428,7 +426,7 @@ def test_doctor_compiles_nothing_in_a_dry_run(colakit: Run, tmp_path: Path) -> N
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_rule_over_a_section_names_what_was_set_in_it_alone(colakit: Run) -> None:
+def test_section_error_names_only_the_settings_that_were_set(colakit: Run) -> None:
     micro = ["--set", "finetune.micro_batch_size=3"]
     code, _, err = colakit("finetune", "--batch-size", 8, *micro, "--rank", 4, "--epochs", 2, "--dry-run")
     assert code == 2
@@ -441,7 +439,7 @@ def test_a_micro_batch_may_be_larger_than_the_batch() -> None:
     assert resolve(assignments=["pretrain.batch_size=2"], environment={}).settings.pretrain.batch_size == 2
 
 
-def test_plot_puts_one_run_s_curves_where_it_is_told(
+def test_plot_writes_the_curves_of_one_run_to_the_given_folder(
     runs: dict[str, Path], colakit: Run, tmp_path: Path
 ) -> None:
     code, out, err = colakit("plot", runs["finetune"], "--out", tmp_path / "figures")
@@ -460,7 +458,7 @@ def test_predict_writes_utf_8_whatever_the_locale(runs: dict[str, Path]) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are any bytes there")
-def test_a_name_that_is_no_text_ends_in_an_error_and_no_traceback() -> None:
+def test_undecodable_file_name_is_an_error_without_traceback() -> None:
     words = [sys.executable, "-m", "colakit", "evaluate", b"no-\xff-model", "--data", "builtin"]
     done = subprocess.run(words, capture_output=True, check=False)
     assert done.returncode == 2
@@ -468,7 +466,7 @@ def test_a_name_that_is_no_text_ends_in_an_error_and_no_traceback() -> None:
     assert b"error: no-" in done.stderr
 
 
-def test_doctor_tells_device_and_reason(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_prints_device_and_reason(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("colakit.cli.commands.doctor._answers", lambda url: "not asked in a test")
     code, out, err = colakit("doctor", "--json")
     assert code == 0, err
@@ -557,7 +555,7 @@ def test_labels_of_another_task_are_refused(runs: dict[str, Path], colakit: Run,
 VERBS = ("go", "run", "see", "eat", "try", "fit", "act", "cut", "dig", "win")
 
 
-def test_a_task_of_ones_own_with_three_classes(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_custom_task_with_three_classes(toy: Path, colakit: Run, tmp_path: Path) -> None:
     kinds = {"question": "does it {}?", "order": "{} it now!", "statement": "it can {}."}
     rows = [(text.format(verb), kind) for verb in VERBS * 4 for kind, text in kinds.items()]
     for split, part in (("train", rows[:90]), ("dev", rows[90:])):
@@ -652,7 +650,7 @@ def test_a_model_file_of_another_format_asks_for_an_upgrade(
     assert "Upgrade colakit" in err
 
 
-def test_new_runs_take_the_next_number(toy: Path, colakit: Run) -> None:
+def test_new_run_folders_are_numbered(toy: Path, colakit: Run) -> None:
     for number in ("001", "002"):
         _, out, _ = colakit(
             "train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--json"
@@ -667,7 +665,7 @@ def test_a_prompt_that_is_not_text_is_refused(toy: Path) -> None:
     assert b"stdin: not UTF-8 at byte 0" in done.stderr
 
 
-def test_predict_with_json_prints_counts_alone(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+def test_predict_with_json_prints_only_counts(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
     (tmp_path / "sentences.txt").write_text("The cat sleeps.\nThe cats sleep.\n")
     command = ["predict", tmp_path / "sentences.txt", "--model", runs["distill"], "--json"]
     code, out, err = colakit(*command)
@@ -696,7 +694,7 @@ def test_a_line_of_ten_megabytes_is_cut_counted_and_reported(
     assert peak < 200 * 2**20
 
 
-def test_a_line_without_end_is_refused(
+def test_overlong_line_is_refused(
     runs: dict[str, Path], colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict, "MAX_LINE_BYTES", 2**20)

@@ -1,4 +1,4 @@
-"""`colakit demo`, the embedded base, and settings that come with the package."""
+"""`colakit demo`, the built-in base, and the packaged settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ SHORT = ["--set", "finetune.epochs=1", "--set", "student_training.max_steps=20",
 SHORT += ["--set", "student_training.evaluate_every_steps=10", "--set", "transfer.size=0.5"]
 
 
-def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_demo_runs_every_command_and_prints_the_output_folders(
+    toy: Path, colakit: Run, tmp_path: Path
+) -> None:
     code, out, err = colakit("demo", "--base", toy / "base", "--data", toy / "corpus", *SHORT)
     assert code == 0, err
     folder = Path("runs/demo-001")
@@ -29,12 +31,12 @@ def test_the_demo_runs_every_command_and_says_where_all_lies(toy: Path, colakit:
     assert (folder / "plots" / "comparison.png").is_file()
     sizes = [json.loads((folder / run / "summary.json").read_text()) for run in ("distill", "train-scratch")]
     assert sizes[0]["transfer"]["sentences"] > 0
-    assert sizes[1]["augmented"] == 0  # the control has the labels alone
+    assert sizes[1]["augmented"] == 0  # the control uses labels only
     teacher = json.loads((folder / "distill" / "summary.json").read_text())["teachers"][0]
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
 
 
-def test_a_demo_does_not_begin_in_a_folder_that_holds_something(colakit: Run, tmp_path: Path) -> None:
+def test_demo_refuses_a_folder_that_is_not_empty(colakit: Run, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "notes.txt").write_text("mine", encoding="utf-8")
     code, _, err = colakit("demo", "--out", tmp_path / "there")
@@ -43,19 +45,19 @@ def test_a_demo_does_not_begin_in_a_folder_that_holds_something(colakit: Run, tm
     assert "--resume" not in err
 
 
-def test_the_demos_settings_are_found_by_name_from_anywhere(tmp_path: Path) -> None:
+def test_demo_settings_resolve_by_name_from_any_folder(tmp_path: Path) -> None:
     settings = resolve(config=Path("demo"), environment={}).settings
     assert settings.base == "builtin"
     assert settings.data.path == "builtin"
-    (tmp_path / "demo").mkdir()  # a folder of that name is no settings file
+    (tmp_path / "demo").mkdir()  # a folder of that name is ignored
     assert resolve(config=Path("demo"), environment={}).settings.base == "builtin"
     (tmp_path / "demo").rmdir()
-    (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a file of one's own goes first
+    (tmp_path / "demo").write_text("seed: 5\n", encoding="utf-8")  # a user's file takes precedence
     assert resolve(config=Path("demo"), environment={}).settings.seed == 5
 
 
 @pytest.mark.parametrize("path", sorted(ASSETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_settings_that_come_along_validate(path: Path) -> None:
+def test_packaged_settings_validate(path: Path) -> None:
     resolve(config=path, environment={})
 
 

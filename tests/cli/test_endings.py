@@ -1,4 +1,4 @@
-"""How runs end: locks, signals, full disks, spoilt weights; what `--resume auto` makes of the rest."""
+"""Interrupted runs: locks, signals, full disks, non-finite weights, and `--resume auto`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from stress.torture import left_by
+from stress.torture import run_output
 
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
@@ -31,7 +31,7 @@ SETTINGS = ("epochs=2", "save_every_steps=2", "log_every=1")
 
 
 def student(toy: Path, *more: object) -> list[str]:
-    """A command of a tenth of a second; 14 steps, saved after every second and after the 7th."""
+    """A run of 0.1 s with 14 steps and checkpoints after every second step and the 7th."""
     settings = [word for text in SETTINGS for word in ("--set", f"student_training.{text}")]
     files = ["--base", str(toy / "base"), "--data", str(toy / "corpus"), "--set", f"cache={toy / 'cache'}"]
     return ["train-scratch", *files, "--quiet", "--hidden-size", "8", *settings, *map(str, more)]
@@ -39,13 +39,13 @@ def student(toy: Path, *more: object) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def cache_of_the_settings(monkeypatch: pytest.MonkeyPatch, isolated: None) -> None:
-    """Let no variable displace the cache that a run's settings name."""
+    """Unset the variable that would override the cache folder of the settings."""
     monkeypatch.delenv("COLAKIT_CACHE")
 
 
 @pytest.fixture(scope="module")
 def whole(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     from colakit.cli.app import main
 
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -55,7 +55,7 @@ def whole(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parts(toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that ended after step 5 as if it had been killed: its last checkpoint is that of step 4."""
+    """A run killed after step 5, with its last checkpoint at step 4."""
     folder = tmp_path / "parts"
     end_after(5, monkeypatch)
     with pytest.raises(EndedError):
@@ -80,19 +80,21 @@ def end_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    found, wanted = left_by(run), left_by(whole)
+    found, wanted = run_output(run), run_output(whole)
     assert not [name for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
 
 
 # -- resume
 
 
-def test_auto_begins_goes_on_and_says_when_there_is_nothing_left(
+def test_resume_auto_starts_resumes_and_reports_a_finished_run(
     toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path
 ) -> None:
     assert colakit(*student(toy), "--resume", "auto", "--out", tmp_path / "new")[0] == 0
     assert_same(tmp_path / "new", whole)
-    code, _, err = colakit("train-scratch", "--resume", "auto", "--out", parts)  # its settings are its own
+    code, _, err = colakit(
+        "train-scratch", "--resume", "auto", "--out", parts
+    )  # uses the settings of the run
     assert code == 0
     assert "after step 4 of 14" in err
     assert_same(parts, whole)
@@ -103,9 +105,7 @@ def test_auto_begins_goes_on_and_says_when_there_is_nothing_left(
     assert_same(parts, whole)
 
 
-def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
-    toy: Path, colakit: Run, whole: Path, tmp_path: Path
-) -> None:
+def test_run_without_a_checkpoint_starts_again(toy: Path, colakit: Run, whole: Path, tmp_path: Path) -> None:
     left = tmp_path / "run"
     (left / "checkpoints" / ".staging-step-00000002").mkdir(parents=True)
     (left / "base").mkdir()
@@ -123,19 +123,19 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
 
 
 @pytest.mark.parametrize("mode", ["--resume", "--resume=auto"])
-def test_resume_without_a_folder_asks_which(mode: str, toy: Path, colakit: Run) -> None:
+def test_resume_needs_a_folder(mode: str, toy: Path, colakit: Run) -> None:
     code, _, err = colakit(*student(toy), mode)
     assert code == 2
     assert "which run?" in err
 
 
-def test_auto_does_not_begin_in_a_folder_of_somebody_elses(toy: Path, colakit: Run) -> None:
+def test_resume_auto_refuses_a_folder_that_is_not_a_run(toy: Path, colakit: Run) -> None:
     code, _, err = colakit(*student(toy), "--resume", "auto", "--out", toy)
     assert code == 2
     assert "is not empty" in err
 
 
-def test_help_tells_what_resume_takes(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_describes_resume(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = colakit("finetune", "--help")
     assert "--resume" in out
@@ -146,14 +146,14 @@ def test_help_tells_what_resume_takes(colakit: Run, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("gone", [["summary.json"], ["summary.json", "ckpt.pt", "predictions.json"]])
-def test_killed_while_it_wrote_its_result_it_ends_with_the_same_bytes(
+def test_killed_while_writing_results_and_resumed_equals_uninterrupted(
     gone: list[str], colakit: Run, whole: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
     for name in gone:
         (tmp_path / "run" / name).unlink()
     assert colakit("train-scratch", "--resume", "--quiet", "--out", tmp_path / "run")[0] == 0
-    for name in (*gone, "metrics.jsonl"):  # times of training included: no step was taken
+    for name in (*gone, "metrics.jsonl"):  # identical times: no step was repeated
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -166,16 +166,14 @@ def test_a_torn_last_line_of_metrics_is_repaired_and_no_step_stands_twice(
     assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_metrics_that_lost_lines_are_refused(colakit: Run, parts: Path) -> None:
+def test_metrics_with_missing_lines_are_refused(colakit: Run, parts: Path) -> None:
     os.truncate(parts / "metrics.jsonl", 10)
     code, _, err = colakit("train-scratch", "--resume", "--quiet", "--out", parts)
     assert code == 2
     assert "metrics.jsonl: has 10 bytes" in err
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
-    colakit: Run, parts: Path, whole: Path
-) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(colakit: Run, parts: Path, whole: Path) -> None:
     damaged = parts / "checkpoints" / "step-00000004" / STATE
     damaged.write_bytes(damaged.read_bytes()[:-1])
     code, _, err = colakit("train-scratch", "--resume", "--quiet", "--out", parts)
@@ -185,7 +183,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert_same(parts, whole)
 
 
-# -- one run a folder
+# -- locking
 
 
 def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
@@ -200,7 +198,7 @@ def test_a_second_run_is_refused_at_once_with_the_number_of_the_first(
         assert not (folder / "run.lock").exists()
 
 
-def test_the_lock_of_a_dead_process_is_no_lock(colakit: Run, parts: Path, whole: Path) -> None:
+def test_lock_of_a_dead_process_is_ignored(colakit: Run, parts: Path, whole: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from colakit.utils.locks import Lock\n"
         "with Lock(Path(sys.argv[1])).held(): os.kill(os.getpid(), signal.SIGKILL)"
@@ -265,7 +263,7 @@ LANGUAGE = ("finetune", "--objective", "language-modelling", "--epochs", 2, "--r
 
 
 @pytest.mark.parametrize("arguments", [TAUGHT, LANGUAGE], ids=lambda words: words[0])
-def test_what_only_training_knows_is_kept_across_a_stop(
+def test_training_state_survives_a_stop(
     arguments: tuple[Any, ...],
     toy: Path,
     colakit: Run,
@@ -283,9 +281,9 @@ def test_what_only_training_knows_is_kept_across_a_stop(
     assert colakit(arguments[0], "--resume", "--out", tmp_path / "parts", "--quiet")[0] == 0
     stopped_at = tmp_path / "parts" / "checkpoints" / "step-00000005"
     shutil.rmtree(stopped_at, ignore_errors=True)
-    whole = left_by(tmp_path / "whole")
+    whole = run_output(tmp_path / "whole")
     assert {"metrics.jsonl", "summary.json", "checkpoints/step-00000014/state.pt"} <= set(whole)
-    found = left_by(tmp_path / "parts")
+    found = run_output(tmp_path / "parts")
     assert not [name for name in found if found[name] != whole.get(name)]
 
 
@@ -325,7 +323,7 @@ def test_a_signal_while_the_result_is_written_leaves_at_once(
     assert_same(tmp_path / "run", whole)
 
 
-# -- spoilt weights, full disks, folders that cannot be written
+# -- non-finite weights, full disks, read-only folders
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(
@@ -343,7 +341,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(
         assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
-def test_a_poisoned_batch_ends_the_run_and_keeps_the_last_good_checkpoint(
+def test_batch_with_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
     toy: Path, colakit: Run, tmp_path: Path, at_step_5: Any, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from colakit.api import train_scratch
@@ -365,12 +363,12 @@ def test_a_poisoned_batch_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert "step 6: the loss is nan" in said
     assert "on batch 6 of epoch 1" in said
     assert f"the last checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000004'}" in said
-    assert left_by(tmp_path / "run" / "checkpoints") == left_by(parts / "checkpoints")
+    assert run_output(tmp_path / "run" / "checkpoints") == run_output(parts / "checkpoints")
 
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
-    """Mount a small file system in memory, or skip; yields a function that changes its options."""
+    """Mount a small in-memory file system, or skip; yield a function that changes its options."""
     folder.mkdir()
     line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
     try:
@@ -413,7 +411,7 @@ def files_no_longer_than(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("place", ["first checkpoint", "a later checkpoint", "ckpt.pt"])
-def test_a_write_that_fails_half_way_costs_no_more_than_that_file(
+def test_failed_write_affects_only_that_file(
     place: str, toy: Path, whole: Path, colakit: Run, parts: Path, tmp_path: Path
 ) -> None:
     state = (parts / "checkpoints" / "step-00000004" / STATE).stat().st_size
@@ -422,7 +420,7 @@ def test_a_write_that_fails_half_way_costs_no_more_than_that_file(
         "a later checkpoint": (
             parts,
             state + 100,
-        ),  # the one after the first evaluation holds the best weights
+        ),  # the first evaluation has the best weights
         "ckpt.pt": (parts, (whole / "ckpt.pt").stat().st_size // 2),
     }[place]
     if place == "ckpt.pt":
@@ -441,7 +439,7 @@ def test_a_write_that_fails_half_way_costs_no_more_than_that_file(
     assert_same(run, whole)
 
 
-def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_read(
+def test_invalid_output_folder_is_refused_before_reading_data(
     toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -466,7 +464,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_read(
             assert "cannot be written to" in err
 
 
-# -- surroundings
+# -- paths and pipes
 
 
 def test_a_path_may_hold_whatever_a_path_may_hold(
@@ -510,7 +508,7 @@ def test_a_model_saved_where_it_was_loaded_from_keeps_its_content(
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_finished_run_needs_no_checkpoints(colakit: Run, whole: Path, tmp_path: Path) -> None:
+def test_finished_run_works_without_checkpoints(colakit: Run, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     code, out, _ = colakit("train-scratch", "--resume", "auto", "--out", tmp_path / "run", "--json")
@@ -518,7 +516,7 @@ def test_a_finished_run_needs_no_checkpoints(colakit: Run, whole: Path, tmp_path
     assert json.loads(out)["seed"] == 0
 
 
-def test_an_unlocked_folder_is_locked_once(tmp_path: Path) -> None:
+def test_run_folder_is_locked_once(tmp_path: Path) -> None:
     lock = RunFolder(tmp_path).lock
     with lock.held():
         with pytest.raises(ColakitError, match="is running"), lock.held():
@@ -540,7 +538,7 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
 
     def choking(model: Any, batch: Any) -> Loss:
         if len(batch) > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory.")  # as a GPU does that holds 8 sentences
+            raise torch.OutOfMemoryError("CUDA out of memory.")  # simulates a GPU with memory for 8 sentences
         return roomy(model, batch)
 
     monkeypatch.setattr(train_scratch, "supervised", lambda lm_weight: choking)
@@ -551,7 +549,7 @@ def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
         end_after(5, killing)
         with pytest.raises(EndedError):
             colakit(*student(toy), "--out", tmp_path / "parts")
-    monkeypatch.setattr(train_scratch, "supervised", supervised)  # there is room now
+    monkeypatch.setattr(train_scratch, "supervised", supervised)  # no memory limit
     code, _, err = colakit("train-scratch", "--resume", "--out", tmp_path / "parts")
     assert code == 0
     assert "memory ran out" not in err

@@ -1,4 +1,4 @@
-"""Distilling from several teachers, with all that helps a student, and its control."""
+"""Distillation from several teachers, its options, and the control."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def folds(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two teachers, each tuned without the half of train that the other has seen."""
+    """Two teachers, each fine-tuned on another half of train."""
     from colakit.cli.app import main
 
     folders = []
@@ -55,7 +55,7 @@ def distilling(toy: Path, teachers: list[Path]) -> Session:
     return Session("distill", resolved, Reporter(), None, False, False)
 
 
-def test_logits_of_train_are_those_of_teachers_that_have_not_seen_it(toy: Path, folds: list[Path]) -> None:
+def test_logits_of_train_come_from_teachers_not_trained_on_it(toy: Path, folds: list[Path]) -> None:
     session = distilling(toy, folds)
     task = session.load_task()
     first, second = _load_teachers(session, task)
@@ -96,7 +96,7 @@ def test_a_teacher_goes_on_where_it_was_stopped(
 
 
 def stops_after(times: int, method: Callable[..., object]) -> Callable[..., object]:
-    """Return the method, which is interrupted when it has been called so often."""
+    """Return the method with an interrupt after the given number of calls."""
     calls = iter(range(times))
 
     def watched(*arguments: object, **named: object) -> object:
@@ -132,7 +132,7 @@ ALL_AT_ONCE = {
 }
 
 
-def test_where_no_data_is_named_it_is_the_teachers(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_default_data_is_that_of_the_teacher(toy: Path, colakit: Run, tmp_path: Path) -> None:
     quick = ["--epochs", 1, "--quiet"]
     tuning = ["finetune", "--base", toy / "base", "--data", toy / "corpus", *quick]
     assert colakit(*tuning, "--out", tmp_path / "teacher")[0] == 0
@@ -144,10 +144,10 @@ def test_where_no_data_is_named_it_is_the_teachers(toy: Path, colakit: Run, tmp_
     assert settings.data.path == str(toy / "corpus")
     assert colakit("distill", "--resume", "--out", tmp_path / "student")[0] == 0
     code, _, err = colakit(*taught, "--data", tmp_path / "nowhere", "--out", tmp_path / "other")
-    assert code == 2  # what is named goes before it
+    assert code == 2  # the option overrides it
 
 
-def test_a_student_and_its_control_take_the_same_help(
+def test_distillation_and_control_accept_the_same_settings(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
     common = ["--base", toy / "base", "--data", toy / "corpus", "--json"]
@@ -163,7 +163,7 @@ def test_a_student_and_its_control_take_the_same_help(
     assert code == 0, err
     control = json.loads(out)
     assert student["steps"] == control["steps"] == 40
-    assert student["parameters"] == control["parameters"]  # the heads of training are not kept
+    assert student["parameters"] == control["parameters"]  # training heads are not saved
     assert len(student["teachers"]) == 2
     assert student["transfer"]["sentences"] == control["augmented"] > 0
     assert student["out_of_fold"] > 0
@@ -175,7 +175,7 @@ def test_a_student_and_its_control_take_the_same_help(
     assert code == 2
 
 
-def test_samples_are_the_teachers_own_bases(
+def test_samples_come_from_the_base_of_the_teachers(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
@@ -201,7 +201,7 @@ def test_samples_are_the_teachers_own_bases(
 def test_steps_without_a_label_have_no_training_accuracy(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
-    """With five sentences to one of train's, some steps see no label, and say nothing of accuracy."""
+    """With five transfer sentences to one of train, some steps have no labels and log no accuracy."""
     run = tmp_path / "run"
     code, _, err = colakit(
         *("distill", "--data", toy / "corpus", "--teacher", folds[0], "--batch-size", 2, "--out", run),
@@ -218,7 +218,7 @@ def test_steps_without_a_label_have_no_training_accuracy(
     assert code == 0, err
 
 
-def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
+def test_upsampling_train_preserves_the_transfer_set(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
     found = []
@@ -238,8 +238,8 @@ def test_train_may_be_read_several_times_beside_a_set_that_stays_the_same(
 
 
 @pytest.mark.parametrize("more", [0, 3])
-def test_embeddings_begin_as_the_base_s(toy: Path, more: int, colakit: Run, tmp_path: Path) -> None:
-    """One step at a rate of almost nothing leaves the start; its angles are those of the base's embedding."""
+def test_embeddings_start_from_the_base(toy: Path, more: int, colakit: Run, tmp_path: Path) -> None:
+    """One step with a tiny learning rate keeps the initial embeddings, whose angles equal the base's."""
     base = load_gpt(toy / "base").transformer.wte.weight.detach().bfloat16().float()
     width = base.shape[1]
     shape = ["--set", f"student.embedding_size={width + more}"]
@@ -266,7 +266,7 @@ def student() -> DistilRNN:
     return DistilRNN(RNNConfig(11, hidden_size=5, embedding_size=4, num_embeddings=7, dropout=0.0))
 
 
-def test_a_student_that_teaches_has_a_vector_for_every_token(student: DistilRNN) -> None:
+def test_loaded_student_has_a_vector_for_every_token(student: DistilRNN) -> None:
     student.embed_only([3, 9, 4, 0, 1, 2])
     vectors = _token_embeddings(student)
     assert vectors.shape == (11, 4)
@@ -274,7 +274,7 @@ def test_a_student_that_teaches_has_a_vector_for_every_token(student: DistilRNN)
     np.testing.assert_array_equal(vectors[[3, 9, 5, 10]], weight[[1, 2, 0, 0]])
 
 
-def test_rare_tokens_are_one(student: DistilRNN) -> None:
+def test_rare_tokens_share_one_row(student: DistilRNN) -> None:
     student.embed_only([3, 9, 4, 0, 1, 2])
     mask = torch.ones(1, 3, dtype=torch.long)
     rare = [student(torch.tensor([[3, token, 9]]), mask) for token in (5, 10)]
@@ -284,7 +284,7 @@ def test_rare_tokens_are_one(student: DistilRNN) -> None:
     assert student.row_of_token.tolist() == [4, 5, 6, 1, 3, 0, 0, 0, 0, 2, 0]
 
 
-def test_a_checkpoint_whose_tokens_have_no_rows_is_refused(student: DistilRNN) -> None:
+def test_checkpoint_with_tokens_without_rows_is_refused(student: DistilRNN) -> None:
     student.check_rows()
     assert student.row_of_token is not None
     for row in (7, -1):
@@ -296,10 +296,10 @@ def test_a_checkpoint_whose_tokens_have_no_rows_is_refused(student: DistilRNN) -
             RNNConfig(11, num_embeddings=rows)
 
 
-def test_an_apprentice_predicts_neighbours_from_either_side(student: DistilRNN) -> None:
+def test_lm_head_predicts_neighbours_from_both_directions(student: DistilRNN) -> None:
     student.embed_only([0, 1, 2, 3, 4, 5])
     apprentice = StudentWithHeads(student, teacher_width=3, predicts_tokens=True)
-    ids = torch.tensor([[0, 1, 2, 9], [3, 4, 0, 0]])  # 9 is rare, so it is no target
+    ids = torch.tensor([[0, 1, 2, 9], [3, 4, 0, 0]])  # 9 is rare, so not a target
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     found = apprentice(ids, mask)
     assert found.hidden is not None
@@ -318,7 +318,7 @@ def test_an_apprentice_predicts_neighbours_from_either_side(student: DistilRNN) 
     assert_close(found.nll, following + preceding)
 
 
-def test_no_direction_sees_what_it_is_to_predict(student: DistilRNN) -> None:
+def test_no_direction_sees_its_target(student: DistilRNN) -> None:
     apprentice = StudentWithHeads(student, predicts_tokens=True)
     student.embed_only([0, 1, 2, 3, 4, 5])
     mask = torch.ones(1, 4, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""The transfer set: what is drawn, what is never drawn, and that it is drawn once."""
+"""The transfer set: its sources, forbidden sentences and caching."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ TRAIN = [
         "The sailor sang a\u00a0song。",
     ],
 )
-def test_case_space_and_punctuation_make_no_other_sentence(other: str) -> None:
+def test_case_space_and_punctuation_are_ignored_when_comparing(other: str) -> None:
     assert normalised(other) == normalised(TRAIN[0]) == "thesailorsangasong"
 
 
-def test_a_collector_takes_what_is_new_and_not_forbidden() -> None:
+def test_collector_accepts_new_sentences_that_are_not_forbidden() -> None:
     collector = Collector(forbidden=["He left."], known=["She left."])
     offered = ["he left", "She left!", "They  left.", "They left", "?!", "One", "We left."]
     assert [collector.add(sentence) for sentence in offered] == [
@@ -62,24 +62,24 @@ def test_a_collector_takes_what_is_new_and_not_forbidden() -> None:
     assert collector.sentences == ["They left.", "We left."]
 
 
-def test_a_source_that_runs_dry_is_named() -> None:
+def test_exhausted_source_is_named() -> None:
     with pytest.raises(ColakitError, match=r"transfer\.text: only 1 of 3 sentences are new"):
         Collector([]).fill(["They left.", "they left"], 3, "text")
 
 
-def test_a_source_that_repeats_itself_for_ever_is_left() -> None:
+def test_source_that_only_repeats_is_stopped() -> None:
     with pytest.raises(ColakitError, match="only 1 of 2"):
         Collector([]).fill(iter(lambda: "They left.", None), 2, "corrupt")
 
 
-def test_near_misses_differ_from_their_sentences_and_never_end() -> None:
+def test_corrupted_sentences_differ_and_are_unlimited() -> None:
     found = list(islice(corrupt_sentences(TRAIN, TRAIN, random.Random(0)), 10 * len(TRAIN)))
     assert not set(found) & set(TRAIN)
     assert len(set(found)) > 4 * len(TRAIN)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 7, 100])
-def test_shares_add_up(wanted: int) -> None:
+def test_shares_sum_to_the_size(wanted: int) -> None:
     found = shares(wanted, {"corrupt": 1.0, "lm_sample": 2.0, "text": 0.5})
     assert sum(found.values()) == wanted
     assert all(
@@ -102,7 +102,7 @@ def test_folds_part_the_sentences_and_keep_copies_together() -> None:
 
 
 def made(data: Path, **settings: object) -> tuple[Session, TaskData]:
-    """A command's session and task, with settings of the section `transfer`."""
+    """Return a session and its task data, with settings of the section `transfer`."""
     assignments = [f"data.path={data}", *(f"transfer.{key}={value}" for key, value in settings.items())]
     resolved = resolve(flags={}, assignments=assignments, config=None)
     session = Session("distill", resolved, Reporter(quiet=False), None, False, False)
@@ -126,14 +126,14 @@ def forms(split: Split) -> set[str]:
 
 @pytest.fixture
 def prose(tmp_path: Path) -> Path:
-    """A sentence a line."""
+    """A text file with one sentence a line."""
     path = tmp_path / "prose.txt"
     path.write_text("\n".join(f"The old farmer counted {i} tired sheep again." for i in range(2000)))
     return path
 
 
-def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None:
-    """Half of the text is sentences that measure, in other spellings, and is not drawn."""
+def test_evaluation_sentences_are_never_drawn(toy: Path, prose: Path) -> None:
+    """Half of the text is evaluation sentences in other spellings."""
     corpus = {"data": toy / "corpus", "size": 1.5}
     measuring = made(**corpus)[1].corpus.split("dev").sentences
     planted = [f"{sentence.upper().strip(' .')}!" for sentence in measuring if len(sentence.split()) > 3]
@@ -151,7 +151,7 @@ def test_no_sentence_that_measures_is_ever_drawn(toy: Path, prose: Path) -> None
     assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.val) | forms(task.train))
 
 
-def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transfer_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"size": 0.5, "sources": "{text: 1, corrupt: 1}", "text": prose}
     first = draw(*made(toy / "corpus", **sizes))
     assert "gathering" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_a_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixtu
     assert "gathering" in capsys.readouterr().err
 
 
-def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path, tmp_path: Path) -> None:
+def test_sampler_is_the_base_by_default(toy: Path, tmp_path: Path) -> None:
     sizes = {"size": 0.2, "sources": "{lm_sample_corrupt: 1, lm_sample: 1}"}
     ours = draw(*made(toy / "corpus", **sizes), toy / "base")
     named = draw(*made(toy / "corpus", **sizes, language_model=toy / "base"))
@@ -174,8 +174,8 @@ def test_samples_are_written_by_the_base_unless_another_model_is_named(toy: Path
         draw(*made(toy / "corpus", **sizes), "./no-such-base")
 
 
-def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
-    """What `lm_sample_corrupt` needs beyond `samples` are further sentences, not the same ones again."""
+def test_both_sample_sources_share_one_sequence_of_samples(toy: Path) -> None:
+    """`lm_sample_corrupt` uses further samples, not those of `lm_sample`."""
     session, task = made(toy / "corpus", sampler_epochs=0)
     settings, writer = session.settings.transfer, tuned_sampler(session, task, str(toy / "base"))
     sources = Sources(settings, task.train.sentences, writer, lambda sentence: False)
@@ -186,13 +186,13 @@ def test_samples_of_both_sources_come_from_one_drawing(toy: Path) -> None:
     assert sources.sampled[50:80] != first[:30]
 
 
-def test_near_misses_of_samples_are_made_without_samples_too(toy: Path) -> None:
+def test_corrupted_samples_do_not_need_the_source_of_samples(toy: Path) -> None:
     session, task = made(toy / "corpus", size=0.2, sources="{lm_sample_corrupt: 1}")
     drawn = draw(session, task, toy / "base")
     assert len(drawn) == round(0.2 * len(task.train))
 
 
-def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
+def test_dev_sentences_of_cola_are_never_drawn(shared: Path) -> None:
     session, task = made(
         shared / "cola" / "cola_public.zip",
         size=0.5,
@@ -207,7 +207,7 @@ def test_no_dev_sentence_of_cola_is_drawn(shared: Path) -> None:
     assert not forms(drawn) & forms(dev)
 
 
-def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Compute) -> None:
+def test_sampled_sentences_are_complete_and_reproducible(toy: Path, fp32: Compute) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
 
@@ -220,7 +220,7 @@ def test_sampled_sentences_are_whole_and_can_be_drawn_again(toy: Path, fp32: Com
     assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in found)
 
 
-def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Compute) -> None:
+def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
     writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
@@ -242,7 +242,7 @@ def test_one_word_is_another_and_was_sampled_where_it_stands(toy: Path, fp32: Co
     ("said", "word"),
     [(" dogs and", "dogs"), (" dog.", "dog"), ("s and", None), (" dog", None), (" 12 dogs", None)],
 )
-def test_only_whole_words_are_taken(toy: Path, fp32: Compute, said: str, word: str | None) -> None:
+def test_only_whole_words_are_accepted(toy: Path, fp32: Compute, said: str, word: str | None) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base")
     writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0)
@@ -266,7 +266,7 @@ def test_augmented_train_has_the_same_share_of_labels() -> None:
     assert not {s for s, label in added if label == 0} & set(train.sentences)
 
 
-def test_a_rule_labels_near_misses_of_cola_alone() -> None:
+def test_rule_labels_only_corrupted_sentences_of_cola() -> None:
     train = Split("train", ("They left.",), np.array([1], dtype=np.int64))
     task = TaskData(Corpus("made", ("no", "yes"), {"train": train}), train, train, {})
     resolved = resolve(flags={}, assignments=[], config=None)
@@ -275,7 +275,7 @@ def test_a_rule_labels_near_misses_of_cola_alone() -> None:
         augmented(session, task)
 
 
-def test_what_a_writer_reads_and_computes_in_tells_writers_apart(toy: Path) -> None:
+def test_sampler_key_depends_on_its_inputs_and_precision(toy: Path) -> None:
     def identity(*assignments: str) -> dict[str, object]:
         told = [f"data.path={toy / 'corpus'}", *assignments]
         session = Session(
@@ -292,14 +292,14 @@ def test_what_a_writer_reads_and_computes_in_tells_writers_apart(toy: Path) -> N
     assert identity("precision=fp32", untuned) != identity("precision=bf16", untuned)
 
 
-def test_sentences_that_measure_are_not_corrupted_either(toy: Path, prose: Path) -> None:
+def test_evaluation_sentences_are_never_corrupted(toy: Path, prose: Path) -> None:
     session, task = made(toy / "corpus", sources="{text: 1, text_corrupt: 1}", text=prose)
     sources = Sources(session.settings.transfer, task.train.sentences, None, lambda s: "counted 7" in s)
     assert not [s for s in sources.draw("text", 10) if "counted 7" in s]
 
 
 @pytest.mark.parametrize(("words", "enough"), [(1, False), (2, True), (60, True)])
-def test_short_and_long_sentences_have_near_misses(words: int, enough: bool) -> None:
+def test_short_and_long_sentences_can_be_corrupted(words: int, enough: bool) -> None:
     train = [" ".join(f"w{i}x{j}" for j in range(words)) + "." for i in range(30)]
     labels = np.array([1] * 20 + [0] * 10, dtype=np.int64)
     split, none = Split("train", tuple(train), labels), Split("val", (), labels[:0])
@@ -315,12 +315,12 @@ def test_short_and_long_sentences_have_near_misses(words: int, enough: bool) -> 
             draw(session, task)
 
 
-def test_no_transfer_set_cannot_be_augmented(toy: Path) -> None:
+def test_augmentation_needs_a_transfer_set(toy: Path) -> None:
     with pytest.raises(ColakitError, match=r"transfer\.size is 0"):
         augmented(*made(toy / "corpus", size=0))
 
 
-def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampler_is_finetuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def writer(**settings: object) -> TunedSampler:
         session, task = made(toy / "corpus", **settings)
         return tuned_sampler(session, task, str(toy / "base"))
@@ -339,7 +339,7 @@ def test_the_writer_is_tuned_on_train_once(toy: Path, capsys: pytest.CaptureFixt
 
 
 def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute) -> None:
-    """A command that was stopped goes on from there, and a larger set begins with them."""
+    """A stopped command resumes there, and a larger set starts with them."""
     asked: list[str] = []
 
     class Watched(SentenceSampler):
@@ -376,6 +376,6 @@ def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute)
         ("finetune.leave_out=6/5", "a fold is written"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(assignment: str, message: str) -> None:
+def test_invalid_settings_are_refused(assignment: str, message: str) -> None:
     with pytest.raises(ColakitError, match=message):
         resolve(flags={}, assignments=[assignment], config=None)

@@ -1,10 +1,10 @@
-"""What is thrown at the readers of other people's files; each case must end in a result or a `ColakitError`.
+"""Fuzzes the readers of untrusted files: each case must return or raise `ColakitError`.
 
     python tests/stress/hostile.py --cases 10000        part of `make torture`
 
-A case is the files of one folder: arbitrary bytes, good files with bytes changed, and files that are well
-formed and lie. It is read under a limit on time and on memory, with every warning an error. The short form,
-`test_hostile.py`, draws from the same strategies.
+A case is the files of one folder: arbitrary bytes, valid files with changed bytes, or well-formed files with
+wrong values. It is read under limits of time and memory, and every warning is an error. `test_hostile.py` is
+the short form.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ from colakit.storage.model_file import METADATA_KEY
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
 from colakit.utils.array_cache import ArrayCache
 
-SECONDS = 20.0  # for one case
-BYTES = 2**30  # of address space, beyond what the process has
+SECONDS = 20.0  # limit of one case
+BYTES = 2**30  # limit of additional address space
 FOLDER = Path("case")
 
 Files = dict[str, bytes]
@@ -70,31 +70,31 @@ Cases = st.SearchStrategy[Files]
 
 @dataclass(frozen=True)
 class Reader:
-    """One way into the program for somebody else's files.
+    """A function that reads untrusted files.
 
     Attributes:
-        cases: what it is given.
-        read: reads the folder that holds a case.
+        cases: strategy for its input files.
+        read: reads the folder of a case.
     """
 
     cases: Cases
     read: Callable[[Path], object]
 
 
-# -- how a case is run
+# -- running a case
 
 
 class TooLongError(Exception):
-    """A case that took longer than `SECONDS`."""
+    """A case took longer than `SECONDS`."""
 
 
 class TooMuchError(Exception):
-    """A case that asked for more memory than `BYTES`, even where the program went on without it."""
+    """A case tried to allocate more than `BYTES`, even if the reader handled the failure."""
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Run a block under the limits on time and memory."""
+    """Apply the limits of time and memory."""
 
     def give_up(*_: object) -> None:
         raise TooLongError
@@ -113,7 +113,7 @@ def bounded() -> Iterator[None]:
 
 
 def outcome(reader: Reader, case: Files) -> str:
-    """Return `result` or `refused`; any other end is an exception."""
+    """Return `result` or `refused`; raise in any other case."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     for name, content in case.items():
         (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +129,12 @@ def outcome(reader: Reader, case: Files) -> str:
         return "result"
     assert refusal.message
     assert refusal.exit_code == 2
-    _look_for_limits(refusal)
+    _raise_exceeded_limit(refusal)
     return "refused"
 
 
-def _look_for_limits(error: BaseException | None) -> None:
-    """A reader that catches all catches the limits too; its error still holds them."""
+def _raise_exceeded_limit(error: BaseException | None) -> None:
+    """Raise an exceeded limit that the reader caught and chained to its own error."""
     while error is not None:
         if isinstance(error, TooLongError):
             raise error
@@ -143,7 +143,7 @@ def _look_for_limits(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-# -- how good files are spoilt
+# -- mutations of valid files
 
 TEXTS = st.text(max_size=20) | st.sampled_from(["", "\0", "../../x", "/etc/passwd", "*" * 5000, "\ud800"])
 NUMBERS = st.integers(-3, 300) | st.sampled_from([2**31, 2**63, -(2**63), 10**12, 10**30, 0.5, 1e308, -1.0])
@@ -160,59 +160,59 @@ def mangled(draw: st.DrawFn, good: bytes) -> bytes:
     """Change, cut, repeat or insert bytes, up to five times."""
     raw = bytearray(good)
     for _ in range(draw(st.integers(1, 5))):
-        place = draw(st.integers(0, len(raw)))
+        at = draw(st.integers(0, len(raw)))
         match draw(st.integers(0, 5)):
-            case 0 if place < len(raw):
-                raw[place] ^= 1 << draw(st.integers(0, 7))
+            case 0 if at < len(raw):
+                raw[at] ^= 1 << draw(st.integers(0, 7))
             case 1:
-                del raw[place:]
+                del raw[at:]
             case 2:
-                del raw[place : place + draw(st.integers(1, 40))]
+                del raw[at : at + draw(st.integers(1, 40))]
             case 3:
-                raw[place:place] = draw(st.binary(min_size=1, max_size=12))
-            case 4:  # a number that says more than there is
+                raw[at:at] = draw(st.binary(min_size=1, max_size=12))
+            case 4:  # a wrong size or count
                 size = draw(st.sampled_from([2, 4, 8]))
                 number = draw(st.sampled_from([0, 1, 2**7, 2**15 - 1, 2**31 - 1, 2**40, 2**63, 2**64 - 1]))
-                raw[place : place + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
+                raw[at : at + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
             case _:
-                raw += raw[place : place + draw(st.integers(1, 200))]
+                raw += raw[at : at + draw(st.integers(1, 200))]
     return bytes(raw)
 
 
-def spoilt(good: bytes) -> st.SearchStrategy[bytes]:
-    """The good bytes, changed; sometimes untouched or anything at all."""
+def mutated(good: bytes) -> st.SearchStrategy[bytes]:
+    """Return changed, unchanged or arbitrary bytes."""
     return mangled(good) | st.just(good) | st.binary(max_size=60)
 
 
 @st.composite
 def altered(draw: st.DrawFn, good: Any) -> Any:
-    """Plain data with up to three of its values, at any depth, replaced, removed or added."""
+    """Replace, remove or add up to three values of plain data, at any depth."""
     root = {"root": _copied(good)}
     for _ in range(draw(st.integers(1, 3))):
-        places: list[tuple[Any, Any]] = []
-        _collect(root, places)
-        where, key = draw(st.sampled_from(places))
+        slots: list[tuple[Any, Any]] = []
+        _collect(root, slots)
+        container, key = draw(st.sampled_from(slots))
         match draw(st.integers(0, 4)):
-            case 0 if where is not root:
-                del where[key]
-            case 1 if isinstance(where, dict):
-                where[draw(TEXTS)] = draw(VALUES)
+            case 0 if container is not root:
+                del container[key]
+            case 1 if isinstance(container, dict):
+                container[draw(TEXTS)] = draw(VALUES)
             case _:
-                where[key] = draw(VALUES)
+                container[key] = draw(VALUES)
     return root.get("root")
 
 
-def _collect(value: Any, places: list[tuple[Any, Any]]) -> None:
-    """List (container, key) of everything inside, in order."""
+def _collect(value: Any, slots: list[tuple[Any, Any]]) -> None:
+    """Collect (container, key) of all nested values, in order."""
     keys = value.keys() if isinstance(value, dict) else range(len(value))
     for key in keys:
-        places.append((value, key))
+        slots.append((value, key))
         if isinstance(value[key], (dict, list)):
-            _collect(value[key], places)
+            _collect(value[key], slots)
 
 
 def _copied(value: Any) -> Any:
-    """Containers anew, so that altering one case leaves the next alone; tensors and texts as they are."""
+    """Copy containers but not their leaves, so that cases do not share mutations."""
     if isinstance(value, dict):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, (list, tuple)) else value
@@ -234,7 +234,7 @@ def members_of(archive: bytes) -> Files:
 
 
 def zipped(members: Files, method: int = zipfile.ZIP_STORED) -> bytes:
-    """Pack members, with checksums that fit."""
+    """Return a zip archive with valid checksums."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
         for name, content in members.items():
@@ -244,7 +244,7 @@ def zipped(members: Files, method: int = zipfile.ZIP_STORED) -> bytes:
 
 @st.composite
 def repacked(draw: st.DrawFn, archive: bytes) -> bytes:
-    """An archive one of whose members is changed, and whose checksums fit again."""
+    """Change one member of an archive, with valid checksums."""
     members = members_of(archive)
     name = draw(st.sampled_from(sorted(members)))
     members[name] = draw(mangled(members[name]))
@@ -252,16 +252,16 @@ def repacked(draw: st.DrawFn, archive: bytes) -> bytes:
 
 
 def tensors() -> st.SearchStrategy[torch.Tensor]:
-    """Tensors of odd types and shapes, some of which claim more elements than they have."""
+    """Return tensors of unusual types and shapes, some with fewer stored elements than their shape."""
     kinds = [torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64, torch.uint8]
     shapes = st.lists(st.integers(0, 5), max_size=3)
     plain = st.builds(lambda shape, kind: torch.zeros(shape, dtype=kind), shapes, st.sampled_from(kinds))
-    lying = st.sampled_from([(2**20, 2**20), (2**40,), (5, 0, 2**30)]).map(torch.zeros(1).expand)
+    expanded = st.sampled_from([(2**20, 2**20), (2**40,), (5, 0, 2**30)]).map(torch.zeros(1).expand)
     odd = st.sampled_from([torch.full((3,), float("nan")), torch.zeros(2, 2).to_sparse()])
-    return plain | lying | odd
+    return plain | expanded | odd
 
 
-# -- good files, made once
+# -- valid files, made once
 
 
 @functools.cache
@@ -279,7 +279,7 @@ LABELS = ("unacceptable", "acceptable")
 
 @functools.cache
 def folder_of(kind: str) -> Files:
-    """The files of a good base, adapter, checkpoint or classifier, by name."""
+    """Return the files of a valid base, adapter, checkpoint or classifier."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         GOOD[kind](Path(name))
@@ -331,7 +331,7 @@ GOOD: dict[str, Callable[[Path], object]] = {
     "checkpoints": lambda folder: [Checkpoints(folder).save(a_state(step)) for step in (2, 4)],
 }
 
-# -- cases, by reader
+# -- cases of each reader
 
 ROWS = b"a1\t1\t\tThe cat sleeps.\na1\t0\t*\tThe cat sleep.\nb2\t1\t\tDogs \xe2\x80\xa8 sleep.\r\n"
 TABLE = b'text,mood\nfine,good\n"poor, ""she"" said",bad\nplain,neutral\n'
@@ -345,8 +345,8 @@ LINES = st.lists(
 
 
 def table_cases() -> Cases:
-    rows = LINES.map("".join).map(str.encode) | spoilt(ROWS)
-    own = spoilt(TABLE) | LINES.map(lambda lines: "".join(["text\tmood\n", *lines]).encode())
+    rows = LINES.map("".join).map(str.encode) | mutated(ROWS)
+    own = mutated(TABLE) | LINES.map(lambda lines: "".join(["text\tmood\n", *lines]).encode())
     names = st.sampled_from(["own.csv", "own.tsv", "dev.csv"])
     tables = st.dictionaries(names, own, min_size=1, max_size=2)
     corpus = st.fixed_dictionaries({"in_domain_train.tsv": rows}, optional={"in_domain_dev.tsv": rows})
@@ -369,7 +369,7 @@ MARK_LINES = st.lists(
 
 def annotation_cases() -> Cases:
     body = LINES.map(lambda lines: MARKS + "".join(lines).encode())
-    files = spoilt(MARKS) | body | MARK_LINES.map("".join).map(str.encode)
+    files = mutated(MARKS) | body | MARK_LINES.map("".join).map(str.encode)
     return st.fixed_dictionaries({"marks.tsv": files}) | st.fixed_dictionaries({"marks.csv": files})
 
 
@@ -428,7 +428,7 @@ def yaml_cases() -> Cases:
     texts = st.lists(st.sampled_from(WORDS), max_size=14).map("".join).map(str.encode)
     bombs = st.integers(2, 40).map(_aliases)
     flat = altered({"seed": 0, "lora": {"rank": 2, "target_modules": ["c_fc"]}, "data": {"splits": {}}})
-    raw = spoilt(CONFIG) | texts | bombs | flat.map(json_of) | DEEP
+    raw = mutated(CONFIG) | texts | bombs | flat.map(json_of) | DEEP
     return st.fixed_dictionaries({"settings.yaml": raw})
 
 
@@ -445,9 +445,9 @@ def zip_cases() -> Cases:
         "/train.tsv",
         "tokenized/dev.tsv",
     ]
-    texts = spoilt(ROWS) | st.sampled_from([ROWS + b"\n" * 2**23, ROWS * 2**16])
+    texts = mutated(ROWS) | st.sampled_from([ROWS + b"\n" * 2**23, ROWS * 2**16])
     methods = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-    members = st.dictionaries(st.sampled_from(names), spoilt(ROWS), max_size=4)
+    members = st.dictionaries(st.sampled_from(names), mutated(ROWS), max_size=4)
     bombs = st.dictionaries(st.sampled_from(names[:1]), texts, min_size=1)
     packed = st.builds(zipped, members, st.sampled_from(methods)) | st.builds(
         zipped, bombs, st.just(zipfile.ZIP_DEFLATED)
@@ -458,7 +458,7 @@ def zip_cases() -> Cases:
 
 
 def _overlapping() -> bytes:
-    """A hundred names for one member."""
+    """Return an archive with a hundred directory entries for one member."""
     raw = zipped({"raw/in_domain_train.tsv": ROWS * 2000}, zipfile.ZIP_DEFLATED)
     start, end = raw.index(b"PK\x01\x02"), raw.index(b"PK\x05\x06")
     directory = raw[start:end] * 100
@@ -470,8 +470,8 @@ def _overlapping() -> bytes:
 
 
 def read_zip(folder: Path) -> object:
-    """Read it as a corpus that was given, and as CoLA that was downloaded."""
-    with contextlib.suppress(ValueError):  # its way to say that this is not CoLA
+    """Read the archive as a corpus and as a download of CoLA."""
+    with contextlib.suppress(ValueError):  # raised if it is not CoLA
         verified_files((folder / "given.zip").read_bytes())
     return load_corpus(folder / "given.zip")
 
@@ -481,11 +481,11 @@ PAIR = {"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep.", "f
 
 def pair_cases() -> Cases:
     lines = altered(PAIR).map(json_of) | st.just(json_of(PAIR)) | DEEP | st.binary(max_size=20)
-    raw = st.lists(lines, max_size=5).map(b"\n".join) | spoilt(json_of(PAIR) + b"\n" + json_of(PAIR))
+    raw = st.lists(lines, max_size=5).map(b"\n".join) | mutated(json_of(PAIR) + b"\n" + json_of(PAIR))
     packed = [
         st.fixed_dictionaries({"a.jsonl": raw}),
-        st.fixed_dictionaries({"a.jsonl.gz": raw.map(gzip.compress).flatmap(spoilt)}),
-        st.fixed_dictionaries({"a.jsonl.xz": raw.map(lzma.compress).flatmap(spoilt)}),
+        st.fixed_dictionaries({"a.jsonl.gz": raw.map(gzip.compress).flatmap(mutated)}),
+        st.fixed_dictionaries({"a.jsonl.xz": raw.map(lzma.compress).flatmap(mutated)}),
     ]
     return st.one_of(packed)
 
@@ -515,8 +515,8 @@ def cache_cases() -> Cases:
         st.lists(st.integers(-5, 2**40), max_size=4).map(np.array) | st.just(np.array(2.5)),
         max_size=4,
     )
-    inner = lying | shapes.map(npz_of) | repacked(good) | spoilt(good)
-    raw = inner.map(lambda npz: hashlib.sha256(npz).digest() + npz) | spoilt(
+    inner = lying | shapes.map(npz_of) | repacked(good) | mutated(good)
+    raw = inner.map(lambda npz: hashlib.sha256(npz).digest() + npz) | mutated(
         hashlib.sha256(good).digest() + good
     )
     return st.fixed_dictionaries({"entry": raw})
@@ -528,7 +528,7 @@ def _npy(shape: list[Any], kind: str) -> bytes:
 
 
 def read_cache(folder: Path) -> object:
-    """Put the entry where the cache looks for it; what comes out must be usable, or computed anew."""
+    """Overwrite a cache entry; the result must be valid or recomputed."""
     cache = ArrayCache(folder / "cache")
     fresh = encode_cached(tokenizer(), SENTENCES, None, cache)
     (entry,) = (path for path in cache.folder.rglob("*.arrays"))
@@ -548,8 +548,8 @@ def checkpoint_cases() -> Cases:
     claims = st.builds(_with_manifest, st.just(newest), st.just(good[f"{newest}/{STATE}"]), lying)
     torn = st.fixed_dictionaries(
         {
-            f"{newest}/{STATE}": spoilt(good[f"{newest}/{STATE}"]),
-            f"{newest}/{MANIFEST}": spoilt(good[f"{newest}/{MANIFEST}"]) | DEEP,
+            f"{newest}/{STATE}": mutated(good[f"{newest}/{STATE}"]),
+            f"{newest}/{MANIFEST}": mutated(good[f"{newest}/{MANIFEST}"]) | DEEP,
         }
     )
     before = st.sampled_from([{}, {name: raw for name, raw in good.items() if newest not in name}])
@@ -561,7 +561,7 @@ def tensor_states() -> st.SearchStrategy[Any]:
 
 
 def _with_manifest(step: str, state: bytes, claims: Any) -> Files:
-    """A state with a manifest that fits both it and itself, or says what is claimed and fits itself alone."""
+    """Return a checkpoint with a valid manifest, or with `claims` as manifest (its own checksum is valid)."""
     facts = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
     manifest = claims or {"format": checkpoint.FORMAT, "step": 4, "files": {STATE: facts}}
     text = checkpoint._manifest_text(manifest) if isinstance(manifest, dict) else json.dumps(manifest)
@@ -581,7 +581,7 @@ def classifier_cases() -> Cases:
             return {**content, "tensors": {**content["tensors"], name: tensor}}
 
         foreign = st.builds(with_tensor, names, tensors())
-        return spoilt(good) | repacked(good) | (altered(content) | foreign).map(saved)
+        return mutated(good) | repacked(good) | (altered(content) | foreign).map(saved)
 
     good = folder_of("classifiers")
     student = good["rnn/student.safetensors"]
@@ -610,13 +610,13 @@ def read_ckpt(folder: Path) -> object:
     try:
         StudentPredictor(folder)(["the cat"])
     except (OSError, ValueError) as error:
-        _look_for_limits(error)
+        _raise_exceeded_limit(error)
     read_origin(folder)
     return load_classifier(folder).encode(["the cat"])
 
 
 def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
-    """A safetensors file whose bytes, header or tensors are other than they should be."""
+    """Return safetensors files with changed bytes, header or tensors."""
     length = struct.unpack("<Q", good[:8])[0]
     header, rest = json.loads(good[8 : 8 + length]), good[8 + length :]
 
@@ -637,16 +637,18 @@ def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
     names = st.sampled_from([*tensor_names, "stranger", ""])
     dense = tensors().filter(lambda tensor: tensor.layout == torch.strided and tensor.numel() < 1000)
     other = st.dictionaries(names, dense.map(torch.clone), max_size=4).map(safetensors_of)
-    return lying | retyped | other | spoilt(good)
+    return lying | retyped | other | mutated(good)
 
 
 def base_cases() -> Cases:
     good = folder_of("base")
     weights, config = good["model.safetensors"], json.loads(good["config.json"])
-    configs = altered(config).map(json_of) | st.just(good["config.json"]) | spoilt(good["config.json"]) | DEEP
+    configs = (
+        altered(config).map(json_of) | st.just(good["config.json"]) | mutated(good["config.json"]) | DEEP
+    )
     index = altered({"weight_map": {"transformer.wte.weight": "part.safetensors"}}).map(json_of)
     plain = {name: torch.zeros(2, 2) for name in ("transformer.wte.weight", "wpe.weight")}
-    bins = altered(plain).map(saved) | repacked(saved(plain)) | spoilt(saved(plain)) | tensors().map(saved)
+    bins = altered(plain).map(saved) | repacked(saved(plain)) | mutated(saved(plain)) | tensors().map(saved)
     return st.one_of(
         st.fixed_dictionaries({"config.json": configs, "model.safetensors": st.just(weights)}),
         st.fixed_dictionaries(
@@ -656,7 +658,7 @@ def base_cases() -> Cases:
         st.fixed_dictionaries(
             {
                 "config.json": st.just(good["config.json"]),
-                "model.safetensors.index.json": index | spoilt(b'{"weight_map": {"a": "part.safetensors"}}'),
+                "model.safetensors.index.json": index | mutated(b'{"weight_map": {"a": "part.safetensors"}}'),
                 "part.safetensors": safetensors_cases(weights),
             }
         ),
@@ -678,9 +680,11 @@ def adapter_cases() -> Cases:
         st.sampled_from(PATTERNS),
     ) | st.sampled_from(PATTERNS).map(lambda pattern: {**config, "alpha_pattern": {pattern: 3}})
     configs = (
-        (altered(config) | naming | st.just(config)).map(json_of) | spoilt(good["adapter_config.json"]) | DEEP
+        (altered(config) | naming | st.just(config)).map(json_of)
+        | mutated(good["adapter_config.json"])
+        | DEEP
     )
-    companion = altered(json.loads(good["colakit.json"])).map(json_of) | spoilt(good["colakit.json"]) | DEEP
+    companion = altered(json.loads(good["colakit.json"])).map(json_of) | mutated(good["colakit.json"]) | DEEP
     weights = good["adapter_model.safetensors"]
     kept = {name: st.just(raw) for name, raw in good.items()}
     return st.one_of(
@@ -692,7 +696,7 @@ def adapter_cases() -> Cases:
 
 @functools.cache
 def base_with_tokenizer() -> Path:
-    """A good base on disk, for adapters to be put on."""
+    """Write a valid base for the adapters; return its folder."""
     from colakit.data.tokenizer import save_tokenizer
 
     folder = Path(tempfile.mkdtemp(prefix="hostile-base-"))
@@ -703,7 +707,7 @@ def base_with_tokenizer() -> Path:
 
 
 def read_adapter_folder(folder: Path) -> object:
-    """Put it on a base as a classifier, and on the base's language model."""
+    """Load the adapter into a classifier and into a language model."""
     read_origin(folder)
     apply_adapter(GPT(gpt_config()), read_adapter(folder), where=ADAPTER_NAME)
     return load_classifier(folder, base=str(base_with_tokenizer()))
@@ -711,7 +715,7 @@ def read_adapter_folder(folder: Path) -> object:
 
 @functools.cache
 def readers() -> dict[str, Reader]:
-    """All readers, by what they read."""
+    """Return all readers by the kind of file."""
     return {
         "TSV, CSV": Reader(table_cases(), read_table),
         "annotations": Reader(annotation_cases(), read_marks),
@@ -726,11 +730,11 @@ def readers() -> dict[str, Reader]:
     }
 
 
-def throw(reader: Reader, cases: int, count: Counter[str]) -> None:
-    """Give a reader that many cases; the same ones every time.
+def fuzz(reader: Reader, cases: int, count: Counter[str]) -> None:
+    """Run a reader on `cases` cases, the same ones every time.
 
     Raises:
-        Exception: what the first case raised that did not end as it must, made as small as can be.
+        Exception: any other than `ColakitError`, from the smallest failing case.
     """
 
     @hypothesis.settings(
@@ -748,14 +752,14 @@ def throw(reader: Reader, cases: int, count: Counter[str]) -> None:
     law()
 
 
-# -- the long form
+# -- command line
 
 
 def run() -> None:
-    """Throw cases at every reader and print the table; the first that ends otherwise is an exception."""
-    parser = argparse.ArgumentParser(description="Give every reader hostile files.")
-    parser.add_argument("--cases", type=int, default=10_000, help="for each reader")
-    parser.add_argument("--only", nargs="*", default=[], help="names of readers")
+    """Fuzz every reader and print the table."""
+    parser = argparse.ArgumentParser(description="Fuzz every reader of untrusted files.")
+    parser.add_argument("--cases", type=int, default=10_000, help="number of cases for each reader")
+    parser.add_argument("--only", nargs="*", default=[], help="names of the readers; default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -766,12 +770,12 @@ def run() -> None:
         print("| files | cases | results | refusals | seconds |\n| --- | ---: | ---: | ---: | ---: |")
         for name, reader in chosen.items():
             count, start = Counter[str](), time.monotonic()
-            throw(reader, options.cases, count)
-            told = [f"{count[what]:,}" for what in ("cases", "result", "refused")]
-            print(f"| {' | '.join([name, *told])} | {time.monotonic() - start:.0f} |", flush=True)
+            fuzz(reader, options.cases, count)
+            cells = [f"{count[key]:,}" for key in ("cases", "result", "refused")]
+            print(f"| {' | '.join([name, *cells])} | {time.monotonic() - start:.0f} |", flush=True)
         os.chdir("/")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"\nnothing else; {time.monotonic() - began:.0f} s, at most {most} MiB of memory")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"\nno other outcome; {time.monotonic() - began:.0f} s, peak memory {peak} MiB")
 
 
 if __name__ == "__main__":

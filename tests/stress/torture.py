@@ -1,11 +1,10 @@
-"""Kills runs, continues them, and compares every byte they leave with those of a run left alone.
+"""Kills runs, resumes them, and compares every byte of their output with an uninterrupted run.
 
     python tests/stress/torture.py --kills 500        `make torture`
 
-A run takes less time than importing torch, so one process imports everything and forks a child a run: a real
-process, ended by a real SIGKILL. Half of the kills come at a random moment. The others are aimed: the child
-counts its calls that write, and kills itself at a given one (in the middle of the bytes, where it writes a
-file). It stands beside the tests because its short form is one.
+One process imports everything and forks a child for each run, because importing torch takes longer than a
+run. Half of the kills come at a random time. The others hit a given write call, which the child counts
+itself; where it writes a file, in the middle of the bytes. `test_kills.py` is the short form.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from support.toy import ToyGrammar, write_base, write_corpus
 from colakit.cli.app import main
 from colakit.storage.checkpoints import Checkpoints
 
-UNLIKE = {"seconds", "examples_per_second", "tokens_per_second", "sha256", "command_line", "git_commit"}
-MOST_KILLS = 5  # in the life of one run
+MAY_DIFFER = {"seconds", "examples_per_second", "tokens_per_second", "sha256", "command_line", "git_commit"}
+MAX_KILLS = 5  # of one run
 
 
 Moment = tuple["int | None", "float | None"]
-"""Number of the writing call to die at, or seconds to live."""
+"""Number of the write call to die at, or seconds until the kill."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL that ended a process: in which phase, and whether that process was continuing a run."""
+    """A kill: its phase, and whether the process had resumed a run."""
 
     resuming: bool
     phase: int
@@ -53,14 +52,14 @@ class Kill:
 
 @dataclass(frozen=True)
 class Reference:
-    """A run left alone: the seconds it took, its writing calls, and what it left.
+    """An uninterrupted run: its duration, write calls and output files.
 
-    `BEGIN` and `END` stand in `writes` around each checkpoint; they are no calls.
+    `writes` also contains the marks `BEGIN` and `END` around each checkpoint.
     """
 
     seconds: float
     writes: list[str]
-    left: dict[str, bytes]
+    output: dict[str, bytes]
 
     @property
     def num_writes(self) -> int:
@@ -68,13 +67,13 @@ class Reference:
 
     @property
     def last_calls(self) -> range:
-        """The numbers of the calls of the last save, and of all after it: those that write the result."""
+        """Numbers of the write calls of the last checkpoint and of the results after it."""
         begins = max(i for i, name in enumerate(self.writes) if name == BEGIN)
         before = len([name for name in self.writes[:begins] if name not in (BEGIN, END)])
         return range(before + 1, self.num_writes + 1)
 
 
-# -- what is run
+# -- commands
 
 
 def prepare(folder: Path) -> dict[str, list[str]]:
@@ -87,17 +86,17 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     read = [f"pretrain.{setting}" for setting in (*often, *PRETRAIN)]
     student = [*data, "--hidden-size", "24", *(word for s in learn for word in ("--set", s))]
     kinds = ("transfer.size=0.5", "distill.hidden_weight=1", "student_training.lm_weight=0.1")
-    help_of_all_kinds = [word for s in (*kinds, "student.vocabulary=40") for word in ("--set", s)]
+    all_losses = [word for s in (*kinds, "student.vocabulary=40") for word in ("--set", s)]
     lines = {
         "finetune": ["finetune", *data, "--rank", "2", *(word for s in tune for word in ("--set", s))],
-        "distill": ["distill", *student, "--teacher", str(folder / "teacher"), *help_of_all_kinds],
+        "distill": ["distill", *student, "--teacher", str(folder / "teacher"), *all_losses],
         "train-scratch": ["train-scratch", *student],
         "pretrain": [
             *("pretrain", str(folder / "text.txt"), *common),
             *(word for s in read for word in ("--set", s)),
         ],
     }
-    if os.fork() == 0:  # so that this process, which forks on, has run no thread of torch's
+    if os.fork() == 0:  # keeps this process, which forks the runs, free of torch threads
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         write_corpus(folder / "corpus", sizes={"train": 240, "id_dev": 40, "ood_dev": 40})
         write_base(folder / "base", steps=20, width=32)
@@ -108,10 +107,10 @@ def prepare(folder: Path) -> dict[str, list[str]]:
         (folder / "modules.txt").write_text("\n".join(sys.modules), encoding="utf-8")
         os._exit(code)
     _, status = os.wait()
-    assert status == 0, "the teacher could not be tuned"
+    assert status == 0, "fine-tuning the teacher failed"
     for module in (folder / "modules.txt").read_text(encoding="utf-8").split():
-        with contextlib.suppress(Exception):  # some are no modules that can be imported by name
-            importlib.import_module(module)  # here, once, and not in every child
+        with contextlib.suppress(Exception):  # some cannot be imported by name
+            importlib.import_module(module)  # once here instead of in every child
     return lines
 
 
@@ -122,46 +121,46 @@ PRETRAIN = (
 )
 
 
-def left_by(run: Path) -> dict[str, bytes]:
-    """Return the bytes of all that a run left, but for times and the circumstances it was called in."""
-    found = {}
+def run_output(run: Path) -> dict[str, bytes]:
+    """Return the bytes of all files of a run, without the fields `MAY_DIFFER`."""
+    files = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.name in ("summary.json", "manifest.json", "environment.json"):
-            plain = {name: value for name, value in json.loads(content).items() if name not in UNLIKE}
+            plain = {name: value for name, value in json.loads(content).items() if name not in MAY_DIFFER}
             content = json.dumps(plain).encode()
-        found[str(path.relative_to(run))] = content
-    return found
+        files[str(path.relative_to(run))] = content
+    return files
 
 
 def differences(run: Path, reference: Reference) -> list[str]:
-    """Return the files in which a run differs from the one left alone."""
-    found, wanted = left_by(run), reference.left
-    return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    """Return the files in which a run differs from the uninterrupted one."""
+    actual, expected = run_output(run), reference.output
+    return sorted(name for name in {*actual, *expected} if actual.get(name) != expected.get(name))
 
 
-def leave_alone(arguments: list[str], folder: Path) -> Reference:
-    """Run a command to its end."""
+def run_uninterrupted(arguments: list[str], folder: Path) -> Reference:
+    """Run a command without kills."""
     out = folder / "whole"
-    for _ in range(2):  # the first fills the cache
+    for _ in range(2):  # the first run fills the cache
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
         code, _ = Child([*arguments, "--out", str(out)], folder / "whole.log").wait()
         assert code == 0, (folder / "whole.log").read_text()
     calls = json.loads((folder / "whole.calls").read_text(encoding="utf-8"))
-    return Reference(time.monotonic() - began, calls, left_by(out))
+    return Reference(time.monotonic() - began, calls, run_output(out))
 
 
-def live(arguments: list[str], out: Path, moments: Iterable[Moment]) -> Iterator[Kill]:
-    """Run a command with `--resume auto` until it ends, yielding each kill.
+def run_with_kills(arguments: list[str], out: Path, moments: Iterable[Moment]) -> Iterator[Kill]:
+    """Run a command with `--resume auto` until it ends; yield each kill.
 
     Args:
-        moments: of the kills to try; after them it is left alone.
+        moments: of the attempted kills; the last process is not killed.
     """
     log = out.with_suffix(".log")
-    for aim, delay in (*moments, (None, None)):
+    for kill_at, delay in (*moments, (None, None)):
         resuming = bool(Checkpoints(out / "checkpoints").paths())
-        code, phase = Child([*arguments, "--resume", "auto", "--out", str(out)], log, aim).wait(delay)
+        code, phase = Child([*arguments, "--resume", "auto", "--out", str(out)], log, kill_at).wait(delay)
         if code == 0:
             return
         if code is not None:
@@ -169,30 +168,30 @@ def live(arguments: list[str], out: Path, moments: Iterable[Moment]) -> Iterator
         yield Kill(resuming, phase)
 
 
-def at_random(chance: random.Random, reference: Reference) -> list[Moment]:
-    """Return up to `MOST_KILLS` moments: half at a call that writes, a quarter early, as a run resumes."""
+def random_moments(chance: random.Random, reference: Reference) -> list[Moment]:
+    """Return up to `MAX_KILLS` moments: half at a write call, a quarter within the first 40 % of the time."""
 
     def moment() -> Moment:
         if chance.random() < 0.5:
             return chance.randint(1, reference.num_writes), None
         return None, chance.uniform(0, reference.seconds * chance.choice((1, 0.4)))
 
-    return [moment() for _ in range(chance.randint(1, MOST_KILLS))]
+    return [moment() for _ in range(chance.randint(1, MAX_KILLS))]
 
 
 class Torture:
-    """One command's runs: the one left alone, those that were killed, and what came of them."""
+    """Kills runs of one command and counts the outcomes."""
 
     def __init__(self, name: str, arguments: list[str], folder: Path) -> None:
         self.name, self.arguments, self.folder = name, arguments, folder
         self.count = Counter[str]()
         folder.mkdir()
-        self.reference = leave_alone(arguments, folder)
+        self.reference = run_uninterrupted(arguments, folder)
 
     def run(self, moments: Iterable[Moment]) -> None:
-        """Live through these kills, and compare."""
+        """Run once with these kills, and compare the output."""
         out, count = self.folder / "run", self.count
-        for kill in live(self.arguments, out, moments):
+        for kill in run_with_kills(self.arguments, out, moments):
             count["kills"] += 1
             count["inside a write"] += kill.phase == WRITING
             count["during a resume"] += kill.resuming and kill.phase == STARTING
@@ -207,17 +206,17 @@ class Torture:
 def torture(
     lines: dict[str, list[str]], folder: Path, kills: int, seed: int, writes: Collection[str]
 ) -> dict[str, Counter[str]]:
-    """Kill each command's runs until there were `kills` in all; return counts by command.
+    """Kill runs until there are `kills` in all; return counts by command.
 
     Args:
-        writes: commands to kill, besides, at every call that writes, from the last save on.
+        writes: commands that are also killed at every write call from the last checkpoint on.
     """
     table = {}
     for position, (name, arguments) in enumerate(lines.items()):
         job, chance = Torture(name, arguments, folder / name), random.Random(f"{seed} {name}")
-        wanted = kills * (position + 1) // len(lines) - kills * position // len(lines)
-        while job.count["kills"] < wanted:
-            job.run(at_random(chance, job.reference))
+        target = kills * (position + 1) // len(lines) - kills * position // len(lines)
+        while job.count["kills"] < target:
+            job.run(random_moments(chance, job.reference))
         if name in writes:
             for call in job.reference.last_calls:
                 job.run([(call, None)])
@@ -227,11 +226,11 @@ def torture(
 
 
 def torture_two(arguments: list[str], folder: Path, kills: int, seed: int) -> Counter[str]:
-    """The same under torchrun: one of two processes is killed a little after a save."""
+    """Kill one of two processes under torchrun shortly after a checkpoint; return counts."""
     chance, count = random.Random(seed), Counter(runs=1)
     folder.mkdir()
     TwoProcesses(arguments, folder / "whole").finish()
-    reference = Reference(0, [], left_by(folder / "whole"))
+    reference = Reference(0, [], run_output(folder / "whole"))
     job = TwoProcesses(arguments, folder / "run-1")
     while count["kills"] < kills:
         if job.kill(chance.randrange(2), chance.uniform(0, 0.2)):
@@ -249,23 +248,23 @@ COLUMNS = ("runs", "kills", "inside a write", "during a resume", "differences")
 
 
 def as_markdown(table: dict[str, Counter[str]]) -> str:
-    """Return the table of counts, with a last row for all commands."""
+    """Return the counts as a table, with the total in the last row."""
     total = sum(table.values(), Counter[str]())
     rows = [("command", *COLUMNS), ("---", *("---:" for _ in COLUMNS))]
     for name, count in [*table.items(), ("all", total)]:
-        told = (str(count[c]) if c in count or c == "differences" else "not told" for c in COLUMNS)
-        rows.append((name, *told))
+        cells = (str(count[c]) if c in count or c == "differences" else "-" for c in COLUMNS)
+        rows.append((name, *cells))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def run() -> int:
-    """Torture every command and print the table; 1 where a byte differs."""
-    parser = argparse.ArgumentParser(description="Kill runs, continue them, compare every byte.")
-    parser.add_argument("--kills", type=int, default=500, help="SIGKILLs in all")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--writes", nargs="*", default=[], help="commands to kill at every last call")
-    parser.add_argument("--torchrun", type=int, default=0, help="further SIGKILLs, of one of two processes")
-    parser.add_argument("--json", type=Path, help="file for the counts")
+    """Kill runs of every command and print the table; return 1 if any byte differs."""
+    parser = argparse.ArgumentParser(description="Kill and resume runs; compare every byte of their output.")
+    parser.add_argument("--kills", type=int, default=500, help="total number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
+    parser.add_argument("--writes", nargs="*", default=[], help="commands to kill at every last write call")
+    parser.add_argument("--torchrun", type=int, default=0, help="additional kills of one of two processes")
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -280,7 +279,7 @@ def run() -> int:
     print(as_markdown(table))
     print(f"\nseed {options.seed}, {time.monotonic() - began:.0f} s")
     if different := sum(count["differences"] for count in table.values()):
-        print(f"{different} runs differ; they lie in {folder}", file=sys.stderr)
+        print(f"{different} runs differ; see {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)
     return 0

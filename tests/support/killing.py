@@ -1,6 +1,6 @@
-"""A run in a process of its own that is killed with SIGKILL, at a moment or at a given call that writes.
+"""Runs in child processes that are killed with SIGKILL, after some time or at a given write call.
 
-The code under test knows nothing of this: the child wraps the functions it writes with.
+The child patches the functions that write files; the code under test is unchanged.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from colakit.storage.checkpoints import Checkpoints
 from colakit.storage.run_folder import RunFolder
 from colakit.training.trainer import Trainer
 
-STARTING, TRAINING, WRITING, ENDED = range(4)
-BEGIN, END = "begin", "end"
+STARTING, TRAINING, WRITING, ENDED = range(4)  # phases of a run
+BEGIN, END = "begin", "end"  # marks around a checkpoint in the list of write calls
 WRITES = ("fsync", "rename", "replace", "unlink", "mkdir", "truncate", "ftruncate", "rmdir")  # of `os`
 
 
 class Child:
-    """One run in a process of its own.
+    """A run in a forked process.
 
     Args:
-        arguments: colakit's.
-        log: file for what it prints.
-        aim: the writing call at which it kills itself.
+        arguments: command line of colakit.
+        log: file for its output.
+        kill_at: number of the write call at which the child kills itself.
     """
 
-    def __init__(self, arguments: list[str], log: Path, aim: int | None = None) -> None:
+    def __init__(self, arguments: list[str], log: Path, kill_at: int | None = None) -> None:
         self.shared = mmap.mmap(-1, 8)  # the phase
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(arguments, log, aim)
+            self._run(arguments, log, kill_at)
 
-    def _become(self, arguments: list[str], log: Path, aim: int | None) -> None:
+    def _run(self, arguments: list[str], log: Path, kill_at: int | None) -> None:
         code = 70
         try:
             with log.open("ab") as file:
                 for number in (1, 2):
                     os.dup2(file.fileno(), number)
-            calls = instrument(self.shared, aim)
+            calls = instrument(self.shared, kill_at)
             code = main(arguments)
             log.with_suffix(".calls").write_text(json.dumps(calls), encoding="utf-8")
         finally:
@@ -58,18 +58,18 @@ class Child:
             os._exit(code)
 
     def wait(self, kill_after: float | None = None) -> tuple[int | None, int]:
-        """Return (exit code, or None where it was killed; phase it was in)."""
+        """Return (exit code, or None if the child was killed; its last phase)."""
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(self.pid, signal.SIGKILL)  # a process that has ended stays until it is waited for
+            os.kill(self.pid, signal.SIGKILL)  # an ended child stays a zombie until waitpid
         _, status = os.waitpid(self.pid, 0)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         code = None if killed else os.waitstatus_to_exitcode(status)
         return code, self.shared[0]
 
 
-def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
-    """Keep the phase in `shared`, list the calls that write, and die at number `aim`."""
+def instrument(shared: mmap.mmap, kill_at: int | None) -> list[str]:
+    """Record the phase in `shared` and the write calls in the returned list; die at call `kill_at`."""
     calls: list[str] = []
     count = 0
 
@@ -77,9 +77,9 @@ def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
         nonlocal count
         count += 1
         calls.append(name)
-        if count == aim:
+        if count == kill_at:
             shared[0] = shared[0] if shared[0] == STARTING else WRITING
-        return count == aim
+        return count == kill_at
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -108,11 +108,11 @@ def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
             die()
         append(run, record)
 
-    def stepping(*arguments: Any) -> None:
+    def recorded_step(*arguments: Any) -> None:
         shared[0] = TRAINING
         after_step(*arguments)
 
-    def saving(*arguments: Any) -> Any:
+    def recorded_save(*arguments: Any) -> Any:
         shared[0] = WRITING
         calls.append(BEGIN)
         path = save_checkpoint(*arguments)
@@ -124,8 +124,8 @@ def instrument(shared: mmap.mmap, aim: int | None) -> list[str]:
         setattr(os, name, counted(getattr(os, name)))
     save, torch.save = torch.save, torn_save
     append, RunFolder.append_metrics = RunFolder.append_metrics, torn_metrics  # type: ignore[method-assign]
-    after_step, Trainer._after_step = Trainer._after_step, stepping  # type: ignore[method-assign]
-    save_checkpoint, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
+    after_step, Trainer._after_step = Trainer._after_step, recorded_step  # type: ignore[method-assign]
+    save_checkpoint, Checkpoints.save = Checkpoints.save, recorded_save  # type: ignore[method-assign]
     return calls
 
 
@@ -133,7 +133,7 @@ TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", 
 
 
 class TwoProcesses:
-    """A run under torchrun, in two processes."""
+    """A run in two processes under torchrun."""
 
     def __init__(self, arguments: list[str], out: Path) -> None:
         self.line = [
@@ -150,10 +150,10 @@ class TwoProcesses:
         self.saved = Checkpoints(out / "checkpoints")
 
     def kill(self, rank: int, after_seconds: float) -> bool:
-        """Start or continue the run, kill one process after it saved, and wait until the job has died of it.
+        """Start or resume the run, kill one process after the next checkpoint, and wait for the job's end.
 
         Returns:
-            False if the run had ended before.
+            False if the run ended before the kill.
         """
         before, deadline = self.saved.paths()[:1], time.monotonic() + 120
         job = self._launch()
@@ -169,7 +169,7 @@ class TwoProcesses:
         return job.returncode != 0
 
     def finish(self) -> None:
-        """Start or continue the run, and leave it alone."""
+        """Start or resume the run and wait for its end."""
         job = self._launch()
         _, err = job.communicate(timeout=120)
         assert job.returncode == 0, err

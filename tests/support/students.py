@@ -1,4 +1,4 @@
-"""Small students with weights large enough for a slip to show."""
+"""A small student with large weights, so that numerical errors are visible."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def student(**settings: object) -> DistilRNN:
     model = DistilRNN(RNNConfig(**{**sizes, **settings}))  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2)  # the usual start leaves the states so small that a slip would drown
+            parameter.mul_(2)  # default weights give states so small that errors would not show
     return model.eval()

@@ -1,9 +1,8 @@
-"""A toy world for tests and benchmarks: a tiny pretrained GPT-2 and a corpus in CoLA's layout.
+"""A tiny pretrained GPT-2 and a corpus in CoLA's layout, for tests.
 
 The sentences come from a small grammar with number agreement across a relative clause, determiners,
-reflexives and word order; the unacceptable ones break exactly one of these. The base is a two-layer GPT-2
-that read a few thousand acceptable sentences, so that tuning it has something to build on. Nothing here
-resembles English enough to be a result: it shows that the machinery runs.
+reflexives and word order; an unacceptable sentence violates exactly one of these. The base is a two-layer
+GPT-2 pretrained on 4,000 acceptable sentences. Scores on this corpus are not results.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from colakit.training.objectives import language_modelling
 from colakit.training.schedule import warmup_then
 
 NOUNS = ("cat", "dog", "girl", "boy", "nurse", "driver", "doctor", "singer", "farmer", "pilot")
-OTHER_NOUNS = ("baker", "judge", "sailor", "tailor", "writer")  # of the out-of-domain split alone
+OTHER_NOUNS = ("baker", "judge", "sailor", "tailor", "writer")  # out-of-domain split only
 TRANSITIVE = ("see", "like", "help", "know", "call", "follow")
 INTRANSITIVE = ("sleep", "laugh", "arrive", "dance", "wait")
 ADJECTIVES = ("old", "young", "tall", "happy", "quiet")
@@ -39,12 +38,12 @@ Words = list[str]
 
 
 class ToyGrammar:
-    """Draws acceptable sentences and breaks them in one place."""
+    """Samples acceptable sentences and corrupts them in one place."""
 
     def __init__(self, seed: int, nouns: tuple[str, ...] = NOUNS) -> None:
         self.random = random.Random(seed)
         self.nouns = nouns
-        self.faults: dict[str, Callable[[Words], Words]] = {
+        self.corruptions: dict[str, Callable[[Words], Words]] = {
             "agreement": self._break_agreement,
             "determiner": lambda words: words[1:],
             "order": self._swap_neighbours,
@@ -52,17 +51,17 @@ class ToyGrammar:
         }
 
     def labelled(self) -> tuple[str, int, str]:
-        """Return (code of the phenomenon, label, sentence); seven in ten are acceptable."""
+        """Return (phenomenon, label, sentence); at least 70 % are acceptable."""
         words = self._sentence()
         if self.random.random() < 0.7:
-            return "good", 1, _written(words)
-        name = self.random.choice(sorted(self.faults))
-        broken = self.faults[name](words)
-        return (name, 0, _written(broken)) if broken != words else ("good", 1, _written(words))
+            return "good", 1, _as_text(words)
+        name = self.random.choice(sorted(self.corruptions))
+        broken = self.corruptions[name](words)
+        return (name, 0, _as_text(broken)) if broken != words else ("good", 1, _as_text(words))
 
     def acceptable(self) -> str:
         """Return an acceptable sentence."""
-        return _written(self._sentence())
+        return _as_text(self._sentence())
 
     def _noun_phrase(self) -> tuple[Words, bool]:
         plural = self.random.random() < 0.5
@@ -101,12 +100,12 @@ class ToyGrammar:
         return [*words[:i], words[i + 1], words[i], *words[i + 2 :]]
 
 
-def _written(words: Words) -> str:
+def _as_text(words: Words) -> str:
     return (" ".join(words) + ".").capitalize()
 
 
 def write_corpus(folder: Path, *, seed: int = 0, sizes: dict[str, int] | None = None) -> None:
-    """Write a corpus in CoLA's four columns and three files."""
+    """Write a corpus in CoLA's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     for offset, (split, size) in enumerate((sizes or SIZES).items()):
         grammar = ToyGrammar(seed * 10 + offset, NOUNS if split != "ood_dev" else OTHER_NOUNS)
@@ -120,7 +119,7 @@ def write_corpus(folder: Path, *, seed: int = 0, sizes: dict[str, int] | None = 
 def write_base(
     folder: Path, *, seed: int = 0, steps: int = 300, width: int = 64, num_layers: int = 2
 ) -> None:
-    """Write a tiny GPT-2 with its tokenizer in the transformers layout, pretrained for `steps` steps."""
+    """Write a tiny GPT-2, pretrained for `steps` steps, and its tokenizer in the transformers layout."""
     folder.mkdir(parents=True, exist_ok=True)
     grammar = ToyGrammar(seed + 1000, NOUNS + OTHER_NOUNS)
     sentences = [grammar.acceptable() for _ in range(4000)]

@@ -1,4 +1,4 @@
-"""The moving average of weights, what a run with one keeps, and the average of start and end."""
+"""EMA of the weights, its checkpoints, and the average of start and end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def walk(model: nn.Module, steps: int, average: EMA) -> list[torch.Tensor]:
-    """Change the weights at random, a step at a time; return them after each step."""
+    """Change the weights at random; return them after each step."""
     seen = []
     for step in range(1, steps + 1):
         with torch.no_grad():
@@ -32,7 +32,7 @@ def walk(model: nn.Module, steps: int, average: EMA) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_an_average_is_the_weighted_sum_of_all_steps(decay: float) -> None:
+def test_ema_is_the_weighted_sum_of_all_steps(decay: float) -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
@@ -45,7 +45,7 @@ def test_an_average_is_the_weighted_sum_of_all_steps(decay: float) -> None:
     assert_close(average.state()["weight"], expected)
 
 
-def test_the_weights_come_back_and_train_on() -> None:
+def test_weights_are_restored_after_averaging() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -63,7 +63,7 @@ def test_the_weights_come_back_and_train_on() -> None:
     assert torch.equal(average.state()["weight"], averaged)
 
 
-def test_a_saved_average_goes_on_as_if_nothing_had_been() -> None:
+def test_restored_average_continues_as_uninterrupted() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     average = EMA(model, 0.9)
@@ -77,7 +77,7 @@ def test_a_saved_average_goes_on_as_if_nothing_had_been() -> None:
         again.restore({})
 
 
-def test_a_run_keeps_the_average_that_it_measured(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_run_saves_the_averaged_weights_it_evaluated(toy: Path, colakit: Run, tmp_path: Path) -> None:
     common = ["train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 2, "--json"]
     found = {}
     for name, decay in (("plain", "null"), ("averaged", "0.9")):
@@ -93,7 +93,7 @@ def test_a_run_keeps_the_average_that_it_measured(toy: Path, colakit: Run, tmp_p
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
-def test_start_and_end_are_averaged_and_the_end_comes_back(share: float) -> None:
+def test_start_and_end_are_averaged_and_the_end_restored(share: float) -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     start = {name: value.clone() for name, value in model.state_dict().items()}

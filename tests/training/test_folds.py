@@ -1,4 +1,4 @@
-"""`colakit finetune --folds K`: its runs, out-of-fold figures, failures and resuming, and who takes them."""
+"""`colakit finetune --folds K`: runs, out-of-fold metrics, errors, resuming, and use of the folds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def finetune(toy: Path, *more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command leaves, by its own processes."""
+    """Output folder of the command, with child processes."""
     folder = tmp_path_factory.mktemp("trained") / "folds"
     assert main(finetune(toy, "--folds", K, "--out", folder, "--quiet")) == 0
     return folder
@@ -58,7 +58,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
-    """The commands that were run: in this process, which is faster, and ends as a process of theirs would."""
+    """The children's commands, run in this process for speed."""
     found: list[Child] = []
 
     def run_side_by_side(commands: Sequence[Child], workers: object, tell: object) -> list[str]:
@@ -82,15 +82,15 @@ def cut(toy: Path) -> TaskData:
 
 
 def fold_of_sentence(sentence: str, count: int) -> int:
-    """Counted from 1, as `docs/distillation.md` has it."""
+    """Folds are counted from 1 (see `docs/distillation.md`)."""
     digest = hashlib.sha256(normalised(sentence).encode()).digest()
     return int.from_bytes(digest[:8], "big") % count + 1
 
 
-# -- what it trains and says
+# -- training and output
 
 
-def test_its_runs_are_those_of_leave_out(trained: Path, toy: Path, tmp_path: Path) -> None:
+def test_fold_runs_equal_runs_with_leave_out(trained: Path, toy: Path, tmp_path: Path) -> None:
     for number in (1, 2):
         run, alone = trained / f"fold-{number}", tmp_path / f"{number}"
         fold = f"finetune.leave_out={number}/{K}"
@@ -101,7 +101,7 @@ def test_its_runs_are_those_of_leave_out(trained: Path, toy: Path, tmp_path: Pat
         assert summary(run)["leave_out"] == f"{number}/{K}"
 
 
-def test_out_of_fold_figures_are_those_of_the_run_that_has_not_seen_a_sentence(
+def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
     trained: Path, toy: Path
 ) -> None:
     train = cut(toy).train
@@ -140,8 +140,8 @@ def test_out_of_fold_figures_are_those_of_the_run_that_has_not_seen_a_sentence(
             assert found[part][key]["sd"] == pytest.approx(np.std(values, ddof=1))
 
 
-def test_it_prints_what_it_writes(copy: Path, colakit: Run, children: list[Child]) -> None:
-    (copy / "summary.json").unlink()  # as if it had been killed while it reported
+def test_printed_metrics_equal_written_ones(copy: Path, colakit: Run, children: list[Child]) -> None:
+    (copy / "summary.json").unlink()  # simulates a kill during the report
     code, out, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
     assert code == 0, err
     assert not children
@@ -160,7 +160,7 @@ def test_it_prints_what_it_writes(copy: Path, colakit: Run, children: list[Child
     assert "is finished; nothing to resume" in err
 
 
-def test_a_dry_run_counts_the_folds_and_touches_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_dry_run_counts_the_folds_and_writes_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit(*finetune(toy, "--folds", 3, "--dry-run", "--json", "--out", tmp_path / "run"))
     assert code == 0, err
     answer, train = json.loads(out), cut(toy).train
@@ -171,10 +171,10 @@ def test_a_dry_run_counts_the_folds_and_touches_nothing(toy: Path, colakit: Run,
     assert not (tmp_path / "run").exists()
 
 
-# -- going on
+# -- resuming
 
 
-def test_going_on_trains_what_is_missing_with_the_settings_it_began_with(
+def test_resuming_trains_the_missing_folds_with_the_original_settings(
     copy: Path, trained: Path, colakit: Run, children: list[Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copy / "fold-2")
@@ -190,17 +190,17 @@ def test_going_on_trains_what_is_missing_with_the_settings_it_began_with(
     for name in ("predictions.json", "fold-2/predictions.json"):
         assert (copy / name).read_bytes() == (trained / name).read_bytes()
     assert summary(copy)["out_of_fold"] == summary(trained)["out_of_fold"]
-    assert read_yaml(copy / "fold-2/settings.yaml")["finetune"]["log_every"] == 7  # free to change
+    assert read_yaml(copy / "fold-2/settings.yaml")["finetune"]["log_every"] == 7  # may change on resume
 
 
-def test_auto_begins_and_what_set_a_setting_here_does_not_set_it_again_in_the_children(
+def test_resume_auto_starts_and_children_ignore_settings_of_the_environment(
     toy: Path, colakit: Run, children: list[Child], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLAKIT_FINETUNE__EPOCHS", "9")
     monkeypatch.setenv("COLAKIT_SHARED", "kept")
     assert "COLAKIT_FINETUNE__EPOCHS" not in command.without_settings(os.environ)
     assert command.without_settings(os.environ)["COLAKIT_SHARED"] == "kept"
-    monkeypatch.delenv("COLAKIT_FINETUNE__EPOCHS")  # the children are run in this process here
+    monkeypatch.delenv("COLAKIT_FINETUNE__EPOCHS")  # the children run in this process
     out = tmp_path / "new"
     assert colakit(*finetune(toy, "--folds", K, "--epochs", 1, "--resume", "auto", "--out", out))[0] == 0
     assert [child.name for child in children] == ["fold-1", "fold-2"]
@@ -216,7 +216,7 @@ def test_auto_begins_and_what_set_a_setting_here_does_not_set_it_again_in_the_ch
         (["--folds", "2"], "--out {out}: is not empty"),
     ],
 )
-def test_what_does_not_go_on_from_there_is_refused(
+def test_resuming_with_incompatible_settings_is_refused(
     flags: list[str], message: str, copy: Path, colakit: Run, children: list[Child]
 ) -> None:
     before = (copy / "settings.yaml").read_bytes()
@@ -239,7 +239,7 @@ def test_what_does_not_go_on_from_there_is_refused(
         (["--folds", "2", "--resume"], "which run?"),
     ],
 )
-def test_refusals_leave_nothing(
+def test_refused_commands_write_nothing(
     flags: list[str], message: str, toy: Path, colakit: Run, children: list[Child]
 ) -> None:
     code, _, err = colakit(*finetune(toy, *flags))
@@ -249,7 +249,7 @@ def test_refusals_leave_nothing(
     assert not Path("runs").exists()
 
 
-def test_torchrun_and_runs_of_their_own_are_refused(
+def test_torchrun_and_existing_runs_are_refused(
     toy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ["--set", "finetune.leave_out=null", "--resume", "--out", trained / "fold-1"]
@@ -261,7 +261,7 @@ def test_torchrun_and_runs_of_their_own_are_refused(
         command._check_settings(Session("finetune", resolve(environment={}), Reporter(quiet=True)))
 
 
-def test_a_run_in_another_fold_s_place_is_named(copy: Path, colakit: Run) -> None:
+def test_run_of_another_fold_is_named(copy: Path, colakit: Run) -> None:
     shutil.rmtree(copy / "fold-2")
     shutil.copytree(copy / "fold-1", copy / "fold-2")
     (copy / "summary.json").unlink()
@@ -272,7 +272,7 @@ def test_a_run_in_another_fold_s_place_is_named(copy: Path, colakit: Run) -> Non
 
 @pytest.mark.parametrize(("cores", "given", "expected"), [(8, "", (2, "4")), (8, "1", (2, "1")),
                                                           (2, "2", (1, "2")), (1, "", (1, "1"))])  # fmt: skip
-def test_cores_are_shared_among_the_processes(
+def test_cores_are_divided_among_the_processes(
     cores: int, given: str, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
@@ -285,10 +285,10 @@ def test_cores_are_shared_among_the_processes(
 # -- failures and signals, with processes
 
 
-def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_resumable(
+def test_failing_fold_fails_the_command_and_the_others_stay_resumable(
     copy: Path, trained: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # else the first is finished when the other fails
+    # keeps the first fold running until the other fails
     monkeypatch.setattr(command, "available_cpus", lambda: 2)
     (copy / "summary.json").unlink()
     for number in (1, 2):
@@ -308,7 +308,7 @@ def test_a_failing_fold_fails_the_command_with_its_error_and_leaves_the_others_r
 
 
 def struck(toy: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
-    """Train folds that would take long, and send a signal once one has saved; return exit code and stderr."""
+    """Train long folds and send a signal after the first checkpoint; return exit code and stderr."""
     slow = ["--epochs", 400, "--set", "finetune.save_every_steps=2", "--out", out]
     words = [sys.executable, "-m", "colakit", *finetune(toy, "--folds", K, *slow)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -343,17 +343,15 @@ def test_folds_whose_parent_is_killed_save_and_leave(toy: Path, tmp_path: Path) 
     begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
     assert begun
     for fold in begun:
-        with RunFolder(fold).lock.held(wait_seconds=60):  # nobody is at work in it
+        with RunFolder(fold).lock.held(wait_seconds=60):  # no process holds the lock
             assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
     assert not list(out.glob("fold-*/summary.json"))
 
 
-# -- who takes the folder
+# -- commands that use the folder
 
 
-def test_distill_takes_the_folder_for_its_runs(
-    trained: Path, toy: Path, colakit: Run, tmp_path: Path
-) -> None:
+def test_distill_accepts_a_folder_of_folds(trained: Path, toy: Path, colakit: Run, tmp_path: Path) -> None:
     shared = ["distill", "--data", toy / "corpus", "--epochs", 1, "--quiet"]
     runs = [trained / f"fold-{number}" for number in (1, 2)]
     named = [word for run in runs for word in ("--teacher", run)]
@@ -369,9 +367,7 @@ def test_distill_takes_the_folder_for_its_runs(
     assert one["experiment"] == other["experiment"]
 
 
-def test_evaluate_and_plot_take_the_folds_as_one_experiment(
-    trained: Path, colakit: Run, tmp_path: Path
-) -> None:
+def test_evaluate_and_plot_group_the_folds(trained: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit("evaluate", trained, "--split", "dev", "--json")
     assert code == 0, err
     dev = json.loads(out)["splits"]["dev"]
@@ -406,7 +402,7 @@ def test_a_folder_with_a_fold_missing_is_refused_with_the_command_that_continues
         assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in " ".join(err.split())
 
 
-def test_where_one_model_is_wanted_the_folder_is_refused(trained: Path, colakit: Run) -> None:
+def test_folder_of_folds_is_refused_where_one_model_is_needed(trained: Path, colakit: Run) -> None:
     code, _, err = colakit("predict", "--model", trained)
     assert code == 2
     assert f"such as {trained}/fold-1" in " ".join(err.split())
@@ -415,7 +411,7 @@ def test_where_one_model_is_wanted_the_folder_is_refused(trained: Path, colakit:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[2]", '{"folds": true}', '{"folds": 1}', '{"folds": "5"}', '{"folds": 1001}']
 )
-def test_a_record_that_is_broken_is_named(text: str, colakit: Run, tmp_path: Path) -> None:
+def test_damaged_fold_record_is_named(text: str, colakit: Run, tmp_path: Path) -> None:
     (tmp_path / "folds.json").write_text(text)
     code, _, err = colakit("evaluate", tmp_path)
     assert code == 2
@@ -429,12 +425,15 @@ def tuned(**finetune: object) -> dict[str, Any]:
     return {"command": "finetune", "base": "gpt2", "settings": {"finetune": {"lr": 1e-3, **finetune}}}
 
 
-def test_folds_of_one_number_are_one_experiment() -> None:
+def test_folds_of_one_count_are_one_experiment() -> None:
     key = experiment_key(tuned(leave_out="1/5"))
     assert key == experiment_key(tuned(leave_out="4/5"))
     others = [tuned(leave_out=None), tuned(leave_out="1/4"), tuned(leave_out="1/5", lr=1e-2)]
     assert key not in map(experiment_key, others)
-    student = {**tuned(leave_out="1/5"), "command": "distill"}  # with its teacher's settings: it saw all
+    student = {
+        **tuned(leave_out="1/5"),
+        "command": "distill",
+    }  # leave_out is its teacher's; it trained on all
     assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
 
 

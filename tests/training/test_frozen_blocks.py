@@ -1,4 +1,4 @@
-"""Blocks below the first adapted one: they train nothing, drop nothing, and are computed once."""
+"""Frozen blocks below the first adapted one: no training, no dropout, computed once."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from colakit.training.objectives import classification
 
 Run = Callable[..., tuple[int, str, str]]
 LENGTHS = (5, 9, 1, 7, 12, 3, 3, 8)
-TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32; sums are taken in another order
+TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32 sums in another order
 
 
 def classifier(layers: tuple[int, ...] | None, dropout: float = 0.0) -> GPTClassifier:
-    """Return a classifier of four blocks with adapters in some of them, none of which is zero."""
+    """Return a classifier of four blocks with nonzero adapters in some of them."""
     torch.manual_seed(0)
     config = GPTConfig(50, 16, 16, 4, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
     model = GPT(config).classifier(2)
@@ -68,15 +68,15 @@ def test_blocks_below_the_first_adapted_one_are_frozen(layers: tuple[int, ...] |
     assert classifier(layers).transformer.num_frozen_blocks == frozen
 
 
-def test_the_last_block_is_never_counted_nor_any_above_what_trains() -> None:
+def test_frozen_blocks_exclude_the_last_and_those_above_trained_ones() -> None:
     model = classifier((3,))
     model.requires_grad_(False)
-    assert model.transformer.num_frozen_blocks == 3  # the last one answers for last tokens alone
+    assert model.transformer.num_frozen_blocks == 3  # the last block computes last tokens only
     model.transformer.wpe.weight.requires_grad_(True)
     assert model.transformer.num_frozen_blocks == 0
 
 
-def test_frozen_blocks_evaluate_while_the_others_train() -> None:
+def test_frozen_blocks_stay_in_eval_mode() -> None:
     model = classifier((2,), dropout=0.5)
     body = model.transformer
     assert [block.training for block in body.h] == [False, False, True, True]
@@ -95,7 +95,7 @@ def test_frozen_blocks_evaluate_while_the_others_train() -> None:
     ],
 )
 @pytest.mark.parametrize("layers", [(1, 2, 3), (2,), (3,)])
-def test_states_at_hand_change_neither_loss_nor_gradients(
+def test_cached_states_preserve_loss_and_gradients(
     layers: tuple[int, ...], kernels: bool, fp32: Compute, tmp_path: Path
 ) -> None:
     compute = fp32.with_kernels("always", tmp_path) if kernels else fp32
@@ -117,7 +117,7 @@ def test_states_at_hand_change_neither_loss_nor_gradients(
     assert_close(found[1], found[0], **TIGHT)
 
 
-def test_states_at_hand_leave_dropout_to_the_blocks_above(fp32: Compute) -> None:
+def test_cached_states_keep_dropout_in_the_upper_blocks(fp32: Compute) -> None:
     model, data = classifier((2, 3), dropout=0.3), examples()
     losses = []
     for each in (data, with_states(data, model, fp32)):
@@ -130,12 +130,12 @@ def test_states_at_hand_leave_dropout_to_the_blocks_above(fp32: Compute) -> None
     assert not torch.isclose(again, losses[0], rtol=1e-3), "nothing was dropped"
 
 
-def test_states_are_the_residual_stream_of_each_token_whatever_stands_beside_it(fp32: Compute) -> None:
+def test_cached_states_do_not_depend_on_the_batch(fp32: Compute) -> None:
     model, data = classifier((2, 3)), examples()
     states = compute_states(model, data.tokens, fp32, batch_size=3)
     assert states.shape == (sum(LENGTHS), 16)
     assert states.dtype == torch.float32
-    assert not states.is_inference()  # which could not be trained on
+    assert not states.is_inference()  # autograd needs normal tensors
     for i in range(len(LENGTHS)):
         ids = torch.from_numpy(data.tokens.sentence(i)).long()[None]
         x = model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
@@ -144,14 +144,14 @@ def test_states_are_the_residual_stream_of_each_token_whatever_stands_beside_it(
         assert_close(pad_states(states, data.tokens, np.array([i])), x.detach(), **TIGHT)
 
 
-def test_evaluation_is_the_same_from_states(fp32: Compute) -> None:
+def test_evaluation_from_cached_states_is_identical(fp32: Compute) -> None:
     model, data = classifier((2, 3), dropout=0.3), examples()
     states = compute_states(model, data.tokens, fp32)
     wanted = compute_logits(model, data.tokens, fp32)
     np.testing.assert_array_equal(compute_logits(model, data.tokens, fp32, states=states), wanted)
 
 
-def test_states_serve_the_language_model_beside_the_labels_too(fp32: Compute) -> None:
+def test_cached_states_preserve_the_language_modelling_loss(fp32: Compute) -> None:
     model, data = classifier((2, 3)), examples()
     batch = with_states(data, model, fp32).batch([4, 0, 3])
     targets = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, IGNORE_INDEX)
@@ -162,9 +162,7 @@ def test_states_serve_the_language_model_beside_the_labels_too(fp32: Compute) ->
     assert_close(known, plain, **TIGHT)
 
 
-def test_checkpoints_and_fingerprints_without_the_setting_are_what_they_were(
-    tmp_path: Path, toy: Path
-) -> None:
+def test_checkpoints_and_fingerprints_without_the_setting_are_unchanged(tmp_path: Path, toy: Path) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     formats = {}
     for layers in (None, (2, 3)):
@@ -178,10 +176,10 @@ def test_checkpoints_and_fingerprints_without_the_setting_are_what_they_were(
         assert found.lora == lora
         assert found.fingerprint() == saved.fingerprint()
         assert found.model.transformer.num_frozen_blocks == 0 if layers is None else 2  # type: ignore[union-attr]
-    assert formats == {None: 1, (2, 3): 2}  # an older colakit says of the second that it must be upgraded
+    assert formats == {None: 1, (2, 3): 2}  # older versions refuse format 2
 
 
-def test_a_run_begun_when_frozen_blocks_dropped_is_refused(
+def test_run_from_before_frozen_blocks_without_dropout_is_refused(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as before:
@@ -193,7 +191,7 @@ def test_a_run_begun_when_frozen_blocks_dropped_is_refused(
     assert "frozen_blocks was None, is 1" in " ".join(err.split())
 
 
-def test_the_seconds_of_a_run_include_the_states(
+def test_run_time_includes_computing_the_states(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slowly(*arguments: Any, **options: Any) -> Tensor:
@@ -202,10 +200,10 @@ def test_the_seconds_of_a_run_include_the_states(
 
     monkeypatch.setattr("colakit.training.classifier_trainer.compute_states", slowly)
     assert colakit(*tuning(toy, "--out", tmp_path / "run"))[0] == 0
-    assert summary(tmp_path / "run")["seconds"] > 3  # of train's and of the held-out slice's
+    assert summary(tmp_path / "run")["seconds"] > 3  # states of train and val
 
 
-def test_a_batch_keeps_states_and_tokens_together(fp32: Compute) -> None:
+def test_batch_slices_states_with_tokens(fp32: Compute) -> None:
     model = classifier((2, 3))
     data = with_states(examples(), model, fp32)
     assert data.states is not None
@@ -225,7 +223,7 @@ def test_a_batch_keeps_states_and_tokens_together(fp32: Compute) -> None:
     assert_close(narrow, padded, **TIGHT)
 
 
-# -- the program
+# -- command line
 
 
 def tuning(toy: Path, *more: object) -> Sequence[object]:
@@ -237,7 +235,7 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_finetune_computes_them_once_and_learns_the_same(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_finetune_with_cached_states_trains_identically(toy: Path, colakit: Run, tmp_path: Path) -> None:
     plain = ("--precision", "fp32", "--set", "finetune.base_dropout=0.1")
     code, _, err = colakit(*tuning(toy, *plain, "--out", tmp_path / "once"))
     assert code == 0, err
@@ -260,7 +258,7 @@ def test_finetune_computes_them_once_and_learns_the_same(toy: Path, colakit: Run
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
-def test_a_resumed_run_computes_the_same_states(
+def test_resumed_run_computes_the_same_states(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from colakit.training.trainer import Trainer
@@ -289,7 +287,7 @@ def test_a_resumed_run_computes_the_same_states(
         ("true", "a boolean is not allowed here"),
     ],
 )
-def test_blocks_that_are_not_there_are_refused(value: str, fault: str, toy: Path, colakit: Run) -> None:
+def test_missing_blocks_are_refused(value: str, fault: str, toy: Path, colakit: Run) -> None:
     named = ["--set", f"lora.layers_to_transform=[{value}]"]
     code, _, err = colakit("finetune", "--base", toy / "base", "--data", toy / "corpus", *named, "--dry-run")
     assert code == 2

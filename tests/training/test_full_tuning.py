@@ -22,20 +22,20 @@ def tune(colakit: Run, toy: Path, out: Path, *more: str) -> dict[str, object]:
     return json.loads(answer)
 
 
-def test_every_weight_trains_and_the_checkpoint_holds_them(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_full_finetuning_trains_and_saves_every_weight(toy: Path, colakit: Run, tmp_path: Path) -> None:
     summary = tune(colakit, toy, tmp_path / "run")
     classifier = load_classifier(tmp_path / "run")
     before = dict(load_gpt(toy / "base").named_parameters())
     after = {name: p for name, p in classifier.model.named_parameters() if name != "score.weight"}
     assert before.keys() == after.keys()
-    unread = {"transformer.wpe.weight"}  # rows of positions that no sentence reaches stay as they were
+    unread = {"transformer.wpe.weight"}  # unused positions do not train
     assert not any(torch.equal(before[name], after[name]) for name in before.keys() - unread)
     assert summary["parameters"]["trainable"] == summary["parameters"]["total"]  # type: ignore[index]
     assert classifier.name == "finetune (GPT-2, full)"
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_from_scratch_starts_from_the_seed_alone(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_from_scratch_depends_only_on_the_seed(toy: Path, colakit: Run, tmp_path: Path) -> None:
     scratch = ["--set", "finetune.from_scratch=true", "--set", "finetune.lr=1e-9"]
     common = ["--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--quiet", "--method", "full"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: what is recorded, padded and replayed, with a stand-in for the device's recorder."""
+"""CUDA graphs of training steps: recording, padding and replay, with a fake recorder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from colakit.training.objectives import classification
 Run = Callable[..., tuple[int, str, str]]
 Work = Callable[[], Gradients]
 LENGTHS = (5, 8, 11, 3, 12, 20)  # widest sentences of the batches: padded to 8, 8, 16, 8, 16 and 20
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # fp32; sums over padding stand in another order, step after step
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # fp32 sums in another order, over several steps
 
 
 class Again:
-    """Does recorded work again, and puts its results where the first ones stood, as a device would."""
+    """Repeats the recorded work and writes its results in place, like a CUDA graph."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], spoil: Callable[[Tensor], Tensor] = Tensor.clone):
         self.parameters, self.spoil = parameters, spoil
@@ -110,12 +110,12 @@ def assert_same_training(
     assert_close(one[1].state_dict(), other[1].state_dict(), **CLOSE)
 
 
-def test_replayed_steps_train_as_plain_ones_do(fp32: Compute) -> None:
+def test_replayed_steps_equal_eager_steps(fp32: Compute) -> None:
     batches = [batch(number) for number in range(12)]
     assert_same_training(fit(fp32, batches, Again), fit(fp32, batches, None))
 
 
-def test_replayed_steps_read_the_states_of_their_own_batch(fp32: Compute) -> None:
+def test_replayed_steps_use_the_cached_states_of_their_batch(fp32: Compute) -> None:
     body = classifier(0.0, layers=(1,)).transformer
     plain = [batch(number) for number in range(12)]
     with torch.no_grad():
@@ -130,11 +130,11 @@ def test_replayed_steps_read_the_states_of_their_own_batch(fp32: Compute) -> Non
     assert_same_training(found, wanted)
 
 
-def test_there_is_one_graph_for_each_width_and_none_for_other_sizes(fp32: Compute) -> None:
+def test_one_graph_for_each_width_and_none_for_other_batch_sizes(fp32: Compute) -> None:
     batches = [*(batch(number) for number in range(12)), batch(0, sentences=3)]
     reports, _, made = fit(fp32, batches, Again)
     assert made is not None
-    assert set(made.recorded) == {WIDTH, 2 * WIDTH, 20}  # the last is all that the model holds
+    assert set(made.recorded) == {WIDTH, 2 * WIDTH, 20}  # 20 is the context length
     assert made.recorder.count == 3  # type: ignore[attr-defined]
     assert len(reports) == 13
     assert reports[-1].predictions[0][0].shape == (3, 2)
@@ -150,7 +150,7 @@ def test_micro_batches_are_not_recorded(fp32: Compute) -> None:
     assert len(reports[0].predictions) == 2
 
 
-def test_recording_draws_nothing_from_the_generators(fp32: Compute) -> None:
+def test_recording_preserves_the_random_state(fp32: Compute) -> None:
     def one_by_one(fresh: bool) -> Iterator[float]:
         """Take three steps, with graphs made anew before each, as a resumed run does, or once."""
         model = classifier(dropout=0.3)
@@ -176,7 +176,7 @@ def test_recording_draws_nothing_from_the_generators(fp32: Compute) -> None:
         (Refusing, "operation not permitted when stream is capturing"),
     ],
 )
-def test_where_a_graph_fails_training_goes_on_plainly_with_the_same_bits(
+def test_training_continues_eagerly_with_the_same_bits_after_a_graph_failure(
     recorder: Callable[..., Again], why: str, fp32: Compute
 ) -> None:
     batches = [batch(number) for number in range(6)]
@@ -191,13 +191,13 @@ def test_where_a_graph_fails_training_goes_on_plainly_with_the_same_bits(
         assert torch.equal(one, other)
 
 
-def test_a_spoilt_loss_is_reported_with_graphs_too(fp32: Compute) -> None:
+def test_non_finite_loss_is_reported_with_graphs(fp32: Compute) -> None:
     model = classifier(0.0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     parameters[0].data.fill_(float("nan"))
     made = StepGraphs(parameters, fp32.device, batch_size=4, widest=20, recorder=Again(parameters))
     found = made.gradients(batch(0).micro_batches[0], lambda whole: nan_pass(model, whole, parameters))
-    assert found is not None  # a NaN that plain steps have as well is no fault of the graph's
+    assert found is not None  # a NaN in eager steps too is not a graph failure
     assert made.failure is None
     assert found.total.isnan()
 
@@ -208,7 +208,7 @@ def nan_pass(model: nn.Module, whole: Batch, parameters: list[nn.Parameter]) -> 
     return Gradients(loss.total.detach(), torch.nn.utils.clip_grad_norm_(parameters, 1.0), [])
 
 
-def test_only_a_gpu_has_graphs_and_only_where_they_are_wanted(fp32: Compute) -> None:
+def test_graphs_need_a_gpu_and_the_setting(fp32: Compute) -> None:
     gpu = replace(fp32, device=torch.device("cuda", 0))
     assert fp32.with_graphs("auto") is fp32
     assert gpu.with_graphs("never") is gpu
@@ -217,7 +217,7 @@ def test_only_a_gpu_has_graphs_and_only_where_they_are_wanted(fp32: Compute) -> 
 
 
 @pytest.mark.parametrize("refuses", [False, True])
-def test_finetune_trains_with_them_and_says_where_it_cannot(
+def test_finetune_uses_graphs_or_explains_why_not(
     refuses: bool, toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = ["finetune", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 2]

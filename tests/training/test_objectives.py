@@ -1,4 +1,4 @@
-"""What a step minimises, against formulas in other people's functions, and the rate at which it does."""
+"""Objectives and learning-rate schedules, against reference implementations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 class Saying(nn.Module):
-    """A model whose logits are its parameter, whatever it reads."""
+    """A model whose logits are its parameter, independent of the input."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Saying(nn.Module):
 
 
 class Bigrams(nn.Module):
-    """A language model that looks at one token."""
+    """A language model with a context of one token."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_kl_is_not_symmetric_and_the_teacher_comes_first() -> None:
     assert not math.isclose(soft_kl(teacher, student, 1.0).item(), expected.item(), rel_tol=0.1)
 
 
-def test_hot_kl_is_the_spread_of_centred_logits(batch: Batch, student: Saying) -> None:
+def test_kl_at_high_temperature_is_the_squared_error_of_centred_logits(batch: Batch, student: Saying) -> None:
     """Hinton et al. 2015, eq. 4, halved since it gives the gradient: τ²·KL → Σ(zₛ-zₜ)²/2C, both centred."""
     assert batch.teacher_logits is not None
     ours, theirs = (
@@ -171,7 +171,7 @@ def test_hot_kl_is_the_spread_of_centred_logits(batch: Batch, student: Saying) -
     )
 
 
-def test_soft_losses_are_a_sentence_s_own(student: Saying, batch: Batch) -> None:
+def test_soft_loss_of_a_sentence_does_not_depend_on_the_batch(student: Saying, batch: Batch) -> None:
     assert batch.teacher_logits is not None
     for soft in (lambda s, t: soft_kl(s, t, 2.0), logit_mse):
         parts = [
@@ -180,7 +180,7 @@ def test_soft_losses_are_a_sentence_s_own(student: Saying, batch: Batch) -> None
         assert_close(torch.cat(parts), soft(student.logits, batch.teacher_logits), **CLOSE)
 
 
-def test_a_sentence_without_a_label_has_the_soft_loss_in_full(student: Saying, batch: Batch) -> None:
+def test_unlabelled_sentences_have_the_soft_loss_only(student: Saying, batch: Batch) -> None:
     assert batch.labels is not None
     assert batch.teacher_logits is not None
     unlabelled = torch.arange(NUM_SENTENCES) % 2 == 0
@@ -192,7 +192,7 @@ def test_a_sentence_without_a_label_has_the_soft_loss_in_full(student: Saying, b
     assert_close(objective(student, mixed).total, expected, **CLOSE)
 
 
-def test_weight_and_temperature_move_in_a_line(student: Saying, batch: Batch) -> None:
+def test_kd_weight_and_temperature_change_linearly(student: Saying, batch: Batch) -> None:
     moving = distillation(kd_weight=line(1.0, 0.0), temperature=line(4.0, 1.0))
     for progress, weight, temperature in ((0.0, 1.0, 4.0), (0.5, 0.5, 2.5), (1.0, 0.0, 1.0)):
         still = distillation(kd_weight=constant(weight), temperature=constant(temperature))
@@ -201,14 +201,14 @@ def test_weight_and_temperature_move_in_a_line(student: Saying, batch: Batch) ->
 
 
 class Knowing(Saying):
-    """Says what it was told to, and has a hidden state and a token loss besides."""
+    """A model with fixed logits, hidden states and token loss."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> StudentOutput:  # type: ignore[override]
         hidden = torch.tensor([[3.0, 4.0]]).expand(NUM_SENTENCES, 2)
         return StudentOutput(self.logits, hidden, torch.tensor(11.0))
 
 
-def test_hidden_states_count_by_their_angle_and_tokens_by_their_weight(student: Saying, batch: Batch) -> None:
+def test_hidden_loss_is_cosine_and_token_loss_is_weighted(student: Saying, batch: Batch) -> None:
     model, plain = Knowing(student.logits.detach()), student
     states = torch.tensor([[8.0, 6.0]], dtype=torch.float16).expand(NUM_SENTENCES, 2)  # cosine 24/25
     rates = {"kd_weight": constant(0.5), "temperature": constant(2.0)}
@@ -240,7 +240,7 @@ def test_language_modelling_is_the_shifted_loss_of_transformers(lengths: list[in
     assert_close(one, two, **CLOSE)
 
 
-def test_padding_never_changes_the_language_loss() -> None:
+def test_padding_preserves_the_language_modelling_loss() -> None:
     torch.manual_seed(0)
     model, batch = Bigrams(11), language_batch([6, 2, 4], 11)
     alone = [
@@ -265,7 +265,7 @@ def test_a_short_decay_leaves_a_plateau(shape: str) -> None:
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("warmup_steps", [0, 1, 7, 50])
-def test_warm_up_rises_linearly_to_one(decay: str, warmup_steps: int) -> None:
+def test_warmup_is_linear(decay: str, warmup_steps: int) -> None:
     lr_at = warmup_then(decay, warmup_steps=warmup_steps, max_steps=100)
     rates = [lr_at(step) for step in range(warmup_steps + 1)]
     rises = [rate * (warmup_steps + 1) for rate in rates]
@@ -276,7 +276,7 @@ def test_warm_up_rises_linearly_to_one(decay: str, warmup_steps: int) -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("warmup_steps", [0, 7])
 @pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_the_rate_falls_from_its_peak_to_its_floor(decay: str, warmup_steps: int, floor: float) -> None:
+def test_lr_decays_from_peak_to_floor(decay: str, warmup_steps: int, floor: float) -> None:
     lr_at = warmup_then(decay, warmup_steps=warmup_steps, max_steps=100, floor=floor)
     rates = [lr_at(step) for step in range(101)]
     assert max(rates) == 1
@@ -287,7 +287,7 @@ def test_the_rate_falls_from_its_peak_to_its_floor(decay: str, warmup_steps: int
     assert lr_at(1000) >= 0
 
 
-def test_halfway_the_rate_is_halved() -> None:
+def test_lr_is_half_at_half_time() -> None:
     for decay in ("linear", "cosine"):
         assert warmup_then(decay, warmup_steps=20, max_steps=100)(60) == pytest.approx(0.5)
 
@@ -298,13 +298,13 @@ def test_cosine_is_the_published_curve() -> None:
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2)
     lr_at = warmup_then("cosine", warmup_steps=0, max_steps=50, floor=0.2)
     for step in range(50):
-        # torch multiplies its way from step to step, and so gathers rounding in fp64.
+        # torch computes the rate recursively, with fp64 rounding at every step.
         assert lr_at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         theirs.step()
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_a_run_of_warm_up_alone_has_rates(decay: str) -> None:
+def test_schedule_may_be_warmup_only(decay: str) -> None:
     lr_at = warmup_then(decay, warmup_steps=5, max_steps=5)
     assert all(0 < lr_at(step) < 1 for step in range(5))

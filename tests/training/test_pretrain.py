@@ -69,11 +69,13 @@ def test_pretraining_lowers_validation_bits_per_byte(pretrained: Path) -> None:
     assert len(measured) == 4
     assert measured[-1] < 0.8 * measured[0]
     summary = json.loads((pretrained / "summary.json").read_text())
-    assert summary["bits_per_byte"]["toy"] == pytest.approx(measured[-1], rel=0.02)  # of all, not of a part
+    assert summary["bits_per_byte"]["toy"] == pytest.approx(
+        measured[-1], rel=0.02
+    )  # full evaluation, not a sample
     assert summary["tokens"] == 20480
 
 
-def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> None:
+def test_transformers_loads_the_base_with_equal_logits(pretrained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from colakit.storage.gpt2 import load_gpt
@@ -85,7 +87,7 @@ def test_transformers_opens_the_base_with_the_same_logits(pretrained: Path) -> N
         torch.testing.assert_close(ours(ids["input_ids"]), theirs(**ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_generate_and_finetune_take_the_base(
+def test_generate_and_finetune_accept_the_base(
     pretrained: Path, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     base = ["--base", str(pretrained / "base")]
@@ -134,9 +136,7 @@ def test_other_text_is_refused_on_resume(text: Path, pretrained: Path, colakit: 
     assert "text was" in err
 
 
-def test_more_tokens_are_refused_once_the_rate_depends_on_their_number(
-    pretrained: Path, colakit: Run, tmp_path: Path
-) -> None:
+def test_more_tokens_are_refused_after_lr_decay_began(pretrained: Path, colakit: Run, tmp_path: Path) -> None:
     shutil.copytree(pretrained, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     code, _, err = colakit("pretrain", "--resume", "--tokens", "40960", "--out", tmp_path / "run")
@@ -153,7 +153,7 @@ def test_tokens_may_grow_on_resume_before_the_rate_decays(text: Path, colakit: R
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 8
 
 
-def test_a_finished_run_is_not_made_longer_in_silence(
+def test_extending_a_finished_run_is_refused(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -165,7 +165,7 @@ def test_a_finished_run_is_not_made_longer_in_silence(
     assert f"--init-from {out / 'base'}" in said
 
 
-def test_plot_and_evaluate_say_that_a_base_is_no_classifier(pretrained: Path, colakit: Run) -> None:
+def test_plot_and_evaluate_refuse_a_base(pretrained: Path, colakit: Run) -> None:
     code, _, err = colakit("plot", pretrained)
     assert code == 2
     assert "made a base, no classifier" in " ".join(err.split())
@@ -232,7 +232,7 @@ def test_muon_trains_block_matrices_and_adamw_the_rest() -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(name: str) -> None:
+def test_lr_of_param_groups_applies_also_after_loading(name: str) -> None:
     model = tiny_gpt()
     optimizer = pretraining_optimizer(model, name, lr=1e-3, muon_lr=0.02, weight_decay=0.0)
     optimizer.load_state_dict(optimizer.state_dict())
@@ -250,7 +250,7 @@ def test_a_rate_set_in_the_groups_is_the_rate_of_the_step_also_after_loading(nam
 
 
 def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]:
-    """Words of a run of two steps, and those that let it go on from a base."""
+    """Arguments of a run of two steps, and those that continue from a base."""
     small = [word for word in SMALL if word not in ("--tokens", "20480")]
     for option in ("--vocab-size", "--num-layers", "--width", "--num-heads", "--num-positions"):
         place = small.index(option)
@@ -266,7 +266,7 @@ def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: R
     settled = json.loads((pretrained / "summary.json").read_text())["bits_per_byte"]["toy"]
     summary = json.loads((tmp_path / "on" / "summary.json").read_text())
     assert summary["steps"] == 2
-    assert summary["bits_per_byte"]["toy"] < 1.1 * settled  # where it was, not where it would begin
+    assert summary["bits_per_byte"]["toy"] < 1.1 * settled  # the loss continues from the base
     first, second = (SentenceTokenizer.from_folder(run / "base") for run in (pretrained, tmp_path / "on"))
     assert first.vocabulary() == second.vocabulary()
 
@@ -275,9 +275,9 @@ def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: R
     assert "36,096" in out  # parameters
     assert not (tmp_path / "dry").exists()
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"), "--resume")
-    assert code == 0, err  # what the run saved is what it takes back
+    assert code == 0, err  # the saved state is accepted
 
-    for width in ("384", "768"):  # the first is what it would be without a word
+    for width in ("384", "768"):  # 384 is the default
         code, _, err = colakit(*begin, *base, "--width", width, "--out", str(tmp_path / "other"))
         assert code == 2
         assert f"pretrain.width is {width}, but 32" in err
@@ -302,7 +302,7 @@ def test_start_weight_averages_with_the_initial_base(
     assert any(not torch.equal(start[name], end[name]) for name in start)
     for name, value in half.items():
         assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # all three are bf16
-    assert measured[0] != measured[1]  # what is measured is what is written
+    assert measured[0] != measured[1]  # the written base is the evaluated one
 
     code, _, err = colakit(*begin, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "no-base")
     assert code == 2
@@ -326,7 +326,7 @@ def test_windows_may_be_shorter_than_num_positions(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tokens"] == 128 * summary["steps"]
     assert widths[:2] == [8, 8]  # the micro-batches of a step
-    assert widths[-1] == 32  # held-out text
+    assert widths[-1] == 32  # validation text
     assert load_gpt(tmp_path / "run" / "base").config.num_positions == 32
 
     code, _, err = colakit(*begin, *base, "--window", "33", "--out", tmp_path / "other")
@@ -337,7 +337,7 @@ def test_windows_may_be_shorter_than_num_positions(
     assert "window (=8) requires init_from" in " ".join(err.split())
 
 
-def test_settings_that_came_later_refuse_no_resumption(
+def test_new_settings_do_not_prevent_resuming(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
@@ -373,7 +373,7 @@ def test_a_run_from_another_base_is_not_resumed(
     ("vocab_size", "num_positions", "why"),
     [(280, 32, "the tokenizer has 300 tokens, but the model 280"), (300, 4, "num_positions: .*(got 4)")],
 )
-def test_a_base_that_cannot_be_trained_on_is_refused(
+def test_incompatible_initial_base_is_refused(
     vocab_size: int, num_positions: int, why: str, pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"

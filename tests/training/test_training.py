@@ -1,4 +1,4 @@
-"""The loop: accumulation, clipping, faults, and the numbers it reports."""
+"""The training loop: accumulation, clipping, errors, reports."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_classifier(seed: int = 0) -> nn.Module:
 
 
 def make_pairs(count: int) -> Examples:
-    """Real sentences, each with its corrupted one behind it."""
+    """Real sentences, each followed by its corrupted version."""
     labels = np.tile(np.array([1, 0], dtype=np.int64), count)
     return PairExamples(make_examples(2 * count).tokens, labels)
 
@@ -87,7 +87,7 @@ def test_accumulation_equals_the_whole_batch(make_model: type, micro_batch_size:
     expected = run(whole, step_batches(examples, 8, 8), fp32)
     found = run(parts, step_batches(examples, 8, micro_batch_size), fp32)
     assert [r.count for r in found] == [r.count for r in expected]
-    # sums in another order: a few units in the last place, grown over six steps
+    # sums in another order differ in the last digits; the error grows over six steps
     np.testing.assert_allclose([r.loss for r in found], [r.loss for r in expected], rtol=1e-5)
     for name, parameter in whole.named_parameters():
         torch.testing.assert_close(dict(parts.named_parameters())[name], parameter, rtol=1e-4, atol=1e-6)
@@ -123,7 +123,7 @@ def test_gradients_are_clipped_to_the_given_norm(fp32: Compute) -> None:
     assert float(moved) ** 0.5 == pytest.approx(0.1 * norm / 4, rel=1e-3)
 
 
-def test_the_rate_follows_the_schedule_in_every_group(fp32: Compute) -> None:
+def test_lr_follows_the_schedule_in_every_group(fp32: Compute) -> None:
     model = make_classifier()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -186,13 +186,13 @@ def test_two_threads_follow_one_within_rounding(fp32: Compute) -> None:
             )
     finally:
         torch.set_num_threads(before)
-    # sums are split over threads, so added up in another order: units in the last place, grown over 8 steps
+    # threads sum in another order: errors in the last digits, which grow over 8 steps
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
+def test_sixteen_sentences_can_be_overfitted(fp32: Compute) -> None:
     model, examples = make_classifier(), make_examples(16)
-    # at a rate that does not fall, some processors' rounding ends such runs on a step too far
+    # with a constant rate, rounding on some processors makes the last step diverge
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batches = step_batches(examples, 16, 16, epochs=150)
     losses = [
@@ -204,7 +204,7 @@ def test_sixteen_sentences_can_be_learnt_by_heart(fp32: Compute) -> None:
     assert losses[-1] < 0.05 < losses[0]
 
 
-def test_a_student_taught_by_logits_alone_reproduces_them(fp32: Compute) -> None:
+def test_student_trained_on_logits_only_reproduces_them(fp32: Compute) -> None:
     model, examples = make_student(), make_examples(16, with_teacher=True)
     assert examples.teacher_logits is not None
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
@@ -239,11 +239,11 @@ def test_only_the_body_of_a_gpt_is_stored_in_bf16() -> None:
     assert {p.dtype for p in student.parameters()} == {torch.float32}
 
 
-# -- memory that runs out
+# -- out of memory
 
 
 def choking(most: int, on_backward: bool = False) -> Objective:
-    """Classification on a device that holds `most` sentences: more raise what a full GPU raises."""
+    """Classification that raises out-of-memory errors for batches of more than `most` sentences."""
 
     class Choke(torch.autograd.Function):
         @staticmethod
@@ -255,7 +255,7 @@ def choking(most: int, on_backward: bool = False) -> Objective:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        loss = classification(model, batch)  # what it draws before it fails must be drawn again
+        loss = classification(model, batch)  # the retry must repeat the random draws of the failed attempt
         if len(batch) <= most:
             return loss
         if on_backward:
@@ -282,16 +282,14 @@ def test_where_memory_runs_out_smaller_micro_batches_give_their_own_bits(
     torch.manual_seed(1)
     found = run(choked, step_batches(examples, 8, 8), fp32, objective=choking(3, on_backward))
     assert [r.max_micro_batch_size for r in expected] == [None] * 10
-    assert [r.max_micro_batch_size for r in found] == [
-        2
-    ] * 10  # 8, 4, 2, and no more tries of what has failed
+    assert [r.max_micro_batch_size for r in found] == [2] * 10  # 8, 4, 2; failed sizes are not tried again
     assert [r.loss for r in found] == [r.loss for r in expected]
     assert [r.count for r in found] == [r.count for r in expected]
     assert [len(r.predictions) for r in found] == [4] * 10
     assert all(torch.equal(p, dict(choked.named_parameters())[name]) for name, p in small.named_parameters())
 
 
-def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32: Compute) -> None:
+def test_step_that_runs_out_of_memory_is_rolled_back(fp32: Compute) -> None:
     examples = make_examples(40)
     calls = 0
 
@@ -320,8 +318,8 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_nothing_of_it(fp32:
 
 @pytest.mark.parametrize("most", [3, 5, 8])
 @pytest.mark.parametrize("micro_batch_size", [2, 6, 8])
-def test_pairs_stay_whole_in_any_micro_batches(micro_batch_size: int, most: int, fp32: Compute) -> None:
-    """Accumulated, or halved because memory ran out: the same steps as the whole batch's."""
+def test_micro_batches_never_split_pairs(micro_batch_size: int, most: int, fp32: Compute) -> None:
+    """Accumulation and halving after out-of-memory errors give the steps of the whole batch."""
     examples, objective = make_pairs(11), discrimination(0.3, 0.7)
 
     def limited(model: nn.Module, batch: Batch) -> Loss:
@@ -338,12 +336,12 @@ def test_pairs_stay_whole_in_any_micro_batches(micro_batch_size: int, most: int,
     assert max_micro_batch_size is None or max_micro_batch_size in (2, 4)
 
 
-def test_one_pair_too_many_is_a_named_fault(fp32: Compute) -> None:
+def test_pair_that_exceeds_memory_is_an_error(fp32: Compute) -> None:
     with pytest.raises(ColakitError, match="out of memory with micro-batches of 2"):
         run(make_classifier(), step_batches(make_pairs(4), 8, 8), fp32, objective=choking(1))
 
 
-def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
+def test_pair_losses_of_processes_sum_to_the_whole_batch() -> None:
     examples, objective, model = make_pairs(11), discrimination(0.3, 0.7), make_classifier()
     for index in examples.plan_epoch(8, 0, 0):
         expected = objective(model, examples.batch(index)).total.item()
@@ -358,7 +356,7 @@ def test_shares_of_pairs_add_up_to_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("max_steps", [1, 4, 5, 9, 12])
-def test_steps_go_on_from_anywhere_and_end_where_they_must(max_steps: int) -> None:
+def test_training_starts_at_any_step_and_ends_at_max_steps(max_steps: int) -> None:
     examples = make_examples(30)
     assert steps_per_epoch(examples, 8) == 4
 
@@ -393,7 +391,7 @@ def test_steps_go_on_from_anywhere_and_end_where_they_must(max_steps: int) -> No
         assert every[4][0] != every[0][0]
 
 
-def test_a_single_sentence_too_many_is_a_named_fault(fp32: Compute) -> None:
+def test_sentence_that_exceeds_memory_is_an_error(fp32: Compute) -> None:
     with pytest.raises(ColakitError, match=r"step 1: out of memory with micro-batches of 1 \(CUDA") as caught:
         run(make_classifier(), step_batches(make_examples(8), 8, 8), fp32, objective=choking(0))
     assert caught.value.exit_code == EXIT_FAILED

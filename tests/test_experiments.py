@@ -1,8 +1,7 @@
-"""The tables of experiments: which runs a row asks for, and what is read from what they leave."""
+"""Experiment tables: the commands of their rows, and the results read from the runs."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -12,33 +11,33 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import ablation  # noqa: E402
 import base  # noqa: E402
+import table  # noqa: E402
 
-import experiments  # noqa: E402
 from colakit.config.resolve import resolve  # noqa: E402
 from colakit.runtime.subprocesses import Child, Log  # noqa: E402
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The commands that would be run; a run leaves a summary, `evaluate` an answer about all runs."""
-    found: list[tuple[str, ...]] = []
+    """Arguments of the recorded commands; a run writes a summary, `evaluate` prints made-up results."""
+    recorded: list[tuple[str, ...]] = []
 
     def run_side_by_side(children: Sequence[Child], workers: Sequence[object], log: Log) -> list[str]:
-        found.extend(child.words for child in children)
-        return [_leave(child.words) for child in children]
+        recorded.extend(child.words for child in children)
+        return [_fake_run(child.words) for child in children]
 
-    monkeypatch.setattr(experiments, "run_side_by_side", run_side_by_side)
-    return found
+    monkeypatch.setattr(table, "run_side_by_side", run_side_by_side)
+    return recorded
 
 
-def _leave(words: tuple[str, ...]) -> str:
+def _fake_run(words: tuple[str, ...]) -> str:
     if words[0] == "evaluate":
-        return json.dumps({"splits": {split: _comparison(words[4:]) for split in experiments.SPLITS}})
+        return json.dumps({"splits": {split: _comparison(words[4:]) for split in table.SPLITS}})
     run = Path(words[words.index("--out") + 1])
     run.mkdir(parents=True)
     (run / "summary.json").write_text(json.dumps({"splits": {"val": {"mcc": 0.5}}}))
@@ -46,7 +45,7 @@ def _leave(words: tuple[str, ...]) -> str:
 
 
 def _comparison(models: tuple[str, ...]) -> dict[str, Any]:
-    """What `evaluate --json` says: the runs of one folder are the seeds of one group."""
+    """Return results in the format of `evaluate --json`; the runs of one folder are one group."""
     groups = [Path(model).parent.name for model in models]
     named = list(dict.fromkeys(groups))
     return {
@@ -62,15 +61,15 @@ def _comparison(models: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def tables(tmp_path: Path, text: str | None) -> list[dict[str, experiments.Row]]:
-    return [base.ROWS, ablation.students(tmp_path, text)]
+def tables_of_rows(tmp_path: Path, text: str | None) -> list[dict[str, table.Row]]:
+    return [base.ROWS, ablation.student_rows(tmp_path, text)]
 
 
 @pytest.mark.parametrize("text", [None, "prose.txt"])
 def test_every_row_is_a_command_whose_settings_validate(text: str | None, tmp_path: Path) -> None:
-    for table in tables(tmp_path, text):
-        assert len(table) == len({re.sub(r"\W", "-", name) for name in table})  # a folder each
-        for row in [*table.values(), *ablation.lessons(tmp_path, table).values()]:
+    for rows in tables_of_rows(tmp_path, text):
+        assert len(rows) == len({re.sub(r"\W", "-", name) for name in rows})  # unique folders
+        for row in [*rows.values(), *ablation.teacher_rows(tmp_path, rows).values()]:
             resolve(
                 flags={}, assignments=[f"{key}={value}" for key, value in row.settings.items()], config=None
             )
@@ -79,22 +78,19 @@ def test_every_row_is_a_command_whose_settings_validate(text: str | None, tmp_pa
 
 
 def test_text_adds_a_row(tmp_path: Path) -> None:
-    without, with_text = (ablation.students(tmp_path, text) for text in (None, "prose.txt"))
+    without, with_text = (ablation.student_rows(tmp_path, text) for text in (None, "prose.txt"))
     assert set(with_text) - set(without) == {"text in place of samples"}
 
 
-def test_no_row_takes_the_place_of_the_teachers_own(tmp_path: Path) -> None:
-    assert not set(ablation.TEACHERS) & set(ablation.students(tmp_path, "prose.txt"))
+def test_no_student_row_has_the_name_of_a_teacher_row(tmp_path: Path) -> None:
+    assert not set(ablation.TEACHERS) & set(ablation.student_rows(tmp_path, "prose.txt"))
 
 
-def test_default_settings_of_the_tables_are_there() -> None:
-    for script in ("ablation.py", "base.py"):
-        text = (ROOT / "experiments" / script).read_text(encoding="utf-8")
-        (config,) = re.findall(r'"(configs/[\w-]+\.yaml)"', text)
-        assert (ROOT / config).is_file()
+def test_default_config_file_exists() -> None:
+    assert (ROOT / table.make_parser(__doc__, "runs").parse_args([]).config).is_file()
 
 
-def test_a_table_tunes_the_teachers_that_its_rows_name_and_compares_with_the_control(
+def test_table_trains_the_teachers_of_its_rows_and_compares_with_the_control(
     calls: list[tuple[str, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,30 +106,29 @@ def test_a_table_tunes_the_teachers_that_its_rows_name_and_compares_with_the_con
     assert folds == {f"finetune.leave_out={fold}/5" for fold in range(1, 6)}
     rows = {line.split(" | ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert rows[f"| {names[0]}"].endswith("| - |")
-    assert rows[f"| {names[1]}"].endswith("| +0.100 [-0.050, +0.200] |")  # the other way round than told
+    assert rows[f"| {names[1]}"].endswith("| +0.100 [-0.050, +0.200] |")  # sign flipped
     assert "0.500 ± 0.000" in rows[f"| {names[1]}"]
     assert json.loads((tmp_path / "ablation.json").read_text())[names[1]]["id_dev"] == [0.2, 0.2]
 
 
-def test_runs_that_are_no_seeds_of_one_experiment_have_no_difference() -> None:
+def test_runs_of_different_experiments_have_no_difference_to_the_control() -> None:
     folders = [Path(name) for name in ("a/0", "b/0", "control/0")]
-    answer = experiments.Answer({"splits": {"dev": _comparison(tuple(map(str, folders)))}}, folders)
-    assert experiments.minus_control(answer, folders[:2], folders[2:]) is None
-    assert experiments.minus_control(answer, folders[:1], folders[2:]) == "-0.100 [-0.200, +0.050]"
-    assert experiments.minus_control(answer, folders[:1], None) is None
+    dev = _comparison(tuple(map(str, folders)))
+    assert table.mcc_minus_control(dev, folders, folders[:2], folders[2:]) is None
+    assert table.mcc_minus_control(dev, folders, folders[:1], folders[2:]) == "-0.100 [-0.200, +0.050]"
+    assert table.mcc_minus_control(dev, folders, folders[:1], None) is None
 
 
-def test_a_run_that_fails_ends_the_table_with_its_error(tmp_path: Path) -> None:
+def test_failing_run_ends_the_table_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("base: nowhere/at/all\ndata: {path: builtin}\n")
-    runs = experiments.Experiments(tmp_path / "c.yaml", tmp_path, range(50), (), jobs=1)
+    runs = table.Table(tmp_path / "c.yaml", tmp_path, range(50), (), jobs=1)
     with pytest.raises(SystemExit, match=r"colakit finetune --config .*nowhere/at/all"):
-        runs.train({"LoRA": experiments.Row("finetune")})
+        runs.train({"LoRA": table.Row("finetune")})
     assert not (tmp_path / "LoRA").exists()
 
 
-def test_an_unknown_row_is_named() -> None:
-    with pytest.raises(SystemExit, match="no row is called 'LORA'"):
-        experiments.chosen(base.ROWS, ["LORA"])
-    told = experiments.arguments("", "c.yaml", "runs").parse_args(["--set", "finetune.epochs=1"])
-    assert isinstance(told, argparse.Namespace)
-    assert told.assign == ["finetune.epochs=1"]
+def test_unknown_row_is_an_error() -> None:
+    with pytest.raises(SystemExit, match="unknown row 'LORA'"):
+        table.select_rows(base.ROWS, ["LORA"])
+    arguments = table.make_parser(__doc__, "runs").parse_args(["--set", "finetune.epochs=1"])
+    assert arguments.assign == ["finetune.epochs=1"]

@@ -1,9 +1,10 @@
-"""The rival: PEFT with transformers' Trainer, as a script that one would write with them.
+"""Baseline: LoRA with PEFT and transformers' Trainer, as an independent script.
 
-    python benchmarks/rivals.py --base FOLDER --data FOLDER --out FOLDER [--best PRECISION] [--epochs N] …
+    python benchmarks/peft_trainer.py --base FOLDER --data FOLDER --out FOLDER [--best PRECISION] [--epochs N]
+    …
 
-It does what `colakit finetune` does: a tenth of train is held out and measured after every epoch, dev is
-measured at the end, and the adapter is saved. It imports nothing of colakit's.
+It does the work of `colakit finetune` without importing colakit: it evaluates a tenth of train as validation
+split after every epoch, measures dev at the end, and saves the adapter.
 """
 
 from __future__ import annotations
@@ -24,30 +25,29 @@ Rows = list[dict[str, Any]]
 
 
 def main() -> None:
-    """Tune a base as the arguments say."""
+    """Parse the arguments and fine-tune."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder in CoLA's layout")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--best", choices=("bf16", "fp32"), help="group by length, and multiply in this")
+    parser.add_argument("--best", choices=("bf16", "fp32"), help="group by length and use this precision")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers-to-transform", help="blocks to adapt, such as 6,7,8; default: all")
-    arguments = parser.parse_args()
-    finetune(arguments)
+    finetune(parser.parse_args())
 
 
 def finetune(arguments: argparse.Namespace) -> None:
-    """Train, evaluate every epoch, measure dev, save."""
+    """Train with an evaluation every epoch, measure dev, and save the adapter."""
     from transformers import AutoTokenizer, Trainer
 
-    quiet()
+    silence()
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     splits = {name: read(arguments.data / file, tokenizer) for name, file in FILES.items()}
-    held_out = len(splits["train"]) // 10
+    num_val = len(splits["train"]) // 10
     layers = arguments.layers_to_transform
     numbers = [int(number) for number in layers.split(",")] if layers else None
-    model = tuned_model(arguments.base, pad_token_id=tokenizer.eos_token_id, layers=numbers)
+    model = lora_model(arguments.base, pad_token_id=tokenizer.eos_token_id, layers=numbers)
     settings = training_arguments(
         arguments.out,
         arguments.batch_size,
@@ -59,8 +59,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     trainer = Trainer(
         model,
         settings,
-        train_dataset=splits["train"][held_out:],
-        eval_dataset=splits["train"][:held_out],
+        train_dataset=splits["train"][num_val:],
+        eval_dataset=splits["train"][:num_val],
         data_collator=collate,
     )
     trainer.train()
@@ -69,8 +69,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     model.save_pretrained(arguments.out / "adapter")
 
 
-def quiet() -> None:
-    """Silence transformers' and PEFT's remarks and bars."""
+def silence() -> None:
+    """Turn off warnings, log messages and progress bars of transformers and PEFT."""
     warnings.simplefilter("ignore")
     from transformers.utils import logging
 
@@ -79,18 +79,18 @@ def quiet() -> None:
 
 
 def read(path: Path, tokenizer: Any) -> Rows:
-    """Return the rows of one of CoLA's files, tokenised."""
+    """Read and tokenise one of CoLA's files."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     encoded = tokenizer([row[3] for row in rows])["input_ids"]
     return [{"input_ids": ids, "labels": int(row[1])} for ids, row in zip(encoded, rows, strict=True)]
 
 
-def tuned_model(base: Path, pad_token_id: int = 0, layers: list[int] | None = None) -> Any:
-    """Return the base with PEFT's LoRA on all its linear layers and a head of two classes.
+def lora_model(base: Path, pad_token_id: int = 0, layers: list[int] | None = None) -> Any:
+    """Return the base with a head of two classes and PEFT's LoRA on its linear layers.
 
     Args:
-        layers: the blocks whose layers are meant; None is all.
+        layers: numbers of the adapted blocks; None is all.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2ForSequenceClassification
@@ -108,11 +108,12 @@ def tuned_model(base: Path, pad_token_id: int = 0, layers: list[int] | None = No
 
 
 def training_arguments(out: Path, batch_size: int, best: str | None, **others: Any) -> Any:
-    """Return the Trainer's settings: its own, or the best that its flags reach.
+    """Return the Trainer's settings.
 
     Args:
-        best: None leaves them as they come, fp32 and padded to the batch's longest; `bf16` or `fp32` groups
-            sentences by length and multiplies in that.
+        best: None keeps its defaults: fp32, shuffled batches padded to their longest sentence. `bf16` or
+        `fp32`
+            groups sentences by length and computes in that precision.
     """
     from transformers import TrainingArguments
 
@@ -132,7 +133,7 @@ def training_arguments(out: Path, batch_size: int, best: str | None, **others: A
 
 
 def collate(rows: Rows) -> dict[str, torch.Tensor]:
-    """Pad to the batch's longest, as `DataCollatorWithPadding` does by default."""
+    """Pad to the longest sentence of the batch, as `DataCollatorWithPadding` does by default."""
     longest = max(len(row["input_ids"]) for row in rows)
     padded = [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]
     mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]

@@ -46,12 +46,8 @@ from peft_trainer import ALPHA, RANK, TARGETS, collate, lora_model, silence, tra
 from workspaces import SHAPES, random_examples, write_random_gpt2
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
-from colakit.data.corpora import load_corpus
-from colakit.data.tokens import Tokens
 from colakit.kernels.attention import aligned_ends
 from colakit.kernels.matmul import product
-from colakit.models.gpt.config import GPTConfig
-from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import prepare_cpu, resolve_compute
 from colakit.storage.gpt2 import load_gpt

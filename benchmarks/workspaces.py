@@ -16,9 +16,8 @@ from colakit.data.batches import Examples
 from colakit.data.builtin.corpus import builtin_corpus
 from colakit.data.corpora import COLA_LABELS, Corpus, load_corpus
 from colakit.data.corpus_files import COLA_FILES
-from colakit.data.tokenizer import save_tokenizer, train_tokenizer
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer, train_tokenizer
 from colakit.data.tokens import Tokens
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT

@@ -25,10 +25,10 @@ from colakit.evaluation.tables import print_tables
 from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.folds import FoldsFolder, open_folds
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume, check_writable, claim_run_folder
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
-from colakit.training.run import check_writable, claim_run_folder, is_resuming
+from colakit.training.run import is_resuming
 from colakit.training.task_data import TaskData
 
 

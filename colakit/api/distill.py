@@ -22,7 +22,7 @@ from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import expand_folds
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import distillation, line

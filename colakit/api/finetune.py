@@ -15,7 +15,7 @@ from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
 from colakit.training.job import settings_identity

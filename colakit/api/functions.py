@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from colakit.api.session import Session
 from colakit.config.resolve import Resolved, resolve
 from colakit.config.settings import Settings
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.utils.console import Reporter
 
 if TYPE_CHECKING:

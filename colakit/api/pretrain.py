@@ -32,7 +32,7 @@ from colakit.models.meta_device import without_weights
 from colakit.runtime.device import compiles
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
 from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.job import settings_identity

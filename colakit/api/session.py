@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colakit.config.data import DataSettings
 from colakit.config.resolve import Resolved
 from colakit.config.settings import Settings
-from colakit.config.yaml import to_yaml
+from colakit.storage.output import check_writable
 from colakit.utils.console import Reporter
 
 if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict` start without torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict`
 
     from colakit.data.corpora import Corpus
     from colakit.runtime.device import Compute
-    from colakit.storage.resume import Resume
+    from colakit.storage.output import Resume
     from colakit.training.run import TrainingRun
     from colakit.training.task_data import TaskData
     from colakit.utils.array_cache import ArrayCache
@@ -93,6 +93,8 @@ class Session:
 
     def job_options(self) -> dict[str, Any]:
         """Return the fields of a `TrainJob` that are the same for every command."""
+        from colakit.config.yaml import to_yaml
+
         settings = self.settings
         return {
             "command": self.command,
@@ -116,8 +118,6 @@ class Session:
 
     def check_out(self) -> None:
         """Raise `ColakitError` unless `out`, if given, is a writable folder or can be created."""
-        from colakit.training.run import check_writable
-
         if self.out is not None:
             check_writable(self.out)
 

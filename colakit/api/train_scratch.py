@@ -10,7 +10,7 @@ from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import line, supervised
 from colakit.training.task_data import TaskData

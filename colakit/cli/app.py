@@ -25,7 +25,7 @@ from colakit.cli.commands.predict import predict_command
 from colakit.cli.commands.pretrain import pretrain_command
 from colakit.cli.commands.train_scratch import train_scratch_command
 from colakit.errors import EXIT_FAILED, ColakitError
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.utils.console import print_error
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.config.settings import describe_type, leaf_fields
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.utils.console import Reporter, print_json
 
 FIELDS = dict(leaf_fields())

@@ -21,7 +21,7 @@ from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.training.lm_trainer import SentenceLMTrainer
 from colakit.training.model_setup import sentence_lm_identity, sentence_lm_job

@@ -90,6 +90,8 @@ class Compute:
 
     def plain(self) -> Compute:
         """Return this compute without CPU kernels and CUDA graphs."""
+        if self.kernels is None and not self.graphs:
+            return self
         return replace(self, kernels=None, graphs=False, reason=f"{self.reason}; both off in this run")
 
     def place(self, model: nn.Module) -> nn.Module:

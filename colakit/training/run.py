@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +11,10 @@ from pathlib import Path
 from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
 from colakit.runtime.distributed import Processes
 from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
-from colakit.storage.resume import Resume
+from colakit.storage.output import RUNS, Resume, check_writable, claim_run_folder
 from colakit.storage.run_folder import RunFolder
 from colakit.utils.console import Reporter
 
-RUNS = Path("runs")
 BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
 """Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
 
@@ -155,36 +152,6 @@ def check_new_run(
     check_writable(out or RUNS)
     if out is not None and out.is_dir() and not _is_free(out):
         raise ColakitError(f"--out {out}: folder is not empty", hint=hint)
-
-
-def check_writable(out: Path) -> None:
-    """Raise `ColakitError` unless `out` is a writable folder or can be created."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise ColakitError(f"--out {out}: is a file; a folder is needed")
-        nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    except OSError as error:  # for example a name that is too long
-        raise ColakitError(f"--out {out}: {error.strerror}", hint="Choose another folder.") from error
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ColakitError(f"--out {out}: {nearest} is not writable", hint="Choose another folder.")
-
-
-def claim_run_folder(command: str, out: Path | None) -> Path:
-    """Create and return the folder of a new run: `out`, or the next free number in `runs/`."""
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ColakitError(f"--out {out}: {error.strerror}", hint="Choose another folder.") from error
-        return out
-    for number in itertools.count(1):
-        folder = RUNS / f"{command}-{number:03d}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
 
 
 def _is_free(folder: Path) -> bool:

@@ -10,12 +10,13 @@ from colakit.api.session import Session
 from colakit.cli.options import BASE_AND_DATA, command
 from colakit.config.resolve import DEFAULT
 from colakit.config.settings import Settings, leaf_fields
-from colakit.config.yaml import parse_yaml, to_yaml
 
 
 @command("show", dict(BASE_AND_DATA))
 def config_show_command(session: Session) -> dict[str, Any]:
     """Print the resolved settings as YAML, each with its origin."""
+    from colakit.config.yaml import to_yaml
+
     origins = {key: session.resolved.origins.get(key, DEFAULT) for key, _ in leaf_fields()}
     if not session.as_json:
         sys.stdout.write(_annotate(to_yaml(session.settings), origins))
@@ -47,6 +48,8 @@ def _annotate(text: str, origins: dict[str, str]) -> str:
 
 def _is_whole(line: str) -> bool:
     """Return whether a value ends on this line, so that a comment does not become part of it."""
+    from colakit.config.yaml import parse_yaml
+
     try:
         parse_yaml(line.strip())
     except ValueError:

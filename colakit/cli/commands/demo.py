@@ -22,7 +22,8 @@ def demo_command(session: Session) -> dict[str, Any]:
     from colakit.api.plot import plot
     from colakit.api.train_scratch import train_scratch
     from colakit.cli.commands.generate import generate
-    from colakit.training.run import check_new_run, claim_run_folder
+    from colakit.storage.output import claim_run_folder
+    from colakit.training.run import check_new_run
 
     start = time.monotonic()
     if session.dry_run:

@@ -8,7 +8,7 @@ import typer
 
 from colakit.api.session import Session
 from colakit.cli.options import BASE_AND_DATA, ResumeOption, command
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 
 
 @command(

@@ -15,11 +15,11 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
-from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
     from colakit.inference.classifier import SentenceClassifier
+    from colakit.inference.numpy_predictor import StudentPredictor
     from colakit.inference.predictor import Predictor
 
 MAX_LINE_BYTES = 2**26
@@ -70,6 +70,8 @@ def _student(session: Session, model: str) -> StudentPredictor | None:
     """
     if _asks_for_torch(session):
         return None
+    from colakit.inference.numpy_predictor import StudentPredictor
+
     try:
         return StudentPredictor(model, session.settings.predict.batch_size)
     except (OSError, ValueError):

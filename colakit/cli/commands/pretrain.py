@@ -9,7 +9,7 @@ import typer
 
 from colakit.api.session import Session
 from colakit.cli.options import ResumeOption, command
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 
 
 @command(

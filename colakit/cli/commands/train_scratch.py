@@ -6,7 +6,7 @@ from typing import Any
 
 from colakit.api.session import Session
 from colakit.cli.options import BASE_AND_DATA, STUDENT_FLAGS, ResumeOption, command
-from colakit.storage.resume import Resume
+from colakit.storage.output import Resume
 
 
 @command("train-scratch", {**STUDENT_FLAGS, **BASE_AND_DATA})

@@ -107,7 +107,7 @@ def test_variants_alternate_and_ratios_are_relative_to_the_reference(harness: Mo
         variant("colakit", [{"s": 2.0, "rate": 8.0}, {"s": 3.0, "rate": 9.0}, {"s": 4.0, "rate": 1.0}]),
     ]
     measurements = harness.run_alternating(variants, 3)
-    assert turns == ["peft", "colakit"] * 3
+    assert turns == ["baseline", "colakit"] * 3
     times = harness.compare("Time", variants, measurements, harness.Metric("s", "s"))
     rate = harness.Metric("rate", "1/s", higher_is_better=True)
     rates = harness.compare("Rate", variants, measurements, rate)

@@ -54,8 +54,8 @@ def test_the_sentence_and_one_feature_are_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     {
-        "": "holds no annotated sentence",
-        HEADER: "holds no annotated sentence",
+        "": "has no annotated sentence",
+        HEADER: "has no annotated sentence",
         "Text\tPassive\nA\t1\n": ":1: no column 'Sentence'",
         "Sentence\tSource\nA\tx\n": ":1: no column but Sentence, Source",
         "Sentence\tLong\tLong\nA\t1\t1\n": ":1: two columns are called 'Long'",

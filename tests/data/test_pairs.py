@@ -46,7 +46,7 @@ def draw_pairs(count: int = NUM_PAIRS, seed: int = 5) -> list[dict[str, Any]]:
         good = grammar.acceptable()
         kind = ("agreement", "order")[len(lines) % 2]
         words = good.removesuffix(".").lower().split()
-        bad = " ".join(grammar.faults[kind](words)).capitalize() + "."
+        bad = " ".join(grammar.corruptions[kind](words)).capitalize() + "."
         if bad != good:
             lines.append(
                 {

@@ -154,15 +154,15 @@ def test_evaluation_sentences_are_never_drawn(toy: Path, prose: Path) -> None:
 def test_transfer_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"size": 0.5, "sources": "{text: 1, corrupt: 1}", "text": prose}
     first = draw(*made(toy / "corpus", **sizes))
-    assert "gathering" in capsys.readouterr().err
+    assert "making a transfer set" in capsys.readouterr().err
     again = draw(*made(toy / "corpus", **sizes))
-    assert "gathering" not in capsys.readouterr().err
+    assert "making a transfer set" not in capsys.readouterr().err
     assert again.sentences == first.sentences
     other = draw(*made(toy / "corpus", **sizes, seed=1))
     assert other.sentences != first.sentences
     prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
     draw(*made(toy / "corpus", **sizes))
-    assert "gathering" in capsys.readouterr().err
+    assert "making a transfer set" in capsys.readouterr().err
 
 
 def test_sampler_is_the_base_by_default(toy: Path, tmp_path: Path) -> None:

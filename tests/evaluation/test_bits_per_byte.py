@@ -113,7 +113,7 @@ def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
     [
         (["--text", "none.txt"], "none.txt: file not found"),
         (["--text", "empty.txt"], "empty.txt: no text found"),
-        (["--text", "empty.txt", "--pairs", "empty.txt"], "--pairs with --text"),
+        (["--text", "empty.txt", "--pairs", "empty.txt"], "--pairs and --text cannot be combined"),
         (["--text", "empty.txt", "nobody"], "nobody: not found"),
         (
             ["--text", "empty.txt", "--data", "cola"],

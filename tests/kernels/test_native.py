@@ -487,4 +487,4 @@ def test_a_run_goes_on_with_the_kernels_it_began_with(
     monkeypatch.setenv("CC", script(tmp_path / "compiler", "exit 1"))
     code, said = tune("--out", quick, "--resume")
     assert code == 2
-    assert "It began with kernels, for which a C compiler" in said
+    assert "The run started with CPU kernels: install a C compiler" in said

@@ -55,7 +55,7 @@ def test_steps_as_graphs_train_as_plain_ones_do(toy: Path, colakit: Run, tmp_pat
         code, _, err = colakit(*tuning(toy), *chosen)
         assert code == 0, err
         assert ("steps as CUDA graphs" in err) == (graphs == "auto")
-        assert "going on without" not in err
+        assert "continuing without" not in err
         losses[graphs] = json.loads((tmp_path / graphs / "summary.json").read_text())["splits"]["val"]["loss"]
     assert losses["auto"] == pytest.approx(losses["never"], rel=1e-3)
 

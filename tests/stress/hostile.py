@@ -321,6 +321,8 @@ def a_state(step: int) -> dict[str, Any]:
         "optimizer": optimizer,
         "per_process": [[{"cpu": torch.zeros(16, dtype=torch.uint8)}, None]],
         "metrics_bytes": 0,
+        "max_micro_batch_size": None,
+        "graphs_failed": False,
     }
 
 

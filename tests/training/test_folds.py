@@ -210,10 +210,10 @@ def test_resume_auto_starts_and_children_ignore_settings_of_the_environment(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--folds", "3", "--resume"], "--folds 3: {out} holds 2 folds"),
+        (["--folds", "3", "--resume"], "--folds 3: {out} has 2 folds"),
         (["--lr", "0.5", "--resume"], "started differently: finetune.lr was 0.003, is 0.5"),
         (["--base", "gpt2", "--resume=auto"], "started differently: base was"),
-        (["--folds", "2"], "--out {out}: is not empty"),
+        (["--folds", "2"], "--out {out}: folder is not empty"),
     ],
 )
 def test_resuming_with_incompatible_settings_is_refused(
@@ -234,9 +234,9 @@ def test_resuming_with_incompatible_settings_is_refused(
         (["--folds", "5", "--objective", "language-modelling"], "finetune.objective=language-modelling"),
         (["--folds", "1"], "--folds"),
         (["--folds", "1001"], "1000"),
-        (["--folds", "1000"], "no sentence of train falls into fold"),
+        (["--folds", "1000"], "is empty ("),
         (["--folds", "2", "--target-modules", "nothing"], "nothing"),
-        (["--folds", "2", "--resume"], "which run?"),
+        (["--folds", "2", "--resume"], "no run folder given"),
     ],
 )
 def test_refused_commands_write_nothing(
@@ -255,7 +255,7 @@ def test_torchrun_and_existing_runs_are_refused(
     whole = ["--set", "finetune.leave_out=null", "--resume", "--out", trained / "fold-1"]
     code, _, err = colakit(*finetune(toy, "--folds", 2, *whole))
     assert code == 2
-    assert "holds a run of its own" in err
+    assert "holds a single run, not folds" in err
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ColakitError, match="under torchrun"):
         command._check_settings(Session("finetune", resolve(environment={}), Reporter(quiet=True)))
@@ -267,7 +267,7 @@ def test_run_of_another_fold_is_named(copy: Path, colakit: Run) -> None:
     (copy / "summary.json").unlink()
     code, _, err = colakit("finetune", "--resume", "--out", copy)
     assert code == 2
-    assert "fold-2: the model left out fold 1/2, not 2/2" in " ".join(err.split())
+    assert "fold-2: left out fold 1/2; it must leave out fold 2/2" in " ".join(err.split())
 
 
 @pytest.mark.parametrize(("cores", "given", "expected"), [(8, "", (2, "4")), (8, "1", (2, "1")),
@@ -298,7 +298,7 @@ def test_failing_fold_fails_the_command_and_the_others_stay_resumable(
     code, _, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
     said = " ".join(err.split())
     assert code == 2
-    assert f"error: fold-2: --out {copy}/fold-2: is not empty; 0 of 2 folds are finished" in said
+    assert f"error: fold-2: --out {copy}/fold-2: folder is not empty; 0 of 2 folds are finished" in said
     assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in said
     assert not list(copy.rglob("run.lock"))
     (copy / "fold-2" / "diary.txt").unlink()

@@ -40,15 +40,9 @@ class StudentSettings(Section):
 class StudentTrainingSettings(TrainingSettings):
     """Training of the student, the same for `distill` and its control `train-scratch`."""
 
-    max_steps: int | None = Field(
-        None,
-        ge=1,
-        description="Optimizer steps in total; null: set by `epochs`.",
-    )
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps in total; null: set by `epochs`.")
     lm_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of the loss that predicts the next and the previous token.",
+        0.0, ge=0, description="Weight of the loss that predicts the next and the previous token."
     )
     lm_weight_end: float | None = Field(
         None, ge=0, description="Value of lm_weight at the end, approached linearly; null keeps it constant."
@@ -83,9 +77,7 @@ class DistillSettings(Section):
         "kl", description="temperature²·KL(teacher ‖ student), or the mean squared error of logits."
     )
     hidden_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of the loss that matches the first teacher's last hidden state.",
+        0.0, ge=0, description="Weight of the loss that matches the first teacher's last hidden state."
     )
 
 

@@ -67,17 +67,11 @@ class TrainingSettings(LoopSettings):
         ge=1,
         description="Evaluations without improvement before training stops; null never stops early.",
     )
-    ema_decay: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="EMA decay; null disables EMA.",
-    )
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="EMA decay; null disables EMA.")
     metric_for_best_model: Literal["mcc", "accuracy", "loss"] = Field(
         "mcc", description="Validation metric that selects the best model."
     )
     threshold: Literal["tuned", "argmax"] = Field(
-        "tuned",
-        description="Decision threshold of two classes: tuned on val, or 0.5.",
+        "tuned", description="Decision threshold of two classes: tuned on val, or 0.5."
     )
     track_dev: bool = Field(False, description="Also evaluate dev during training, for curves only.")

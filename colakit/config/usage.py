@@ -41,8 +41,7 @@ class EvaluateSettings(Section):
         "(default: text fields with 2 to 100 distinct values).",
     )
     annotations: str | None = Field(
-        None,
-        description="Table of grammatical features (0 or 1, with a header) to report subsets by.",
+        None, description="Table of grammatical features (0 or 1, with a header) to report subsets by."
     )
     pairs_bos: bool = Field(
         True, description="With --pairs, also score the first token, given the end-of-text token."

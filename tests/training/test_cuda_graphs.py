@@ -172,7 +172,7 @@ def test_recording_preserves_the_random_state(fp32: Compute) -> None:
 @pytest.mark.parametrize(
     ("recorder", "why"),
     [
-        (lambda parameters: Again(parameters, lambda value: value * 1.5), "a replayed loss is"),
+        (lambda parameters: Again(parameters, lambda value: value * 1.5), "replayed loss is"),
         (Refusing, "operation not permitted when stream is capturing"),
     ],
 )
@@ -237,7 +237,7 @@ def test_finetune_uses_graphs_or_explains_why_not(
     recorded = [*common, "--set", "cuda_graphs=auto"]
     code, _, err = colakit(*recorded, "--out", tmp_path / "graphs")
     assert code == 0, err
-    assert ("going on without CUDA graphs (operation not permitted" in " ".join(err.split())) == refuses
+    assert ("continuing without CUDA graphs (operation not permitted" in " ".join(err.split())) == refuses
     assert bool(made[0].recorded) != refuses
     found, wanted = (
         json.loads((tmp_path / name / "summary.json").read_text())["splits"]["val"]

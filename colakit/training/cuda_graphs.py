@@ -1,8 +1,8 @@
-"""Forward and backward pass of a step as a CUDA graph: a GPU is handed one thing, not a thousand kernels.
+"""Forward and backward pass of a step as a CUDA graph.
 
-A GPU has multiplied a batch of short sentences long before Python has launched the kernels for it. A graph is
-recorded once for each shape of batch and replayed from then on. Batches are padded to few shapes, which
-changes no loss: attention is causal and padding stands on the right.
+With short sentences, launching a step's kernels from Python takes longer than the GPU needs to run them. A
+graph is recorded once per batch shape and then replayed. Batches are padded to few shapes, which changes no
+loss: attention is causal and padding is on the right.
 
 Shapes: B batch, T tokens, C classes.
 """
@@ -21,15 +21,15 @@ from colakit.errors import first_line
 from colakit.runtime.seeding import restore_rng, rng_state
 
 WIDTH = 8  # tokens; batches are padded to a multiple of it
-TOLERANCE = 1e-2  # relative, of a replayed loss and norm: sums in another order stay below, faults do not
+TOLERANCE = 1e-2  # relative, of a replayed loss and norm; another order of summation stays far below
 
 
 class Gradients(NamedTuple):
-    """What a step's backward pass leaves behind, besides the parameters' `grad`, clipped.
+    """Result of a step's backward pass, besides the parameters' clipped `grad`.
 
     Attributes:
-        total: (), the loss summed over the step's examples.
-        norm: (), of the gradient, before clipping.
+        total: (), loss summed over the step's examples.
+        norm: (), gradient norm before clipping.
         predictions: ((B, C) logits, (B,) labels) of micro-batches, detached, on the device.
     """
 
@@ -39,22 +39,22 @@ class Gradients(NamedTuple):
 
 
 Pass = Callable[[Batch], Gradients]
-"""Forward and backward pass over a batch on the device, without ever waiting for it."""
+"""Forward and backward pass over a batch on the device, without a sync point."""
 Replay = Callable[[], object]
 
 
 class Recorder(Protocol):
-    """What makes a graph of work on the device."""
+    """Records work on the device as a graph."""
 
     def rehearse(self, work: Callable[[], Gradients]) -> Gradients:
-        """Do the work as it is, where it will be recorded: libraries set themselves up on the first call."""
+        """Run the work eagerly, so that libraries initialise before the recording."""
 
     def record(self, work: Callable[[], Gradients]) -> tuple[Gradients, Replay]:
-        """Return the tensors that hold the work's results whenever it has been replayed, and what replays."""
+        """Record the work without running it; return its result tensors and a function that replays it."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share their memory: no two are replayed at once."""
+    """Records CUDA graphs in one memory pool; no two may be replayed at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -62,18 +62,18 @@ class CudaRecorder:
         self.stream = torch.cuda.Stream(device)
 
     def rehearse(self, work: Callable[[], Gradients]) -> Gradients:
-        """Do the work on the stream that it will be recorded on."""
+        """Run the work on the recording stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            done = work()
+            results = work()
         current.wait_stream(self.stream)
-        return done
+        return results
 
     def record(self, work: Callable[[], Gradients]) -> tuple[Gradients, Replay]:
-        """Record the work, which is not done yet then."""
+        """Record the work, without running it."""
         graph = torch.cuda.CUDAGraph()
-        # the outer session goes back to the current stream even where recording breaks off
+        # the outer context restores the current stream even if recording fails
         outer = torch.cuda.stream(torch.cuda.current_stream(self.device))
         with outer, torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             results = work()
@@ -82,7 +82,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One shape's graph: the tensors that it reads and writes, which stay where they are."""
+    """Graph of one batch shape, and the tensors at fixed addresses that it reads and writes."""
 
     batch: Batch
     results: Gradients
@@ -90,7 +90,7 @@ class Recorded:
     replay: Replay
 
     def run(self, batch: Batch, parameters: Sequence[nn.Parameter]) -> Gradients:
-        """Replay the graph on another batch of its shape, and give the parameters its gradients."""
+        """Replay the graph on a batch of its shape, and set the parameters' gradients."""
         for name, tensor in batch.tensors().items():
             getattr(self.batch, name).copy_(tensor, non_blocking=True)
         self.replay()
@@ -101,15 +101,15 @@ class Recorded:
 
 
 class StepGraphs:
-    """The graphs of a training, recorded as its batches come.
+    """Graphs of a training run, recorded at the first batch of each shape.
 
-    Each is compared with the plain pass when it is recorded. Where one differs, or cannot be recorded, none
-    is used from then on; `failure` says why.
+    A new graph is compared with the eager pass. If it differs or recording fails, graphs are disabled for
+    the rest of the run; `failure` is the reason.
 
     Args:
-        parameters: those that train.
-        batch_size: B of the batches that are worth a graph; others, such as an epoch's last, have none.
-        widest: T that no batch is padded beyond.
+        parameters: the trainable parameters.
+        batch_size: B of the batches to record; others, such as an epoch's last, run eagerly.
+        widest: largest T to pad to.
     """
 
     def __init__(
@@ -127,15 +127,15 @@ class StepGraphs:
         self.failure: str | None = None
 
     def gradients(self, batch: Batch, plain: Pass) -> Gradients | None:
-        """Return what `plain` would, from the graph of the batch's shape, recorded now if it is the first.
+        """Return `plain(batch)` by replaying a graph; None without a graph: the caller then runs `plain`.
 
-        None where there is none: the plain pass is to be taken then. `Batch.progress` is what it was when the
-        graph was recorded.
+        A replay uses the `Batch.progress` of the recording.
         """
         if self.failure is not None or len(batch) != self.batch_size or batch.weight != 1:
             return None
-        batch = self._widened(batch)
-        width = batch.input_ids.shape[1]
+        tokens = batch.input_ids.shape[1]
+        width = max(tokens, min(-(-tokens // WIDTH) * WIDTH, self.widest))
+        batch = batch.with_width(width)
         if width not in self.recorded:
             rng = rng_state(self.device)
             try:
@@ -148,23 +148,24 @@ class StepGraphs:
                 restore_rng(rng, self.device)
         return self.recorded[width].run(batch, self.parameters)
 
-    def _widened(self, batch: Batch) -> Batch:
-        tokens = batch.input_ids.shape[1]
-        return batch.with_width(max(tokens, min(-(-tokens // WIDTH) * WIDTH, self.widest)))
-
     def _record(self, batch: Batch, plain: Pass, rng: dict[str, Any]) -> Recorded:
-        """Record a graph and replay it once; raise `RuntimeError` if it does not do what it recorded."""
-        placed: dict[str, Any] = {n: tensor.to(self.device).clone() for n, tensor in batch.tensors().items()}
-        static = replace(batch, **placed)
-        wanted = self.recorder.rehearse(lambda: plain(static))
+        """Record a graph and replay it once; raise `RuntimeError` if replay and eager pass differ."""
+        copies: dict[str, Any] = {n: tensor.to(self.device).clone() for n, tensor in batch.tensors().items()}
+        static = replace(batch, **copies)
+        eager = self.recorder.rehearse(lambda: plain(static))
         restore_rng(rng, self.device)
         for parameter in self.parameters:
             parameter.grad = None  # freed before, not while recording
         results, replay = self.recorder.record(lambda: plain(static))
         recorded = Recorded(static, results, [parameter.grad for parameter in self.parameters], replay)
         restore_rng(rng, self.device)
-        found = recorded.run(batch, self.parameters)
-        for what, ours, theirs in (("loss", found.total, wanted.total), ("norm", found.norm, wanted.norm)):
-            if not torch.isclose(ours, theirs, rtol=TOLERANCE, equal_nan=True):
-                raise RuntimeError(f"a replayed {what} is {ours.item():.6g}, a plain one {theirs.item():.6g}")
+        replayed = recorded.run(batch, self.parameters)
+        for name, got, expected in (
+            ("loss", replayed.total, eager.total),
+            ("norm", replayed.norm, eager.norm),
+        ):
+            if not torch.isclose(got, expected, rtol=TOLERANCE, equal_nan=True):
+                raise RuntimeError(
+                    f"replayed {name} is {got.item():.6g}; eager {name} is {expected.item():.6g}"
+                )
         return recorded

@@ -172,7 +172,7 @@ def test_recording_preserves_the_random_state(fp32: Compute) -> None:
 @pytest.mark.parametrize(
     ("recorder", "why"),
     [
-        (lambda parameters: Again(parameters, lambda value: value * 1.5), "a replayed loss is"),
+        (lambda parameters: Again(parameters, lambda value: value * 1.5), "replayed loss is"),
         (Refusing, "operation not permitted when stream is capturing"),
     ],
 )

@@ -1,11 +1,9 @@
-"""The held-out slice and the batches: nothing is lost, doubled or leaked, and little of it is padding."""
+"""An epoch's batches contain every sentence once and little padding."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from colakit.data.batches import Batch, Examples, PairBatch, PairExamples, micro_batches, pad, plan_epoch
-from colakit.data.corpora import Split, load_corpus
-from colakit.data.splits import train_val_split
+from colakit.data.corpora import load_corpus
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import Tokens, plan_inference
-from colakit.errors import ColakitError
 
 LAWS = settings(max_examples=150, deadline=None)
 
 
-def split_of(labels: list[int], sentences: list[str] | None = None) -> Split:
-    texts = sentences or [f"sentence {i}" for i in range(len(labels))]
-    return Split("train", tuple(texts), np.array(labels), tuple(f"source {i}" for i in range(len(labels))))
-
-
-def rows_of(split: Split) -> list[tuple[str, int, str]]:
-    return list(zip(split.sentences, split.require_labels().tolist(), split.sources, strict=True))
-
-
 def examples_of(lengths: list[int], with_teacher: bool = True) -> Examples:
-    """Sentence i is i + 1 in all its tokens, its label is i, and its teacher says i and -i."""
+    """All tokens of sentence i are i + 1; its label is i, its teacher logits (i, -i)."""
     count = len(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = np.repeat(np.arange(1, count + 1, dtype=np.int32), lengths)
@@ -44,67 +31,8 @@ def examples_of(lengths: list[int], with_teacher: bool = True) -> Examples:
 
 
 def waste(lengths: NDArray[np.int64], batches: list[NDArray[np.int64]]) -> float:
-    """Share of padding among the positions that are computed."""
+    """Return the fraction of padding in the batches."""
     return 1 - float(lengths.sum() / sum(lengths[batch].max() * len(batch) for batch in batches))
-
-
-@LAWS
-@given(
-    counts=st.lists(st.integers(20, 60), min_size=2, max_size=4),
-    share=st.floats(0.1, 0.5),
-    seed=st.integers(0, 99),
-)
-def test_every_class_is_held_out_in_proportion(counts: list[int], share: float, seed: int) -> None:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts)).tolist()
-    kept, held = train_val_split(split_of(labels), share, seed)
-    assert len(held) == math.ceil(share * len(labels))
-    assert Counter(rows_of(kept) + rows_of(held)) == Counter(rows_of(split_of(labels)))
-    found = np.bincount(held.require_labels(), minlength=len(counts))
-    assert (np.abs(found - np.array(counts) * len(held) / len(labels)) < 1).all()
-
-
-def test_sides_keep_the_order_of_the_file_and_have_names() -> None:
-    labels = [0, 1, 1] * 30
-    order = {row: position for position, row in enumerate(rows_of(split_of(labels)))}
-    kept, held = train_val_split(split_of(labels), 0.2, 0)
-    assert (kept.name, held.name) == ("train", "val")
-    for side in (kept, held):
-        positions = [order[row] for row in rows_of(side)]
-        assert positions == sorted(positions)
-
-
-def test_the_slice_is_a_pure_function_of_the_seed() -> None:
-    train = split_of([0, 1, 1] * 30)
-    draws = [rows_of(train_val_split(train, 0.2, seed)[1]) for seed in (0, 0, 1, 2)]
-    assert draws[0] == draws[1]
-    assert draws[0] != draws[2] != draws[3]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_copies_of_one_sentence_stay_on_one_side(seed: int) -> None:
-    sentences = [f"sentence {i // 3}" for i in range(90)]
-    contradicting = [(i // 3 + (i % 3 == 2 and i % 5 == 0)) % 2 for i in range(90)]
-    kept, held = train_val_split(split_of(contradicting, sentences), 0.3, seed)
-    assert not set(kept.sentences) & set(held.sentences)
-    assert len(kept) + len(held) == 90
-    assert len(set(held.sentences)) == 9
-
-
-@pytest.mark.parametrize(
-    ("labels", "sentences", "said"),
-    [
-        ([1] * 20, None, "all 20 sentences have one label"),
-        ([0, 1], None, "cannot hold out 10% of 2 sentences"),
-        ([0] + [1] * 30, None, "cannot hold out 10% of 31 sentences"),
-        ([0, 1] * 10, ["the same"] * 20, "cannot hold out 10% of 1 sentences"),
-    ],
-    ids=["one-class", "tiny", "single", "one-sentence"],
-)
-def test_a_train_that_cannot_be_split_is_refused(
-    labels: list[int], sentences: list[str] | None, said: str
-) -> None:
-    with pytest.raises(ColakitError, match=said):
-        train_val_split(split_of(labels, sentences), 0.1, 0)
 
 
 lengths_of_sentences = st.lists(st.integers(1, 40), min_size=1, max_size=300)
@@ -117,9 +45,7 @@ lengths_of_sentences = st.lists(st.integers(1, 40), min_size=1, max_size=300)
     seed=st.integers(0, 2**31),
     epoch=st.integers(0, 99),
 )
-def test_an_epoch_holds_every_sentence_once(
-    lengths: list[int], batch_size: int, seed: int, epoch: int
-) -> None:
+def test_epoch_has_every_sentence_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
     plan = plan_epoch(np.array(lengths), batch_size, seed, epoch)
     assert sorted(np.concatenate(plan).tolist()) == list(range(len(lengths)))
     assert len(plan) == -(-len(lengths) // batch_size)
@@ -159,7 +85,7 @@ def test_pairs_stay_together_in_every_batch_and_micro_batch(
     assert sorted(seen) == list(range(len(examples)))
 
 
-def test_an_epoch_is_a_pure_function_of_seed_and_number() -> None:
+def test_epoch_depends_only_on_seed_and_number() -> None:
     lengths = np.random.default_rng(0).integers(3, 30, size=400)
     torch.manual_seed(0)
     plans = [plan_epoch(lengths, 16, 5, 2)]
@@ -175,7 +101,7 @@ def test_epochs_and_seeds_differ(other: tuple[int, int]) -> None:
     assert not np.array_equal(one, two)
 
 
-def test_batches_come_in_no_order_of_length() -> None:
+def test_batches_are_not_ordered_by_length() -> None:
     lengths = np.arange(1, 257)
     plan = plan_epoch(lengths, 16, 0, 0)
     longest = [int(lengths[batch].max()) for batch in plan]
@@ -193,36 +119,36 @@ def test_inference_reads_every_sentence_once_in_order_of_length(lengths: list[in
 
 @LAWS
 @given(lengths=lengths_of_sentences, batch_size=st.integers(1, 40), enough=st.integers(1, 200))
-def test_a_batch_with_enough_tokens_is_padded_for_no_longer_sentence(
+def test_batch_with_enough_tokens_takes_no_longer_sentence(
     lengths: list[int], batch_size: int, enough: int
 ) -> None:
-    known = np.array(lengths)
-    plan = plan_inference(known, batch_size, enough)
+    array = np.array(lengths)
+    plan = plan_inference(array, batch_size, enough)
     order = np.concatenate(plan)
-    assert order.tolist() == np.concatenate(plan_inference(known, batch_size)).tolist()
+    assert order.tolist() == np.concatenate(plan_inference(array, batch_size)).tolist()
     assert max(map(len, plan)) <= batch_size
     for batch, after in itertools.pairwise(plan):
-        longest = known[batch].max()
+        longest = array[batch].max()
         size = len(batch) * longest
         assert (
-            len(batch) == batch_size or size >= 4 * enough or (size >= enough and known[after[0]] > longest)
+            len(batch) == batch_size or size >= 4 * enough or (size >= enough and array[after[0]] > longest)
         )
     for batch in plan:
-        assert (len(batch) - 1) * max(known[batch[:-1]], default=0) < 4 * enough
-        before = known[batch[known[batch] < known[batch].max()]]
+        assert (len(batch) - 1) * max(array[batch[:-1]], default=0) < 4 * enough
+        before = array[batch[array[batch] < array[batch].max()]]
         assert len(before) * (before.max() if len(before) else 0) < enough, (
-            "it was padded though it had enough"
+            "a batch with enough tokens was padded further"
         )
 
 
-def test_no_sentences_need_no_inference() -> None:
+def test_inference_plan_of_no_sentences_is_empty() -> None:
     assert plan_inference(np.zeros(0, dtype=np.int64), 8) == []
     assert plan_inference(np.zeros(0, dtype=np.int64), 8, 100) == []
 
 
 @LAWS
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12), data=st.data())
-def test_pad_is_the_plain_loop(lengths: list[int], data: st.DataObject) -> None:
+def test_pad_equals_the_plain_loop(lengths: list[int], data: st.DataObject) -> None:
     tokens = examples_of(lengths).tokens
     index = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
     width = max(lengths[i] for i in index)
@@ -234,7 +160,7 @@ def test_pad_is_the_plain_loop(lengths: list[int], data: st.DataObject) -> None:
         assert attention_mask[row].tolist() == [*[1] * lengths[i], *blank]
 
 
-def test_a_batch_carries_labels_teacher_and_weight_of_its_sentences() -> None:
+def test_batch_has_labels_teacher_logits_and_weight() -> None:
     batch = examples_of([2, 1, 3]).batch([2, 0], weight=0.5).to(torch.device("cpu"))
     assert isinstance(batch, Batch)
     assert len(batch) == 2
@@ -281,13 +207,13 @@ def cola_lengths(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> NDAr
     return SentenceTokenizer.from_folder(folder).encode(train.sentences).lengths
 
 
-def test_real_lengths_are_the_published_ones(cola_lengths: NDArray[np.int64]) -> None:
+def test_cola_lengths_equal_the_published_ones(cola_lengths: NDArray[np.int64]) -> None:
     assert round(float(cola_lengths.mean()), 1) == 9.4
     assert np.percentile(cola_lengths, [50, 95, 100]).tolist() == [9, 17, 45]
     assert round(100 * float((cola_lengths > 20).mean()), 1) == 2.2
 
 
-def test_less_than_a_tenth_of_real_batches_is_padding(cola_lengths: NDArray[np.int64]) -> None:
+def test_less_than_a_tenth_of_cola_batches_is_padding(cola_lengths: NDArray[np.int64]) -> None:
     grouped = [waste(cola_lengths, plan_epoch(cola_lengths, 32, 0, epoch)) for epoch in range(5)]
     order = np.random.default_rng(0).permutation(len(cola_lengths))
     ungrouped = waste(cola_lengths, np.array_split(order, len(order) // 32))

@@ -113,7 +113,7 @@ def test_variants_alternate_and_ratios_are_relative_to_the_reference(harness: Mo
     rates = harness.compare("Rate", variants, measurements, rate)
     assert [(row.median, row.ratio) for row in times.rows] == [(6, 2), (3, None)]
     assert [(row.median, row.ratio) for row in rates.rows] == [(2, 4), (8, None)]
-    assert "| peft | fp32 | 6 | 2.00 times |" in str(times)
+    assert "| baseline | fp32 | 6 | 2.00 times |" in str(times)
 
 
 def test_run_command_measures_time_and_memory_of_the_child_only(harness: ModuleType, tmp_path: Path) -> None:

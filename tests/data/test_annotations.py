@@ -61,7 +61,7 @@ def test_the_sentence_and_one_feature_are_enough(tmp_path: Path) -> None:
         "Sentence\tLong\tLong\nA\t1\t1\n": ":1: two columns are called 'Long'",
         HEADER + BODY + "s1\tIn\t1\tToo short.\t1\n": ":6: every row must have 6 columns",
         HEADER
-        + BODY.replace("\t1\t1\n", "\tyes\t1\n"): ":5: a feature must be 0 or 1 (1 faulty line: line 5: "
+        + BODY.replace("\t1\t1\n", "\tyes\t1\n"): ":5: a feature must be 0 or 1 (1 invalid line: line 5: "
         "Passive is 'yes')",
         HEADER + "s1\tIn\t1\tA\t2\t\n": "line 2: Passive is '2'; line 2: Long is ''",
         HEADER + "s1\tIn\t1\t\0\t1\t0\n": "a NUL byte",

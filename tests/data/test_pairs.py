@@ -543,7 +543,7 @@ def test_dry_run_reads_the_pairs_and_touches_nothing(
 
 
 FAULTS = {
-    "nothing to evaluate": ([], "no MODEL is named"),
+    "nothing to evaluate": ([], "no MODEL given"),
     "groups of no pairs": (["{run}", "--group-by", "UID"], "--group-by UID: sentences are grouped by source"),
     "missing pairs": (["--pairs", "no.jsonl"], "--pairs no.jsonl: file not found"),
     "no pairs in a folder": (["--pairs", "{toy}/corpus"], "no file ends in .jsonl"),

@@ -289,7 +289,7 @@ def test_checkpoint_with_tokens_without_rows_is_refused(student: DistilRNN) -> N
     assert student.row_of_token is not None
     for row in (7, -1):
         student.row_of_token[2] = row
-        with pytest.raises(ValueError, match="beyond the embedding"):
+        with pytest.raises(ValueError, match="rows outside the embedding"):
             student.check_rows()
     for rows in (0, 13):
         with pytest.raises(ValueError, match="num_embeddings"):

@@ -370,7 +370,7 @@ def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute)
     [
         ("transfer.sources={text_corrupt: 1}", "need transfer.text"),
         ("transfer.sources={}", "transfer.sources"),
-        ("transfer.text=prose.txt", "read by the sources text and text_corrupt alone"),
+        ("transfer.text=prose.txt", "transfer.text requires the source text or text_corrupt"),
         ("transfer.sources={corrupt: 0}", "greater than 0"),
         ("finetune.leave_out=0/5", "a fold is written"),
         ("finetune.leave_out=6/5", "a fold is written"),

@@ -23,8 +23,7 @@ def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> 
     """Return a language model and its tokenizer, which adds no boundary tokens.
 
     Args:
-        adapter: adapter folder, run folder or `ckpt.pt`; None for the plain base.
-        base: folder or hub name of the base.
+        adapter: adapter folder, run folder or `ckpt.pt`; None for the base itself.
         base_typed: `base` replaces the base that an adapter records.
 
     Raises:

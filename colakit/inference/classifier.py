@@ -200,7 +200,9 @@ def _build_empty(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, Lo
         model = GPT(GPTConfig(**content["config"])).classifier(num_labels)
         if content["lora"] is None:
             return model, None
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in content["lora"].items()}
+        fields: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in content["lora"].items()
+        }
         lora = LoRAConfig(**fields)
         # The stored tensors already hold PiSSA's residual, so nothing is decomposed again.
         inject(model, replace(lora, init="kaiming"))

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, N sentences, C classes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,10 +72,7 @@ class StudentPredictor:
         def compute(index: NDArray[np.int64]) -> None:
             rows[index] = self._model(*tokens.padded(index))
 
-        plan: list[NDArray[np.int64]] = []
-        for index in plan_inference(tokens.lengths, self._batch_size):  # in order of length
-            size = max(1, MAX_BATCH_TOKENS // int(tokens.lengths[index[-1]]))
-            plan += (index[start : start + size] for start in range(0, len(index), size))
+        plan = list(self._plan(tokens.lengths))
         if len(plan) <= 1:
             for index in plan:
                 compute(index)
@@ -85,3 +82,9 @@ class StudentPredictor:
             for _ in pool.map(compute, plan):
                 pass
         return rows
+
+    def _plan(self, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Yield batches in order of length, of at most `MAX_BATCH_TOKENS` tokens or one sentence."""
+        for index in plan_inference(lengths, self._batch_size):
+            size = max(1, MAX_BATCH_TOKENS // int(lengths[index[-1]]))
+            yield from (index[start : start + size] for start in range(0, len(index), size))

@@ -8,7 +8,6 @@ from typing import Any
 
 from colakit.api.recorded_data import load_corpus_of
 from colakit.api.session import Session
-from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
 from colakit.evaluation.collect import collect_predictions
 from colakit.evaluation.slices import SplitSlices, slice_splits
@@ -34,7 +33,9 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
     models = expand_folds(models)
     corpus = load_corpus_of(session, models)
     settings, reporter = session.settings.evaluate, session.reporter
-    splits = settings.splits or _default_splits(corpus)
+    splits = settings.splits or corpus.report_splits()
+    if not settings.splits and sum(name.endswith("_dev") for name in splits) > 1:
+        splits = [*splits, "dev"]  # their union
     for name in splits:
         corpus.split(name).require_labels()
     slices = slice_splits(corpus, splits, settings, reporter)
@@ -66,12 +67,6 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
             path = session.out / f"{sliced.slices.field}-{sliced.slices.split}.{plot.format}"
             save_figure(draw_slices(sliced), path, dpi=plot.dpi)
     return results
-
-
-def _default_splits(corpus: Corpus) -> list[str]:
-    """Return all labelled splits but train, and `dev`, the union of the dev splits if there are several."""
-    names = corpus.report_splits()
-    return [*names, "dev"] if sum(name.endswith("_dev") for name in names) > 1 else names
 
 
 def _show_plan(

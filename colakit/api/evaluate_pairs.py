@@ -18,7 +18,6 @@ from colakit.data.tokenizer import SentenceTokenizer
 from colakit.evaluation.metrics import indices_by_value
 from colakit.evaluation.minimal_pairs import PairResult, accuracy, pair_tables, score_pairs
 from colakit.evaluation.tables import print_tables, write_results
-from colakit.inference.language_models import Loaders
 from colakit.models.gpt.model import GPT
 from colakit.runtime.device import Compute
 
@@ -30,8 +29,8 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
 
     With `session.out`, pairs.json and pairs.md are written there. No model is trained: a fine-tuned
     classifier is evaluated as its body with the token embedding as output layer. `--precision auto` means
-    fp32: bf16 changes the difference of a pair by 0.05 nats (standard deviation; docs/log.md), as much as
-    the difference of a hard pair.
+    fp32: bf16 changes the difference of a pair by 0.05 nats (standard deviation; docs/experiments.md), as
+    much as the difference of a hard pair.
 
     Args:
         models: adapters, runs, checkpoints or bases; empty for the base of the settings.
@@ -56,8 +55,14 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
             f"{identical} of {len(minimal_pairs)} pairs have two equal sentences: ties, which count as wrong"
         )
     loaders = language_models(session, models)
+    inputs = {"files": [str(file) for file in files], "pairs": len(minimal_pairs)}
     if session.dry_run:
-        return _show_plan(session, loaders, files, len(minimal_pairs), groups, compute)
+        by = f", by {', '.join(groups)}" if groups else ""
+        where = f"{len(files)} files" if len(files) > 1 else str(files[0])
+        names = ", ".join(loaders)
+        reporter.result(f"would score {len(minimal_pairs)} pairs of {where} with {names}{by} ({compute})")
+        counts = {field: len(by_group) for field, by_group in groups.items()}
+        return {"models": list(loaders), **inputs, "groups": counts, "compute": str(compute)}
     results = [
         _evaluate(session, name, *load(), minimal_pairs, groups, compute) for name, load in loaders.items()
     ]
@@ -65,36 +70,13 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
     tables = pair_tables(sizes, len(minimal_pairs), results)
     print_tables(tables, reporter)
     answer = {
-        "files": [str(file) for file in files],
-        "pairs": len(minimal_pairs),
+        **inputs,
         "bos": settings.pairs_bos,
         "group_sizes": sizes,
         "models": [result.as_dict() for result in results],
     }
     write_results(session.out, "pairs", answer, tables, reporter)
     return answer
-
-
-def _show_plan(
-    session: Session,
-    loaders: Loaders,
-    files: Sequence[Path],
-    num_pairs: int,
-    groups: Groups,
-    compute: Compute,
-) -> dict[str, Any]:
-    by = f", by {', '.join(groups)}" if groups else ""
-    where = f"{len(files)} files" if len(files) > 1 else str(files[0])
-    session.reporter.result(
-        f"would score {num_pairs} pairs of {where} with {', '.join(loaders)}{by} ({compute})"
-    )
-    return {
-        "models": list(loaders),
-        "files": [str(file) for file in files],
-        "pairs": num_pairs,
-        "groups": {field: len(by_group) for field, by_group in groups.items()},
-        "compute": str(compute),
-    }
 
 
 def _evaluate(

@@ -1,16 +1,23 @@
-"""Evaluation of language models on running text, in bits per byte."""
+"""Evaluation of language models on running text, in bits per byte.
+
+Unlike the loss per token, bits per byte compare models with different vocabularies. Every token is predicted
+once, from the tokens before it in its slice of `num_positions` tokens.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from colakit.api.recorded_data import refuse_data_flags
 from colakit.api.session import Session
-from colakit.data.running_text import text_files
-from colakit.evaluation.bits_per_byte import measure_texts
+from colakit.data.running_text import Vocabulary, encode_text, text_files
+from colakit.data.windows import slices
+from colakit.errors import ColakitError
 from colakit.evaluation.tables import Table, print_tables, write_results
+from colakit.inference.forward import bits_per_byte
 from colakit.inference.language_models import Loaders, language_model_loaders
 
 
@@ -24,7 +31,7 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
         texts: text files (plain, .gz, .xz) or folders of them.
 
     Raises:
-        ColakitError: if a model or a text cannot be read.
+        ColakitError: if a model or a text cannot be read, or a result is not finite.
     """
     refuse_data_flags(session, "--text", "the text takes the place of a dataset", "evaluate.group_by")
     session.check_out()
@@ -39,7 +46,14 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
     for name, load in loaders.items():
         model, tokenizer = load()
         session.compute.place(model.requires_grad_(False))
-        results[name] = measure_texts(model, tokenizer, files, session.compute, session.arrays)
+        vocabulary = Vocabulary.of(tokenizer)
+        results[name] = {}
+        for text, paths in files.items():
+            stream = encode_text(paths, tokenizer, session.arrays)
+            batches = slices(stream, vocabulary, model.config.num_positions, tokenizer.end_of_text_id)
+            value = results[name][text] = bits_per_byte(model, batches, session.compute)
+            if not math.isfinite(value):
+                raise ColakitError(f"{text}: bits per byte are {value}", hint="Try --precision fp32.")
     rows = [[name, *(f"{value:.4f}" for value in values.values())] for name, values in results.items()]
     table: Table = ("bits per byte", ["model", *files], rows)
     print_tables([table], session.reporter)

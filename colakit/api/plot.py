@@ -15,7 +15,7 @@ from colakit.evaluation.metrics import STATISTICS, Bootstrap
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.reports.figures.plots import (
     Bar,
-    GroupData,
+    Bars,
     RunData,
     draw_comparison,
     draw_curves,
@@ -46,7 +46,7 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
         out = session.out or COMPARISON_FOLDER
         rates = {name: split["majority_rate"] for name, split in data[0].summary["splits"].items()}
         figures[out / f"overlay.{suffix}"] = draw_overlay(data)
-        figures[out / f"comparison.{suffix}"] = draw_comparison(_group_data(folders, data), rates)
+        figures[out / f"comparison.{suffix}"] = draw_comparison(_group_bars(folders, data), rates)
     for path, figure in figures.items():
         if not session.dry_run:
             try:
@@ -82,8 +82,8 @@ def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
     return runs
 
 
-def _group_data(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> list[GroupData]:
-    """Return accuracy and MCC of every experiment on the dev splits that all runs have."""
+def _group_bars(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> dict[str, Bars]:
+    """Return experiment -> accuracy and MCC on the dev splits that all runs have."""
     predictions = [folder.read_predictions() for folder in folders]
     splits = [name for name in predictions[0] if name != "val" and all(name in each for each in predictions)]
     for split in splits:
@@ -91,7 +91,7 @@ def _group_data(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> list[G
             raise ColakitError(
                 f"{split}: the runs were evaluated on different data", hint="Plot runs on the same dataset."
             )
-    groups = []
+    groups: dict[str, Bars] = {}
     for group in dict.fromkeys(run.group for run in runs):
         members = [each for each, run in zip(predictions, runs, strict=True) if run.group == group]
         num_labels = len(next(run for run in runs if run.group == group).summary["labels"])
@@ -102,5 +102,5 @@ def _group_data(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> list[G
             for key in STATISTICS:
                 mean = sample.mean(key, range(len(members)))
                 bars[split][key] = Bar(mean.value, mean.low, mean.high, sample.values[key].tolist())
-        groups.append(GroupData(group, bars))
+        groups[group] = bars
     return groups

@@ -17,8 +17,7 @@ from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
-from colakit.inference.classifier import SentenceClassifier, load_classifier
-from colakit.inference.encoding import encode_split
+from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters

@@ -16,8 +16,7 @@ from colakit.evaluation.comparison import (
     teachers_of,
 )
 from colakit.evaluation.teacher_agreement import match_teachers
-from colakit.inference.classifier import SentenceClassifier, load_classifier
-from colakit.inference.encoding import encode_split
+from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
@@ -27,17 +26,11 @@ from colakit.utils.console import Reporter
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """Predictions of all models.
+    """Predictions of all models, in the order given."""
 
-    Attributes:
-        corpus: with the models' label names.
-        models: in the order given.
-        predictions: split name -> predictions of every model, in the same order.
-    """
-
-    corpus: Corpus
+    corpus: Corpus  # with the models' label names
     models: list[ModelInfo]
-    predictions: dict[str, list[ModelPredictions]]
+    predictions: dict[str, list[ModelPredictions]]  # split name -> one per model
 
 
 def collect_predictions(
@@ -51,10 +44,9 @@ def collect_predictions(
     reporter: Reporter,
     base: str | None = None,
 ) -> EvaluationInputs:
-    """Return the predictions of the models at `paths`; name the students whose teachers are missing.
+    """Return the predictions of the models at `paths`; `base` replaces the one that adapters record.
 
-    Args:
-        base: replaces the base that adapters record.
+    Students whose teachers are not among the models are named in a note.
     """
     models: list[ModelInfo] = []
     outputs = []
@@ -74,7 +66,11 @@ def collect_predictions(
                 output[split] = logits, classifier.predict_labels(logits)
             outputs.append(output)
             bar.advance(note=name)
-    _note_missing_teachers(models, reporter)
+    matched = match_teachers(models)
+    if missing := [model.name for i, model in enumerate(models) if model.teachers and i not in matched]:
+        reporter.say(
+            f"teachers of {', '.join(missing)} are not among the models; name them too to measure agreement"
+        )
     groups = group_names(models)
     predictions = {
         split: [
@@ -100,12 +96,3 @@ def _model_info(classifier: SentenceClassifier, path: str, name: str) -> ModelIn
         num_parameters=count_parameters(classifier.model).total,
         threshold=classifier.threshold,
     )
-
-
-def _note_missing_teachers(models: Sequence[ModelInfo], reporter: Reporter) -> None:
-    matched = match_teachers(models)
-    missing = [model.name for i, model in enumerate(models) if model.teachers and i not in matched]
-    if missing:
-        reporter.say(
-            f"teachers of {', '.join(missing)} are not among the models; name them too to measure agreement"
-        )

@@ -10,17 +10,18 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colakit.evaluation.metrics import (
+    STATISTICS,
     Bootstrap,
     Interval,
     Labels,
     Metrics,
+    Spread,
     indices_by_value,
     mcnemar,
     measure,
@@ -45,10 +46,10 @@ def fold_of(origin: Mapping[str, Any]) -> str | None:
 
 
 def experiment_key(origin: Mapping[str, Any]) -> str:
-    """Return a hash that is shared by runs that differ only in seed and fold, and in their teachers' seeds.
+    """Return a hash that runs share if they differ only in seed and fold, and in their teachers' seeds.
 
-    Runs that leave out one of k folds share a key, which differs from that of runs on all of train. Null
-    settings are ignored, so that a new optional setting does not change the key of older runs.
+    The k runs that each leave out one of k folds share a key; runs on all of train have another. Null
+    settings are ignored.
     """
     settings = _experiment_settings(origin.get("settings") or {})
     if (fold := fold_of(origin)) is not None:
@@ -76,12 +77,9 @@ class ModelInfo:
         name: unique among the compared models.
         kind: such as `distill (lstm)`.
         experiment: `experiment_key` of its origin.
-        seed: None if it is not recorded.
         fold: of train that it left out, if any.
-        fingerprint: hash of everything that determines its logits.
         teachers: fingerprints of the models it was distilled from.
         num_parameters: all, frozen ones included.
-        threshold: on the probability of class 1; None for argmax.
     """
 
     name: str
@@ -97,30 +95,20 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """Predictions of one model on one split.
-
-    Attributes:
-        model: its name.
-        group: the name of its experiment.
-        seed: None if it is not recorded.
-        logits: (N, C).
-        predictions: (N,).
-        fold: of train that the model left out, if any.
-    """
+    """Predictions of one model on one split; `group` is the name of its experiment."""
 
     model: str
     group: str
     seed: int | None
-    logits: NDArray[np.float32]
-    predictions: Labels
+    logits: NDArray[np.float32]  # (N, C)
+    predictions: Labels  # (N,)
     fold: str | None = None
 
 
 def group_names(models: Sequence[ModelInfo]) -> list[str]:
-    """Return the name of each model's experiment.
+    """Return the name of each model's experiment: its kind, with its first model's name if kinds repeat.
 
-    A model that repeats the experiment, seed and fold of an earlier one is an experiment of its own, not
-    another seed. Experiments of one kind are distinguished by the name of their first model.
+    A model that repeats the experiment, seed and fold of an earlier one is an experiment of its own.
     """
     seen: set[tuple[str, int | None, str | None]] = set()
     keys: list[str] = []
@@ -175,8 +163,7 @@ class PairRow:
     """Difference between two experiments on the same sentences, first minus second.
 
     Attributes:
-        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals over sentences.
-            The intervals do not cover the variation between seeds.
+        accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals (`Bootstrap`).
         mcnemar_p: exact p, not corrected for multiple tests, of each pair of models with the same seed and
             fold; of the two models if each experiment has one.
     """
@@ -214,12 +201,9 @@ def compare(split: str, labels: Labels, predictions: Sequence[ModelPredictions])
         for index, model in enumerate(predictions)
     )
     groups = group_indices(predictions)
-    pairs = tuple(
-        _pair_row(labels, predictions, sample, first, second)
-        for first, second in itertools.combinations(groups.items(), 2)
-    )
     rows = (_group_row(name, [models[i] for i in indices]) for name, indices in groups.items())
-    return SplitComparison(split, models, tuple(rows), pairs)
+    pairs = (_pair_row(labels, predictions, sample, *names) for names in itertools.combinations(groups, 2))
+    return SplitComparison(split, models, tuple(rows), tuple(pairs))
 
 
 def group_indices(predictions: Sequence[ModelPredictions]) -> dict[str, NDArray[np.int64]]:
@@ -228,14 +212,14 @@ def group_indices(predictions: Sequence[ModelPredictions]) -> dict[str, NDArray[
 
 
 def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
-    accuracies, mccs = [row.metrics.accuracy for row in models], [row.metrics.mcc for row in models]
+    accuracy, mcc = (Spread.of([getattr(row.metrics, key) for row in models]) for key in STATISTICS)
     return GroupRow(
         group=name,
         num_seeds=len(models),
-        accuracy_mean=fmean(accuracies),
-        accuracy_sd=stdev(accuracies) if len(models) > 1 else None,
-        mcc_mean=fmean(mccs),
-        mcc_sd=stdev(mccs) if len(models) > 1 else None,
+        accuracy_mean=accuracy.mean,
+        accuracy_sd=accuracy.sd,
+        mcc_mean=mcc.mean,
+        mcc_sd=mcc.sd,
         majority_rate=models[0].metrics.majority_rate,
         num_collapsed=sum(row.metrics.collapsed for row in models),
         num_folds=len({row.fold for row in models if row.fold is not None}),
@@ -243,19 +227,15 @@ def _group_row(name: str, models: Sequence[ModelRow]) -> GroupRow:
 
 
 def _pair_row(
-    labels: Labels,
-    predictions: Sequence[ModelPredictions],
-    sample: Bootstrap,
-    first: tuple[str, NDArray[np.int64]],
-    second: tuple[str, NDArray[np.int64]],
+    labels: Labels, predictions: Sequence[ModelPredictions], sample: Bootstrap, first: str, second: str
 ) -> PairRow:
-    (first_name, first_indices), (second_name, second_indices) = first, second
-    firsts, seconds = ([predictions[i] for i in indices] for indices in (first_indices, second_indices))
+    groups = group_indices(predictions)
+    firsts, seconds = ([predictions[i] for i in groups[name]] for name in (first, second))
     matched = [
         (a, b) for a in firsts for b in seconds if a.seed is not None and (a.seed, a.fold) == (b.seed, b.fold)
     ]
     if not matched and len(firsts) == len(seconds) == 1:
         matched = [(firsts[0], seconds[0])]
-    accuracy, mcc = (sample.difference(name, first_indices, second_indices) for name in ("accuracy", "mcc"))
+    accuracy, mcc = (sample.difference(name, groups[first], groups[second]) for name in STATISTICS)
     p_values = tuple(mcnemar(labels, a.predictions, b.predictions) for a, b in matched)
-    return PairRow(first_name, second_name, accuracy, mcc, p_values)
+    return PairRow(first, second, accuracy, mcc, p_values)

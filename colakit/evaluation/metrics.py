@@ -8,7 +8,7 @@ is 0 if all predictions are one class. Intervals are 95 % percentile bootstraps 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
 MAX_NONPOSITIVE = 0.01  # share of resamples; less than (1 - CONFIDENCE) / 2
+STATISTICS = ("accuracy", "mcc")
 MAX_INDICES = 2**22  # sentence indices drawn at a time: 32 MB
 
 Labels = NDArray[np.int64]
@@ -90,15 +91,6 @@ def measure(logits: NDArray[np.float32], labels: Labels, predictions: Labels) ->
     )
 
 
-def confusion(labels: Labels, predictions: Labels, num_labels: int) -> NDArray[np.int64]:
-    """Return the (…, C, C) counts of true class by predicted class, from (…, N) labels and predictions."""
-    cells = labels * num_labels + predictions
-    flat = cells.reshape(-1, cells.shape[-1])
-    rows = np.arange(len(flat))[:, None] * num_labels**2
-    counts = np.bincount((flat + rows).ravel(), minlength=len(flat) * num_labels**2)
-    return counts.reshape(*cells.shape[:-1], num_labels, num_labels)
-
-
 def mcc_of_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the MCC (…,) of (…, C, C) confusion counts (Gorodkin 2004, eq. 8)."""
     c = counts.astype(np.float64)
@@ -120,9 +112,6 @@ def accuracy_of_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
 
 
-STATISTICS = {"accuracy": accuracy_of_confusion, "mcc": mcc_of_confusion}
-
-
 class Bootstrap:
     """Bootstrap of M models on the same N sentences; every resample is shared by all models.
 
@@ -139,11 +128,26 @@ class Bootstrap:
     """
 
     def __init__(self, labels: Labels, predictions: Sequence[Labels], num_labels: int, seed: int = 0) -> None:
-        stacked = np.stack(predictions)  # (M, N)
-        counts = confusion(np.broadcast_to(labels, stacked.shape), stacked, num_labels)
-        self.values = {name: of_confusion(counts) for name, of_confusion in STATISTICS.items()}
-        chunks = list(_resample(labels, stacked, num_labels, seed))
-        self.resampled = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in STATISTICS}
+        size, num_models = len(labels), len(predictions)
+        classes, stacked = np.arange(num_labels), np.stack(predictions, axis=1)  # (C,), (N, M)
+        true, hits = labels[:, None] == classes, stacked == labels[:, None]  # (N, C), (N, M)
+        predicted = (stacked[..., None] == classes).reshape(size, -1)  # (N, M·C)
+        contributions = np.concatenate([true, hits, predicted], axis=1).astype(np.float32)
+
+        def statistics(draws: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+            """Return statistic -> (resamples, M), from the draws of each sentence (resamples, N)."""
+            sums = (draws.astype(np.float32) @ contributions).astype(np.float64)  # integers < 2^24: exact
+            of_true, of_hits, of_predicted = np.split(sums, [num_labels, num_labels + num_models], axis=1)
+            of_predicted = of_predicted.reshape(-1, num_models, num_labels)
+            return {"accuracy": of_hits / size, "mcc": _mcc(of_hits, of_true[:, None], of_predicted)}
+
+        self.values = {name: row[0] for name, row in statistics(np.ones((1, size), dtype=np.int64)).items()}
+        generator, chunk, parts = np.random.default_rng(seed), max(1, MAX_INDICES // size), []
+        for first in range(0, NUM_RESAMPLES, chunk):
+            count = min(chunk, NUM_RESAMPLES - first)
+            index = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+            parts.append(statistics(np.bincount(index.ravel(), minlength=count * size).reshape(count, size)))
+        self.resampled = {name: np.concatenate([part[name] for part in parts]) for name in STATISTICS}
 
     def mean(self, statistic: str, models: Indices) -> Interval:
         """Return the mean over `models`."""
@@ -173,29 +177,6 @@ class Bootstrap:
         return value, self.resampled[statistic][:, list(models)].mean(axis=1)
 
 
-def _resample(
-    labels: Labels, predictions: Labels, num_labels: int, seed: int
-) -> Iterator[dict[str, NDArray[np.float64]]]:
-    """Yield statistic -> (resamples, M) of (M, N) predictions, a chunk of the K resamples at a time.
-
-    One matrix product gives all counts: draws of each sentence (resamples, N) @ its contributions (N, ·).
-    """
-    num_models, size = predictions.shape
-    classes = np.arange(num_labels)
-    true, predicted = labels[:, None] == classes, predictions.T[..., None] == classes  # (N, C), (N, M, C)
-    hits = (predictions == labels).T  # (N, M)
-    contributions = np.concatenate([true, hits, predicted.reshape(size, -1)], axis=1).astype(np.float32)
-    generator, chunk = np.random.default_rng(seed), max(1, MAX_INDICES // size)
-    for first in range(0, NUM_RESAMPLES, chunk):
-        count = min(chunk, NUM_RESAMPLES - first)
-        index = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-        draws = np.bincount(index.ravel(), minlength=count * size).reshape(count, size)
-        sums = (draws.astype(np.float32) @ contributions).astype(np.float64)  # integers < 2^24: exact
-        of_true, of_hits, of_predicted = np.split(sums, [num_labels, num_labels + num_models], axis=1)
-        of_predicted = of_predicted.reshape(count, num_models, num_labels)
-        yield {"accuracy": of_hits / size, "mcc": _mcc(of_hits, of_true[:, None], of_predicted)}
-
-
 def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     """Return a value with the percentile interval of its (K,) resamples."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -205,13 +186,7 @@ def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
 def measure_with_intervals(
     labels: Labels, logits: NDArray[np.float32], predictions: Labels
 ) -> tuple[Metrics, dict[str, list[float]]]:
-    """Return the metrics of N sentences and the ends of `accuracy_interval` and `mcc_interval`.
-
-    Args:
-        labels: (N,).
-        logits: (N, C).
-        predictions: (N,).
-    """
+    """Return the result of `measure` and the ends of `accuracy_interval` and `mcc_interval`."""
     sample = Bootstrap(labels, [predictions], logits.shape[1])
     intervals = {name: sample.mean(name, [0]) for name in STATISTICS}
     ends = {f"{name}_interval": [interval.low, interval.high] for name, interval in intervals.items()}
@@ -219,26 +194,22 @@ def measure_with_intervals(
 
 
 def mcnemar(labels: Labels, first: Labels, second: Labels) -> float:
-    """Return the exact two-sided p of McNemar's test that two models have equally many errors.
-
-    Only sentences that exactly one of the models predicts correctly count (McNemar 1947).
-    """
+    """Return the exact two-sided p of McNemar's (1947) test that two models have equally many errors."""
     from scipy.stats import binomtest
 
-    only_first = int(((first == labels) & (second != labels)).sum())
-    only_second = int(((first != labels) & (second == labels)).sum())
-    if only_first + only_second == 0:
+    first_correct, second_correct = first == labels, second == labels
+    num_different = int((first_correct != second_correct).sum())
+    if num_different == 0:
         return 1.0
-    return float(binomtest(only_first, only_first + only_second).pvalue)
+    return float(binomtest(int((first_correct & ~second_correct).sum()), num_different).pvalue)
 
 
 def best_threshold(probs: NDArray[np.float64], labels: Labels) -> float:
     """Return the threshold on the probability of class 1 with the highest MCC.
 
-    A threshold is a candidate only if its accuracy reaches the majority rate: MCC alone would let a weak
-    model predict the rare class for most sentences. Candidates are the midpoints between neighbouring
-    probabilities. Of equally good candidates the middle one is taken, so that it does not depend on a single
-    sentence. The result is 0.5 if no candidate is better than 0.5.
+    Candidates are the midpoints between neighbouring probabilities whose accuracy reaches the majority rate:
+    MCC alone would let a weak model predict the rare class for most sentences. Of equally good candidates the
+    middle one is taken. The result is 0.5 if no candidate is better than 0.5.
 
     Args:
         probs: (N,) probability of class 1.

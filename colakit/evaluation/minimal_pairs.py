@@ -8,7 +8,8 @@ arXiv:1808.09031). Ties count as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -34,12 +35,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairScores:
-    """Log-probabilities of the two sentences of N pairs.
-
-    Attributes:
-        good, bad: (N,) log-probability in nats, summed over the predicted tokens.
-        good_tokens, bad_tokens: (N,) number of predicted tokens.
-    """
+    """Log-probabilities (nats) of the sentences of N pairs, and numbers of predicted tokens; all (N,)."""
 
     good: Scores
     bad: Scores
@@ -53,7 +49,7 @@ class PairScores:
 
     @property
     def correct_per_token(self) -> NDArray[np.bool_]:
-        """(N,): the same for the mean log-probability of a token, which does not depend on the length."""
+        """(N,): the same for the mean log-probability of a token."""
         # cross-multiplied, so that equal sums over equal counts remain equal
         return self.good * np.maximum(self.bad_tokens, 1) > self.bad * np.maximum(self.good_tokens, 1)
 
@@ -65,12 +61,7 @@ class PairScores:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fraction of the pairs that a model gets right, 0 to 1.
-
-    Attributes:
-        summed: by summed log-probability, with its 95 % interval.
-        per_token: by mean log-probability per token.
-    """
+    """Fraction of correct pairs, 0 to 1: by summed log-probability, and by its mean per token."""
 
     summed: Interval
     per_token: float
@@ -78,19 +69,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class PairResult:
-    """Results of one language model on all pairs.
-
-    Attributes:
-        model: its name.
-        groups: field -> group -> accuracy.
-        num_truncated: sentences that were truncated to the model's context length, at most two per pair.
-    """
+    """Results of one language model on all pairs."""
 
     model: str
     all: Accuracy
-    groups: dict[str, dict[str, Accuracy]]
+    groups: dict[str, dict[str, Accuracy]]  # field -> group -> accuracy
     num_ties: int
-    num_truncated: int
+    num_truncated: int  # sentences
 
     def macro(self, field: str) -> tuple[float, float]:
         """Return the unweighted means over a field's groups, of the summed and the per-token accuracy."""
@@ -99,19 +84,14 @@ class PairResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results as plain data."""
+        macro = {f: dict(zip(("summed", "per_token"), self.macro(f), strict=True)) for f in self.groups}
         return {
             "model": self.model,
             **asdict(self.all),
             "ties": self.num_ties,
             "truncated": self.num_truncated,
-            "groups": {
-                field: {name: asdict(group) for name, group in groups.items()}
-                for field, groups in self.groups.items()
-            },
-            "macro": {
-                field: dict(zip(("summed", "per_token"), self.macro(field), strict=True))
-                for field in self.groups
-            },
+            "groups": asdict(self)["groups"],
+            "macro": macro,
         }
 
 
@@ -137,23 +117,15 @@ def score_pairs(
     first, counts = np.unique(inverse, return_index=True, return_counts=True)[1:]
     distinct = Tokens.pack([rows[i] for i in first])
     scores = np.zeros(len(distinct))
-    for index, sums in _log_probabilities(model, distinct, compute, batch_size):
-        scores[index] = sums
-        advance(int(counts[index].sum()))
+    with evaluating(model):
+        for planned in plan_inference(distinct.lengths, batch_size):
+            size = max(1, MAX_BATCH_TOKENS // int(distinct.lengths[planned].max()))
+            for start in range(0, len(planned), size):
+                index = planned[start : start + size]
+                scores[index] = _summed(model, *pad(distinct, index), compute)
+                advance(int(counts[index].sum()))
     scores = scores[inverse]
     return PairScores(scores[: len(good)], scores[len(good) :], good.lengths - 1, bad.lengths - 1)
-
-
-def _log_probabilities(
-    model: GPT, tokens: Tokens, compute: Compute, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-    """Yield (indices of sentences (B,), their summed log-probabilities (B,)), shortest sentences first."""
-    with evaluating(model):
-        for planned in plan_inference(tokens.lengths, batch_size):
-            rows = max(1, MAX_BATCH_TOKENS // int(tokens.lengths[planned].max()))
-            for start in range(0, len(planned), rows):
-                index = planned[start : start + rows]
-                yield index, _summed(model, *pad(tokens, index), compute)
 
 
 def _summed(model: GPT, input_ids: Tensor, attention_mask: Tensor, compute: Compute) -> Scores:
@@ -198,24 +170,20 @@ def pair_tables(
         sizes: field -> group -> number of pairs.
         total: number of pairs.
     """
+
+    def row(name: str, size: int, accuracies: Sequence[Accuracy]) -> list[str]:
+        cells = [(format_interval(each.summed, 100, 2), percent(each.per_token)) for each in accuracies]
+        return [name, str(size), *itertools.chain(*cells)]
+
     prefixes = [f"{result.model}: " if len(results) > 1 else "" for result in results]
-    columns = [prefix + name for prefix in prefixes for name in ("accuracy %", "per token %")]
-    last = ["all", str(total), *_cells([result.all for result in results])]
+    columns = ["pairs", *(prefix + name for prefix in prefixes for name in ("accuracy %", "per token %"))]
+    last = row("all", total, [result.all for result in results])
     tables: list[Table] = []
     for field, groups in sizes.items():
         rows = [
-            [group, str(size), *_cells([result.groups[field][group] for result in results])]
-            for group, size in groups.items()
+            row(name, size, [each.groups[field][name] for each in results]) for name, size in groups.items()
         ]
         macro = [percent(value) for result in results for value in result.macro(field)]
         rows += [["mean of groups", "", *macro], last]
-        tables.append((f"pairs by {field}", [field, "pairs", *columns], rows))
-    return tables or [("pairs", ["group", "pairs", *columns], [last])]
-
-
-def _cells(accuracies: Sequence[Accuracy]) -> list[str]:
-    return [
-        cell
-        for each in accuracies
-        for cell in (format_interval(each.summed, 100, 2), percent(each.per_token))
-    ]
+        tables.append((f"pairs by {field}", [field, *columns], rows))
+    return tables or [("pairs", ["group", *columns], [last])]

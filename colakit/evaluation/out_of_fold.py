@@ -14,33 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.evaluation.metrics import Interval, Labels, Spread, measure, measure_with_intervals
+from colakit.evaluation.metrics import STATISTICS, Interval, Labels, Spread, measure, measure_with_intervals
 from colakit.evaluation.tables import Table, format_interval, format_spread, percent
 
 METRICS = ("accuracy", "majority_rate", "mcc")
+STYLES = ((100, 2), (100, 2), (1, 3))  # factor and digits of each metric
 COLUMNS = ("sentences", "accuracy %", "majority %", "MCC")
 PARTS = {"val": "the validation split", "left_out": "the fold that it left out"}
 
 
 @dataclass(frozen=True)
 class FoldModel:
-    """Outputs on train of the model that left out one fold.
+    """Outputs on train of the model that left out one fold."""
 
-    Attributes:
-        run: name of its run folder.
-        leave_out: its fold, written i/k.
-        summary: of its run.
-        unseen: (N,) sentences that it was not trained on.
-        logits: (N, C).
-        predictions: (N,).
-    """
-
-    run: str
-    leave_out: str
+    run: str  # name of its run folder
+    leave_out: str  # its fold, written i/k
     summary: Mapping[str, Any]
-    unseen: NDArray[np.bool_]
-    logits: NDArray[np.float32]
-    predictions: Labels
+    unseen: NDArray[np.bool_]  # (N,), sentences that it was not trained on
+    logits: NDArray[np.float32]  # (N, C)
+    predictions: Labels  # (N,)
 
 
 def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str, Any], Labels]:
@@ -48,16 +40,14 @@ def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str,
 
     Args:
         labels: (N,) of train.
-        folds: of which each sentence is unseen by one.
+        folds: each sentence is unseen by exactly one.
     """
     logits, predictions = np.zeros_like(folds[0].logits), np.zeros_like(folds[0].predictions)
     runs: list[dict[str, Any]] = []
     for fold in folds:
-        logits[fold.unseen], predictions[fold.unseen] = (
-            fold.logits[fold.unseen],
-            fold.predictions[fold.unseen],
-        )
-        metrics = measure(logits[fold.unseen], labels[fold.unseen], predictions[fold.unseen])
+        index = fold.unseen
+        logits[index], predictions[index] = fold.logits[index], fold.predictions[index]
+        metrics = measure(logits[index], labels[index], predictions[index])
         val = fold.summary["splits"]["val"]
         runs.append(
             {
@@ -78,29 +68,21 @@ def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str,
 
 def fold_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a folds summary: every model on val, on its fold, and all on train."""
-    return [*(_fold_table(summary, part, where) for part, where in PARTS.items()), _whole_table(summary)]
-
-
-def _fold_table(summary: Mapping[str, Any], part: str, where: str) -> Table:
-    rows = [
-        [
-            run["leave_out"],
-            str(run[part]["num_examples"]),
-            percent(run[part]["accuracy"]),
-            percent(run[part]["majority_rate"]),
-            f"{run[part]['mcc']:.3f}",
+    tables: list[Table] = []
+    for part, name in PARTS.items():
+        rows = []
+        for run in summary["runs"]:
+            accuracy, majority, mcc = (run[part][key] for key in METRICS)
+            size = str(run[part]["num_examples"])
+            rows.append([run["leave_out"], size, percent(accuracy), percent(majority), f"{mcc:.3f}"])
+        spreads = [
+            format_spread(Spread(**summary[part][key]), *style)
+            for key, style in zip(METRICS, STYLES, strict=True)
         ]
-        for run in summary["runs"]
-    ]
-    formats = (("accuracy", 100, 2), ("majority_rate", 100, 2), ("mcc", 1, 3))
-    spreads = [format_spread(Spread(**summary[part][key]), factor, digits) for key, factor, digits in formats]
-    title = f"{summary['command']}, seed {summary['seed']}: each model on {where}"
-    return title, ["fold", *COLUMNS], [*rows, ["mean ± sd", "", *spreads]]
-
-
-def _whole_table(summary: Mapping[str, Any]) -> Table:
+        title = f"{summary['command']}, seed {summary['seed']}: each model on {name}"
+        tables.append((title, ["fold", *COLUMNS], [*rows, ["mean ± sd", "", *spreads]]))
     metrics = summary["out_of_fold"]
-    accuracy, mcc = (Interval(metrics[key], *metrics[f"{key}_interval"]) for key in ("accuracy", "mcc"))
+    accuracy, mcc = (Interval(metrics[key], *metrics[f"{key}_interval"]) for key in STATISTICS)
     row = [
         str(metrics["num_examples"]),
         format_interval(accuracy, 100, 2),
@@ -109,4 +91,4 @@ def _whole_table(summary: Mapping[str, Any]) -> Table:
         f"{metrics['loss']:.3f}",
     ]
     title = "out of fold: each sentence of train by the model that left it out; 95 % intervals"
-    return title, [*COLUMNS, "loss"], [row]
+    return [*tables, (title, [*COLUMNS, "loss"], [row])]

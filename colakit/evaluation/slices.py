@@ -2,8 +2,7 @@
 
 Shapes: N sentences of the split, n of a slice.
 
-Slices may overlap and are small. Each interval is a 95 % interval by itself: with this many comparisons some
-differences are due to chance.
+Slices may overlap. Their 95 % intervals are not corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -32,19 +31,13 @@ FEW_NOTE = f"fewer than {FEW} sentences, or {FEW_MINORITY} outside the majority"
 
 @dataclass(frozen=True)
 class SplitSlices:
-    """A split divided by a field.
-
-    Attributes:
-        slices: name -> indices of its sentences, (n,).
-        known: indices of the sentences with a known field.
-        left_out: indices of the other sentences.
-    """
+    """A split divided by a field."""
 
     split: str
     field: str
-    slices: Mapping[str, NDArray[np.int64]]
-    known: NDArray[np.int64]
-    left_out: tuple[int, ...] = ()
+    slices: Mapping[str, NDArray[np.int64]]  # name -> indices of its sentences, (n,)
+    known: NDArray[np.int64]  # indices of the sentences with a known field
+    left_out: tuple[int, ...] = ()  # indices of the other sentences
 
 
 @dataclass(frozen=True)
@@ -61,9 +54,8 @@ class SliceRow:
     """All experiments on one slice.
 
     Attributes:
-        num_examples: n.
-        majority_rate: accuracy of always predicting the slice's most frequent label; None if n is 0.
-        few: n is below `FEW`, or fewer than `FEW_MINORITY` sentences have another label than the majority.
+        majority_rate: accuracy of always predicting the slice's most frequent label; None if it is empty.
+        few: see `FEW_NOTE`.
         scores: one per experiment; empty if all labels are equal, which leaves MCC undefined.
     """
 
@@ -108,24 +100,20 @@ def slice_splits(
     if "dev" in names and "dev" not in corpus.splits:
         names = [name for name in names if not name.endswith("_dev")]
     splits = [corpus.split(name) for name in names]
-    slices = _by_source(corpus.name, splits) if settings.group_by else []
+    slices: list[SplitSlices] = []
+    if settings.group_by:
+        for split in splits:
+            if len(split.sources) == len(split):
+                parts = indices_by_value(split.sources)
+                slices.append(SplitSlices(split.name, SOURCE, parts, np.arange(len(split))))
+        if not slices:
+            raise ColakitError(
+                f"{corpus.name}: the sources of its sentences are not known",
+                hint="Only files in CoLA's four-column format have sources; leave out --group-by.",
+            )
     if settings.annotations:
         annotations = read_annotations(Path(settings.annotations).expanduser())
         slices += _by_phenomenon(annotations, splits, reporter)
-    return slices
-
-
-def _by_source(corpus: str, splits: Sequence[Split]) -> list[SplitSlices]:
-    slices = [
-        SplitSlices(split.name, SOURCE, indices_by_value(split.sources), np.arange(len(split)))
-        for split in splits
-        if len(split.sources) == len(split)
-    ]
-    if not slices:
-        raise ColakitError(
-            f"{corpus}: the sources of its sentences are not known",
-            hint="Only files in CoLA's four-column format have sources; leave out --group-by.",
-        )
     return slices
 
 
@@ -164,30 +152,23 @@ def report_slices(
 def slice_scores(
     labels: Labels, predictions: Sequence[ModelPredictions], slices: Mapping[str, NDArray[np.int64]]
 ) -> tuple[SliceRow, ...]:
-    """Return a row for each slice.
-
-    Args:
-        labels: (N,).
-        predictions: of every model on the N sentences.
-        slices: name -> (n,) indices of its sentences.
-    """
-    return tuple(_row(name, labels[index], predictions, index) for name, index in slices.items())
-
-
-def _row(
-    name: str, labels: Labels, predictions: Sequence[ModelPredictions], index: NDArray[np.int64]
-) -> SliceRow:
-    size, majority = len(index), int(np.bincount(labels, minlength=1).max())
-    scores: tuple[SliceScore, ...] = ()
-    if len(np.unique(labels)) > 1:
-        sliced = [model.predictions[index] for model in predictions]
-        sample = Bootstrap(labels, sliced, predictions[0].logits.shape[1])
-        scores = tuple(
-            SliceScore(group, Spread.of(sample.values["mcc"][models].tolist()), sample.mean("mcc", models))
-            for group, models in group_indices(predictions).items()
-        )
-    few = size < FEW or size - majority < FEW_MINORITY
-    return SliceRow(name, size, majority / size if size else None, few, scores)
+    """Return a row for each slice, given (N,) labels and every model's predictions on the N sentences."""
+    rows = []
+    for name, index in slices.items():
+        size, majority = len(index), int(np.bincount(labels[index], minlength=1).max())
+        scores: tuple[SliceScore, ...] = ()
+        if 0 < majority < size:
+            sliced = [model.predictions[index] for model in predictions]
+            sample = Bootstrap(labels[index], sliced, predictions[0].logits.shape[1])
+            scores = tuple(
+                SliceScore(
+                    group, Spread.of(sample.values["mcc"][models].tolist()), sample.mean("mcc", models)
+                )
+                for group, models in group_indices(predictions).items()
+            )
+        few = size < FEW or size - majority < FEW_MINORITY
+        rows.append(SliceRow(name, size, majority / size if size else None, few, scores))
+    return tuple(rows)
 
 
 def slice_table(report: SliceReport) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from colakit.evaluation.collect import EvaluationInputs
-from colakit.evaluation.comparison import GroupRow, SplitComparison, compare
+from colakit.evaluation.comparison import SplitComparison, compare
 from colakit.evaluation.metrics import Spread
 from colakit.evaluation.slices import SliceReport, SplitSlices, report_slices, slice_table
 from colakit.evaluation.tables import Table, format_interval, format_spread, percent
@@ -90,25 +90,17 @@ def _model_table(where: str, comparison: SplitComparison) -> Table:
 
 
 def _group_table(where: str, comparison: SplitComparison) -> Table:
-    rows = [
-        [
-            row.group,
-            _seed_count(row),
-            format_spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2),
-            percent(row.majority_rate),
-            format_spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3),
-        ]
-        for row in comparison.groups
-    ]
+    rows = []
+    for row in comparison.groups:
+        seeds = str(row.num_seeds)
+        if row.num_folds:
+            seeds = f"{seeds} runs of " if row.num_seeds != row.num_folds else ""
+            seeds += f"{row.num_folds} folds"
+        accuracy = format_spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2)
+        mcc = format_spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3)
+        rows.append([row.group, seeds, accuracy, percent(row.majority_rate), mcc])
     over = "seeds and folds" if any(row.num_folds for row in comparison.groups) else "seeds"
     return f"{where}: mean ± sd over {over}", ["experiment", "seeds", "accuracy %", "majority %", "MCC"], rows
-
-
-def _seed_count(row: GroupRow) -> str:
-    if not row.num_folds:
-        return str(row.num_seeds)
-    runs = "" if row.num_seeds == row.num_folds else f"{row.num_seeds} runs of "
-    return f"{runs}{row.num_folds} folds"
 
 
 def _pair_table(where: str, comparison: SplitComparison) -> Table:

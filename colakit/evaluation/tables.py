@@ -59,11 +59,10 @@ def write_results(
         return
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", results)
-    write_text(out / f"{name}.md", "\n".join(_markdown(table) for table in tables))
+    lines = []
+    for title, columns, rows in tables:
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
+        head, *body = [f"| {' | '.join(row)} |" for row in escaped]
+        lines += [f"**{title}**", "", head, "|" + "---|" * len(columns), *body, ""]
+    write_text(out / f"{name}.md", "\n".join(lines))
     reporter.say(f"written to {out}")
-
-
-def _markdown(table: Table) -> str:
-    title, columns, rows = table
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [columns, *rows]]
-    return "\n".join([f"**{title}**", "", lines[0], "|" + "---|" * len(columns), *lines[1:], ""])

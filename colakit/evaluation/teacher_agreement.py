@@ -17,17 +17,12 @@ from colakit.inference.decisions import predict_labels
 
 @dataclass(frozen=True)
 class StudentRow:
-    """One student and its teachers.
-
-    Attributes:
-        agreement: fraction of the sentences with equal predictions, 0 to 1.
-        kappa: Cohen's kappa; None if both predict the same single class throughout.
-    """
+    """One student and its teachers."""
 
     model: str
     teachers: tuple[str, ...]
-    agreement: float
-    kappa: float | None
+    agreement: float  # fraction of the sentences with equal predictions, 0 to 1
+    kappa: float | None  # `cohens_kappa`
 
 
 @dataclass(frozen=True)
@@ -36,13 +31,10 @@ class TeachingRow:
 
     Attributes:
         teachers: experiments of the teachers.
-        agreement: fraction of the sentences with equal predictions, 0 to 1.
-        kappa: Cohen's kappa; None if any seed has none.
+        agreement, kappa: of the students (`pupils`); kappa is None if any student has none.
         mcc, teacher_mcc: means over seeds.
-        mcc_kept: `mcc` / `teacher_mcc`, paired over sentences; None if the teacher's MCC is too near 0
-            (`Bootstrap.ratio`).
+        mcc_kept: `mcc` / `teacher_mcc`, paired over sentences; None if undefined (`Bootstrap.ratio`).
         num_parameters, teacher_parameters: of one student, and of all its teachers together.
-        pupils: the students.
     """
 
     group: str
@@ -72,8 +64,8 @@ def ensemble_predictions(
 ) -> Labels:
     """Return the (N,) predictions of an ensemble, from the mean of its models' logits.
 
-    With two classes, class 1 is predicted if the mean over models of (log-odds - log-odds of the model's
-    threshold) is at least 0. A single model keeps its own predictions.
+    With two classes, the threshold has the mean log-odds of the models' thresholds. A single model keeps its
+    own predictions.
     """
     if len(predictions) == 1:
         return predictions[0].predictions
@@ -101,16 +93,11 @@ def compare_with_teachers(
     """Return a row for each experiment that has a student with all its teachers in `models`.
 
     Args:
-        labels: (N,).
         predictions, models: of the same M models in the same order.
     """
-    teachers = match_teachers(models)
-    groups = [[i for i in indices if i in teachers] for indices in group_indices(predictions).values()]
-    return tuple(
-        _row(labels, predictions, models, {student: teachers[student] for student in group})
-        for group in groups
-        if group
-    )
+    matched = match_teachers(models)
+    groups = [{i: matched[i] for i in group if i in matched} for group in group_indices(predictions).values()]
+    return tuple(_row(labels, predictions, models, group) for group in groups if group)
 
 
 def _row(

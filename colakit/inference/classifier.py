@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.data.corpora import Split
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached
 from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.errors import ColakitError
@@ -40,8 +41,8 @@ from colakit.storage.model_file import (
 )
 from colakit.storage.peft import apply_adapter, read_adapter
 from colakit.utils.array_cache import ArrayCache
+from colakit.utils.console import Reporter
 
-ADAPTER_NAME = "adapter"
 WHAT_TO_GIVE = f"Give a run folder, a {CHECKPOINT_NAME} or an adapter folder."
 
 
@@ -51,10 +52,9 @@ class SentenceClassifier:
 
     Attributes:
         model: maps (input_ids, attention_mask) to (B, C) logits.
-        label_names: C names.
-        max_tokens: longest sentence in tokens; longer ones are truncated, and counted.
+        max_tokens: longer sentences are truncated.
         threshold: class 1 is predicted if its probability is at least this; None predicts the argmax.
-        lora: the adapter's configuration, for a GPT with one.
+        lora: configuration of a GPT's adapter, if it has one.
         origin: plain data on how the model was made: command, seed, base, settings.
     """
 
@@ -88,11 +88,8 @@ class SentenceClassifier:
         return compute_logits(self.model, tokens, compute, batch_size, done)
 
     def require_labels(self, label_names: tuple[str, ...], where: str) -> None:
-        """Raise `ColakitError` unless the dataset's `label_names` are this model's.
-
-        A folder that PEFT wrote names no labels; there only their number is compared.
-        """
-        unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))
+        """Raise `ColakitError` unless the dataset's `label_names` are this model's."""
+        unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))  # of a folder that PEFT wrote
         if self.label_names not in (label_names, unnamed):
             raise ColakitError(
                 f"{where}: its labels are {', '.join(self.label_names)}; "
@@ -120,8 +117,7 @@ class SentenceClassifier:
 
     def companion(self) -> dict[str, Any]:
         """Return the content of an adapter folder's `colakit.json`."""
-        tokenizer = self.tokenizer
-        return {**self._decision(), "prefix": tokenizer.prefix, "suffix": tokenizer.suffix}
+        return {**self._decision(), "prefix": self.tokenizer.prefix, "suffix": self.tokenizer.suffix}
 
     def _architecture(self) -> dict[str, Any]:
         kind = "rnn" if isinstance(self.model, DistilRNN) else "gpt"
@@ -129,20 +125,15 @@ class SentenceClassifier:
         return {"kind": kind, "config": asdict(self.model.config), "lora": lora}
 
     def _decision(self) -> dict[str, Any]:
-        return {
-            "label_names": list(self.label_names),
-            "max_tokens": self.max_tokens,
-            "threshold": self.threshold,
-            "origin": self.origin,
-        }
+        decision = {"max_tokens": self.max_tokens, "threshold": self.threshold, "origin": self.origin}
+        return {"label_names": list(self.label_names), **decision}
 
 
 def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceClassifier:
     """Load a classifier from a run folder, a model file (see `storage.model_file`) or an adapter folder.
 
     Args:
-        where: the adapter folder may be colakit's or PEFT's.
-        base: base model for an adapter folder; by default the one named in its `adapter_config.json`.
+        base: of an adapter folder (colakit's or PEFT's); by default the one that it records.
 
     Raises:
         ColakitError: if there is no classifier, or it is damaged or of another format.
@@ -192,15 +183,8 @@ def _from_model_file(path: Path) -> SentenceClassifier:
         if isinstance(model, DistilRNN):
             model.check_rows()
         check_metadata(content, model.num_labels)
-        return SentenceClassifier(
-            model=model.eval(),
-            tokenizer=SentenceTokenizer.from_dict(content["tokenizer"]),
-            label_names=tuple(content["label_names"]),
-            max_tokens=content["max_tokens"],
-            threshold=content["threshold"],
-            lora=lora,
-            origin=content["origin"],
-        )
+        tokenizer = SentenceTokenizer.from_dict(content["tokenizer"])
+        return SentenceClassifier(model.eval(), tokenizer, lora=lora, **_decision_of(content))
     except Exception as error:  # missing or foreign content can raise anything
         raise ColakitError(
             f"{path}: the model file is damaged ({error})", hint="Train or copy the model again."
@@ -255,22 +239,42 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         check_metadata(metadata, num_labels)
     except ValueError as error:
         raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
-    metadata["label_names"] = tuple(metadata["label_names"])
     prefix, suffix = bool(companion.get("prefix")), bool(companion.get("suffix"))
     tokenizer = SentenceTokenizer.from_folder(base_folder, prefix=prefix, suffix=suffix)
-    return SentenceClassifier(model.eval(), tokenizer, lora=adapter.config, **metadata)
+    return SentenceClassifier(model.eval(), tokenizer, lora=adapter.config, **_decision_of(metadata))
+
+
+def _decision_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("max_tokens", "threshold", "origin")
+    return {"label_names": tuple(metadata["label_names"]), **{key: metadata[key] for key in keys}}
 
 
 def check_base(folder: Path, base: str, gpt: GPT) -> None:
-    """Raise `ColakitError` if the adapter in `folder` records the fingerprint of another base than `gpt`.
-
-    Args:
-        base: name of `gpt` in the message.
-    """
+    """Raise `ColakitError` if the adapter in `folder` was trained on another base than `gpt` (`base`)."""
     expected = read_companion(folder).get("origin", {}).get("base_fingerprint")
     if expected is not None and expected != (actual := base_fingerprint(gpt)):
         raise ColakitError(
             f"{folder}: was trained on a base with fingerprint {str(expected)[:12]}…; "
             f"{base} has {actual[:12]}…",
             hint="Name the base it was trained on with --base.",
+        )
+
+
+def encode_split(
+    classifier: SentenceClassifier, split: Split, arrays: ArrayCache, reporter: Reporter, reader: str = ""
+) -> Tokens:
+    """Return the tokens of a split; warn about truncated sentences, with `reader` before the split's name."""
+    tokens = classifier.encode(split.sentences, arrays)
+    warn_truncated(tokens, split, classifier.max_tokens, reporter, reader)
+    return tokens
+
+
+def warn_truncated(
+    tokens: Tokens, split: Split, max_tokens: int | None, reporter: Reporter, reader: str = ""
+) -> None:
+    """Warn if sentences were truncated."""
+    if tokens.num_truncated:
+        reporter.warn(
+            f"{reader}{split.name}: {tokens.num_truncated} of {len(split)} sentences are longer than "
+            f"{max_tokens} tokens and were truncated"
         )

@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for N sentences.
+    """Predictions for N sentences."""
 
-    Attributes:
-        labels: (N,) indices into the classifier's label names.
-        probs: (N, C).
-        num_truncated: sentences truncated to the classifier's `max_tokens`.
-    """
-
-    labels: NDArray[np.int64]
-    probs: NDArray[np.float64]
-    num_truncated: int
+    labels: NDArray[np.int64]  # (N,), indices into the classifier's label names
+    probs: NDArray[np.float64]  # (N, C)
+    num_truncated: int  # sentences truncated to the classifier's `max_tokens`
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], threshold: float | None, num_truncated: int) -> Predictions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,11 +47,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def fastest_forward(
     model: nn.Module, compute: Compute, student_dtype: torch.dtype = torch.float32
 ) -> Forward:
-    """Return the fastest forward function with the current weights: `FastRNN` for a student on a CPU.
-
-    Args:
-        student_dtype: dtype of `FastRNN`'s products, independent of `compute.dtype`.
-    """
+    """Return `FastRNN` (with products in `student_dtype`) for a student on a CPU, else the model."""
     if isinstance(model, DistilRNN) and compute.device.type == "cpu":
         return FastRNN(model, student_dtype)
     return model
@@ -68,12 +65,11 @@ def compute_logits(
 
     Args:
         model: maps (input_ids, attention_mask), both (B, T), to (B, C).
-        batch_size: largest number of sentences computed at a time.
-        states: output of `compute_states`, which spares a `GPTClassifier` its frozen blocks.
+        states: output of `compute_states`, which a `GPTClassifier` uses instead of its frozen blocks.
     """
     with evaluating(model):
-        batches = map_batches(fastest_forward(model, compute), tokens, compute, batch_size, done, states)
-        return collect_rows(batches, len(tokens), int(model.num_labels))  # type: ignore[arg-type]
+        forward, width = fastest_forward(model, compute), int(model.num_labels)  # type: ignore[arg-type]
+        return compute_rows(forward, width, tokens, compute, batch_size, done, states)
 
 
 def compute_hidden(
@@ -81,8 +77,7 @@ def compute_hidden(
 ) -> NDArray[np.float32]:
     """Return the (N, D) hidden states that the classification head reads."""
     with evaluating(model):
-        batches = map_batches(model.pooled, tokens, compute, done=done)
-        return collect_rows(batches, len(tokens), model.config.width)
+        return compute_rows(model.pooled, model.config.width, tokens, compute, done=done)
 
 
 def compute_states(
@@ -131,27 +126,24 @@ def map_batches(
     done: Done | None = None,
     states: Tensor | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Yield each batch's sentence indices and its output of `forward`, in fp32 on the CPU.
-
-    A GPT's batches on a CPU end at `MAX_CPU_BATCH_TOKENS` tokens, because padding costs more there than a
-    larger batch saves. Batches on a GPU (bound by launches) and of `FastRNN` (bound by its steps) are full.
-    """
-    pads_freely = isinstance(forward, FastRNN) or compute.device.type != "cpu"
-    for index in plan_inference(tokens.lengths, batch_size, None if pads_freely else MAX_CPU_BATCH_TOKENS):
+    """Yield each batch's sentence indices and its output of `forward`, in fp32 on the CPU."""
+    # Padding costs a GPT on a CPU more than a larger batch saves; launches bound a GPU, steps FastRNN.
+    full = isinstance(forward, FastRNN) or compute.device.type != "cpu"
+    for index in plan_inference(tokens.lengths, batch_size, None if full else MAX_CPU_BATCH_TOKENS):
         input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))
-        known = {} if states is None else {"states": pad_states(states, tokens, index).to(compute.device)}
+        extra = {} if states is None else {"states": pad_states(states, tokens, index).to(compute.device)}
         with compute.autocast():
-            output = forward(input_ids, attention_mask, **known)
+            output = forward(input_ids, attention_mask, **extra)
         yield index, output.float().cpu()
         if done is not None:
             done(len(index))
 
 
-def collect_rows(
-    batches: Iterable[tuple[NDArray[np.int64], Tensor]], num_sentences: int, width: int
+def compute_rows(
+    forward: Forward, width: int, tokens: Tokens, compute: Compute, *args: Any, **options: Any
 ) -> NDArray[np.float32]:
-    """Return the (N, width) rows of `map_batches` in the order of the sentences."""
-    rows = np.empty((num_sentences, width), dtype=np.float32)
-    for index, output in batches:
+    """Return the (N, width) output of `forward`; arguments as of `map_batches`."""
+    rows = np.empty((len(tokens), width), dtype=np.float32)
+    for index, output in map_batches(forward, tokens, compute, *args, **options):
         rows[index] = output.numpy()
     return rows

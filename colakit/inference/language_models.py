@@ -22,9 +22,10 @@ Loaders = dict[str, Callable[[], LanguageModel]]  # name -> loader, so that one 
 def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> LanguageModel:
     """Return a language model and its tokenizer, which adds no boundary tokens.
 
+    A fine-tuned classifier becomes its body, with the token embedding as output layer.
+
     Args:
-        adapter: adapter folder, run folder or `ckpt.pt`; None for the plain base.
-        base: folder or hub name of the base.
+        adapter: adapter folder, run folder or `ckpt.pt`; None for the base itself.
         base_typed: `base` replaces the base that an adapter records.
 
     Raises:
@@ -34,7 +35,14 @@ def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> 
         return _load_base(resolve_base(base))
     path = Path(adapter).expanduser()
     if not (path / "adapter_config.json").is_file():
-        return _load_checkpoint(path)
+        classifier = load_classifier(path)
+        if not isinstance(classifier.model, GPTClassifier):
+            raise ColakitError(
+                f"{path}: a recurrent student is not a language model",
+                hint="Give a run of finetune, an adapter folder, or a base with --base.",
+            )
+        tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
+        return classifier.model.transformer.language_model(), tokenizer
     weights = read_adapter(path)
     if weights.base and not base_typed:
         base = weights.base
@@ -89,15 +97,3 @@ def _base_folder(model: str) -> Path | None:
 
 def _load_base(folder: Path) -> LanguageModel:
     return load_gpt(folder), SentenceTokenizer.from_folder(folder)
-
-
-def _load_checkpoint(path: Path) -> LanguageModel:
-    """Return the body of a fine-tuned classifier, with the token embedding as its output layer."""
-    classifier = load_classifier(path)
-    if not isinstance(classifier.model, GPTClassifier):
-        raise ColakitError(
-            f"{path}: a recurrent student is not a language model",
-            hint="Give a run of finetune, an adapter folder, or a base with --base.",
-        )
-    tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
-    return classifier.model.transformer.language_model(), tokenizer

@@ -35,8 +35,7 @@ class StudentPredictor:
         predictor(["The cat sleep."]).labels
 
     Args:
-        where: a `student.safetensors`, or the run folder or `ckpt.pt` that it belongs to. A `ckpt.pt`
-            that was copied without it needs `Predictor`.
+        where: a `student.safetensors`, or the run folder or `ckpt.pt` beside it.
         batch_size: largest number of sentences that each core computes at a time.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 from colakit.data.tokens import INFERENCE_BATCH
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import Predictions, as_list
-from colakit.inference.forward import collect_rows, fastest_forward, map_batches
+from colakit.inference.forward import compute_rows, fastest_forward
 from colakit.runtime.device import Compute, prepare_cpu
 
 
@@ -22,7 +22,6 @@ class Predictor:
 
     Args:
         classifier: is moved to the device of `compute` and frozen; its weights must not change afterwards.
-        batch_size: largest number of sentences computed at a time.
         student_dtype: dtype of a student's products on a CPU; bf16 is faster for many sentences.
     """
 
@@ -36,10 +35,13 @@ class Predictor:
         prepare_cpu()
         compute.place(classifier.model.requires_grad_(False)).eval()
         if compute.device.type == "cpu":
-            _store_transposed(classifier.model)
+            for module in classifier.model.modules():
+                if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32:
+                    # W in memory as Wᵀ: x·Wᵀ with up to some dozens of rows then reads W in order and is
+                    # faster (docs/performance.md).
+                    module.weight.data = module.weight.data.t().contiguous().t()
         self.classifier, self.compute, self.batch_size = classifier, compute, batch_size
         self._forward = fastest_forward(classifier.model, compute, student_dtype)
-
         self.name, self.label_names = classifier.name, classifier.label_names
         self.max_tokens, self.threshold = classifier.max_tokens, classifier.threshold
 
@@ -47,17 +49,6 @@ class Predictor:
         """Return the predictions for one sentence or several, in their order."""
         tokens = self.classifier.encode(as_list(sentences))
         with torch.inference_mode():
-            batches = map_batches(self._forward, tokens, self.compute, self.batch_size)
-            logits = collect_rows(batches, len(tokens), len(self.label_names))
+            width = len(self.label_names)
+            logits = compute_rows(self._forward, width, tokens, self.compute, self.batch_size)
         return Predictions.of(logits, self.threshold, tokens.num_truncated)
-
-
-def _store_transposed(model: nn.Module) -> None:
-    """Store every fp32 weight matrix W in memory as Wᵀ, with shape and values unchanged.
-
-    Products x·Wᵀ with up to some dozens of rows, such as one sentence, then read W in order and are faster
-    (docs/performance.md).
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32:
-            module.weight.data = module.weight.data.t().contiguous().t()

@@ -13,7 +13,7 @@ from colakit.data.batches import Examples
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.data.tokenizer import SentenceTokenizer
-from colakit.inference.encoding import warn_truncated
+from colakit.inference.classifier import warn_truncated
 from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute

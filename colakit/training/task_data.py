@@ -12,8 +12,7 @@ from colakit.data.batches import Examples
 from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus, Split
 from colakit.data.splits import train_val_split
-from colakit.inference.classifier import SentenceClassifier
-from colakit.inference.encoding import encode_split
+from colakit.inference.classifier import SentenceClassifier, encode_split
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
 

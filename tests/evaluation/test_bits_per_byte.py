@@ -63,10 +63,10 @@ def test_bits_per_byte_match_transformers(text: str, toy: Path, colakit: Run, tm
         *("--precision", "fp32", "--quiet"),
     )
     assert code == 0, err
-    (found,) = json.loads(out)["models"][0]["bits_per_byte"].values()
+    (result,) = json.loads(out)["models"][0]["bits_per_byte"].values()
     num_tokens = load_gpt(toy / "base").config.num_positions
     expected = transformers_bits_per_byte(toy / "base", text, num_tokens)
-    assert found == pytest.approx(expected, abs=1e-5)  # fp32, summed in another order
+    assert result == pytest.approx(expected, abs=1e-5)  # fp32, summed in another order
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 8, 50])
@@ -75,14 +75,14 @@ def test_every_token_is_predicted_once(num_tokens: int) -> None:
     stream = Stream(ids, np.array([0]), np.array([0, len(ids)]))
     two_bytes, not_blank = np.full(21, 2, dtype=np.int32), np.zeros(21, dtype=np.bool_)
     facts = Vocabulary(two_bytes, not_blank, np.arange(21, dtype=np.int32))
-    found, num_bytes = [], 0
+    result, num_bytes = [], 0
     for batch, size in slices(stream, facts, num_tokens, 0, size=2):
         num_bytes += size
         for row, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True):
             real = [token for token, there in zip(row, mask, strict=True) if there]
             assert real == list(range(real[0], real[0] + len(real)))  # behind the token before them
-            found += real[1:]
-    assert found == ids.tolist()
+            result += real[1:]
+    assert result == ids.tolist()
     assert num_bytes == 40
 
 
@@ -95,9 +95,9 @@ def test_in_domain_text_takes_fewer_bits(toy: Path, colakit: Run, text: Path, tm
     )
     assert code == 0, err
     assert "bits per byte" in out
-    found = json.loads((out_folder / "text.json").read_text(encoding="utf-8"))
-    measured = found["models"][0]["bits_per_byte"]
-    assert list(measured) == found["texts"] == [str(text), str(strange)]
+    result = json.loads((out_folder / "text.json").read_text(encoding="utf-8"))
+    measured = result["models"][0]["bits_per_byte"]
+    assert list(measured) == result["texts"] == [str(text), str(strange)]
     assert 0 < measured[str(text)] < measured[str(strange)]
     assert f"| {measured[str(text)]:.4f} |" in (out_folder / "text.md").read_text(encoding="utf-8")
 

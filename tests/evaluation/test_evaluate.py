@@ -27,14 +27,14 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
     folder = tmp_path_factory.mktemp("runs")
     shared = ["--base", str(toy / "base"), "--data", str(toy / "corpus"), "--quiet"]
-    found: dict[str, Path] = {}
+    result: dict[str, Path] = {}
     for seed in SEEDS:
         for name, epochs in (("finetune", 4), ("distill", 2), ("train-scratch", 2)):
-            found[f"{name}-{seed}"] = folder / f"{name}-{seed}"
-            flags = ["--epochs", str(epochs), "--seed", str(seed), "--out", str(found[f"{name}-{seed}"])]
-            teacher = ["--teacher", str(found[f"finetune-{seed}"])] if name == "distill" else []
+            result[f"{name}-{seed}"] = folder / f"{name}-{seed}"
+            flags = ["--epochs", str(epochs), "--seed", str(seed), "--out", str(result[f"{name}-{seed}"])]
+            teacher = ["--teacher", str(result[f"finetune-{seed}"])] if name == "distill" else []
             assert main([name, *shared, *flags, *teacher]) == 0
-    return found
+    return result
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def predicted(run: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_students_are_compared_with_the_teachers_of_their_seed(runs: dict[str, Path], colakit: Run) -> None:
-    found = evaluated(colakit, *runs.values())
+    result = evaluated(colakit, *runs.values())
     for split in ("id_dev", "ood_dev"):
-        (row,) = found[split]["teaching"]
+        (row,) = result[split]["teaching"]
         assert (row["group"], row["num_seeds"]) == ("distill (lstm)", 2)
         assert row["teachers"] == ["finetune (GPT-2, rank 8)"]
         ours = [predicted(runs[f"distill-{seed}"], split)[1] for seed in SEEDS]
@@ -90,10 +90,10 @@ def test_a_teacher_is_matched_by_fingerprint_not_by_path(
     moved = tmp_path / "moved"
     shutil.copytree(runs["finetune-0"], moved)
     for teacher in (moved, moved / "ckpt.pt"):
-        found = evaluated(colakit, teacher, runs["distill-0"], "--split", "id_dev")
-        assert found["id_dev"]["teaching"][0]["num_seeds"] == 1
-    found = evaluated(colakit, runs["finetune-1"], runs["distill-0"], "--split", "id_dev")
-    assert found["id_dev"]["teaching"] == []
+        result = evaluated(colakit, teacher, runs["distill-0"], "--split", "id_dev")
+        assert result["id_dev"]["teaching"][0]["num_seeds"] == 1
+    result = evaluated(colakit, runs["finetune-1"], runs["distill-0"], "--split", "id_dev")
+    assert result["id_dev"]["teaching"] == []
 
 
 def test_students_with_missing_teachers_are_named(runs: dict[str, Path], colakit: Run) -> None:
@@ -111,8 +111,8 @@ def test_a_student_of_several_teachers_is_compared_with_their_mean(
     origin = dict(content["origin"])
     origin["teachers"] = [*origin["teachers"], *others]
     torch.save({**content, "origin": origin}, tmp_path / "ckpt.pt")
-    found = evaluated(colakit, tmp_path, runs["finetune-0"], runs["finetune-1"], "--split", "dev")
-    (row,) = found["dev"]["teaching"]
+    result = evaluated(colakit, tmp_path, runs["finetune-0"], runs["finetune-1"], "--split", "dev")
+    (row,) = result["dev"]["teaching"]
     assert row["pupils"][0]["teachers"] == ["finetune-0", "finetune-1"]
     alone = evaluated(colakit, runs["distill-0"], runs["finetune-0"], "--split", "dev")["dev"]["teaching"][0]
     assert row["teacher_parameters"] == 2 * alone["teacher_parameters"]
@@ -122,8 +122,8 @@ def test_slices_by_source_match_the_predictions(
     runs: dict[str, Path], toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     models = [runs["finetune-0"], runs["finetune-1"], runs["train-scratch-0"]]
-    found = evaluated(colakit, *models, "--group-by", "source", "--split", "id_dev")
-    parts = found["id_dev"]["parts"]["source"]
+    result = evaluated(colakit, *models, "--group-by", "source", "--split", "id_dev")
+    parts = result["id_dev"]["parts"]["source"]
     split = load_corpus(toy / "corpus").split("id_dev")
     sources = np.array(split.sources)
     assert (
@@ -133,7 +133,7 @@ def test_slices_by_source_match_the_predictions(
     for part in parts["parts"]:
         assert part["num_examples"] == int((sources == part["name"]).sum())
         assert part["scores"] == []  # a fault of the toy grammar is always unacceptable
-    groups = found["id_dev"]["groups"]
+    groups = result["id_dev"]["groups"]
     for score, group in zip(parts["whole"]["scores"], groups, strict=True):
         assert score["group"] == group["group"]
         assert score["mcc"] == {"mean": pytest.approx(group["mcc_mean"]), "sd": group["mcc_sd"]}
@@ -144,9 +144,9 @@ def test_slices_by_phenomenon_match_the_predictions(
 ) -> None:
     models = [runs["finetune-0"], runs["finetune-1"], runs["train-scratch-0"]]
     out = tmp_path / "evaluation"
-    found = evaluated(colakit, *models, "--annotations", annotations, "--out", out)
-    assert [name for name, split in found.items() if split["parts"]] == ["dev"]  # which holds the others
-    parts = found["dev"]["parts"]["phenomenon"]
+    result = evaluated(colakit, *models, "--annotations", annotations, "--out", out)
+    assert [name for name, split in result.items() if split["parts"]] == ["dev"]  # which holds the others
+    parts = result["dev"]["parts"]["phenomenon"]
     sentences = load_corpus(toy / "corpus").split("dev").sentences
     first = [number for number, sentence in enumerate(sentences) if sentence == sentences[0]]
     assert parts["left_out"] == first
@@ -165,7 +165,7 @@ def test_slices_by_phenomenon_match_the_predictions(
     assert tuned["mcc"]["sd"] == pytest.approx(np.std(expected[:2], ddof=1))
     assert control["mcc"] == {"mean": pytest.approx(expected[2]), "sd": None}
     assert (out / "phenomenon-dev.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((out / "evaluation.json").read_text())["splits"] == found
+    assert json.loads((out / "evaluation.json").read_text())["splits"] == result
     assert "| Relative | " in (out / "evaluation.md").read_text(encoding="utf-8")
 
 
@@ -220,8 +220,8 @@ def test_real_cola_by_source_and_phenomenon(shared: Path, toy: Path, colakit: Ru
     train = ["--base", toy / "base", "--data", cola, "--epochs", 1, "--hidden-size", 16, "--out", run]
     code, _, err = colakit("train-scratch", *train)
     assert code == 0, err
-    found = evaluated(colakit, run, "--data", cola, "--group-by", "source", "--annotations", annotations)
-    by_source, by_phenomenon = (found["dev"]["parts"][field] for field in ("source", "phenomenon"))
+    result = evaluated(colakit, run, "--data", cola, "--group-by", "source", "--annotations", annotations)
+    by_source, by_phenomenon = (result["dev"]["parts"][field] for field in ("source", "phenomenon"))
     assert (len(by_source["parts"]), len(by_phenomenon["parts"])) == (23, 63)
     assert sum(part["num_examples"] for part in by_source["parts"]) == 1043
     assert (by_phenomenon["whole"]["num_examples"], len(by_phenomenon["left_out"])) == (1040, 3)

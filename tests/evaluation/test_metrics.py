@@ -22,7 +22,6 @@ from colakit.evaluation.metrics import (
     Labels,
     accuracy_of_confusion,
     best_threshold,
-    confusion,
     mcc_of_confusion,
     mcnemar,
     measure,
@@ -33,7 +32,7 @@ LAWS = settings(max_examples=200, deadline=None)
 
 
 @st.composite
-def answered(draw: st.DrawFn, num_labels: int, max_size: int = 60) -> tuple[Labels, Labels]:
+def labels_and_predictions(draw: st.DrawFn, num_labels: int, max_size: int = 60) -> tuple[Labels, Labels]:
     """Labels of at least two classes, and predictions."""
     size = draw(st.integers(2, max_size))
     classes = st.lists(st.integers(0, num_labels - 1), min_size=size, max_size=size)
@@ -41,7 +40,7 @@ def answered(draw: st.DrawFn, num_labels: int, max_size: int = 60) -> tuple[Labe
 
 
 def mcc(labels: Labels, predictions: Labels, num_labels: int = 2) -> float:
-    return float(mcc_of_confusion(confusion(labels, predictions, num_labels)))
+    return float(mcc_of_confusion(confusion_matrix(labels, predictions, labels=range(num_labels))))
 
 
 def bootstrap(statistic: str, labels: Labels, runs: list[Labels], num_labels: int, seed: int = 0) -> Interval:
@@ -71,25 +70,24 @@ def labels() -> Labels:
 @pytest.mark.parametrize("num_labels", [2, 4])
 def test_mcc_and_accuracy_match_scikit_learn(num_labels: int) -> None:
     @LAWS
-    @given(answered(num_labels))
+    @given(labels_and_predictions(num_labels))
     def law(pair: tuple[Labels, Labels]) -> None:
-        counts = confusion(*pair, num_labels)
-        assert counts.tolist() == confusion_matrix(*pair, labels=range(num_labels)).tolist()
-        # Both divide the same integers; only the order of the roundings differs.
-        assert float(mcc_of_confusion(counts)) == pytest.approx(matthews_corrcoef(*pair), abs=1e-12)
-        assert float(accuracy_of_confusion(counts)) == pytest.approx(accuracy_score(*pair), abs=1e-12)
+        counts = confusion_matrix(*pair, labels=range(num_labels))
+        values = Bootstrap(pair[0], [pair[1]], num_labels).values
+        # All divide the same integers; only the order of the roundings differs.
+        for result in (mcc_of_confusion(counts), values["mcc"][0]):
+            assert float(result) == pytest.approx(matthews_corrcoef(*pair), abs=1e-12)
+        for result in (accuracy_of_confusion(counts), values["accuracy"][0]):
+            assert float(result) == pytest.approx(accuracy_score(*pair), abs=1e-12)
 
     law()
 
 
 def test_leading_axes_are_batches() -> None:
-    generator = np.random.default_rng(0)
-    labels, predictions = generator.integers(0, 3, size=(2, 5, 4, 20))
-    counts = confusion(labels, predictions, 3)
-    assert counts.shape == (5, 4, 3, 3)
-    for place in np.ndindex(5, 4):
-        assert counts[place].tolist() == confusion(labels[place], predictions[place], 3).tolist()
-        assert mcc_of_confusion(counts)[place] == mcc(labels[place], predictions[place], 3)
+    counts = np.random.default_rng(0).integers(0, 20, size=(5, 4, 3, 3))
+    for index in np.ndindex(5, 4):
+        assert mcc_of_confusion(counts)[index] == mcc_of_confusion(counts[index])
+        assert accuracy_of_confusion(counts)[index] == accuracy_of_confusion(counts[index])
 
 
 @pytest.mark.parametrize("answer", [0, 1])
@@ -106,24 +104,24 @@ def test_all_correct_and_all_wrong_have_mcc_one_and_minus_one(labels: Labels) ->
 def plain_bootstrap(labels: Labels, predictions: Labels, seed: int) -> NDArray[np.float64]:
     """MCC of 2000 resamples by scikit-learn's definition in a plain loop."""
     generator = np.random.default_rng(seed)
-    found = []
+    result = []
     for _ in range(2000):
         index = generator.integers(len(labels), size=len(labels))
         (tn, fp), (fn, tp) = np.histogram2d(labels[index], predictions[index], bins=2)[0]
-        found.append((tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-    return np.array(found)
+        result.append((tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    return np.array(result)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_bootstrap_matches_a_plain_percentile_bootstrap(labels: Labels, share: float) -> None:
     predictions = noisy(labels, share, 1)
-    found = bootstrap("mcc", labels, [predictions], 2)
+    result = bootstrap("mcc", labels, [predictions], 2)
     draws = plain_bootstrap(labels, predictions, 2)
-    assert found.value == pytest.approx(matthews_corrcoef(labels, predictions))
-    assert found.low < found.value < found.high
+    assert result.value == pytest.approx(matthews_corrcoef(labels, predictions))
+    assert result.low < result.value < result.high
     # A 2.5 % point of 2000 draws scatters by 0.06 of their spread; two such differ by less than 0.3 of it.
     near = 0.3 * float(draws.std())
-    assert [found.low, found.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]).tolist(), abs=near)
+    assert [result.low, result.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]).tolist(), abs=near)
 
 
 @pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
@@ -132,14 +130,14 @@ def test_intervals_contain_their_value_and_depend_on_the_seed(
     labels: Labels, statistic: str, seed: int
 ) -> None:
     runs = [noisy(labels, 0.2, seed), noisy(labels, 0.3, seed + 10)]
-    found = bootstrap(statistic, labels, runs, 2, seed)
-    assert found.low < found.value < found.high
-    assert found == bootstrap(statistic, labels, runs, 2, seed)
+    result = bootstrap(statistic, labels, runs, 2, seed)
+    assert result.low < result.value < result.high
+    assert result == bootstrap(statistic, labels, runs, 2, seed)
     other = bootstrap(statistic, labels, runs, 2, seed + 1)
-    assert other.value == found.value
-    assert other != found or statistic == "accuracy"  # which takes few values
+    assert other.value == result.value
+    assert other != result or statistic == "accuracy"  # which takes few values
     alone = [bootstrap(statistic, labels, [run], 2, seed).value for run in runs]
-    assert found.value == pytest.approx(np.mean(alone))
+    assert result.value == pytest.approx(np.mean(alone))
 
 
 @pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
@@ -159,27 +157,27 @@ def test_a_model_has_no_difference_from_itself(labels: Labels, statistic: str) -
 
 def test_paired_differences_are_antisymmetric_and_narrower_than_unpaired_ones(labels: Labels) -> None:
     ours = noisy(labels, 0.2, 0)
-    theirs = np.where(np.arange(len(labels)) < 10, 1 - ours, ours)
-    there = paired_difference("accuracy", labels, [ours], [theirs], 2)
-    back = paired_difference("accuracy", labels, [theirs], [ours], 2)
-    assert there.value == pytest.approx(-back.value)
-    assert there.value == pytest.approx(np.mean(ours == labels) - np.mean(theirs == labels))
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    others = np.where(np.arange(len(labels)) < 10, 1 - ours, ours)
+    forward = paired_difference("accuracy", labels, [ours], [others], 2)
+    backward = paired_difference("accuracy", labels, [others], [ours], 2)
+    assert forward.value == pytest.approx(-backward.value)
+    assert forward.value == pytest.approx(np.mean(ours == labels) - np.mean(others == labels))
+    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low))
     alone = bootstrap("accuracy", labels, [ours], 2)
-    assert there.high - there.low < alone.high - alone.low
+    assert forward.high - forward.low < alone.high - alone.low
 
 
 @pytest.mark.parametrize(
-    ("ours_only", "theirs_only"), [(0, 0), (1, 0), (3, 9), (9, 3), (10, 10), (0, 12), (40, 61)]
+    ("ours_only", "others_only"), [(0, 0), (1, 0), (3, 9), (9, 3), (10, 10), (0, 12), (40, 61)]
 )
-def test_mcnemar_is_the_exact_binomial_tail(ours_only: int, theirs_only: int) -> None:
+def test_mcnemar_is_the_exact_binomial_tail(ours_only: int, others_only: int) -> None:
     both, neither = 5, 4
-    labels = np.ones(both + neither + ours_only + theirs_only, dtype=np.int64)
-    ours = np.repeat([1, 0, 1, 0], [both, neither, ours_only, theirs_only])
-    theirs = np.repeat([1, 0, 0, 1], [both, neither, ours_only, theirs_only])
-    n, fewer = ours_only + theirs_only, min(ours_only, theirs_only)
+    labels = np.ones(both + neither + ours_only + others_only, dtype=np.int64)
+    ours = np.repeat([1, 0, 1, 0], [both, neither, ours_only, others_only])
+    others = np.repeat([1, 0, 0, 1], [both, neither, ours_only, others_only])
+    n, fewer = ours_only + others_only, min(ours_only, others_only)
     tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
-    assert mcnemar(labels, ours, theirs) == pytest.approx(min(1.0, 2 * tail))
+    assert mcnemar(labels, ours, others) == pytest.approx(min(1.0, 2 * tail))
 
 
 @LAWS
@@ -232,9 +230,9 @@ def test_predicting_with_the_best_threshold_reaches_its_mcc(labels: Labels) -> N
     probs = probabilities(logits)
     cuts = (np.sort(probs[1:, 1]) + np.sort(probs[:-1, 1])) / 2
     brute = max(mcc(labels, (probs[:, 1] >= cut).astype(np.int64)) for cut in cuts)
-    found = mcc(labels, predict_labels(logits, best_threshold(probs[:, 1], labels)))
-    assert found >= brute
-    assert found > mcc(labels, predict_labels(logits, None))
+    result = mcc(labels, predict_labels(logits, best_threshold(probs[:, 1], labels)))
+    assert result >= brute
+    assert result > mcc(labels, predict_labels(logits, None))
 
 
 def test_probabilities_and_argmax_are_those_of_torch() -> None:
@@ -259,30 +257,30 @@ def test_loss_matches_torch_cross_entropy(scale: float) -> None:
 def test_rates_match_plain_counts() -> None:
     labels = np.array([0, 0, 0, 2, 2, 1, 0, 0, 2, 1])
     predictions = np.array([0, 0, 2, 2, 2, 0, 0, 0, 0, 2])
-    found = measure(np.zeros((10, 3), dtype=np.float32), labels, predictions)
-    assert found.num_examples == 10
-    assert found.accuracy == pytest.approx(0.6)
-    assert found.mcc == pytest.approx(matthews_corrcoef(labels, predictions))
-    assert found.majority_rate == 0.5
-    assert found.predicted_rates == pytest.approx((0.6, 0.0, 0.4))
-    assert found.loss == pytest.approx(math.log(3))
-    assert not found.collapsed
-    assert found.as_dict()["mcc"] == found.mcc
+    result = measure(np.zeros((10, 3), dtype=np.float32), labels, predictions)
+    assert result.num_examples == 10
+    assert result.accuracy == pytest.approx(0.6)
+    assert result.mcc == pytest.approx(matthews_corrcoef(labels, predictions))
+    assert result.majority_rate == 0.5
+    assert result.predicted_rates == pytest.approx((0.6, 0.0, 0.4))
+    assert result.loss == pytest.approx(math.log(3))
+    assert not result.collapsed
+    assert result.as_dict()["mcc"] == result.mcc
 
 
 @pytest.mark.parametrize("answer", [0, 1])
 def test_constant_predictions_are_collapsed(labels: Labels, answer: int) -> None:
-    found = measure(np.zeros((300, 2), dtype=np.float32), labels, np.full_like(labels, answer))
-    assert found.collapsed
-    assert found.mcc == 0
-    assert max(found.predicted_rates) == 1
-    assert (found.accuracy == found.majority_rate) == (answer == 1)
+    result = measure(np.zeros((300, 2), dtype=np.float32), labels, np.full_like(labels, answer))
+    assert result.collapsed
+    assert result.mcc == 0
+    assert max(result.predicted_rates) == 1
+    assert (result.accuracy == result.majority_rate) == (answer == 1)
 
 
 def test_labels_of_one_class_have_metrics() -> None:
     ones = np.ones(4, dtype=np.int64)
-    found = measure(np.tile(np.float32([0, 2]), (4, 1)), ones, ones)
-    assert (found.accuracy, found.mcc, found.majority_rate) == (1, 0, 1)
+    result = measure(np.tile(np.float32([0, 2]), (4, 1)), ones, ones)
+    assert (result.accuracy, result.mcc, result.majority_rate) == (1, 0, 1)
 
 
 def answers(labels: Labels, group: str, seed: int | None, share: float) -> ModelPredictions:
@@ -292,25 +290,25 @@ def answers(labels: Labels, group: str, seed: int | None, share: float) -> Model
 
 
 def test_groups_are_means_and_deviations_over_seeds(labels: Labels) -> None:
-    given_answers = [
+    outputs = [
         answers(labels, "b", 0, 0.2),
         answers(labels, "a", 1, 0.3),
         answers(labels, "b", 1, 0.25),
         answers(labels, "b", 2, 0.22),
     ]
-    found = compare("id_dev", labels, given_answers)
-    assert found.split == "id_dev"
-    assert [row.model for row in found.models] == [answer.model for answer in given_answers]
-    assert [(group.group, group.num_seeds) for group in found.groups] == [("b", 3), ("a", 1)]
-    ours = [matthews_corrcoef(labels, answer.predictions) for answer in given_answers if answer.group == "b"]
-    hits = [float(np.mean(answer.predictions == labels)) for answer in given_answers if answer.group == "b"]
-    group = found.groups[0]
+    result = compare("id_dev", labels, outputs)
+    assert result.split == "id_dev"
+    assert [row.model for row in result.models] == [answer.model for answer in outputs]
+    assert [(group.group, group.num_seeds) for group in result.groups] == [("b", 3), ("a", 1)]
+    ours = [matthews_corrcoef(labels, answer.predictions) for answer in outputs if answer.group == "b"]
+    hits = [float(np.mean(answer.predictions == labels)) for answer in outputs if answer.group == "b"]
+    group = result.groups[0]
     assert (group.mcc_mean, group.mcc_sd) == pytest.approx((np.mean(ours), np.std(ours, ddof=1)))
     assert (group.accuracy_mean, group.accuracy_sd) == pytest.approx((np.mean(hits), np.std(hits, ddof=1)))
-    assert (found.groups[1].mcc_sd, found.groups[1].accuracy_sd) == (None, None)
+    assert (result.groups[1].mcc_sd, result.groups[1].accuracy_sd) == (None, None)
     assert group.majority_rate == pytest.approx(labels.mean())
     assert group.num_collapsed == 0
-    for row, answer in zip(found.models, given_answers, strict=True):
+    for row, answer in zip(result.models, outputs, strict=True):
         assert row.mcc == bootstrap("mcc", labels, [answer.predictions], 2)
         assert row.metrics.mcc == pytest.approx(row.mcc.value)
 
@@ -318,23 +316,23 @@ def test_groups_are_means_and_deviations_over_seeds(labels: Labels) -> None:
 def test_collapsed_seeds_are_counted(labels: Labels) -> None:
     lost = np.ones_like(labels)
     collapsed = ModelPredictions("a-1", "a", 1, np.eye(2, dtype=np.float32)[lost], lost)
-    found = compare("dev", labels, [answers(labels, "a", 0, 0.2), collapsed])
-    assert found.groups[0].num_collapsed == 1
-    assert found.pairs == ()
+    result = compare("dev", labels, [answers(labels, "a", 0, 0.2), collapsed])
+    assert result.groups[0].num_collapsed == 1
+    assert result.pairs == ()
 
 
 def test_pairs_are_matched_by_seed(labels: Labels) -> None:
     ours = [answers(labels, "a", seed, 0.2) for seed in (0, 1, 2)]
-    theirs = [answers(labels, "b", seed, 0.3) for seed in (2, 1, 7)]
-    (pair,) = compare("dev", labels, [*ours, *theirs]).pairs
+    others = [answers(labels, "b", seed, 0.3) for seed in (2, 1, 7)]
+    (pair,) = compare("dev", labels, [*ours, *others]).pairs
     assert (pair.first, pair.second) == ("a", "b")
     expected = [
-        mcnemar(labels, ours[1].predictions, theirs[1].predictions),
-        mcnemar(labels, ours[2].predictions, theirs[0].predictions),
+        mcnemar(labels, ours[1].predictions, others[1].predictions),
+        mcnemar(labels, ours[2].predictions, others[0].predictions),
     ]
     assert sorted(pair.mcnemar_p) == sorted(expected)
     assert pair.mcc == paired_difference(
-        "mcc", labels, [a.predictions for a in ours], [b.predictions for b in theirs], 2
+        "mcc", labels, [a.predictions for a in ours], [b.predictions for b in others], 2
     )
 
 

@@ -13,8 +13,8 @@ from colakit.evaluation.slices import slice_scores
 
 
 def answers(model: str, group: str, predictions: list[int]) -> ModelPredictions:
-    found = np.array(predictions)
-    return ModelPredictions(model, group, None, np.eye(2, dtype=np.float32)[found], found)
+    result = np.array(predictions)
+    return ModelPredictions(model, group, None, np.eye(2, dtype=np.float32)[result], result)
 
 
 def index(*numbers: int) -> np.ndarray:
@@ -53,6 +53,10 @@ def test_small_and_unbalanced_slices_are_flagged(size: int, others: int, few: bo
 
 
 def test_slices_by_value_contain_every_sentence_once() -> None:
-    found = indices_by_value(["b", "a", "b", "c", "a"])
-    assert {name: numbers.tolist() for name, numbers in found.items()} == {"b": [0, 2], "a": [1, 4], "c": [3]}
-    assert list(found) == ["b", "a", "c"]
+    result = indices_by_value(["b", "a", "b", "c", "a"])
+    assert {name: numbers.tolist() for name, numbers in result.items()} == {
+        "b": [0, 2],
+        "a": [1, 4],
+        "c": [3],
+    }
+    assert list(result) == ["b", "a", "c"]

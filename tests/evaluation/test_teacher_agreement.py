@@ -27,21 +27,21 @@ def logits_of(log_odds: Sequence[float]) -> NDArray[np.float32]:
     return np.stack([np.zeros(len(log_odds)), np.array(log_odds)], axis=1).astype(np.float32)
 
 
-def said(
+def predictions_of(
     model: str, predictions: Sequence[int] | Labels, group: str = "a", seed: int = 0
 ) -> ModelPredictions:
-    found = np.array(predictions, dtype=np.int64)
-    return ModelPredictions(model, group, seed, logits_of(2.0 * found - 1), found)
+    result = np.array(predictions, dtype=np.int64)
+    return ModelPredictions(model, group, seed, logits_of(2.0 * result - 1), result)
 
 
-def profile(fingerprint: str, *teachers: str, size: int = 100) -> ModelInfo:
+def model_info(fingerprint: str, *teachers: str, size: int = 100) -> ModelInfo:
     return ModelInfo("", "", "", None, fingerprint=fingerprint, teachers=teachers, num_parameters=size)
 
 
 def test_kappa_by_hand() -> None:
-    ours, theirs = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
+    ours, others = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
     # 3 of 4 alike; by chance 1/2·1/4 + 1/2·3/4 = 1/2
-    assert cohens_kappa(ours, theirs) == pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2))
+    assert cohens_kappa(ours, others) == pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2))
     assert cohens_kappa(ours, ours) == 1
     assert cohens_kappa(ours, 1 - ours) == -1
     assert cohens_kappa(ours, np.ones(4, dtype=np.int64)) == 0
@@ -51,12 +51,12 @@ def test_kappa_by_hand() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
 def test_kappa_matches_scikit_learn(pairs: list[tuple[int, int]]) -> None:
-    ours, theirs = np.array(pairs).T
-    found = cohens_kappa(ours, theirs)
-    if found is None:
-        assert len(set(ours) | set(theirs)) == 1
+    ours, others = np.array(pairs).T
+    result = cohens_kappa(ours, others)
+    if result is None:
+        assert len(set(ours) | set(others)) == 1
     else:
-        assert found == pytest.approx(cohen_kappa_score(ours, theirs), abs=1e-12)
+        assert result == pytest.approx(cohen_kappa_score(ours, others), abs=1e-12)
 
 
 def test_teachers_are_those_that_a_student_records() -> None:
@@ -113,34 +113,34 @@ def test_ensemble_of_three_classes_predicts_the_largest_mean_logit() -> None:
 
 
 def test_students_are_matched_if_all_their_teachers_are_given() -> None:
-    profiles = [
-        profile("t0"),
-        profile("s0", "t0"),
-        profile("s1", "t1"),  # whose teacher is absent
-        profile("s2", "t0", "t2"),
-        profile("t2"),
-        profile("t0"),  # the same model again
+    infos = [
+        model_info("t0"),
+        model_info("s0", "t0"),
+        model_info("s1", "t1"),  # whose teacher is absent
+        model_info("s2", "t0", "t2"),
+        model_info("t2"),
+        model_info("t0"),  # the same model again
     ]
-    assert match_teachers(profiles) == {1: [0], 3: [0, 4]}
+    assert match_teachers(infos) == {1: [0], 3: [0, 4]}
 
 
 def test_agreement_and_share_of_mcc_by_hand() -> None:
     labels = np.array([1, 1, 0, 0] * 50)
     answers = [
-        said("t0", labels, "teacher"),
-        said("t1", [1, 0, 0, 0] * 50, "teacher", 1),  # MCC 2/√12
-        said("s0", [1, 0, 0, 0] * 50, "student"),
-        said("s1", [1, 0, 0, 0] * 50, "student", 1),
-        said("s2", labels, "student", 2),  # whose teacher is absent
+        predictions_of("t0", labels, "teacher"),
+        predictions_of("t1", [1, 0, 0, 0] * 50, "teacher", 1),  # MCC 2/√12
+        predictions_of("s0", [1, 0, 0, 0] * 50, "student"),
+        predictions_of("s1", [1, 0, 0, 0] * 50, "student", 1),
+        predictions_of("s2", labels, "student", 2),  # whose teacher is absent
     ]
-    profiles = [
-        profile("t0", size=800),
-        profile("t1", size=800),
-        profile("s0", "t0", size=50),
-        profile("s1", "t1", size=50),
-        profile("s2", "t2", size=50),
+    infos = [
+        model_info("t0", size=800),
+        model_info("t1", size=800),
+        model_info("s0", "t0", size=50),
+        model_info("s1", "t1", size=50),
+        model_info("s2", "t2", size=50),
     ]
-    (row,) = compare_with_teachers(labels, answers, profiles)
+    (row,) = compare_with_teachers(labels, answers, infos)
     assert (row.group, row.teachers, row.num_seeds) == ("student", ("teacher",), 2)
     assert row.agreement == Spread(7 / 8, pytest.approx(math.sqrt(2) / 8))  # 3/4 and 1
     assert row.kappa == Spread(3 / 4, pytest.approx(math.sqrt(2) / 4))  # 1/2 and 1
@@ -155,9 +155,13 @@ def test_agreement_and_share_of_mcc_by_hand() -> None:
 
 def test_a_student_of_two_teachers_stands_beside_both() -> None:
     labels = np.array([1, 1, 0, 0] * 10)
-    answers = [said("t0", labels, "t"), said("t1", labels, "t", 1), said("s", labels, "s")]
-    profiles = [profile("t0", size=300), profile("t1", size=500), profile("s", "t0", "t1", size=80)]
-    (row,) = compare_with_teachers(labels, answers, profiles)
+    answers = [
+        predictions_of("t0", labels, "t"),
+        predictions_of("t1", labels, "t", 1),
+        predictions_of("s", labels, "s"),
+    ]
+    infos = [model_info("t0", size=300), model_info("t1", size=500), model_info("s", "t0", "t1", size=80)]
+    (row,) = compare_with_teachers(labels, answers, infos)
     assert row.pupils[0].teachers == ("t0", "t1")
     assert row.teacher_parameters == 800
     assert row.agreement == Spread(1, None)
@@ -165,7 +169,7 @@ def test_a_student_of_two_teachers_stands_beside_both() -> None:
 
 def test_models_without_teachers_have_no_row() -> None:
     labels = np.array([1, 0])
-    assert compare_with_teachers(labels, [said("a", labels)], [profile("a")]) == ()
+    assert compare_with_teachers(labels, [predictions_of("a", labels)], [model_info("a")]) == ()
 
 
 @pytest.fixture
@@ -194,20 +198,20 @@ def test_ratio_is_none_if_the_denominator_may_be_zero(labels: Labels) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
 def test_the_interval_of_a_share_is_the_paired_percentile_bootstrap(labels: Labels, share: float) -> None:
     student, teacher = wrong_on(labels, 0.35, 1), wrong_on(labels, share, 2)
-    found = Bootstrap(labels, [student, teacher], 2).ratio("mcc", [0], [1])
+    result = Bootstrap(labels, [student, teacher], 2).ratio("mcc", [0], [1])
     generator = np.random.default_rng(5)
     drawn = []
     for _ in range(1000):
         index = generator.integers(len(labels), size=len(labels))
-        ours, theirs = (matthews_corrcoef(labels[index], p[index]) for p in (student, teacher))
-        drawn.append(ours / theirs)
-    assert found is not None
-    assert found.value == pytest.approx(
+        ours, others = (matthews_corrcoef(labels[index], p[index]) for p in (student, teacher))
+        drawn.append(ours / others)
+    assert result is not None
+    assert result.value == pytest.approx(
         matthews_corrcoef(labels, student) / matthews_corrcoef(labels, teacher)
     )
     # A 2.5 % point of 1000 draws scatters by 0.08 of their spread, and more where the tail is long.
     near = 0.4 * float(np.std(drawn))
-    assert [found.low, found.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=near)
+    assert [result.low, result.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=near)
 
 
 def test_models_share_their_resamples_however_many_are_drawn_at_a_time(
@@ -216,8 +220,10 @@ def test_models_share_their_resamples_however_many_are_drawn_at_a_time(
     models = [wrong_on(labels, share, 1) for share in (0.1, 0.2, 0.3)]
     together = Bootstrap(labels, models, 2)
     monkeypatch.setattr(metrics, "MAX_INDICES", 7 * len(labels))
-    for place, model in enumerate(models):
+    for position, model in enumerate(models):
         alone = Bootstrap(labels, [model], 2)
         for statistic in ("accuracy", "mcc"):
-            assert np.array_equal(alone.resampled[statistic][:, 0], together.resampled[statistic][:, place])
-            assert alone.values[statistic][0] == together.values[statistic][place]
+            assert np.array_equal(
+                alone.resampled[statistic][:, 0], together.resampled[statistic][:, position]
+            )
+            assert alone.values[statistic][0] == together.values[statistic][position]

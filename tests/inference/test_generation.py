@@ -46,13 +46,13 @@ def text(
 @torch.no_grad()
 def greedy_without_cache(model: GPT, prompt: Tensor, num: int) -> Tensor:
     """Return the greedy continuation; a text beyond the positions loses its older half."""
-    window, found = prompt[:, -POSITIONS:], []
+    window, result = prompt[:, -POSITIONS:], []
     for _ in range(num):
         if window.shape[1] > POSITIONS:
             window = window[:, -(POSITIONS // 2) :]
-        found.append(model(window)[:, -1].argmax(dim=-1))
-        window = torch.cat([window, found[-1][:, None]], dim=1)
-    return torch.stack(found, dim=1)
+        result.append(model(window)[:, -1].argmax(dim=-1))
+        window = torch.cat([window, result[-1][:, None]], dim=1)
+    return torch.stack(result, dim=1)
 
 
 def drawn(**knobs: Any) -> Tensor:

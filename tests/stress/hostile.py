@@ -46,7 +46,7 @@ from colakit.data.fetch import verified_files
 from colakit.data.minimal_pairs import group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
 from colakit.errors import ColakitError
-from colakit.inference.classifier import ADAPTER_NAME, SentenceClassifier, load_classifier, read_origin
+from colakit.inference.classifier import SentenceClassifier, load_classifier, read_origin
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
@@ -711,7 +711,7 @@ def base_with_tokenizer() -> Path:
 def read_adapter_folder(folder: Path) -> object:
     """Load the adapter into a classifier and into a language model."""
     read_origin(folder)
-    apply_adapter(GPT(gpt_config()), read_adapter(folder), where=ADAPTER_NAME)
+    apply_adapter(GPT(gpt_config()), read_adapter(folder), where="adapter")
     return load_classifier(folder, base=str(base_with_tokenizer()))
 
 

@@ -38,7 +38,12 @@ def draw_slices(report: SliceReport) -> Figure:
     Columns are experiments. Slices without sentences are left out.
     """
     columns = report.experiments
-    rows = [report.whole, *sorted((row for row in report.rows if row.num_examples), key=_sort_key)]
+
+    def sort_key(row: SliceRow) -> tuple[bool, bool, float]:
+        values = [score.mcc.mean for score in row.scores]
+        return row.few, not values, -fmean(values) if values else 0.0
+
+    rows = [report.whole, *sorted((row for row in report.rows if row.num_examples), key=sort_key)]
     per_panel = math.ceil(len(rows) / math.ceil(len(rows) / MAX_ROWS))
     panels = [rows[start : start + per_panel] for start in range(0, len(rows), per_panel)]
     positions = [_positions(panel, report.whole) for panel in panels]
@@ -60,11 +65,6 @@ def draw_slices(report: SliceReport) -> Figure:
     title = f"{report.slices.split}: MCC by {report.slices.field}"
     figure.suptitle(title, fontsize=FONT_SIZE + 1)
     return figure
-
-
-def _sort_key(row: SliceRow) -> tuple[bool, bool, float]:
-    values = [score.mcc.mean for score in row.scores]
-    return row.few, not values, -fmean(values) if values else 0.0
 
 
 def _positions(rows: Sequence[SliceRow], whole: SliceRow) -> list[float]:

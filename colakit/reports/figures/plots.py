@@ -25,19 +25,12 @@ FONT_SIZE = 9
 
 @dataclass(frozen=True)
 class RunData:
-    """Data of one run.
-
-    Attributes:
-        name: of the run folder.
-        group: name of the experiment, shared by its seeds.
-        evaluations: evaluation records of metrics.jsonl.
-        summary: content of summary.json.
-    """
+    """Data of one run."""
 
     name: str
-    group: str
-    evaluations: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any]
+    group: str  # name of the experiment, shared by its seeds
+    evaluations: Sequence[Mapping[str, Any]]  # evaluation records of metrics.jsonl
+    summary: Mapping[str, Any]  # content of summary.json
 
 
 @dataclass(frozen=True)
@@ -50,12 +43,7 @@ class Bar:
     seeds: Sequence[float]
 
 
-@dataclass(frozen=True)
-class GroupData:
-    """Data of one experiment: split -> `accuracy` or `mcc` -> bar."""
-
-    label: str
-    bars: Mapping[str, Mapping[str, Bar]]
+Bars = Mapping[str, Mapping[str, Bar]]  # split -> `accuracy` or `mcc` -> bar
 
 
 def draw_curves(run: RunData) -> Figure:
@@ -64,7 +52,6 @@ def draw_curves(run: RunData) -> Figure:
     A vertical line marks the selected epoch, markers on it the reported dev metrics.
     """
     figure, axes = _panels(f"{run.name} ({run.group}, seed {run.summary['seed']})")
-    epochs = [record["epoch"] for record in run.evaluations]
     tracked = list(run.evaluations[0].get("dev", {}))
     best_epoch = run.summary["best"]["epoch"]
     reported = [name for name in run.summary["splits"] if name != "val"]
@@ -73,15 +60,13 @@ def draw_curves(run: RunData) -> Figure:
         for style, (part, label) in enumerate((("train", "train (dropout on)"), ("val", "validation"))):
             # train has no accuracy and MCC if its sentences have no labels
             values = [scale * record[part].get(key, math.nan) for record in run.evaluations]
-            _line(axis, epochs, values, style, label)
+            _line(axis, run, values, style, label)
         for style, split in enumerate(reported, start=2):
             if split in tracked:
-                values = [scale * record["dev"][split][key] for record in run.evaluations]
-                _line(axis, epochs, values, style, split)
-            final = scale * run.summary["splits"][split][key]
+                _line(axis, run, [scale * each["dev"][split][key] for each in run.evaluations], style, split)
             axis.plot(
                 [best_epoch],
-                [final],
+                [scale * run.summary["splits"][split][key]],
                 MARKERS[style],
                 color=PALETTE[style],
                 markersize=9,
@@ -90,9 +75,9 @@ def draw_curves(run: RunData) -> Figure:
                 zorder=5,
             )
         axis.axvline(best_epoch, color="0.6", linewidth=1, zorder=0, label="selected epoch")
-        if key == "accuracy":
-            _majority_line(axis, run)
-    _legend_below(figure, axes[0])
+    if reported:
+        _majority_line(axes[1], run, reported[0])
+    _legend_below(figure)
     return figure
 
 
@@ -102,40 +87,35 @@ def draw_overlay(runs: Sequence[RunData]) -> Figure:
     groups = list(dict.fromkeys(run.group for run in runs))
     for axis, (key, _) in zip(axes, PANELS, strict=True):
         scale = 100 if key == "accuracy" else 1
-        labelled: set[str] = set()
         for run in runs:
-            epochs = [record["epoch"] for record in run.evaluations]
             values = [scale * record["val"][key] for record in run.evaluations]
-            label = None if run.group in labelled else run.group
-            _line(axis, epochs, values, groups.index(run.group), label)
-            labelled.add(run.group)
-        if key == "accuracy":
-            _majority_line(axis, runs[0], "val")
-    _legend_below(figure, axes[0])
+            _line(axis, run, values, groups.index(run.group), run.group)
+    _majority_line(axes[1], runs[0], "val")
+    _legend_below(figure)
     return figure
 
 
-def draw_comparison(groups: Sequence[GroupData], majority_rates: Mapping[str, float]) -> Figure:
-    """Draw bars of accuracy and MCC on every dev split, one colour per experiment.
+def draw_comparison(groups: Mapping[str, Bars], majority_rates: Mapping[str, float]) -> Figure:
+    """Draw bars of accuracy and MCC on every dev split, one colour per experiment (key of `groups`).
 
     A bar is the mean over seeds, its whisker the 95 % bootstrap interval of the mean over sentences. If there
     are several seeds, each is a dot.
     """
-    splits = list(groups[0].bars)
+    splits = list(next(iter(groups.values())))
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
     width = 0.8 / len(groups)
     for axis, (key, title) in zip(axes, PANELS[1:], strict=True):
         scale = 100 if key == "accuracy" else 1
-        for style, group in enumerate(groups):
+        for style, (label, bars) in enumerate(groups.items()):
             xs = [i - 0.4 + width * (style + 0.5) for i in range(len(splits))]
-            _bars(axis, xs, width, style, group.label, [group.bars[split][key] for split in splits], scale)
+            _bars(axis, xs, width, style, label, [bars[split][key] for split in splits], scale)
         if key == "accuracy":
             for i, split in enumerate(splits):
                 rate = 100 * majority_rates[split]
-                label = "majority rate" if i == 0 else None
-                axis.plot([i - 0.45, i + 0.45], [rate, rate], ":", color="black", linewidth=1.5, label=label)
-            lowest = min(group.bars[split][key].low for group in groups for split in splits)
+                ends = [i - 0.45, i + 0.45]
+                axis.plot(ends, [rate, rate], ":", color="black", linewidth=1.5, label="majority rate")
+            lowest = min(bars[split][key].low for bars in groups.values() for split in splits)
             axis.set_ylim(bottom=max(0.0, 100 * lowest - 5))  # the bars are far from 0
         else:
             axis.axhline(0, color="black", linewidth=0.8)
@@ -143,7 +123,7 @@ def draw_comparison(groups: Sequence[GroupData], majority_rates: Mapping[str, fl
         _style_axis(axis, title)
     title = "mean over seeds with its 95 % bootstrap interval over sentences; dots: seeds"
     figure.suptitle(title, fontsize=FONT_SIZE)
-    _legend_below(figure, axes[0])
+    _legend_below(figure)
     return figure
 
 
@@ -172,10 +152,10 @@ def _style_axis(axis: Axes, label: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _line(axis: Axes, x: Sequence[float], y: Sequence[float], style: int, label: str | None) -> None:
+def _line(axis: Axes, run: RunData, values: Sequence[float], style: int, label: str) -> None:
     axis.plot(
-        x,
-        y,
+        [record["epoch"] for record in run.evaluations],
+        values,
         DASHES[style % len(DASHES)],
         color=PALETTE[style % len(PALETTE)],
         marker=MARKERS[style % len(MARKERS)],
@@ -185,12 +165,10 @@ def _line(axis: Axes, x: Sequence[float], y: Sequence[float], style: int, label:
     )
 
 
-def _majority_line(axis: Axes, run: RunData, split: str | None = None) -> None:
-    names = [split] if split else [name for name in run.summary["splits"] if name != "val"]
-    if names:
-        rate = 100 * run.summary["splits"][names[0]]["majority_rate"]
-        label = f"majority rate ({_split_title(names[0])})"
-        axis.axhline(rate, color="black", linestyle=":", linewidth=1.2, label=label)
+def _majority_line(axis: Axes, run: RunData, split: str) -> None:
+    rate = 100 * run.summary["splits"][split]["majority_rate"]
+    label = f"majority rate ({_split_title(split)})"
+    axis.axhline(rate, color="black", linestyle=":", linewidth=1.2, label=label)
 
 
 def _bars(
@@ -220,11 +198,17 @@ def _split_title(split: str) -> str:
     return {"val": "validation", "id_dev": "in-domain dev", "ood_dev": "out-of-domain dev"}.get(split, split)
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    for other in figure.axes:
-        for handle, label in zip(*other.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles.append(handle)
-                labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=FONT_SIZE, frameon=False)
+def _legend_below(figure: Figure) -> None:
+    """Add one legend for all axes, with the first of equal labels."""
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        [*handles.values()],
+        [*handles],
+        loc="outside lower center",
+        ncols=4,
+        fontsize=FONT_SIZE,
+        frameon=False,
+    )

@@ -170,7 +170,7 @@ def test_extending_a_finished_run_is_refused(
 def test_plot_and_evaluate_refuse_a_base(pretrained: Path, colakit: Run) -> None:
     code, _, err = colakit("plot", pretrained)
     assert code == 2
-    assert "contains a base, not a classifier" in " ".join(err.split())
+    assert "is a run of pre-training; there is nothing to plot" in " ".join(err.split())
     code, _, err = colakit("evaluate", pretrained, "--data", "builtin")
     assert code == 2
     assert f"tune it with --base {pretrained / 'base'}" in " ".join(err.split())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -66,26 +65,6 @@ class ClassifierJob(TrainJob):
     frozen_cache_mib: int = 0
 
 
-@dataclass
-class Progress:
-    """State of a run besides weights: plain data and tensors.
-
-    Attributes:
-        loss_sum, count: since the last evaluation.
-        best: validation metrics of the best evaluation, with its step.
-        best_tensors: trainable tensors of that evaluation, on the CPU.
-        stale: evaluations since the best one.
-        average: EMA of the weights on the CPU, if enabled.
-    """
-
-    loss_sum: float = 0.0
-    count: int = 0
-    best: dict[str, Any] | None = None
-    best_tensors: dict[str, Tensor] = field(default_factory=dict)
-    stale: int = 0
-    average: dict[str, Tensor] = field(default_factory=dict)
-
-
 class ClassifierTrainer(Trainer):
     """Trains the classifier of a job and keeps the best weights."""
 
@@ -99,8 +78,7 @@ class ClassifierTrainer(Trainer):
         self.evaluate_every = (
             job.settings.evaluate_every_steps or job.settings.evaluate_every_epochs * self.steps_per_epoch
         )
-        self.progress = Progress()
-        self.average = None if job.settings.ema_decay is None else EMA(self.model, job.settings.ema_decay)
+        self.ema = EMA(self.model, job.settings.ema_decay)
         # (C, C) counts of this process's training predictions since the last evaluation
         self.confusion = torch.zeros(self.num_labels, self.num_labels, dtype=torch.long)
 
@@ -128,8 +106,7 @@ class ClassifierTrainer(Trainer):
         """Yield the input of the steps after `self.step`."""
         return steps(
             self.job.train,
-            batch_size=self.settings.batch_size,
-            micro_batch_size=self.settings.micro_batch_size,
+            self.settings,
             seed=self.job.seed,
             start=self.step,
             max_steps=self.max_steps,
@@ -137,23 +114,17 @@ class ClassifierTrainer(Trainer):
         )
 
     def observe(self, report: StepReport) -> str:
-        """Update EMA, loss and confusion counts; return the text of the progress bar."""
-        progress = self.progress
-        if self.average is not None:
-            self.average.update(report.step)
-        progress.loss_sum += report.loss * report.count
-        progress.count += report.count
+        """Update EMA and confusion counts; return the text after the loss in the progress bar."""
+        self.ema.update(report.step)
         for logits, labels in report.predictions:
             labelled = labels != UNLABELLED
             cells = labels[labelled] * self.num_labels + logits[labelled].argmax(dim=1)
             counts = torch.bincount(cells, minlength=self.num_labels**2).cpu()
             self.confusion += counts.view(self.num_labels, self.num_labels)
-        confusion = self.confusion.numpy()
-        text = f"epoch {report.epoch + 1}: loss {progress.loss_sum / progress.count:.3f}"
-        if confusion.any():  # a transfer set has no labels
-            text += f", accuracy {100 * accuracy_of_confusion(confusion):.1f} %"
-            text += f", MCC {mcc_of_confusion(confusion):.3f}"
-        if (best := progress.best) is not None:
+        text = ""
+        if train := _train_metrics(self.confusion):
+            text = f", accuracy {100 * train['accuracy']:.1f} %, MCC {train['mcc']:.3f}"
+        if (best := self.progress.best) is not None:
             text += f" | best val: accuracy {100 * best['accuracy']:.1f} %, MCC {best['mcc']:.3f}"
         return text
 
@@ -170,28 +141,15 @@ class ClassifierTrainer(Trainer):
 
     def evaluate(self) -> str:
         """Evaluate on the validation split; keep the weights (or their EMA) if they are the best so far."""
-        with self.average.in_place() if self.average is not None else nullcontext():
-            return self._evaluate()
-
-    def _evaluate(self) -> str:
-        progress = self.progress
-        val, dev = self.group.broadcast(self._measure() if self.group.is_main else ({}, {}))
-        confusion = self.group.sum(self.confusion.to(self.compute.device)).cpu().numpy()
-        epoch = self.step / self.steps_per_epoch
-        train = {"loss": progress.loss_sum / progress.count}
-        if confusion.any():
-            train["accuracy"] = float(accuracy_of_confusion(confusion))
-            train["mcc"] = float(mcc_of_confusion(confusion))
-        self.log("evaluation", epoch=epoch, train=train, val=val, **({"dev": dev} if dev else {}))
-        progress.stale += 1
-        if progress.best is None or self._score(val) > self._score(progress.best):
-            progress.best = {**val, "step": self.step, "epoch": epoch}
-            progress.best_tensors = self.trainable()
-            progress.stale = 0
-        progress.loss_sum, progress.count = 0.0, 0
+        with self.ema.applied():
+            val, dev = self.group.broadcast(self._measure() if self.group.is_main else ({}, {}))
+            self.keep_best(val, self._score)
+        confusion = self.group.sum(self.confusion.to(self.compute.device)).cpu()
+        train = {"loss": self.mean_loss, **_train_metrics(confusion)}
+        self.log("evaluation", epoch=self.epoch, train=train, val=val, **({"dev": dev} if dev else {}))
         self.confusion.zero_()
         return (
-            f"epoch {epoch:.2f} val loss {val['loss']:.3f} "
+            f"epoch {self.epoch:.2f} val loss {val['loss']:.3f} "
             f"accuracy {100 * val['accuracy']:.1f} % MCC {val['mcc']:.3f}"
         )
 
@@ -229,10 +187,8 @@ class ClassifierTrainer(Trainer):
     # -- checkpoints
 
     def progress_state(self) -> dict[str, Any]:
-        """Return `progress` as plain data and tensors."""
-        if self.average is not None:
-            self.progress.average = self.average.state()
-        return vars(self.progress)
+        """Return `progress`, with the EMA, as plain data and tensors."""
+        return {**super().progress_state(), "ema": self.ema.state()}
 
     def process_state(self) -> Tensor:
         """Return this process's confusion counts."""
@@ -240,52 +196,43 @@ class ClassifierTrainer(Trainer):
 
     def restore_progress(self, progress: dict[str, Any], process: Tensor) -> None:
         """Restore what `progress_state` and `process_state` returned."""
-        self.progress = Progress(**progress)
-        if self.average is not None:
-            self.average.restore(self.progress.average)
+        super().restore_progress(progress, process)
+        self.ema.restore(self.progress.ema)
         self.confusion = process
 
     # -- result
 
     def finish(self) -> dict[str, Any]:
         """Load the best weights, choose the threshold, evaluate dev once, write and print the result."""
-        job, classifier, best = self.job, self.job.classifier, self.progress.best
-        assert best is not None, "the last step ends with an evaluation"
+        job, classifier = self.job, self.job.classifier
         if self.is_stale():
             self.reporter.say(f"stopped early: no improvement in {self.progress.stale} evaluations")
-        self.load_trainable(self.progress.best_tensors)
+        best = self.load_best()
         classifier.model.eval()
-        parts = {"val": job.val, **job.dev}
-        logits = {name: self.logits(data) for name, data in parts.items()}
+        splits = {"val": job.val, **job.dev}
+        logits = {name: self.logits(data) for name, data in splits.items()}
         classifier.threshold = self.best_threshold(logits["val"])
         predictions = {name: predict_labels(row, classifier.threshold) for name, row in logits.items()}
         measured = {
             name: measure_with_intervals(data.labels, logits[name], predictions[name])
-            for name, data in parts.items()
-        }
-        summary = {
-            "command": job.command,
-            "model": classifier.name,
-            "experiment": experiment_key(classifier.origin),
-            "seed": job.seed,
-            "labels": list(classifier.label_names),
-            "best": best,
-            "threshold": classifier.threshold,
-            "splits": {
-                name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
-            },
-            "parameters": count_parameters(classifier.model).as_dict(),
-            "steps": self.step,
-            "seconds": round(self.seconds, 2),
-            "examples_per_second": round(self.counted_per_second, 1),
-            "compute": str(self.compute),
-            **job.summary,
+            for name, data in splits.items()
         }
         self.folder.write_predictions(
-            {name: (parts[name].labels, labels) for name, labels in predictions.items()}
+            {name: (splits[name].labels, labels) for name, labels in predictions.items()}
         )
         self._write_model()
-        self.folder.write_summary(summary)  # last: its presence means that the run is finished
+        summary = self.write_summary(
+            "examples",
+            model=classifier.name,
+            experiment=experiment_key(classifier.origin),
+            labels=list(classifier.label_names),
+            best=best,
+            threshold=classifier.threshold,
+            splits={
+                name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
+            },
+            parameters=count_parameters(classifier.model).as_dict(),
+        )
         self._print(summary, {name: metrics for name, (metrics, _) in measured.items()})
         return summary
 
@@ -293,7 +240,7 @@ class ClassifierTrainer(Trainer):
         classifier = self.job.classifier
         if self.job.base is not None:
             assert isinstance(classifier.model, GPTClassifier)
-            with self.job.base.in_place():
+            with self.job.base.applied():
                 write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
@@ -315,3 +262,11 @@ class ClassifierTrainer(Trainer):
                     f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
                 )
         self.reporter.result(f"{self.folder.checkpoint} ({summary['seconds']:.0f} s of training)")
+
+
+def _train_metrics(confusion: Tensor) -> dict[str, float]:
+    """Return accuracy and MCC of (C, C) counts; empty if all are 0 (a transfer set has no labels)."""
+    counts = confusion.numpy()
+    if not counts.any():
+        return {}
+    return {"accuracy": float(accuracy_of_confusion(counts)), "mcc": float(mcc_of_confusion(counts))}

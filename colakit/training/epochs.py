@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.config.training import LoopSettings
 from colakit.data.batches import Examples, micro_batches
 from colakit.runtime.distributed import Processes
 from colakit.training.loop import StepBatch
@@ -19,9 +20,8 @@ def steps_per_epoch(examples: Examples, batch_size: int) -> int:
 
 def steps(
     examples: Examples,
+    settings: LoopSettings,
     *,
-    batch_size: int,
-    micro_batch_size: int | None,
     seed: int,
     start: int,
     max_steps: int,
@@ -31,12 +31,12 @@ def steps(
     """Yield this process's share of every step after `start`.
 
     Args:
-        batch_size: sentences per step over all processes.
-        micro_batch_size: sentences per backward pass; None is the whole batch.
+        settings: batch sizes.
         start: completed steps.
         max_steps: steps in total; the last epoch may be incomplete.
         count: returns the terms of the loss in the sentences of a step.
     """
+    batch_size = settings.batch_size
     per_epoch = steps_per_epoch(examples, batch_size)
     for epoch in range(start // per_epoch, -(-max_steps // per_epoch)):
         earlier = epoch * per_epoch
@@ -46,7 +46,7 @@ def steps(
             share = micro_batches(
                 examples,
                 index,
-                micro_batch_size or batch_size,
+                settings.micro_batch_size or batch_size,
                 rank=processes.rank,
                 world_size=processes.world_size,
                 progress=(earlier + position) / max_steps,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from colakit.config.finetune import FinetuneSettings
 from colakit.config.pretrain import PretrainSettings
@@ -61,7 +60,6 @@ class LMTrainer(Trainer):
     def __init__(self, job: LMJob, run: TrainingRun) -> None:
         super().__init__(job, run)
         self.steps_per_epoch = max(1, len(job.train) // job.settings.batch_size)
-        self.loss_sum, self.count = 0.0, 0  # since the last evaluation
         if job.settings.batch_size % run.group.world_size:
             raise ColakitError(
                 f"pretrain.batch_size (={job.settings.batch_size}) must be a multiple of the number of "
@@ -84,10 +82,8 @@ class LMTrainer(Trainer):
                 )
 
     def observe(self, report: StepReport) -> str:
-        """Accumulate the loss; return the text of the progress bar."""
-        self.loss_sum += report.loss * report.count
-        self.count += report.count
-        return f"epoch {report.epoch + 1}: loss {self.loss_sum / self.count:.3f} nats/token"
+        """Return the unit of the loss."""
+        return " nats/token"
 
     def is_evaluation_due(self) -> bool:
         """Return whether this step ends with an evaluation."""
@@ -99,9 +95,7 @@ class LMTrainer(Trainer):
         measured: dict[str, float] = {}
         if self.group.is_main:
             measured = self.write_and_measure(limit=self.job.settings.evaluate_windows)
-        epoch, loss = self.step / self.steps_per_epoch, self.loss_sum / self.count
-        self.log("evaluation", epoch=epoch, train=loss, bits_per_byte=measured)
-        self.loss_sum, self.count = 0.0, 0
+        self.log("evaluation", epoch=self.epoch, train=self.mean_loss, bits_per_byte=measured)
         return f"step {self.step}: val bits/byte: " + ", ".join(f"{n} {v:.3f}" for n, v in measured.items())
 
     def write_and_measure(self, limit: int | None) -> dict[str, float]:
@@ -111,57 +105,39 @@ class LMTrainer(Trainer):
             limit: windows per text, evenly spaced; None measures all.
         """
         val = self.job.val
-        with self.job.average.in_place():
+        with self.job.average.applied():
             write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
             return {
                 name: bits_per_byte(self.model, val.measured(name, limit), self.compute)
                 for name in val.sources
             }
 
-    def progress_state(self) -> dict[str, Any]:
-        """Return the loss since the last evaluation and the planned length of the run."""
-        return {"loss_sum": self.loss_sum, "count": self.count, "max_steps": self.max_steps}
-
-    def restore_progress(self, progress: dict[str, Any], process: None) -> None:
-        """Restore what `progress_state` returned.
-
-        Raises:
-            ColakitError: if the planned length changed and the learning rate of the last step depends on it.
-        """
-        planned, last = progress["max_steps"], self.step - 1
-        if self.lr_at(planned)(last) != self.lr_at(self.max_steps)(last):
+    def check_length(self, planned: int, *, is_finished: bool) -> None:
+        """Raise `ColakitError` if the run is finished or its learning rate so far depends on its length."""
+        if is_finished and planned != self.max_steps:
+            raise ColakitError(
+                f"{self.folder.path}: is finished after {planned} steps (got {self.max_steps})",
+                hint="Continue from its base in another folder: "
+                f"--init-from {shlex.quote(str(self.folder.base))}",
+            )
+        last = self.step - 1
+        if not is_finished and self.lr_at(planned)(last) != self.lr_at(self.max_steps)(last):
             raise ColakitError(
                 f"{self.folder.path}: {planned} steps were planned, now {self.max_steps}; the learning rate "
                 f"at step {self.step} depends on it",
                 hint=f"Resume with its own settings: --config {self.folder.settings}",
             )
-        self.loss_sum, self.count = progress["loss_sum"], progress["count"]
-
-    def require_same_length(self, progress: Mapping[str, Any]) -> None:
-        """Raise `ColakitError` if the finished run has another number of steps."""
-        if (finished := progress["max_steps"]) != self.max_steps:
-            raise ColakitError(
-                f"{self.folder.path}: is finished after {finished} steps (got {self.max_steps})",
-                hint="Continue from its base in another folder: "
-                f"--init-from {shlex.quote(str(self.folder.base))}",
-            )
 
     def finish(self) -> dict[str, Any]:
         """Measure all validation text; write and print the result."""
         measured = self.write_and_measure(limit=None)
-        summary = {
-            "command": self.job.command,
-            "model": "gpt2",
-            "seed": self.job.seed,
-            "bits_per_byte": measured,
-            "tokens": self.step * self.job.settings.step_tokens,
-            "steps": self.step,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "seconds": round(self.seconds, 2),
-            "tokens_per_second": round(self.counted_per_second, 1),
-            "compute": str(self.compute),
-        }
-        self.folder.write_summary(summary)
+        summary = self.write_summary(
+            "tokens",
+            model="gpt2",
+            bits_per_byte=measured,
+            tokens=self.step * self.job.settings.step_tokens,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+        )
         rows = [[name, f"{value:.4f}"] for name, value in measured.items()]
         self.reporter.table("Bits per byte, validation text", ["text", "bits per byte"], rows)
         self.reporter.result(f"{self.folder.base} ({self.seconds:.0f} s of training)")
@@ -186,22 +162,6 @@ class SentenceLMJob(TrainJob):
     val: Examples
 
 
-@dataclass
-class Progress:
-    """State of a run besides weights: plain data and tensors.
-
-    Attributes:
-        nll, count: in nats, and tokens, since the last evaluation.
-        best: validation loss in nats per token of the best evaluation, with its step.
-        best_tensors: trainable tensors of that evaluation, on the CPU.
-    """
-
-    nll: float = 0.0
-    count: int = 0
-    best: dict[str, Any] | None = None
-    best_tensors: dict[str, Tensor] = field(default_factory=dict)
-
-
 class SentenceLMTrainer(Trainer):
     """Fine-tunes a language model on sentences and keeps the weights with the least validation loss."""
 
@@ -211,14 +171,12 @@ class SentenceLMTrainer(Trainer):
     def __init__(self, job: SentenceLMJob, run: TrainingRun) -> None:
         super().__init__(job, run)
         self.steps_per_epoch = steps_per_epoch(job.train, job.settings.batch_size)
-        self.progress = Progress()
 
     def batches(self) -> Iterator[StepBatch]:
         """Yield the input of the steps after `self.step`; a step counts its tokens."""
         return steps(
             self.job.train,
-            batch_size=self.job.settings.batch_size,
-            micro_batch_size=self.job.settings.micro_batch_size,
+            self.job.settings,
             seed=self.job.seed,
             start=self.step,
             max_steps=self.max_steps,
@@ -227,10 +185,8 @@ class SentenceLMTrainer(Trainer):
         )
 
     def observe(self, report: StepReport) -> str:
-        """Accumulate the loss; return the text of the progress bar."""
-        self.progress.nll += report.loss * report.count
-        self.progress.count += report.count
-        return f"epoch {report.epoch + 1}: loss {self.progress.nll / self.progress.count:.3f} nats/token"
+        """Return the unit of the loss."""
+        return " nats/token"
 
     def is_evaluation_due(self) -> bool:
         """Return whether this step ends an epoch."""
@@ -238,16 +194,11 @@ class SentenceLMTrainer(Trainer):
 
     def evaluate(self) -> str:
         """Measure the validation loss; keep the weights if they are the best so far."""
-        progress = self.progress
         loss = self.group.broadcast(self._val_loss() if self.group.is_main else None)
         assert loss is not None
-        epoch = self.step / self.steps_per_epoch
-        self.log("evaluation", epoch=epoch, train=progress.nll / progress.count, val=loss)
-        if progress.best is None or loss < progress.best["loss"]:
-            progress.best = {"loss": loss, "step": self.step, "epoch": epoch}
-            progress.best_tensors = self.trainable()
-        progress.nll, progress.count = 0.0, 0
-        return f"epoch {epoch:.2f} val loss {loss:.3f} nats/token"
+        self.log("evaluation", epoch=self.epoch, train=self.mean_loss, val=loss)
+        self.keep_best({"loss": loss}, lambda metrics: -metrics["loss"])
+        return f"epoch {self.epoch:.2f} val loss {loss:.3f} nats/token"
 
     def _val_loss(self) -> float:
         """Return the loss of the validation split in nats per token."""
@@ -260,35 +211,19 @@ class SentenceLMTrainer(Trainer):
                 count += _count_targets(val, index)
         return nll / count
 
-    def progress_state(self) -> dict[str, Any]:
-        """Return `progress` as plain data and tensors."""
-        return vars(self.progress)
-
-    def restore_progress(self, progress: dict[str, Any], process: None) -> None:
-        """Restore what `progress_state` returned."""
-        self.progress = Progress(**progress)
-
     def finish(self) -> dict[str, Any]:
         """Load the best weights, write the base, and print the result."""
-        best = self.progress.best
-        assert best is not None, "the last step ends with an evaluation"
-        self.load_trainable(self.progress.best_tensors)
+        best = self.load_best()
         merge_and_unload(self.model)
         write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
-        summary = {
-            "command": self.job.command,
-            "model": "gpt2",
-            "objective": "language-modelling",
-            "seed": self.job.seed,
-            "base": self.job.base,
-            "base_fingerprint": base_fingerprint(self.model),
-            "best": best,
-            "steps": self.step,
-            "seconds": round(self.seconds, 2),
-            "tokens_per_second": round(self.counted_per_second, 1),
-            "compute": str(self.compute),
-        }
-        self.folder.write_summary(summary)
+        summary = self.write_summary(
+            "tokens",
+            model="gpt2",
+            objective="language-modelling",
+            base=self.job.base,
+            base_fingerprint=base_fingerprint(self.model),
+            best=best,
+        )
         self.reporter.table(
             "Validation split, as a language model",
             ["epoch", "nats/token", "perplexity"],

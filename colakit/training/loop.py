@@ -124,8 +124,7 @@ def train(
             param_group["lr"] = param_group["peak_lr"] * lr_at(step)
         gradients = None
         if graphs is not None and max_micro_batch_size is None and len(batch.micro_batches) == 1:
-            whole_batch = partial(_whole_batch_gradients, setup, batch.count)
-            gradients = graphs.gradients(batch.micro_batches[0], whole_batch)
+            gradients = graphs.gradients(batch.micro_batches[0], partial(_gradients, setup, batch.count))
         if gradients is None:
             gradients, max_micro_batch_size = _gradients_in_memory(setup, batch, step, max_micro_batch_size)
         loss = (group.sum(gradients.total) / batch.count).item()  # synchronises with the device
@@ -137,21 +136,10 @@ def train(
                 exit_code=EXIT_FAILED,
             )
         optimizer.step()
-        lr = optimizer.param_groups[0]["lr"]
+        lr, predictions = optimizer.param_groups[0]["lr"], gradients.predictions
         yield StepReport(
-            step + 1,
-            batch.epoch,
-            loss,
-            lr,
-            grad_norm,
-            batch.count,
-            gradients.predictions,
-            max_micro_batch_size,
+            step + 1, batch.epoch, loss, lr, grad_norm, batch.count, predictions, max_micro_batch_size
         )
-
-
-def _whole_batch_gradients(setup: _Setup, count: int, batch: Batch) -> Gradients:
-    return _gradients(setup, [batch], count)
 
 
 def _gradients_in_memory(
@@ -163,7 +151,7 @@ def _gradients_in_memory(
     while True:
         micro_batches = [part for whole in batch.micro_batches for part in whole.split(max_micro_batch_size)]
         try:
-            return _gradients(setup, micro_batches, batch.count), max_micro_batch_size
+            return _gradients(setup, batch.count, *micro_batches), max_micro_batch_size
         except torch.OutOfMemoryError as error:
             max_micro_batch_size = _half_size(micro_batches, setup.group, step, error)
         if device.type == "cuda":  # outside the handler, whose traceback references the tensors
@@ -184,7 +172,7 @@ def _half_size(micro_batches: list[Batch], group: Processes, step: int, error: t
     ) from error
 
 
-def _gradients(setup: _Setup, micro_batches: list[Batch], count: int) -> Gradients:
+def _gradients(setup: _Setup, count: int, *micro_batches: Batch) -> Gradients:
     """Accumulate and clip the gradients of a step."""
     setup.optimizer.zero_grad(set_to_none=True)
     predictions: list[tuple[Tensor, Tensor]] = []

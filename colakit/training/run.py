@@ -97,30 +97,21 @@ def training_run(
             run.lock()
         try:
             yield run
-        except KeyboardInterrupt as stop:
-            if run.folder is None:
+        except (KeyboardInterrupt, OSError, ColakitError) as error:
+            if run.folder is None or isinstance(error, BrokenPipeError):
                 raise
-            raise ColakitError(
-                f"Interrupted; {run.folder.describe_checkpoint()}",
-                hint=run.how_to_continue(),
-                exit_code=getattr(stop, "exit_code", EXIT_INTERRUPTED),
-            ) from None
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            if run.folder is None:
+            hint, exit_code = run.how_to_continue(), getattr(error, "exit_code", EXIT_FAILED)
+            if isinstance(error, KeyboardInterrupt):
+                message, exit_code = "Interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED)
+            elif isinstance(error, OSError):
+                message = f"{error.filename or run.folder.path}: {error.strerror or error}"
+                hint = f"Free disk space or repair the folder. {hint}"
+            elif exit_code == EXIT_FAILED:
+                message, hint = error.message, error.hint or ""
+            else:
                 raise
-            where, reason = error.filename or run.folder.path, error.strerror or error
-            raise ColakitError(
-                f"{where}: {reason}; {run.folder.describe_checkpoint()}",
-                hint=f"Free disk space or repair the folder. {run.how_to_continue()}",
-                exit_code=EXIT_FAILED,
-            ) from error
-        except ColakitError as error:
-            if run.folder is None or error.exit_code != EXIT_FAILED:
-                raise
-            message = f"{error.message}; {run.folder.describe_checkpoint()}"
-            raise ColakitError(message, hint=error.hint, exit_code=EXIT_FAILED) from error
+            message = f"{message}; {run.folder.describe_checkpoint()}"
+            raise ColakitError(message, hint=hint, exit_code=exit_code) from error
 
 
 def is_resuming(out: Path | None, resume: Resume) -> bool:

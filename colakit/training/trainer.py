@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,23 +24,40 @@ from colakit.training.schedule import warmup_then
 from colakit.utils.console import ProgressTask
 
 
-class Trainer(ABC):
-    """Trains a job's model in a run folder.
+@dataclass
+class Progress:
+    """State of a run besides weights and optimizer: plain data and tensors, equal in all processes.
 
-    Subclasses add what differs between classifiers and language models: batches, metrics, evaluation, result.
-
-    Args:
-        job: model, objective, optimizer and settings.
-        run: folder, processes and console.
+    Attributes:
+        max_steps: planned optimizer steps.
+        loss_sum, count: of the training loss since the last evaluation; `count` as in `StepBatch`.
+        best: validation metrics of the best evaluation, with its step and epoch.
+        best_tensors: trainable tensors of that evaluation, on the CPU.
+        stale: evaluations since the best one.
+        ema: EMA of the weights on the CPU, if enabled.
     """
 
+    max_steps: int
+    loss_sum: float = 0.0
+    count: int = 0
+    best: dict[str, Any] | None = None
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    stale: int = 0
+    ema: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainer(ABC):
+    """Trains a job's model in a run folder; subclasses define batches, evaluation and result."""
+
     folder: RunFolder
+    steps_per_epoch: int
 
     def __init__(self, job: TrainJob, run: TrainingRun) -> None:
         self.job, self.run = job, run
         self.group, self.reporter = run.group, run.reporter
         self.model, self.optimizer, self.max_steps = job.model, job.optimizer, job.max_steps
         self.compute = job.compute if run.group.world_size == 1 else replace(job.compute, graphs=False)
+        self.progress = Progress(self.max_steps)
         self.step = 0
         self.saved_step: int | None = None
         self.max_micro_batch_size: int | None = None  # set after running out of memory
@@ -59,7 +76,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def observe(self, report: StepReport) -> str:
-        """Accumulate training metrics of a step; return the text of the progress bar."""
+        """Accumulate metrics of a step; return the text after the loss in the progress bar."""
 
     @abstractmethod
     def is_evaluation_due(self) -> bool:
@@ -70,23 +87,23 @@ class Trainer(ABC):
         """Evaluate on validation data, log the metrics, and return a line of text."""
 
     @abstractmethod
-    def progress_state(self) -> dict[str, Any]:
-        """Return plain data and tensors to restore, equal in all processes."""
-
-    @abstractmethod
-    def restore_progress(self, progress: dict[str, Any], process: Any) -> None:
-        """Restore what `progress_state` and `process_state` returned."""
-
-    @abstractmethod
     def finish(self) -> dict[str, Any]:
         """Write and print the result of the finished training (main process only); return the summary."""
 
+    def progress_state(self) -> dict[str, Any]:
+        """Return `progress` as plain data and tensors."""
+        return vars(self.progress)
+
     def process_state(self) -> Any:
-        """Return what differs between processes."""
+        """Return the state that differs between processes."""
         return None
 
-    def require_same_length(self, progress: Mapping[str, Any]) -> None:  # noqa: B027 - optional
-        """Raise `ColakitError` if a finished run is asked for more steps than it has."""
+    def restore_progress(self, progress: dict[str, Any], process: Any) -> None:
+        """Restore what `progress_state` and `process_state` returned."""
+        self.progress = Progress(**{**progress, "max_steps": self.max_steps})
+
+    def check_length(self, planned: int, *, is_finished: bool) -> None:  # noqa: B027 - optional
+        """Raise `ColakitError` if a run that was planned with `planned` steps must not continue."""
 
     def is_stale(self) -> bool:
         """Return whether to stop early."""
@@ -144,7 +161,7 @@ class Trainer(ABC):
     def _finished_summary(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         if checkpoint is not None:
             self.require_identity(checkpoint.state["identity"])
-            self.require_same_length(checkpoint.state["progress"])
+            self.check_length(checkpoint.state["progress"]["max_steps"], is_finished=True)
         self.reporter.say(f"{self.folder.path} is finished; nothing to resume")
         return {**self.folder.read_summary(), "run": str(self.folder.path)}
 
@@ -181,13 +198,16 @@ class Trainer(ABC):
             self.reporter.warn(f"step {report.step}: continuing without CUDA graphs ({self.graphs.failure})")
             self.graphs, self.graphs_failed = None, True
         self.seconds = time.monotonic() - self.start_time
-        text = self.observe(report)
+        self.progress.loss_sum += report.loss * report.count
+        self.progress.count += report.count
+        text = f"epoch {report.epoch + 1}: loss {self.mean_loss:.3f}{self.observe(report)}"
         if report.step % self.job.settings.log_every == 0:
             self.log("step", loss=report.loss, lr=report.lr, grad_norm=report.grad_norm)
         bar.advance(note=text)
         is_evaluated = report.step == self.max_steps or self.is_evaluation_due()
         if is_evaluated:
             bar.advance(0, note=self.evaluate())
+            self.progress.loss_sum, self.progress.count = 0.0, 0
             self.model.train()
             self.seconds = time.monotonic() - self.start_time
         every = self.job.settings.save_every_steps
@@ -200,9 +220,48 @@ class Trainer(ABC):
             self.folder.append_metrics({"event": event, "step": self.step, **values})
 
     @property
-    def counted_per_second(self) -> float:
-        """Terms of the loss (`StepReport.count`) per second, evaluation included."""
-        return self.counted / max(self.seconds, 1e-9)
+    def epoch(self) -> float:
+        """Epochs so far."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss since the last evaluation."""
+        return self.progress.loss_sum / self.progress.count
+
+    def keep_best(self, metrics: dict[str, Any], score: Callable[[Mapping[str, Any]], Any]) -> None:
+        """Keep metrics and weights of an evaluation if its score is the highest so far."""
+        progress = self.progress
+        progress.stale += 1
+        if progress.best is None or score(metrics) > score(progress.best):
+            progress.best = {**metrics, "step": self.step, "epoch": self.epoch}
+            progress.best_tensors = self.trainable()
+            progress.stale = 0
+
+    def load_best(self) -> dict[str, Any]:
+        """Load the weights of the best evaluation and return its metrics."""
+        assert self.progress.best is not None, "the last step ends with an evaluation"
+        self.load_trainable(self.progress.best_tensors)
+        return self.progress.best
+
+    def write_summary(self, unit: str, **values: Any) -> dict[str, Any]:
+        """Write and return the summary; its presence means that the run is finished.
+
+        Args:
+            unit: of the terms of the loss, for the throughput (evaluation included).
+        """
+        summary = {
+            "command": self.job.command,
+            "seed": self.job.seed,
+            **values,
+            "steps": self.step,
+            "seconds": round(self.seconds, 2),
+            f"{unit}_per_second": round(self.counted / max(self.seconds, 1e-9), 1),
+            "compute": str(self.compute),
+            **self.job.summary,
+        }
+        self.folder.write_summary(summary)
+        return summary
 
     # -- checkpoints
 
@@ -252,6 +311,7 @@ class Trainer(ABC):
         self.step = self.saved_step = state["step"]
         self.max_micro_batch_size, self.graphs_failed = state["max_micro_batch_size"], state["graphs_failed"]
         try:
+            self.check_length(state["progress"]["max_steps"], is_finished=False)
             self.load_trainable(state["tensors"])
             self.restore_progress(state["progress"], process)
             self.optimizer.load_state_dict(state["optimizer"])
@@ -271,8 +331,8 @@ class Trainer(ABC):
 
     def _identity(self) -> dict[str, Any]:
         frozen = num_frozen_blocks(self.model)
-        own = {"seed": self.job.seed, **self.job.identity, "frozen_blocks": frozen}
-        return {**own, "compute": self.compute.arithmetic}
+        compute = self.compute.arithmetic
+        return {"seed": self.job.seed, **self.job.identity, "frozen_blocks": frozen, "compute": compute}
 
     def require_identity(self, saved: Mapping[str, Any]) -> None:
         """Raise `ColakitError`, listing the differences, unless the saved run was started like this one.

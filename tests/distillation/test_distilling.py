@@ -45,7 +45,7 @@ def folds(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-def distilling(toy: Path, teachers: list[Path]) -> Session:
+def distill_session(toy: Path, teachers: list[Path]) -> Session:
     named = ",".join(map(str, teachers))
     resolved = resolve(
         flags={},
@@ -56,14 +56,14 @@ def distilling(toy: Path, teachers: list[Path]) -> Session:
 
 
 def test_logits_of_train_come_from_teachers_not_trained_on_it(toy: Path, folds: list[Path]) -> None:
-    session = distilling(toy, folds)
+    session = distill_session(toy, folds)
     task = session.load_task()
     first, second = _load_teachers(session, task)
-    found, num_out_of_fold = train_logits([first, second], task.train)
+    logits, num_out_of_fold = train_logits([first, second], task.train)
     alone = [mean_logits([teacher], task.train) for teacher in (first, second)]
     in_first = left_out(task.train.sentences, "1/2")
     assert 0.3 < in_first.mean() < 0.7
-    np.testing.assert_array_equal(found, np.where(in_first[:, None], *alone))
+    np.testing.assert_array_equal(logits, np.where(in_first[:, None], *alone))
     assert num_out_of_fold == len(task.train)
     of_one, some = train_logits([first], task.train)
     np.testing.assert_array_equal(of_one, alone[0])
@@ -73,10 +73,10 @@ def test_logits_of_train_come_from_teachers_not_trained_on_it(toy: Path, folds: 
     np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-6)
 
 
-def test_a_teacher_goes_on_where_it_was_stopped(
+def test_interrupted_teacher_logits_continue_from_the_cache(
     toy: Path, folds: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session = distilling(toy, folds[:1])
+    session = distill_session(toy, folds[:1])
     task = session.load_task()
     (teacher,) = _load_teachers(session, task)
     whole = teacher.logits(task.train)
@@ -86,11 +86,11 @@ def test_a_teacher_goes_on_where_it_was_stopped(
         teacher.logits(task.train)
     monkeypatch.setattr(SentenceClassifier, "logits", original)
     capsys.readouterr()
-    found = teacher.logits(task.train)
+    logits = teacher.logits(task.train)
     assert (
         f"computing logits of {teacher.path} for {len(task.train) - 100} sentences" in capsys.readouterr().err
     )
-    np.testing.assert_allclose(found, whole, atol=1e-5)
+    np.testing.assert_allclose(logits, whole, atol=1e-5)
     teacher.logits(task.train)
     assert "computing logits" not in capsys.readouterr().err
 
@@ -99,15 +99,15 @@ def stops_after(times: int, method: Callable[..., object]) -> Callable[..., obje
     """Return the method with an interrupt after the given number of calls."""
     calls = iter(range(times))
 
-    def watched(*arguments: object, **named: object) -> object:
+    def stopping(*arguments: object, **named: object) -> object:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return method(*arguments, **named)
 
-    return watched
+    return stopping
 
 
-def test_teachers_that_read_differently_are_refused(
+def test_teachers_with_different_tokenizers_are_refused(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
     content = torch.load(folds[1] / "ckpt.pt", weights_only=True)
@@ -120,7 +120,7 @@ def test_teachers_that_read_differently_are_refused(
     assert f"--teacher {tmp_path}: its tokenizer differs from that of {folds[0]}" in " ".join(err.split())
 
 
-ALL_AT_ONCE = {
+STUDENT_SETTINGS = {
     "student.vocabulary": 60,
     "student.embedding_size": 16,
     "student.hidden_size": 24,
@@ -136,14 +136,14 @@ def test_default_data_is_that_of_the_teacher(toy: Path, colakit: Run, tmp_path: 
     quick = ["--epochs", 1, "--quiet"]
     tuning = ["finetune", "--base", toy / "base", "--data", toy / "corpus", *quick]
     assert colakit(*tuning, "--out", tmp_path / "teacher")[0] == 0
-    taught = ["distill", "--teacher", tmp_path / "teacher", "--epochs", 1, "--transfer-size", 0]
-    code, _, err = colakit(*taught, "--out", tmp_path / "student")
+    distill = ["distill", "--teacher", tmp_path / "teacher", "--epochs", 1, "--transfer-size", 0]
+    code, _, err = colakit(*distill, "--out", tmp_path / "student")
     assert code == 0, err
-    assert f"recorded by {tmp_path / 'teacher'}" in " ".join(err.split())
+    assert f"data: {toy / 'corpus'}, recorded by {tmp_path / 'teacher'}" in " ".join(err.split())
     settings = resolve(config=tmp_path / "student" / "settings.yaml", environment={}).settings
     assert settings.data.path == str(toy / "corpus")
     assert colakit("distill", "--resume", "--out", tmp_path / "student")[0] == 0
-    code, _, err = colakit(*taught, "--data", tmp_path / "nowhere", "--out", tmp_path / "other")
+    code, _, err = colakit(*distill, "--data", tmp_path / "nowhere", "--out", tmp_path / "other")
     assert code == 2  # the option overrides it
 
 
@@ -151,10 +151,10 @@ def test_distillation_and_control_accept_the_same_settings(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
     common = ["--base", toy / "base", "--data", toy / "corpus", "--json"]
-    for key, value in ALL_AT_ONCE.items():
+    for key, value in STUDENT_SETTINGS.items():
         common += ["--set", f"{key}={value}"]
-    taught = ["--teacher", folds[0], "--teacher", folds[1], "--set", "distill.hidden_weight=0.5"]
-    code, out, err = colakit("distill", *common, *taught, "--out", tmp_path / "distill")
+    distill = ["--teacher", folds[0], "--teacher", folds[1], "--set", "distill.hidden_weight=0.5"]
+    code, out, err = colakit("distill", *common, *distill, "--out", tmp_path / "distill")
     assert code == 0, err
     student = json.loads(out)
     code, out, err = colakit(
@@ -221,7 +221,7 @@ def test_steps_without_a_label_have_no_training_accuracy(
 def test_upsampling_train_preserves_the_transfer_set(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
-    found = []
+    summaries = []
     for repeats in (1, 3):
         code, out, err = colakit(
             *("distill", "--data", toy / "corpus", "--teacher", folds[0], "--epochs", 1, "--batch-size", 8),
@@ -229,12 +229,12 @@ def test_upsampling_train_preserves_the_transfer_set(
             *("--set", "distill.hidden_weight=0.5", "--out", tmp_path / str(repeats)),
         )
         assert code == 0, err
-        found.append(json.loads(out))
-    one, three = found
+        summaries.append(json.loads(out))
+    one, three = summaries
     assert one["transfer"] == three["transfer"]
     num_train = 240 - one["splits"]["val"]["num_examples"]
     sentences = one["transfer"]["sentences"]
-    assert [run["steps"] for run in found] == [-(-(num_train * n + sentences) // 8) for n in (1, 3)]
+    assert [run["steps"] for run in summaries] == [-(-(num_train * n + sentences) // 8) for n in (1, 3)]
 
 
 @pytest.mark.parametrize("more", [0, 3])
@@ -251,13 +251,15 @@ def test_embeddings_start_from_the_base(toy: Path, more: int, colakit: Run, tmp_
     assert code == 0, err
     model = load_classifier(tmp_path / "run").model
     assert isinstance(model, DistilRNN)
-    begun, drawn = model.embedding.weight.detach().split([width, more], dim=1)
-    assert begun.std().item() == pytest.approx(0.1, rel=1e-3)
+    initial, random = model.embedding.weight.detach().split([width, more], dim=1)
+    assert initial.std().item() == pytest.approx(0.1, rel=1e-3)
     if more:
-        assert drawn.std(dim=0).min().item() == pytest.approx(0.1, rel=0.2)
+        assert random.std(dim=0).min().item() == pytest.approx(0.1, rel=0.2)
     centred = base - base.mean(dim=0)
     expected = F.cosine_similarity(centred[:50, None], centred[None, :50], dim=-1)
-    assert_close(F.cosine_similarity(begun[:50, None], begun[None, :50], dim=-1), expected, atol=1e-3, rtol=0)
+    assert_close(
+        F.cosine_similarity(initial[:50, None], initial[None, :50], dim=-1), expected, atol=1e-3, rtol=0
+    )
 
 
 @pytest.fixture
@@ -298,31 +300,31 @@ def test_checkpoint_with_tokens_without_rows_is_refused(student: DistilRNN) -> N
 
 def test_lm_head_predicts_neighbours_from_both_directions(student: DistilRNN) -> None:
     student.embed_only([0, 1, 2, 3, 4, 5])
-    apprentice = StudentWithHeads(student, teacher_width=3, predicts_tokens=True)
+    with_heads = StudentWithHeads(student, teacher_width=3, predicts_tokens=True)
     ids = torch.tensor([[0, 1, 2, 9], [3, 4, 0, 0]])  # 9 is rare, so not a target
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    found = apprentice(ids, mask)
-    assert found.hidden is not None
-    assert found.hidden.shape == (2, 3)
-    assert_close(found.logits, student(ids, mask))
+    output = with_heads(ids, mask)
+    assert output.hidden is not None
+    assert output.hidden.shape == (2, 3)
+    assert_close(output.logits, student(ids, mask))
     states = student.encode(ids, mask).first
     table = student.embedding.weight
 
-    def nats(head: int, row: int, place: int, target: int) -> torch.Tensor:
-        part = states[row, place, :5] if head == 0 else states[row, place, 5:]
-        logits = table @ apprentice.to_tokens[head](part)
+    def nats(head: int, row: int, position: int, target: int) -> torch.Tensor:
+        part = states[row, position, :5] if head == 0 else states[row, position, 5:]
+        logits = table @ with_heads.to_tokens[head](part)
         return F.cross_entropy(logits[None], torch.tensor([target + 1]))
 
     following = nats(0, 0, 0, 1) + nats(0, 0, 1, 2) + nats(0, 1, 0, 4)
     preceding = nats(1, 0, 1, 0) + nats(1, 0, 2, 1) + nats(1, 0, 3, 2) + nats(1, 1, 1, 3)
-    assert_close(found.nll, following + preceding)
+    assert_close(output.nll, following + preceding)
 
 
 def test_no_direction_sees_its_target(student: DistilRNN) -> None:
-    apprentice = StudentWithHeads(student, predicts_tokens=True)
+    with_heads = StudentWithHeads(student, predicts_tokens=True)
     student.embed_only([0, 1, 2, 3, 4, 5])
     mask = torch.ones(1, 4, dtype=torch.long)
     one, other = (student.encode(torch.tensor([[0, 1, last, 3]]), mask).first for last in (2, 4))
     assert_close(one[:, :2, :5], other[:, :2, :5])  # forward, before the token that differs
     assert_close(one[:, 3:, 5:], other[:, 3:, 5:])  # backward, after it
-    assert apprentice(torch.tensor([[0, 1, 2, 3]]), mask).nll is not None
+    assert with_heads(torch.tensor([[0, 1, 2, 3]]), mask).nll is not None

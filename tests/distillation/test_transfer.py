@@ -73,17 +73,17 @@ def test_source_that_only_repeats_is_stopped() -> None:
 
 
 def test_corrupted_sentences_differ_and_are_unlimited() -> None:
-    found = list(islice(corrupt_sentences(TRAIN, TRAIN, random.Random(0)), 10 * len(TRAIN)))
-    assert not set(found) & set(TRAIN)
-    assert len(set(found)) > 4 * len(TRAIN)
+    corrupted = list(islice(corrupt_sentences(TRAIN, TRAIN, random.Random(0)), 10 * len(TRAIN)))
+    assert not set(corrupted) & set(TRAIN)
+    assert len(set(corrupted)) > 4 * len(TRAIN)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 7, 100])
 def test_shares_sum_to_the_size(wanted: int) -> None:
-    found = shares(wanted, {"corrupt": 1.0, "lm_sample": 2.0, "text": 0.5})
-    assert sum(found.values()) == wanted
+    counts = shares(wanted, {"corrupt": 1.0, "lm_sample": 2.0, "text": 0.5})
+    assert sum(counts.values()) == wanted
     assert all(
-        abs(found[name] - wanted * part) <= 1 for name, part in (("corrupt", 2 / 7), ("lm_sample", 4 / 7))
+        abs(counts[name] - wanted * part) <= 1 for name, part in (("corrupt", 2 / 7), ("lm_sample", 4 / 7))
     )
 
 
@@ -93,7 +93,7 @@ def test_sources_are_drawn_in_a_fixed_order() -> None:
     assert list(shares(60, dict.fromkeys(names, 1.0))) == order
 
 
-def test_folds_part_the_sentences_and_keep_copies_together() -> None:
+def test_folds_partition_the_sentences_and_keep_duplicates_together() -> None:
     sentences = [f"Sentence number {i}." for i in range(200)]
     folds = np.stack([left_out(sentences, f"{i}/5") for i in range(1, 6)])
     assert (folds.sum(axis=0) == 1).all()
@@ -101,7 +101,7 @@ def test_folds_part_the_sentences_and_keep_copies_together() -> None:
     assert (left_out([s.upper() for s in sentences], "2/5") == folds[1]).all()
 
 
-def made(data: Path, **settings: object) -> tuple[Session, TaskData]:
+def load_session(data: Path, **settings: object) -> tuple[Session, TaskData]:
     """Return a session and its task data, with settings of the section `transfer`."""
     assignments = [f"data.path={data}", *(f"transfer.{key}={value}" for key, value in settings.items())]
     resolved = resolve(flags={}, assignments=assignments, config=None)
@@ -109,14 +109,14 @@ def made(data: Path, **settings: object) -> tuple[Session, TaskData]:
     return session, session.load_task()
 
 
-def draw(session: Session, task: TaskData, base: Path | str | None = None) -> Split:
+def draw_transfer_set(session: Session, task: TaskData, base: Path | str | None = None) -> Split:
     settings = session.settings.transfer
     base = settings.language_model or base
     sampler = tuned_sampler(session, task, str(base)) if settings.needs_sampler else None
     return make_transfer_set(task, settings, session.arrays, session.reporter, sampler)
 
 
-def augmented(session: Session, task: TaskData) -> Split:
+def augmented_train(session: Session, task: TaskData) -> Split:
     return augment(task, session.settings.transfer, session.arrays, session.reporter)
 
 
@@ -135,50 +135,50 @@ def prose(tmp_path: Path) -> Path:
 def test_evaluation_sentences_are_never_drawn(toy: Path, prose: Path) -> None:
     """Half of the text is evaluation sentences in other spellings."""
     corpus = {"data": toy / "corpus", "size": 1.5}
-    measuring = made(**corpus)[1].corpus.split("dev").sentences
-    planted = [f"{sentence.upper().strip(' .')}!" for sentence in measuring if len(sentence.split()) > 3]
+    evaluation = load_session(**corpus)[1].corpus.split("dev").sentences
+    planted = [f"{sentence.upper().strip(' .')}!" for sentence in evaluation if len(sentence.split()) > 3]
     prose.write_text("\n".join([*planted, *prose.read_text().splitlines()]))
     assert set(planted) <= set(whole_sentences([prose], WORDS))
-    session, task = made(
+    session, task = load_session(
         **corpus,
         sources="{corrupt: 1, word_resample: 1, lm_sample: 1, lm_sample_corrupt: 1, "
         "text: 1, text_corrupt: 1}",
         text=prose,
         language_model=toy / "base",
     )
-    drawn = draw(session, task)
+    drawn = draw_transfer_set(session, task)
     assert len(drawn) == len(forms(drawn)) == round(1.5 * len(task.train))
     assert not forms(drawn) & (forms(task.corpus.split("dev")) | forms(task.val) | forms(task.train))
 
 
 def test_transfer_set_is_drawn_once(toy: Path, prose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"size": 0.5, "sources": "{text: 1, corrupt: 1}", "text": prose}
-    first = draw(*made(toy / "corpus", **sizes))
+    first = draw_transfer_set(*load_session(toy / "corpus", **sizes))
     assert "making a transfer set" in capsys.readouterr().err
-    again = draw(*made(toy / "corpus", **sizes))
+    again = draw_transfer_set(*load_session(toy / "corpus", **sizes))
     assert "making a transfer set" not in capsys.readouterr().err
     assert again.sentences == first.sentences
-    other = draw(*made(toy / "corpus", **sizes, seed=1))
+    other = draw_transfer_set(*load_session(toy / "corpus", **sizes, seed=1))
     assert other.sentences != first.sentences
     prose.write_text("The young farmer counted sheep.\n" + prose.read_text())
-    draw(*made(toy / "corpus", **sizes))
+    draw_transfer_set(*load_session(toy / "corpus", **sizes))
     assert "making a transfer set" in capsys.readouterr().err
 
 
 def test_sampler_is_the_base_by_default(toy: Path, tmp_path: Path) -> None:
     sizes = {"size": 0.2, "sources": "{lm_sample_corrupt: 1, lm_sample: 1}"}
-    ours = draw(*made(toy / "corpus", **sizes), toy / "base")
-    named = draw(*made(toy / "corpus", **sizes, language_model=toy / "base"))
-    assert ours.sentences == named.sentences
+    default = draw_transfer_set(*load_session(toy / "corpus", **sizes), toy / "base")
+    named = draw_transfer_set(*load_session(toy / "corpus", **sizes, language_model=toy / "base"))
+    assert default.sentences == named.sentences
     with pytest.raises(ColakitError, match="no-such-base"):
-        draw(*made(toy / "corpus", **sizes), "./no-such-base")
+        draw_transfer_set(*load_session(toy / "corpus", **sizes), "./no-such-base")
 
 
 def test_both_sample_sources_share_one_sequence_of_samples(toy: Path) -> None:
     """`lm_sample_corrupt` uses further samples, not those of `lm_sample`."""
-    session, task = made(toy / "corpus", sampler_epochs=0)
-    settings, writer = session.settings.transfer, tuned_sampler(session, task, str(toy / "base"))
-    sources = Sources(settings, task.train.sentences, writer, lambda sentence: False)
+    session, task = load_session(toy / "corpus", sampler_epochs=0)
+    settings, sampler = session.settings.transfer, tuned_sampler(session, task, str(toy / "base"))
+    sources = Sources(settings, task.train.sentences, sampler, lambda sentence: False)
     first = list(islice(sources.draw("lm_sample", 50), 50))
     next(sources.draw("lm_sample_corrupt", 80))
     assert sources.sampled[:50] == first
@@ -187,20 +187,20 @@ def test_both_sample_sources_share_one_sequence_of_samples(toy: Path) -> None:
 
 
 def test_corrupted_samples_do_not_need_the_source_of_samples(toy: Path) -> None:
-    session, task = made(toy / "corpus", size=0.2, sources="{lm_sample_corrupt: 1}")
-    drawn = draw(session, task, toy / "base")
+    session, task = load_session(toy / "corpus", size=0.2, sources="{lm_sample_corrupt: 1}")
+    drawn = draw_transfer_set(session, task, toy / "base")
     assert len(drawn) == round(0.2 * len(task.train))
 
 
 def test_dev_sentences_of_cola_are_never_drawn(shared: Path) -> None:
-    session, task = made(
+    session, task = load_session(
         shared / "cola" / "cola_public.zip",
         size=0.5,
         sources="{corrupt: 1, word_resample: 1, lm_sample: 1, lm_sample_corrupt: 1}",
         sampler_epochs=0,
         language_model=shared / "models" / "mini-v0",
     )
-    drawn = draw(session, task)
+    drawn = draw_transfer_set(session, task)
     assert len(drawn) == round(0.5 * len(task.train))
     dev = task.corpus.split("dev")
     assert len(dev) == 1043
@@ -211,45 +211,43 @@ def test_sampled_sentences_are_complete_and_reproducible(toy: Path, fp32: Comput
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
 
-    writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=4)
+    sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=4)
     beginnings = ["the old cat sleeps .", "the girls see the dog ."]
-    found = list(writer.continuations(beginnings, "a seed"))
-    assert found == list(writer.continuations(beginnings, "a seed"))
-    assert found != list(writer.continuations(beginnings, "another"))
-    assert len(set(found)) > 10
-    assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in found)
+    sampled = list(sampler.continuations(beginnings, "a seed"))
+    assert sampled == list(sampler.continuations(beginnings, "a seed"))
+    assert sampled != list(sampler.continuations(beginnings, "another"))
+    assert len(set(sampled)) > 10
+    assert not any("<|endoftext|>" in sentence or "\n" in sentence for sentence in sampled)
 
 
 def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
-    writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
-    assert (
-        list(writer.word_resamples(["Go!", "Stop"], "a seed")) == []
-    )  # the first word is never written anew
+    sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
+    assert list(sampler.word_resamples(["Go!", "Stop"], "a seed")) == []  # the first word is never replaced
     original = "The old cat sees the dog."
     words = original.removesuffix(".").split()
-    written = list(writer.word_resamples([original], "a seed"))
-    assert len(written) > 20
-    for sentence in written:
-        found = sentence.removesuffix(".").split()
-        assert len(found) == len(words)
-        assert sum(one != other for one, other in zip(found, words, strict=True)) == 1
-        assert found[0] == "The"
+    resampled = list(sampler.word_resamples([original], "a seed"))
+    assert len(resampled) > 20
+    for sentence in resampled:
+        new_words = sentence.removesuffix(".").split()
+        assert len(new_words) == len(words)
+        assert sum(one != other for one, other in zip(new_words, words, strict=True)) == 1
+        assert new_words[0] == "The"
 
 
 @pytest.mark.parametrize(
-    ("said", "word"),
+    ("sampled", "word"),
     [(" dogs and", "dogs"), (" dog.", "dog"), ("s and", None), (" dog", None), (" 12 dogs", None)],
 )
-def test_only_whole_words_are_accepted(toy: Path, fp32: Compute, said: str, word: str | None) -> None:
+def test_only_whole_words_are_accepted(toy: Path, fp32: Compute, sampled: str, word: str | None) -> None:
     tokenizer = SentenceTokenizer.from_folder(toy / "base")
     model = load_gpt(toy / "base")
-    writer = SentenceSampler(model, tokenizer, fp32, temperature=1.0)
-    tokens = tokenizer.encode([said]).sentence(0).tolist()
-    assert writer._first_word(tokens) == word
-    if said == " dog":  # the end of the text ends the word
-        assert writer._first_word([*tokens, tokenizer.end_of_text_id]) == "dog"
+    sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0)
+    tokens = tokenizer.encode([sampled]).sentence(0).tolist()
+    assert sampler._first_word(tokens) == word
+    if sampled == " dog":  # the end of the text ends the word
+        assert sampler._first_word([*tokens, tokenizer.end_of_text_id]) == "dog"
 
 
 def test_augmented_train_has_the_same_share_of_labels() -> None:
@@ -258,10 +256,10 @@ def test_augmented_train_has_the_same_share_of_labels() -> None:
     task = TaskData(Corpus("made", COLA_LABELS, {"train": train}), train, Split("val", (), labels[:0]), {})
     resolved = resolve(flags={}, assignments=["transfer.size=3"], config=None)
     session = Session("train-scratch", resolved, Reporter(quiet=True), None, False, False)
-    found = augmented(session, task)
-    assert len(found) == 400
-    assert found.require_labels().mean() == 0.7
-    added = [(s, int(y)) for s, y in zip(found.sentences, found.require_labels(), strict=True)][100:]
+    augmented = augmented_train(session, task)
+    assert len(augmented) == 400
+    assert augmented.require_labels().mean() == 0.7
+    added = [(s, int(y)) for s, y in zip(augmented.sentences, augmented.require_labels(), strict=True)][100:]
     assert {s for s, label in added if label == 1} == set(train.sentences[:70])  # 210 repeats, all used
     assert not {s for s, label in added if label == 0} & set(train.sentences)
 
@@ -272,28 +270,39 @@ def test_rule_labels_only_corrupted_sentences_of_cola() -> None:
     resolved = resolve(flags={}, assignments=[], config=None)
     session = Session("train-scratch", resolved, Reporter(quiet=True), None, False, False)
     with pytest.raises(ColakitError, match="corrupted sentences can be labelled only with CoLA's two labels"):
-        augmented(session, task)
+        augmented_train(session, task)
 
 
 def test_sampler_key_depends_on_its_inputs_and_precision(toy: Path) -> None:
     def identity(*assignments: str) -> dict[str, object]:
-        told = [f"data.path={toy / 'corpus'}", *assignments]
+        all_assignments = [f"data.path={toy / 'corpus'}", *assignments]
         session = Session(
-            "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
+            "distill",
+            resolve(flags={}, assignments=all_assignments, config=None),
+            Reporter(),
+            None,
+            False,
+            False,
         )
         return tuned_sampler(session, session.load_task(), str(toy / "base")).identity
 
     usual = identity("precision=fp32")
-    for told in ("precision=bf16", "data.max_tokens=8", "finetune.lr=0.1", "lora.rank=2", "transfer.seed=1"):
-        assert identity("precision=fp32", told) != usual, told
-    for told in ("seed=1", "finetune.add_bos=true", "finetune.patience=1", "student.hidden_size=7"):
-        assert identity("precision=fp32", told) == usual, told
+    for assignment in (
+        "precision=bf16",
+        "data.max_tokens=8",
+        "finetune.lr=0.1",
+        "lora.rank=2",
+        "transfer.seed=1",
+    ):
+        assert identity("precision=fp32", assignment) != usual, assignment
+    for assignment in ("seed=1", "finetune.add_bos=true", "finetune.patience=1", "student.hidden_size=7"):
+        assert identity("precision=fp32", assignment) == usual, assignment
     untuned = "transfer.sampler_epochs=0"
     assert identity("precision=fp32", untuned) != identity("precision=bf16", untuned)
 
 
 def test_evaluation_sentences_are_never_corrupted(toy: Path, prose: Path) -> None:
-    session, task = made(toy / "corpus", sources="{text: 1, text_corrupt: 1}", text=prose)
+    session, task = load_session(toy / "corpus", sources="{text: 1, text_corrupt: 1}", text=prose)
     sources = Sources(session.settings.transfer, task.train.sentences, None, lambda s: "counted 7" in s)
     assert not [s for s in sources.draw("text", 10) if "counted 7" in s]
 
@@ -304,65 +313,65 @@ def test_short_and_long_sentences_can_be_corrupted(words: int, enough: bool) -> 
     labels = np.array([1] * 20 + [0] * 10, dtype=np.int64)
     split, none = Split("train", tuple(train), labels), Split("val", (), labels[:0])
     task = TaskData(Corpus("made", COLA_LABELS, {"train": split}), split, none, {})
-    told = ["transfer.size=1", "transfer.sources={corrupt: 1}"]
+    assignments = ["transfer.size=1", "transfer.sources={corrupt: 1}"]
     session = Session(
-        "distill", resolve(flags={}, assignments=told, config=None), Reporter(), None, False, False
+        "distill", resolve(flags={}, assignments=assignments, config=None), Reporter(), None, False, False
     )
     if enough:
-        assert len(draw(session, task)) == 30
+        assert len(draw_transfer_set(session, task)) == 30
     else:
         with pytest.raises(ColakitError, match="only 0 of 30"):
-            draw(session, task)
+            draw_transfer_set(session, task)
 
 
 def test_augmentation_needs_a_transfer_set(toy: Path) -> None:
     with pytest.raises(ColakitError, match=r"transfer\.size is 0"):
-        augmented(*made(toy / "corpus", size=0))
+        augmented_train(*load_session(toy / "corpus", size=0))
 
 
 def test_sampler_is_finetuned_on_train_once(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def writer(**settings: object) -> TunedSampler:
-        session, task = made(toy / "corpus", **settings)
+    def make_sampler(**settings: object) -> TunedSampler:
+        session, task = load_session(toy / "corpus", **settings)
         return tuned_sampler(session, task, str(toy / "base"))
 
-    untuned = writer(sampler_epochs=0)
+    untuned = make_sampler(sampler_epochs=0)
     assert untuned.folder() == toy / "base"
-    tuned = writer(sampler_epochs=1)
+    tuned = make_sampler(sampler_epochs=1)
     weights = (tuned.folder() / "model.safetensors").read_bytes()
     assert "fine-tuning" in capsys.readouterr().err
     assert weights != (toy / "base" / "model.safetensors").read_bytes()
-    assert writer(sampler_epochs=1).folder() == tuned.folder()
+    assert make_sampler(sampler_epochs=1).folder() == tuned.folder()
     assert "fine-tuning" not in capsys.readouterr().err
-    assert writer(sampler_epochs=2).folder() != tuned.folder()
-    assert writer(sampler_epochs=1, seed=1).folder() != tuned.folder()
+    assert make_sampler(sampler_epochs=2).folder() != tuned.folder()
+    assert make_sampler(sampler_epochs=1, seed=1).folder() != tuned.folder()
     assert untuned.identity != tuned.identity
 
 
-def test_rounds_that_were_written_whole_are_read_again(toy: Path, fp32: Compute) -> None:
-    """A stopped command resumes there, and a larger set starts with them."""
-    asked: list[str] = []
+def test_complete_rounds_are_cached(toy: Path, fp32: Compute) -> None:
+    """An interrupted command continues after them, and a larger set starts with them."""
+    seeds: list[str] = []
 
-    class Watched(SentenceSampler):
+    class Recording(SentenceSampler):
         def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
-            asked.append(seed)
+            seeds.append(seed)
             return super().continuations(beginnings, seed)
 
-    def writer(**settings: object) -> TunedSampler:
-        session, task = made(toy / "corpus", sampler_epochs=0, **settings)
-        found = tuned_sampler(session, task, str(toy / "base"))
+    def make_sampler(**settings: object) -> TunedSampler:
+        session, task = load_session(toy / "corpus", sampler_epochs=0, **settings)
+        sampler = tuned_sampler(session, task, str(toy / "base"))
         model = load_gpt(toy / "base").requires_grad_(False).eval()
         tokenizer = SentenceTokenizer.from_folder(toy / "base")
-        found.sampler = Watched(model, tokenizer, fp32, temperature=1.0, batch_size=4)
-        return found
+        sampler.sampler = Recording(model, tokenizer, fp32, temperature=1.0, batch_size=4)
+        return sampler
 
-    first = list(islice(writer().lm_samples(), 140))  # of 64 a round
-    assert len(asked) == len(set(asked)) >= 3
-    stopped, asked[:] = list(asked), []
-    assert list(islice(writer().lm_samples(), 200))[:140] == first
-    assert asked[0] == stopped[-1]  # the one that was not whole
-    asked.clear()
-    assert list(islice(writer(seed=1).lm_samples(), 60)) != first[:60]
-    assert asked
+    first = list(islice(make_sampler().lm_samples(), 140))  # 64 per round
+    assert len(seeds) == len(set(seeds)) >= 3
+    earlier, seeds[:] = list(seeds), []
+    assert list(islice(make_sampler().lm_samples(), 200))[:140] == first
+    assert seeds[0] == earlier[-1]  # the incomplete round
+    seeds.clear()
+    assert list(islice(make_sampler(seed=1).lm_samples(), 60)) != first[:60]
+    assert seeds
 
 
 @pytest.mark.parametrize(

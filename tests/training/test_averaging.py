@@ -52,7 +52,7 @@ def test_weights_are_restored_after_averaging() -> None:
     average = EMA(model, 0.9)
     last = walk(model, 5, average)[-1]
     averaged = average.state()["weight"]
-    with contextlib.suppress(ZeroDivisionError), average.in_place():
+    with contextlib.suppress(ZeroDivisionError), average.applied():
         assert torch.equal(model.weight, averaged)
         assert not torch.equal(model.weight, last)
         raise ZeroDivisionError
@@ -79,15 +79,15 @@ def test_restored_average_continues_as_uninterrupted() -> None:
 
 def test_run_saves_the_averaged_weights_it_evaluated(toy: Path, colakit: Run, tmp_path: Path) -> None:
     common = ["train-scratch", "--base", toy / "base", "--data", toy / "corpus", "--epochs", 2, "--json"]
-    found = {}
+    summaries = {}
     for name, decay in (("plain", "null"), ("averaged", "0.9")):
         folder = tmp_path / name
         code, out, err = colakit(*common, "--set", f"student_training.ema_decay={decay}", "--out", folder)
         assert code == 0, err
-        found[name] = json.loads(out)
-    plain, averaged = (load_classifier(tmp_path / name).model for name in found)
+        summaries[name] = json.loads(out)
+    plain, averaged = (load_classifier(tmp_path / name).model for name in summaries)
     assert not torch.equal(plain.score.weight, averaged.score.weight)
-    for summary in found.values():
+    for summary in summaries.values():
         assert summary["best"]["mcc"] == summary["splits"]["val"]["mcc"]
         assert summary["best"]["loss"] == pytest.approx(summary["splits"]["val"]["loss"], abs=1e-6)
 
@@ -102,7 +102,7 @@ def test_start_and_end_are_averaged_and_the_end_restored(share: float) -> None:
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter)
     end = {name: value.clone() for name, value in model.state_dict().items()}
-    with average.in_place():
+    with average.applied():
         for name, value in model.state_dict().items():
             assert_close(value, share * start[name] + (1 - share) * end[name])
     for name, value in model.state_dict().items():

@@ -80,11 +80,11 @@ def test_transformers_loads_the_base_with_equal_logits(pretrained: Path) -> None
 
     from colakit.storage.gpt2 import load_gpt
 
-    theirs = AutoModelForCausalLM.from_pretrained(pretrained / "base", dtype=torch.float32).eval()
+    reference = AutoModelForCausalLM.from_pretrained(pretrained / "base", dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(pretrained / "base")("These cats see the girl.", return_tensors="pt")
     ours = load_gpt(pretrained / "base")
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids["input_ids"]), theirs(**ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(ids["input_ids"]), reference(**ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_generate_and_finetune_accept_the_base(
@@ -162,9 +162,9 @@ def test_extending_a_finished_run_is_refused(
     shutil.copytree(pretrained, out)
     code, _, err = colakit("pretrain", text, *SMALL, "--tokens", 40960, "--out", out, "--resume")
     assert code == 2
-    said = " ".join(err.split())
-    assert "is finished after 40 steps (got 80)" in said
-    assert f"--init-from {out / 'base'}" in said
+    message = " ".join(err.split())
+    assert "is finished after 40 steps (got 80)" in message
+    assert f"--init-from {out / 'base'}" in message
 
 
 def test_plot_and_evaluate_refuse_a_base(pretrained: Path, colakit: Run) -> None:
@@ -173,13 +173,13 @@ def test_plot_and_evaluate_refuse_a_base(pretrained: Path, colakit: Run) -> None
     assert "is a run of pre-training; there is nothing to plot" in " ".join(err.split())
     code, _, err = colakit("evaluate", pretrained, "--data", "builtin")
     assert code == 2
-    assert f"fine-tune it with --base {pretrained / 'base'}" in " ".join(err.split())
+    assert f"tune it with --base {pretrained / 'base'}" in " ".join(err.split())
 
 
-def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Path) -> None:
+def test_invalid_input_is_refused_before_training(text: Path, colakit: Run, tmp_path: Path) -> None:
     one_sentence = tmp_path / "one.txt"
     one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")
-    for arguments, said in (
+    for arguments, message in (
         ([], "no text to train on"),
         ([tmp_path / "none.txt"], "file not found"),
         ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
@@ -189,7 +189,7 @@ def test_faults_are_found_before_training(text: Path, colakit: Run, tmp_path: Pa
     ):
         code, _, err = colakit("pretrain", *arguments, "--out", tmp_path / "run")
         assert code == 2, err
-        assert said in err
+        assert message in err
         assert not (tmp_path / "run").exists()
 
 
@@ -251,24 +251,24 @@ def test_lr_of_param_groups_applies_also_after_loading(name: str) -> None:
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-def going_on(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]:
+def continue_arguments(text: Path, base: Path, cache: Path) -> tuple[list[str], list[str]]:
     """Arguments of a run of two steps, and those that continue from a base."""
     small = [word for word in SMALL if word not in ("--tokens", "20480")]
     for option in ("--vocab-size", "--num-layers", "--width", "--num-heads", "--num-positions"):
-        place = small.index(option)
-        del small[place : place + 2]
+        index = small.index(option)
+        del small[index : index + 2]
     begin = ["pretrain", str(text), *small, "--tokens", "1024", "--set", f"cache={cache}"]
     return begin, ["--init-from", str(base)]
 
 
 def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: Run, tmp_path: Path) -> None:
-    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
+    begin, base = continue_arguments(text, pretrained / "base", tmp_path / "cache")
     code, _, err = colakit(*begin, *base, "--out", str(tmp_path / "on"))
     assert code == 0, err
-    settled = json.loads((pretrained / "summary.json").read_text())["bits_per_byte"]["toy"]
+    before = json.loads((pretrained / "summary.json").read_text())["bits_per_byte"]["toy"]
     summary = json.loads((tmp_path / "on" / "summary.json").read_text())
     assert summary["steps"] == 2
-    assert summary["bits_per_byte"]["toy"] < 1.1 * settled  # the loss continues from the base
+    assert summary["bits_per_byte"]["toy"] < 1.1 * before  # the loss continues from the base
     first, second = (SentenceTokenizer.from_folder(run / "base") for run in (pretrained, tmp_path / "on"))
     assert first.vocabulary() == second.vocabulary()
 
@@ -291,7 +291,7 @@ def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: R
 def test_start_weight_averages_with_the_initial_base(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
-    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
+    begin, base = continue_arguments(text, pretrained / "base", tmp_path / "cache")
     weights, measured = [load_gpt(pretrained / "base").state_dict()], []
     for name, share in (("all", "0"), ("half", "0.5")):
         code, _, err = colakit(
@@ -319,7 +319,7 @@ def test_windows_may_be_shorter_than_num_positions(
     monkeypatch.setattr(
         Windows, "batch", lambda self, rows: (widths.append(self.num_tokens), batch(self, rows))[1]
     )
-    begin, base = going_on(text, pretrained / "base", tmp_path / "cache")
+    begin, base = continue_arguments(text, pretrained / "base", tmp_path / "cache")
     code, out, err = colakit(*begin, *base, "--window", "8", "--dry-run", "--out", tmp_path / "dry")
     assert code == 0, err
     assert "steps of 128 tokens" in " ".join(out.split())
@@ -342,8 +342,8 @@ def test_windows_may_be_shorter_than_num_positions(
 def test_a_run_from_another_base_is_not_resumed(
     pretrained: Path, text: Path, colakit: Run, tmp_path: Path
 ) -> None:
-    place = SMALL.index("--tokens")
-    small = [*SMALL[:place], "--tokens", "1024", *SMALL[place + 2 :]]
+    index = SMALL.index("--tokens")
+    small = [*SMALL[:index], "--tokens", "1024", *SMALL[index + 2 :]]
     run = [*("--set", f"cache={tmp_path / 'cache'}", "--out", str(tmp_path / "run"))]
     assert colakit("pretrain", str(text), *small, *run, "--init-from", str(pretrained / "base"))[0] == 0
     code, _, err = colakit(

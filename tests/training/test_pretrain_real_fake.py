@@ -43,15 +43,15 @@ def test_each_corruption_changes_the_words_as_named(kind: str, corruptor: Corrup
     change = {"drop": -1, "double": 1, "insert": 1}.get(kind, 0)
     seen = set()
     for seed in range(100):
-        found = corruptor.kinds[kind](list(words), random.Random(seed))
-        assert len(found) == len(words) + change
+        changed = corruptor.kinds[kind](list(words), random.Random(seed))
+        assert len(changed) == len(words) + change
         if kind in ("swap", "move"):
-            assert sorted(found) == sorted(words)
+            assert sorted(changed) == sorted(words)
         if kind in ("replace", "inflect"):
-            assert sum(a != b for a, b in zip(found, words, strict=True)) <= 1
+            assert sum(a != b for a, b in zip(changed, words, strict=True)) <= 1
         if kind == "double":
-            assert sum(a == b for a, b in pairwise(found)) == 1
-        seen.add(tuple(found))
+            assert sum(a == b for a, b in pairwise(changed)) == 1
+        seen.add(tuple(changed))
     assert len(seen) > 3
 
 
@@ -63,25 +63,25 @@ def test_inflection_uses_forms_of_the_corpus(corruptor: Corruptor) -> None:
 
 def test_a_corrupted_sentence_differs_and_keeps_capital_and_end_mark(corruptor: Corruptor) -> None:
     for seed, sentence in enumerate(SENTENCES * 50):
-        found = corruptor.corrupt(sentence, random.Random(seed))
-        assert found is not None
-        assert found != sentence
-        assert found[0].isupper()
-        assert found[-1] == sentence[-1]
-        assert found == corruptor.corrupt(sentence, random.Random(seed))
+        corrupted = corruptor.corrupt(sentence, random.Random(seed))
+        assert corrupted is not None
+        assert corrupted != sentence
+        assert corrupted[0].isupper()
+        assert corrupted[-1] == sentence[-1]
+        assert corrupted == corruptor.corrupt(sentence, random.Random(seed))
     assert corruptor.corrupt("Stop!", random.Random(0)) is None
 
 
 def test_a_moved_name_keeps_its_capital(corruptor: Corruptor) -> None:
-    found = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
-    assert len(found) > 20
-    assert not any("john" in str(sentence) for sentence in found)
+    corrupted = {corruptor.corrupt("John saw these dogs.", random.Random(seed)) for seed in range(60)}
+    assert len(corrupted) > 20
+    assert not any("john" in str(sentence) for sentence in corrupted)
     moved = {corruptor.corrupt("Cats have seen him.", random.Random(seed)) for seed in range(60)}
     assert any(" cats" in str(sentence) for sentence in moved)  # a word that was seen in lower case
 
 
 @pytest.mark.parametrize(("lm_weight", "pair_weight"), [(0.5, 0.0), (0.0, 2.0), (0.5, 2.0)])
-def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> None:
+def test_the_objective_is_the_sum_of_three_losses(lm_weight: float, pair_weight: float) -> None:
     torch.manual_seed(0)
     config = GPTConfig(13, 8, 8, 1, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     body = GPT(config)
@@ -89,10 +89,10 @@ def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> 
     ids, lengths = torch.randint(13, (4, 6)), [6, 5, 4, 6]
     mask = torch.tensor([[1] * length + [0] * (6 - length) for length in lengths])
     labels = torch.tensor([1, 0, 1, 0])
-    found = discrimination(lm_weight, pair_weight)(model, PairBatch(ids, mask, labels))
+    loss = discrimination(lm_weight, pair_weight)(model, PairBatch(ids, mask, labels))
     logits = model(ids, mask)
-    assert found.logits is not None
-    assert_close(found.logits, logits)
+    assert loss.logits is not None
+    assert_close(loss.logits, logits)
     words = body(ids)
     nats = [
         F.cross_entropy(words[row, : length - 1], ids[row, 1:length], reduction="sum")
@@ -101,10 +101,10 @@ def test_the_objective_is_three_losses(lm_weight: float, pair_weight: float) -> 
     expected = F.cross_entropy(logits, labels, reduction="sum") + lm_weight * (nats[0] + nats[2])
     for real, corrupted in (nats[:2], nats[2:]):
         expected = expected + pair_weight * torch.log1p(torch.exp(real - corrupted))
-    assert_close(found.total, expected)
+    assert_close(loss.total, expected)
     leaves = list(model.parameters())
     wanted = torch.autograd.grad(expected, leaves)
-    for one, two in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+    for one, two in zip(torch.autograd.grad(loss.total, leaves), wanted, strict=True):
         assert_close(one, two)
 
 
@@ -152,14 +152,14 @@ def test_real_fake_training_writes_a_base_that_tunes_and_resumes(
     half = [*common, "--set", "pretrain.start_weight=0.5", "--out", tmp_path / "half"]
     code, _, err = colakit(*half)
     assert code == 0, err
-    start, end, found = (m.state_dict() for m in (before, after, load_gpt(tmp_path / "half" / "base")))
-    for name, value in found.items():
+    start, end, half_way = (m.state_dict() for m in (before, after, load_gpt(tmp_path / "half" / "base")))
+    for name, value in half_way.items():
         assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # bf16
     models = [tmp_path / "half", tmp_path / "half" / "base", tmp_path / "half" / "ckpt.pt"]
     code, answer, err = colakit("evaluate", "--text", text, *models, "--json")
     assert code == 0, err
-    run, base, taught = (found["bits_per_byte"] for found in json.loads(answer)["models"])
-    assert run == base != taught  # a run stands for the base that it has written
+    run, base, classifier = (model["bits_per_byte"] for model in json.loads(answer)["models"])
+    assert run == base != classifier  # a run folder means the base that it wrote
     code, _, err = colakit(
         *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),
         *("--quiet", "--out", tmp_path / "tuned"),
@@ -167,7 +167,7 @@ def test_real_fake_training_writes_a_base_that_tunes_and_resumes(
     assert code == 0, err
 
 
-def test_a_dry_run_leaves_the_cache_alone(
+def test_a_dry_run_does_not_write_to_the_cache(
     toy: Path, text: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Tuning a base as a language model of train's sentences."""
+"""Fine-tuning a base as a language model of the sentences of train."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from colakit.storage.gpt2 import load_gpt
 Run = Callable[..., tuple[int, str, str]]
 
 
-def nats_a_token(base: Path, sentences: tuple[str, ...]) -> float:
-    """By the plainest of formulas, one sentence at a time."""
+def nats_per_token(base: Path, sentences: tuple[str, ...]) -> float:
+    """Return the loss, computed one sentence at a time."""
     model, tokenizer = load_gpt(base).eval(), SentenceTokenizer.from_folder(base, prefix=True, suffix=True)
     tokens = tokenizer.encode(sentences)
     nats, count = 0.0, 0
@@ -37,7 +37,7 @@ def nats_a_token(base: Path, sentences: tuple[str, ...]) -> float:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_tuned_base_writes_what_train_reads_like(
+def test_language_model_finetuning_lowers_the_validation_loss(
     method: str, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:
     common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language-modelling", "--json")
@@ -46,8 +46,8 @@ def test_a_tuned_base_writes_what_train_reads_like(
     assert code == 0, err
     summary = json.loads(out)
     corpus = load_corpus(toy / "corpus")
-    held = train_val_split(corpus.split("train"), 0.1, 0)[1].sentences
-    before, after = (nats_a_token(base, held) for base in (toy / "base", tmp_path / "run" / "base"))
+    val = train_val_split(corpus.split("train"), 0.1, 0)[1].sentences
+    before, after = (nats_per_token(base, val) for base in (toy / "base", tmp_path / "run" / "base"))
     assert after < before - 0.04
     assert after == pytest.approx(summary["best"]["loss"], rel=0.01)  # base/ is rounded to bf16
     assert math.isfinite(summary["tokens_per_second"])
@@ -56,9 +56,7 @@ def test_a_tuned_base_writes_what_train_reads_like(
 @pytest.mark.parametrize(
     "setting", ["add_bos=true", "ema_decay=0.9", "patience=2", "metric_for_best_model=loss"]
 )
-def test_a_typed_setting_that_would_be_passed_over_is_refused(
-    setting: str, toy: Path, colakit: Run, tmp_path: Path
-) -> None:
+def test_settings_without_effect_are_refused(setting: str, toy: Path, colakit: Run, tmp_path: Path) -> None:
     common = ("--base", toy / "base", "--data", toy / "corpus", "--objective", "language-modelling")
     code, _, err = colakit("finetune", *common, "--set", f"finetune.{setting}", "--out", tmp_path / "run")
     assert code == 2
@@ -66,7 +64,7 @@ def test_a_typed_setting_that_would_be_passed_over_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_dissolved_adapters_answer_as_adapters_do() -> None:
+def test_merge_and_unload_preserves_logits() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(13, 8, 8, 1, 2)).eval()
     inject(model, LoRAConfig(rank=2, target_modules=("c_attn", "mlp.c_proj")))

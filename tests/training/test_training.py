@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from colakit.config.training import LoopSettings
 from colakit.data.batches import Batch, Examples, PairExamples, micro_batches
 from colakit.data.tokens import Tokens
 from colakit.errors import EXIT_FAILED, ColakitError
@@ -85,10 +86,10 @@ def test_accumulation_equals_the_whole_batch(make_model: type, micro_batch_size:
     examples = make_examples(21)  # 21 = 2 · 8 + 5: the last batch is ragged
     whole, parts = make_model(), make_model()
     expected = run(whole, step_batches(examples, 8, 8), fp32)
-    found = run(parts, step_batches(examples, 8, micro_batch_size), fp32)
-    assert [r.count for r in found] == [r.count for r in expected]
+    actual = run(parts, step_batches(examples, 8, micro_batch_size), fp32)
+    assert [r.count for r in actual] == [r.count for r in expected]
     # sums in another order differ in the last digits; the error grows over six steps
-    np.testing.assert_allclose([r.loss for r in found], [r.loss for r in expected], rtol=1e-5)
+    np.testing.assert_allclose([r.loss for r in actual], [r.loss for r in expected], rtol=1e-5)
     for name, parameter in whole.named_parameters():
         torch.testing.assert_close(dict(parts.named_parameters())[name], parameter, rtol=1e-4, atol=1e-6)
 
@@ -142,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value: float, fp
     model = make_classifier()
     calls = 0
 
-    def poisoned(model: nn.Module, batch: Batch) -> Loss:
+    def not_finite(model: nn.Module, batch: Batch) -> Loss:
         nonlocal calls
         calls += 1
         loss = classification(model, batch)
@@ -153,7 +154,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value: float, fp
     loop = train(
         model,
         step_batches(make_examples(40), 8, 8),
-        poisoned,
+        not_finite,
         optimizer,
         lr_at=lambda step: 1.0,
         compute=fp32,
@@ -162,9 +163,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value: float, fp
     for _ in range(2):
         reports.append(next(loop))
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(ColakitError, match=r"step 3: loss (nan|inf).* on a batch") as caught:
+    with pytest.raises(
+        ColakitError, match=r"step 3: loss (nan|inf) and gradient norm nan on a batch"
+    ) as error:
         next(loop)
-    assert caught.value.exit_code == EXIT_FAILED
+    assert error.value.exit_code == EXIT_FAILED
     assert len(reports) == 2
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -213,39 +216,39 @@ def test_student_trained_on_logits_only_reproduces_them(fp32: Compute) -> None:
     for _ in train(model, batches, objective, optimizer, lr_at=lambda step: 1.0, compute=fp32):
         pass
     batch = examples.batch(np.arange(16))
-    found = model(batch.input_ids, batch.attention_mask)
-    torch.testing.assert_close(found, torch.from_numpy(examples.teacher_logits), rtol=0, atol=0.1)
+    actual = model(batch.input_ids, batch.attention_mask)
+    torch.testing.assert_close(actual, torch.from_numpy(examples.teacher_logits), rtol=0, atol=0.1)
 
 
 def test_bf16_follows_fp32_within_its_precision(fp32: Compute) -> None:
-    halved = Compute(torch.device("cpu"), torch.bfloat16, "a test")
-    model = halved.place(make_classifier())
+    bf16 = Compute(torch.device("cpu"), torch.bfloat16, "a test")
+    model = bf16.place(make_classifier())
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad and p.ndim > 1}
     assert frozen == {torch.bfloat16}
     expected = [r.loss for r in run(make_classifier(), step_batches(make_examples(32), 8, 8), fp32)]
-    found = [r.loss for r in run(model, step_batches(make_examples(32), 8, 8), halved)]
+    actual = [r.loss for r in run(model, step_batches(make_examples(32), 8, 8), bf16)]
     # bf16 keeps 8 bits: 2^-8 relative per product, averaged over a batch
-    np.testing.assert_allclose(found, expected, rtol=2e-2)
+    np.testing.assert_allclose(actual, expected, rtol=2e-2)
 
 
 def test_only_the_body_of_a_gpt_is_stored_in_bf16() -> None:
-    halved = Compute(torch.device("cpu"), torch.bfloat16, "a test")
-    model = halved.place(make_classifier().requires_grad_(False))
+    bf16 = Compute(torch.device("cpu"), torch.bfloat16, "a test")
+    model = bf16.place(make_classifier().requires_grad_(False))
     low = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
     assert low
     assert all(name.endswith((".base.weight", "wte.weight", "wpe.weight")) for name in low)
-    student = halved.place(make_student().requires_grad_(False))
+    student = bf16.place(make_student().requires_grad_(False))
     assert {p.dtype for p in student.parameters()} == {torch.float32}
 
 
 # -- out of memory
 
 
-def choking(most: int, on_backward: bool = False) -> Objective:
-    """Classification that raises out-of-memory errors for batches of more than `most` sentences."""
+def out_of_memory_above(limit: int, on_backward: bool = False) -> Objective:
+    """Classification that raises out-of-memory errors for batches of more than `limit` sentences."""
 
-    class Choke(torch.autograd.Function):
+    class RaiseOnBackward(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, total: torch.Tensor) -> torch.Tensor:
             return total.clone()
@@ -256,44 +259,44 @@ def choking(most: int, on_backward: bool = False) -> Objective:
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         loss = classification(model, batch)  # the retry must repeat the random draws of the failed attempt
-        if len(batch) <= most:
+        if len(batch) <= limit:
             return loss
         if on_backward:
-            return Loss(Choke.apply(loss.total), loss.logits)
+            return Loss(RaiseOnBackward.apply(loss.total), loss.logits)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     return objective
 
 
-def make_dropping_student() -> nn.Module:
+def make_student_with_dropout() -> nn.Module:
     torch.manual_seed(0)
     return DistilRNN(RNNConfig(VOCABULARY, embedding_size=8, hidden_size=8, dropout=0.3)).train()
 
 
 @pytest.mark.parametrize("on_backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("make_model", [make_classifier, make_dropping_student])
-def test_where_memory_runs_out_smaller_micro_batches_give_their_own_bits(
+@pytest.mark.parametrize("make_model", [make_classifier, make_student_with_dropout])
+def test_run_after_out_of_memory_equals_one_with_smaller_micro_batches(
     make_model: Callable[[], nn.Module], on_backward: bool, fp32: Compute
 ) -> None:
     examples = make_examples(40)
-    small, choked = make_model(), make_model()
+    small, reduced = make_model(), make_model()
     torch.manual_seed(1)
     expected = run(small, step_batches(examples, 8, 2), fp32)
     torch.manual_seed(1)
-    found = run(choked, step_batches(examples, 8, 8), fp32, objective=choking(3, on_backward))
+    actual = run(reduced, step_batches(examples, 8, 8), fp32, objective=out_of_memory_above(3, on_backward))
     assert [r.max_micro_batch_size for r in expected] == [None] * 10
-    assert [r.max_micro_batch_size for r in found] == [2] * 10  # 8, 4, 2; failed sizes are not tried again
-    assert [r.loss for r in found] == [r.loss for r in expected]
-    assert [r.count for r in found] == [r.count for r in expected]
-    assert [len(r.predictions) for r in found] == [4] * 10
-    assert all(torch.equal(p, dict(choked.named_parameters())[name]) for name, p in small.named_parameters())
+    assert [r.max_micro_batch_size for r in actual] == [2] * 10  # 8, 4, 2; failed sizes are not tried again
+    assert [r.loss for r in actual] == [r.loss for r in expected]
+    assert [r.count for r in actual] == [r.count for r in expected]
+    assert [len(r.predictions) for r in actual] == [4] * 10
+    assert all(torch.equal(p, dict(reduced.named_parameters())[name]) for name, p in small.named_parameters())
 
 
 def test_step_that_runs_out_of_memory_is_rolled_back(fp32: Compute) -> None:
     examples = make_examples(40)
     calls = 0
 
-    def filling_up(model: nn.Module, batch: Batch) -> Loss:
+    def failing(model: nn.Module, batch: Batch) -> Loss:
         nonlocal calls
         calls += 1
         loss = classification(model, batch)
@@ -305,40 +308,40 @@ def test_step_that_runs_out_of_memory_is_rolled_back(fp32: Compute) -> None:
         for step, index in enumerate(examples.plan_epoch(8, 0, 0)):
             yield StepBatch(micro_batches(examples, index, 4 if step < 2 else 2), len(index), 0, "a batch")
 
-    expected_model, found_model = make_dropping_student(), make_dropping_student()
+    expected_model, actual_model = make_student_with_dropout(), make_student_with_dropout()
     torch.manual_seed(1)
     expected = run(expected_model, sizes(), fp32)
     torch.manual_seed(1)
-    found = run(found_model, step_batches(examples, 8, 4, epochs=1), fp32, objective=filling_up)
-    assert [r.max_micro_batch_size for r in found] == [None, None, 2, 2, 2]
-    assert [r.loss for r in found] == [r.loss for r in expected]
-    parameters = dict(found_model.named_parameters())
+    actual = run(actual_model, step_batches(examples, 8, 4, epochs=1), fp32, objective=failing)
+    assert [r.max_micro_batch_size for r in actual] == [None, None, 2, 2, 2]
+    assert [r.loss for r in actual] == [r.loss for r in expected]
+    parameters = dict(actual_model.named_parameters())
     assert all(torch.equal(p, parameters[name]) for name, p in expected_model.named_parameters())
 
 
-@pytest.mark.parametrize("most", [3, 5, 8])
+@pytest.mark.parametrize("limit", [3, 5, 8])
 @pytest.mark.parametrize("micro_batch_size", [2, 6, 8])
-def test_micro_batches_never_split_pairs(micro_batch_size: int, most: int, fp32: Compute) -> None:
+def test_micro_batches_never_split_pairs(micro_batch_size: int, limit: int, fp32: Compute) -> None:
     """Accumulation and halving after out-of-memory errors give the steps of the whole batch."""
     examples, objective = make_pairs(11), discrimination(0.3, 0.7)
 
     def limited(model: nn.Module, batch: Batch) -> Loss:
-        if len(batch) > most:
+        if len(batch) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return objective(model, batch)
 
     whole, parts = make_classifier(), make_classifier()
     expected = run(whole, step_batches(examples, 8, 8), fp32, objective=objective)
-    found = run(parts, step_batches(examples, 8, micro_batch_size), fp32, objective=limited)
-    np.testing.assert_allclose([r.loss for r in found], [r.loss for r in expected], rtol=1e-5)
-    max_micro_batch_size = found[-1].max_micro_batch_size
-    assert (max_micro_batch_size is None) == (micro_batch_size <= most)
+    actual = run(parts, step_batches(examples, 8, micro_batch_size), fp32, objective=limited)
+    np.testing.assert_allclose([r.loss for r in actual], [r.loss for r in expected], rtol=1e-5)
+    max_micro_batch_size = actual[-1].max_micro_batch_size
+    assert (max_micro_batch_size is None) == (micro_batch_size <= limit)
     assert max_micro_batch_size is None or max_micro_batch_size in (2, 4)
 
 
 def test_pair_that_exceeds_memory_is_an_error(fp32: Compute) -> None:
     with pytest.raises(ColakitError, match="out of memory with micro-batches of 2"):
-        run(make_classifier(), step_batches(make_pairs(4), 8, 8), fp32, objective=choking(1))
+        run(make_classifier(), step_batches(make_pairs(4), 8, 8), fp32, objective=out_of_memory_above(1))
 
 
 def test_pair_losses_of_processes_sum_to_the_whole_batch() -> None:
@@ -351,8 +354,8 @@ def test_pair_losses_of_processes_sum_to_the_whole_batch() -> None:
                 for rank in range(world_size)
                 for share in micro_batches(examples, index, 2, rank=rank, world_size=world_size)
             ]
-            found = sum(objective(model, share).total.item() * share.weight for share in shares)
-            assert found == pytest.approx(expected, rel=1e-5)
+            actual = sum(objective(model, share).total.item() * share.weight for share in shares)
+            assert actual == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("max_steps", [1, 4, 5, 9, 12])
@@ -361,10 +364,9 @@ def test_training_starts_at_any_step_and_ends_at_max_steps(max_steps: int) -> No
     assert steps_per_epoch(examples, 8) == 4
 
     def taken(start: int) -> list[tuple[list[int], int, str, float]]:
-        found = steps(
+        actual = steps(
             examples,
-            batch_size=8,
-            micro_batch_size=3,
+            LoopSettings.model_construct(batch_size=8, micro_batch_size=3),
             seed=5,
             start=start,
             max_steps=max_steps,
@@ -377,7 +379,7 @@ def test_training_starts_at_any_step_and_ends_at_max_steps(max_steps: int) -> No
                 step.name,
                 step.micro_batches[0].progress,
             )
-            for step in found
+            for step in actual
         ]
 
     every = taken(0)
@@ -392,7 +394,7 @@ def test_training_starts_at_any_step_and_ends_at_max_steps(max_steps: int) -> No
 
 
 def test_sentence_that_exceeds_memory_is_an_error(fp32: Compute) -> None:
-    with pytest.raises(ColakitError, match=r"step 1: out of memory with micro-batches of 1 \(CUDA") as caught:
-        run(make_classifier(), step_batches(make_examples(8), 8, 8), fp32, objective=choking(0))
-    assert caught.value.exit_code == EXIT_FAILED
-    assert "max_tokens" in str(caught.value)
+    with pytest.raises(ColakitError, match=r"step 1: out of memory with micro-batches of 1 \(CUDA") as error:
+        run(make_classifier(), step_batches(make_examples(8), 8, 8), fp32, objective=out_of_memory_above(0))
+    assert error.value.exit_code == EXIT_FAILED
+    assert "max_tokens" in str(error.value)

@@ -59,24 +59,24 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
     """The children's commands, run in this process for speed."""
-    found: list[Child] = []
+    started: list[Child] = []
 
-    def run_side_by_side(commands: Sequence[Child], workers: object, tell: object) -> list[str]:
+    def run_side_by_side(commands: Sequence[Child], workers: object, on_line: object) -> list[str]:
         for child in commands:
-            found.append(child)
+            started.append(child)
             if code := main([*child.words, "--quiet"]):
-                raise ColakitError(f"{child.name}: failed", hint="Mend it.", exit_code=code)
+                raise ColakitError(f"{child.name}: failed", hint="Repair it.", exit_code=code)
         return [""] * len(commands)
 
     monkeypatch.setattr(command, "run_side_by_side", run_side_by_side)
-    return found
+    return started
 
 
 def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def cut(toy: Path) -> TaskData:
+def load_task(toy: Path) -> TaskData:
     resolved = resolve(assignments=[f"data.path={toy / 'corpus'}"], environment={})
     return Session("finetune", resolved, Reporter(quiet=True)).load_task()
 
@@ -104,27 +104,27 @@ def test_fold_runs_equal_runs_with_leave_out(trained: Path, toy: Path, tmp_path:
 def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
     trained: Path, toy: Path
 ) -> None:
-    train = cut(toy).train
+    train = load_task(toy).train
     labels, answers = train.require_labels(), np.full(len(train), -1)
     folds = np.array([fold_of_sentence(sentence, K) for sentence in train.sentences])
     compute = resolve_compute("auto", "auto")
-    found = summary(trained)
+    result = summary(trained)
     for number in (1, 2):
         classifier = load_classifier(trained / f"fold-{number}")
         compute.place(classifier.model.requires_grad_(False))
-        place = np.flatnonzero(folds == number)
-        logits = classifier.logits(classifier.encode([train.sentences[i] for i in place]), compute)
+        rows = np.flatnonzero(folds == number)
+        logits = classifier.logits(classifier.encode([train.sentences[i] for i in rows]), compute)
         odds = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
         assert classifier.threshold is not None
-        answers[place] = odds >= classifier.threshold
-        run = found["runs"][number - 1]
+        answers[rows] = odds >= classifier.threshold
+        run = result["runs"][number - 1]
         assert run["leave_out"] == f"{number}/{K}"
         assert run["threshold"] == classifier.threshold
-        assert run["left_out"]["num_examples"] == len(place)
-        assert run["left_out"]["mcc"] == pytest.approx(matthews_corrcoef(labels[place], answers[place]))
-        held_out = summary(trained / f"fold-{number}")["splits"]["val"]
-        assert run["val"].items() <= held_out.items()
-    whole = found["out_of_fold"]
+        assert run["left_out"]["num_examples"] == len(rows)
+        assert run["left_out"]["mcc"] == pytest.approx(matthews_corrcoef(labels[rows], answers[rows]))
+        val = summary(trained / f"fold-{number}")["splits"]["val"]
+        assert run["val"].items() <= val.items()
+    whole = result["out_of_fold"]
     assert whole["num_examples"] == len(train) == 216
     assert whole["mcc"] == pytest.approx(matthews_corrcoef(labels, answers))
     assert whole["mcc"] != 0
@@ -135,9 +135,9 @@ def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
     np.testing.assert_array_equal(saved, (labels, answers))
     for part in ("val", "left_out"):
         for key in ("mcc", "accuracy", "majority_rate"):
-            values = [run[part][key] for run in found["runs"]]
-            assert found[part][key]["mean"] == pytest.approx(np.mean(values))
-            assert found[part][key]["sd"] == pytest.approx(np.std(values, ddof=1))
+            values = [run[part][key] for run in result["runs"]]
+            assert result[part][key]["mean"] == pytest.approx(np.mean(values))
+            assert result[part][key]["sd"] == pytest.approx(np.std(values, ddof=1))
 
 
 def test_printed_metrics_equal_written_ones(copy: Path, colakit: Run, children: list[Child]) -> None:
@@ -145,25 +145,25 @@ def test_printed_metrics_equal_written_ones(copy: Path, colakit: Run, children: 
     code, out, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
     assert code == 0, err
     assert not children
-    found = summary(copy)
+    result = summary(copy)
     for number in (
-        found["out_of_fold"]["mcc"],
-        found["left_out"]["mcc"]["mean"],
-        found["val"]["mcc"]["sd"],
+        result["out_of_fold"]["mcc"],
+        result["left_out"]["mcc"]["mean"],
+        result["val"]["mcc"]["sd"],
     ):
         assert f"{number:.3f}" in out
     assert "216" in out
     assert "mean ± sd" in out
     code, out, err = colakit("finetune", "--resume", "--out", copy, "--json")
     assert code == 0
-    assert json.loads(out) == {**found, "run": str(copy)}
+    assert json.loads(out) == {**result, "run": str(copy)}
     assert "is finished; nothing to resume" in err
 
 
 def test_dry_run_counts_the_folds_and_writes_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit(*finetune(toy, "--folds", 3, "--dry-run", "--json", "--out", tmp_path / "run"))
     assert code == 0, err
-    answer, train = json.loads(out), cut(toy).train
+    answer, train = json.loads(out), load_task(toy).train
     sizes = [sum(fold_of_sentence(s, 3) == number for s in train.sentences) for number in (1, 2, 3)]
     assert answer["folds"] == dict(zip(("1/3", "2/3", "3/3"), sizes, strict=True))
     assert answer["parameters"]["trainable"] > 0
@@ -294,12 +294,12 @@ def test_failing_fold_fails_the_command_and_the_others_stay_resumable(
     for number in (1, 2):
         shutil.rmtree(copy / f"fold-{number}")
     (copy / "fold-2").mkdir()
-    (copy / "fold-2" / "diary.txt").write_text("somebody else's")
+    (copy / "fold-2" / "diary.txt").write_text("a user's file")
     code, _, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
-    said = " ".join(err.split())
+    message = " ".join(err.split())
     assert code == 2
-    assert f"error: fold-2: --out {copy}/fold-2: folder is not empty; 0 of 2 folds are finished" in said
-    assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in said
+    assert f"error: fold-2: --out {copy}/fold-2: folder is not empty; 0 of 2 folds are finished" in message
+    assert f"Continue: colakit finetune --folds 2 --resume --out {copy}" in message
     assert not list(copy.rglob("run.lock"))
     (copy / "fold-2" / "diary.txt").unlink()
     code, _, err = colakit("finetune", "--resume", "--out", copy, "--quiet")
@@ -307,7 +307,7 @@ def test_failing_fold_fails_the_command_and_the_others_stay_resumable(
     assert (copy / "predictions.json").read_bytes() == (trained / "predictions.json").read_bytes()
 
 
-def struck(toy: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+def train_until_signal(toy: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Train long folds and send a signal after the first checkpoint; return exit code and stderr."""
     slow = ["--epochs", 400, "--set", "finetune.save_every_steps=2", "--out", out]
     words = [sys.executable, "-m", "colakit", *finetune(toy, "--folds", K, *slow)]
@@ -321,13 +321,13 @@ def struck(toy: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
-def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tmp_path: Path) -> None:
+def test_an_interrupt_saves_every_fold_and_ends_all_processes(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
-    code, err = struck(toy, out, signal.SIGINT)
+    code, err = train_until_signal(toy, out, signal.SIGINT)
     assert code == 130, err
-    said = " ".join(err.split())
-    assert "error: stopped; 0 of 2 folds are finished" in said
-    assert f"Continue: colakit finetune --folds 2 --resume --out {out}" in said
+    message = " ".join(err.split())
+    assert "error: stopped; 0 of 2 folds are finished" in message
+    assert f"Continue: colakit finetune --folds 2 --resume --out {out}" in message
     assert not list(out.rglob("run.lock"))
     assert not list(out.glob("fold-*/summary.json"))
     begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
@@ -336,9 +336,9 @@ def test_an_interrupt_lets_every_fold_save_and_leaves_none_at_work(toy: Path, tm
         assert RunFolder(fold).checkpoints.load(pytest.fail).state["step"] > 0
 
 
-def test_folds_whose_parent_is_killed_save_and_leave(toy: Path, tmp_path: Path) -> None:
+def test_folds_save_and_end_when_their_parent_is_killed(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    code, err = struck(toy, out, signal.SIGKILL)
+    code, err = train_until_signal(toy, out, signal.SIGKILL)
     assert code == -signal.SIGKILL, err
     begun = {path.parents[1] for path in out.glob("fold-*/checkpoints/step-*")}
     assert begun
@@ -437,8 +437,8 @@ def test_folds_of_one_count_are_one_experiment() -> None:
     assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
 
 
-def test_a_fold_is_repeated_where_its_seed_is_the_same() -> None:
-    entrants = [ModelInfo(f"{seed}-{fold}", "tuned", "key", seed, fold) for seed in (0, 1) for fold in "ab"]
-    assert len(set(group_names(entrants))) == 1
+def test_repeated_fold_and_seed_is_another_group() -> None:
+    models = [ModelInfo(f"{seed}-{fold}", "tuned", "key", seed, fold) for seed in (0, 1) for fold in "ab"]
+    assert len(set(group_names(models))) == 1
     again = ModelInfo("again", "tuned", "key", 1, "b")
-    assert len(set(group_names([*entrants, again]))) == 2
+    assert len(set(group_names([*models, again]))) == 2

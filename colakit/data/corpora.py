@@ -261,7 +261,7 @@ def _headed_table(split: str, rows: Iterator[Row], where: str, columns: Columns)
         label = column_index(header, columns.label, "data.label_column", where)
     table = _read_table(rows, where, len(header), text, label)
     blanks = RowErrors(where, "a label is needed")
-    for number, value in zip(table.lines, table.labels or (), strict=table.labels is not None):
+    for number, value in zip(table.lines, table.labels or (), strict=False):
         if not value.strip():
             blanks.add(number, "no label")
     blanks.raise_any()

@@ -204,8 +204,8 @@ def ever_in_a_condition(grammar: Grammar) -> str:
     result = f"{grammar.person()} will {grammar.predicate().base}"
     if grammar.chance(0.4):
         word = grammar.pick(("always", "often"))
-        return f"because {subject} {contrast(word, 'ever')} {event.present(False)}, {result}"
-    return f"{contrast('if', 'because')} {subject} ever {event.present(False)}, {result}"
+        return f"because {subject} {contrast(word, 'ever')} {event.third}, {result}"
+    return f"{contrast('if', 'because')} {subject} ever {event.third}, {result}"
 
 
 @paradigm("negative polarity")

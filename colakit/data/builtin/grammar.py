@@ -70,36 +70,14 @@ class Phrase:
         return "itself" if self.pronoun == "it" else PRONOUNS[self.pronoun][2]
 
 
-@dataclass(frozen=True)
 class Predicate:
-    """A verb and its complements."""
+    """A verb and its complements `rest`; the attributes named as forms of `Verb` include `rest`."""
 
-    verb: Verb
-    rest: str
-
-    def present(self, plural: bool) -> str:
-        """Return it in the third person of the present."""
-        return f"{self.verb.present(plural)} {self.rest}"
-
-    @property
-    def base(self) -> str:
-        """The infinitive."""
-        return f"{self.verb.base} {self.rest}"
-
-    @property
-    def past(self) -> str:
-        """The past."""
-        return f"{self.verb.past} {self.rest}"
-
-    @property
-    def participle(self) -> str:
-        """The past participle."""
-        return f"{self.verb.participle} {self.rest}"
-
-    @property
-    def gerund(self) -> str:
-        """The form in -ing."""
-        return f"{self.verb.gerund} {self.rest}"
+    def __init__(self, verb: Verb, rest: str) -> None:
+        self.verb, self.rest = verb, rest
+        self.base, self.third, self.past, self.participle, self.gerund = (
+            f"{form} {rest}" for form in (verb.base, verb.third, verb.past, verb.participle, verb.gerund)
+        )
 
 
 class Grammar:
@@ -129,8 +107,7 @@ class Grammar:
 
     def fresh(self, items: Sequence[Item]) -> Item:
         """Return an item that is not yet used in this sentence."""
-        left = [item for item in items if str(item) not in self._used]
-        item = self.pick(left)
+        item = self.pick([item for item in items if str(item) not in self._used])
         self._used.add(str(item))
         return item
 
@@ -203,10 +180,8 @@ class Grammar:
 
     def aside(self) -> str:
         """Return an adverb, place, time or nothing, to end a clause in the past tense."""
-        draw = self.pick(("manner", "place", "time", "", ""))
-        if draw == "time":
-            return self.pick(TIMES)
-        return {"manner": self.manner, "place": self.place}[draw]() if draw else ""
+        draw = self.pick((self.manner, self.place, lambda: self.pick(TIMES), str, str))
+        return draw()
 
     def manner_or_place(self) -> str:
         """Return an adverb or a place, to end any clause."""

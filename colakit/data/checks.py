@@ -47,8 +47,7 @@ class SplitCheck:
 
 def check_corpus(corpus: Corpus) -> list[SplitCheck]:
     """Return the statistics of every split."""
-    others = len(corpus.splits) > 1 and "train" in corpus.splits
-    train = set(corpus.splits["train"].sentences) if others else set()
+    train = set(corpus.splits["train"].sentences) if "train" in corpus.splits else set()
     return [_check(split, corpus.label_names, train) for split in corpus.splits.values()]
 
 

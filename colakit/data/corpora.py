@@ -82,8 +82,7 @@ class Corpus:
         """Return a split; `dev` joins all splits whose names end in `_dev`."""
         if name in self.splits:
             return self.splits[name]
-        parts = [split for key, split in self.splits.items() if key.endswith("_dev")]
-        if name == "dev" and parts:
+        if name == "dev" and (parts := [self.splits[key] for key in self.splits if key.endswith("_dev")]):
             return join_splits("dev", parts)
         raise ColakitError(
             f"{self.name}: no split {name!r}.{did_you_mean(name, self.splits)}",
@@ -133,10 +132,9 @@ def load_corpus(
     columns: Columns | None = None,
     label_names: Sequence[str] | None = None,
 ) -> Corpus:
-    """Read a corpus.
+    """Read a corpus from a zip, a folder or one file.
 
     Args:
-        path: a zip, a folder or one file.
         files: split name -> file; replaces `path`.
         columns: text and label columns; None reads CoLA's or GLUE's layout.
         label_names: labels in index order; by default the sorted labels of the files.

@@ -54,7 +54,13 @@ class Pair:
 def builtin_pairs() -> tuple[Pair, ...]:
     """Return the pairs of all splits; no sentence occurs twice."""
     seen: set[str] = set()
-    return tuple(pair for split in SIZES for pair in _shuffled(list(_pairs(split, seen)), split))
+    return tuple(
+        pair
+        for split in SIZES
+        for pair in sorted(
+            _pairs(split, seen), key=lambda pair: _seed(f"{VERSION}/{pair.split}/{pair.sentence}")
+        )
+    )
 
 
 def _pairs(split: str, seen: set[str]) -> Iterator[Pair]:
@@ -79,10 +85,6 @@ def _new_pairs(paradigm: Paradigm, split: str, seen: set[str]) -> Iterator[tuple
 
 def _seed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _shuffled(pairs: list[Pair], split: str) -> list[Pair]:
-    return sorted(pairs, key=lambda pair: _seed(f"{VERSION}/{split}/{pair.sentence}"))
 
 
 def builtin_corpus() -> Corpus:

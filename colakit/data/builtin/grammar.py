@@ -18,6 +18,7 @@ PLACES = ("in", "near", "behind")
 BESIDE = ("near", "behind", "beside", "with")
 PORTABLE = ("food", "document", "thing", "clothing")
 TIMES = ("yesterday", "last week", "last month", "last year")
+QUESTION_AUXILIARIES = ("did", "should", "will")
 AUXILIARIES = ("will", "can", "could", "must", "might", "should")
 PRONOUNS = {  # subject -> object, possessive, reflexive
     "I": ("me", "my", "myself"),
@@ -39,6 +40,11 @@ def contrast(right: str, wrong: str) -> str:
 def choose(first: bool, one: str, other: str) -> str:
     """Return the mark with `one` right if `first`, else with `other` right."""
     return contrast(one, other) if first else contrast(other, one)
+
+
+def swapped(one: str, other: str) -> str:
+    """Return the mark `[one other|other one]`."""
+    return contrast(f"{one} {other}", f"{other} {one}")
 
 
 def expand(text: str) -> tuple[str, str]:
@@ -119,6 +125,10 @@ class Grammar:
         """Return a verb of one of the frames."""
         return self.pick([verb for frame in frames for verb in self.lexicon.verbs[frame]])
 
+    def person_verb(self) -> Verb:
+        """Return a verb whose subject and object are people."""
+        return self.verb("social", "reflexive")
+
     def adjective(self, kind: str) -> str:
         """Return an adjective for nouns of a kind."""
         if kind in PEOPLE:
@@ -163,7 +173,7 @@ class Grammar:
         if self.chance():
             verb, governor = self.pick(self.lexicon.verb_prepositions)
             return verb, contrast(governor.right, "")
-        return self.verb("social", "reflexive"), contrast("", self.pick(("of", "at")))
+        return self.person_verb(), contrast("", self.pick(("of", "at")))
 
     def gendered(self, gender: str | None = None) -> Phrase:
         """Return one man or woman, by name or by a noun."""

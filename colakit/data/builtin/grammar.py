@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -190,8 +190,8 @@ class Grammar:
 
     def aside(self) -> str:
         """Return an adverb, place, time or nothing, to end a clause in the past tense."""
-        draw = self.pick((self.manner, self.place, lambda: self.pick(TIMES), str, str))
-        return draw()
+        draws: list[Callable[[], str]] = [self.manner, self.place, lambda: self.pick(TIMES), str, str]
+        return self.pick(draws)()
 
     def manner_or_place(self) -> str:
         """Return an adverb or a place, to end any clause."""

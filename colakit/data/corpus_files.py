@@ -24,15 +24,8 @@ GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
 MAX_MEMBER_BYTES = 256 * 2**20  # unpacked size of one zip member
 MAX_RATIO = 100  # unpacked to packed size; text reaches 3 to 10
-BROKEN_ZIP = (  # exceptions of zipfile on damaged input
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+# exceptions of zipfile on damaged input
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
 Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
 
@@ -58,11 +51,8 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
         ColakitError: if the path does not exist or has no files with CoLA's or GLUE's names.
     """
     if path.is_dir():
-        members = {
-            file.relative_to(path).as_posix(): file_opener(file)
-            for file in sorted(path.rglob("*.tsv"))
-            if file.is_file()
-        }
+        files = [file for file in sorted(path.rglob("*.tsv")) if file.is_file()]
+        members = {file.relative_to(path).as_posix(): file_opener(file) for file in files}
     elif zipfile.is_zipfile(path):
         members = _zip_members(path)
     elif path.suffix.lower() in TABLE_ENDINGS:
@@ -73,23 +63,20 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
         raise ColakitError(
             f"{path}: file not found", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
         )
-    layout = _match_layout(members)
-    if not layout:
+    matches = [_match(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
+    usable = [match for match in matches if "train" in match or len(match) > 1]
+    if not usable:
         wanted = f"{', '.join(COLA_FILES.values())} (CoLA) or {', '.join(GLUE_FILES.values())} (GLUE)"
         raise ColakitError(
             f"{path}: contains none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
         )
-    return {split: (f"{path}/{member}", members[member]) for split, member in layout.items()}
+    least_nested = min(usable, key=lambda match: min(name.count("/") for name in match.values()))
+    return {split: (f"{path}/{member}", members[member]) for split, member in least_nested.items()}
 
 
-def _match_layout(members: Mapping[str, object]) -> dict[str, str]:
-    """Return split name -> member for CoLA's or GLUE's layout, whichever is less deeply nested."""
-    matches = [_matches(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
-    usable = [match for match in matches if "train" in match or len(match) > 1]
-    return min(usable, key=lambda match: min(name.count("/") for name in match.values()), default={})
+def _match(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
+    """Return split name -> member for the members with the layout's file names."""
 
-
-def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
     def preference(name: str) -> tuple[bool, int, str]:  # raw text first, then the least nested
         return PurePosixPath(name).parent.name == "tokenized", name.count("/"), name
 

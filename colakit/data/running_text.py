@@ -259,8 +259,8 @@ def split_val(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
             chosen.append(int(i))
             total += int(sizes[i])
     if not chosen:
-        after = np.searchsorted(stream.starts, len(stream) - wanted)
-        cut = int(stream.starts[min(int(after), len(stream.starts) - 1)])
+        after = int(np.searchsorted(stream.starts, len(stream) - wanted))
+        cut = int(stream.starts[min(after, len(stream.starts) - 1)])
         return stream.take([(0, cut)]), stream.take([(cut, len(stream))])
     in_val = set(chosen)
     ranges = list(itertools.pairwise(stream.documents.tolist()))

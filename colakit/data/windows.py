@@ -73,6 +73,7 @@ class Windows:
         return np.stack([np.full_like(spread, number), spread], axis=1)
 
     def _lay_out(self, stream: Stream, offset: int) -> NDArray[np.int64]:
+        """Return a stream's window starts; `offset` is the first nominal one."""
         nominal = offset + self.num_tokens * np.arange(self._count(stream), dtype=np.int64)
         following = np.searchsorted(stream.starts, nominal)
         is_last = following == len(stream.starts)

@@ -92,12 +92,9 @@ def builtin_corpus() -> Corpus:
     splits = {}
     for name in SIZES:
         pairs = [pair for pair in builtin_pairs() if pair.split == name]
-        splits[name] = Split(
-            name,
-            tuple(pair.sentence for pair in pairs),
-            np.array([pair.shown for pair in pairs], dtype=np.int64),
-            tuple(pair.phenomenon for pair in pairs),
-        )
+        labels = np.array([pair.shown for pair in pairs], dtype=np.int64)
+        sentences, sources = zip(*((pair.sentence, pair.phenomenon) for pair in pairs), strict=True)
+        splits[name] = Split(name, sentences, labels, sources)
     return Corpus(f"builtin:{VERSION}", COLA_LABELS, splits)
 
 

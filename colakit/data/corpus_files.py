@@ -1,6 +1,6 @@
 """Files of a corpus, in a folder, in a zip, or single.
 
-Zip members are read as size-limited streams; nothing is unpacked to disk.
+Zip members are read as streams of limited size; nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from colakit.data.tables import Readable
 from colakit.errors import ColakitError
 
 COLA_FILES = {
@@ -27,14 +27,14 @@ MAX_RATIO = 100  # unpacked to packed size; text reaches 3 to 10
 # exceptions of zipfile on damaged input
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
-Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
+Opener = Callable[[], contextlib.AbstractContextManager[IO[bytes]]]
 
 
 def file_opener(path: Path, hint: str = "Check the path given with --data or data.splits.") -> Opener:
     """Return a function that opens a file and turns its read errors into `ColakitError`."""
 
     @contextlib.contextmanager
-    def opened() -> Iterator[Readable]:
+    def opened() -> Iterator[IO[bytes]]:
         try:
             with path.open("rb") as file:
                 yield file
@@ -90,10 +90,14 @@ def _match(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str
 def _zip_members(path: Path) -> dict[str, Opener]:
     def opener(member: str) -> Opener:
         @contextlib.contextmanager
-        def opened() -> Iterator[Readable]:
+        def opened() -> Iterator[IO[bytes]]:
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                    yield BoundedMember(file, archive.getinfo(member))
+                    info = archive.getinfo(member)
+                    limit = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
+                    if info.file_size > limit:  # zipfile never reads more than this size
+                        raise ValueError(f"it unpacks to more than {limit >> 20} MiB")
+                    yield file
             except BROKEN_ZIP as error:
                 raise ColakitError(f"{path}: {member} cannot be unpacked ({error})") from error
 
@@ -104,20 +108,3 @@ def _zip_members(path: Path) -> dict[str, Opener]:
             return {name: opener(name) for name in archive.namelist() if name.endswith(".tsv")}
     except BROKEN_ZIP as error:
         raise ColakitError(f"{path}: is a broken zip ({error})", hint="Download it again.") from error
-
-
-class BoundedMember:
-    """An opened zip member that raises `ValueError` if it unpacks to more than text could."""
-
-    def __init__(self, file: Readable, info: zipfile.ZipInfo) -> None:
-        self.file = file
-        self.max_bytes = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
-        self.count = 0
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes."""
-        raw = self.file.read(size)
-        self.count += len(raw)
-        if self.count > self.max_bytes:
-            raise ValueError(f"it unpacks to more than {self.max_bytes >> 20} MiB")
-        return raw

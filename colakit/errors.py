@@ -40,7 +40,6 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the nearest allowed name, or a list of the allowed names."""
     names = list(allowed)
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    if near:
+    if near := difflib.get_close_matches(wrong, names, n=1, cutoff=0.6):
         return f" Did you mean {near[0]}?"
     return f" Allowed: {', '.join(names)}." if names else ""

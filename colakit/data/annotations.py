@@ -75,7 +75,17 @@ def read_annotations(path: Path) -> Annotations:
     if len(rows) < 2:
         raise ColakitError(f"{where}: has no annotated sentence", hint="It needs a header and a row.")
     header, body = rows[0][1], rows[1:]
-    features = _features(header, where)
+    if SENTENCE not in header:
+        raise ColakitError(
+            f"{where}:1: no column {SENTENCE!r} (has {', '.join(header)[:60]})",
+            hint=f"The header names the columns: {SENTENCE}, and one for each feature.",
+        )
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ColakitError(f"{where}:1: two columns are called {twice[0]!r}", hint="Rename one of them.")
+    features = tuple(name for name in header if name not in DESCRIPTIVE)
+    if not features:
+        hint = "Add a column of 0s and 1s for each feature."
+        raise ColakitError(f"{where}:1: no column but {', '.join(header)}", hint=hint)
     columns = [header.index(name) for name in features]
     _check(body, header, columns, where)
     values = np.array([[fields[column] == "1" for column in columns] for _, fields in body], dtype=np.bool_)
@@ -99,23 +109,6 @@ def _check(body: list[Row], header: list[str], columns: list[int], where: str) -
                 values.add(number, f"{header[column]} is {shown(fields[column])}")
     widths.raise_any()
     values.raise_any()
-
-
-def _features(header: list[str], where: str) -> tuple[str, ...]:
-    if SENTENCE not in header:
-        raise ColakitError(
-            f"{where}:1: no column {SENTENCE!r} (has {', '.join(header)[:60]})",
-            hint=f"The header names the columns: {SENTENCE}, and one for each feature.",
-        )
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise ColakitError(f"{where}:1: two columns are called {twice[0]!r}", hint="Rename one of them.")
-    features = tuple(name for name in header if name not in DESCRIPTIVE)
-    if not features:
-        raise ColakitError(
-            f"{where}:1: no column but {', '.join(header)}",
-            hint="Add a column of 0s and 1s for each feature.",
-        )
-    return features
 
 
 def _column(name: str, header: list[str], body: list[Row]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -63,8 +63,7 @@ class Batch:
         return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _part(self, rows: slice) -> Batch:
-        values: dict[str, Any] = {name: tensor[rows] for name, tensor in self.tensors().items()}
-        part = replace(self, **values)
+        part = replace(self, **cast(Any, {name: tensor[rows] for name, tensor in self.tensors().items()}))
         return part.with_width(int(part.attention_mask.sum(dim=1).max()))
 
     def with_width(self, width: int) -> Batch:
@@ -80,10 +79,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        moved: dict[str, Any] = {
-            name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()
-        }
-        return replace(self, **moved)
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        return replace(self, **cast(Any, moved))
 
 
 class PairBatch(Batch):

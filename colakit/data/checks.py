@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from colakit.data.corpora import Corpus, Split
 
 
@@ -47,24 +45,23 @@ class SplitCheck:
 
 def check_corpus(corpus: Corpus) -> list[SplitCheck]:
     """Return the statistics of every split."""
-    others = len(corpus.splits) > 1 and "train" in corpus.splits
-    train = set(corpus.splits["train"].sentences) if others else set()
+    train = set(corpus.splits["train"].sentences) if "train" in corpus.splits else set()
     return [_check(split, corpus.label_names, train) for split in corpus.splits.values()]
 
 
 def _check(split: Split, label_names: tuple[str, ...], train: set[str]) -> SplitCheck:
     first: dict[str, int] = {}  # sentence -> label of its first row
     conflicting: set[str] = set()
-    labels = split.labels if split.labels is not None else np.full(len(split), -1)
-    for sentence, label in zip(split.sentences, labels.tolist(), strict=True):
+    labels = [-1] * len(split) if split.labels is None else split.labels.tolist()
+    for sentence, label in zip(split.sentences, labels, strict=True):
         if first.setdefault(sentence, label) != label:
             conflicting.add(sentence)
-    counts = np.bincount(labels, minlength=len(label_names)) if split.labels is not None else None
+    counts = {} if split.labels is None else {name: labels.count(i) for i, name in enumerate(label_names)}
     return SplitCheck(
         name=split.name,
         rows=len(split),
-        counts={} if counts is None else dict(zip(label_names, counts.tolist(), strict=True)),
-        majority_rate=None if counts is None else float(counts.max() / len(split)),
+        counts=counts,
+        majority_rate=max(counts.values()) / len(split) if counts else None,
         duplicate_rows=len(split) - len(first),
         conflicting_sentences=len(conflicting),
         in_train=0 if split.name == "train" else sum(sentence in train for sentence in split.sentences),

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,8 +82,7 @@ class Corpus:
         """Return a split; `dev` joins all splits whose names end in `_dev`."""
         if name in self.splits:
             return self.splits[name]
-        parts = [split for key, split in self.splits.items() if key.endswith("_dev")]
-        if name == "dev" and parts:
+        if name == "dev" and (parts := [self.splits[key] for key in self.splits if key.endswith("_dev")]):
             return join_splits("dev", parts)
         raise ColakitError(
             f"{self.name}: no split {name!r}.{did_you_mean(name, self.splits)}",
@@ -133,10 +132,9 @@ def load_corpus(
     columns: Columns | None = None,
     label_names: Sequence[str] | None = None,
 ) -> Corpus:
-    """Read a corpus.
+    """Read a corpus from a zip, a folder or one file.
 
     Args:
-        path: a zip, a folder or one file.
         files: split name -> file; replaces `path`.
         columns: text and label columns; None reads CoLA's or GLUE's layout.
         label_names: labels in index order; by default the sorted labels of the files.
@@ -170,61 +168,67 @@ def _empty(where: str, problem: str = "has a header and no rows") -> ColakitErro
     return ColakitError(f"{where}: {problem}", hint="A split needs at least one sentence.")
 
 
+@dataclass
+class _Table:
+    """Columns of one file: N sentences and line numbers, N labels and sources or none of them."""
+
+    where: str
+    sentences: list[str] = field(default_factory=list)
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    labels: list[str] | None = None
+    sources: list[str] = field(default_factory=list)
+
+    def split(self, name: str, index: Mapping[str, int], rule: str) -> Split:
+        """Return the table as a split with label indices; raise by `rule` if a label is not in `index`."""
+        labels = None
+        if self.labels is not None:
+            errors = RowErrors(self.where, rule)
+            for number, value in zip(self.lines, self.labels, strict=True):
+                if value not in index:
+                    errors.add(number, f"label {shown(value)}")
+            errors.raise_any()
+            labels = np.fromiter((index[value] for value in self.labels), np.int64, len(self.labels))
+        return Split(name, tuple(self.sentences), labels, tuple(self.sources))
+
+
+def _read_table(
+    rows: Iterable[Row], where: str, width: int, text: int, label: int | None, source: int | None = None
+) -> _Table:
+    """Read the columns number `text`, `label` and `source` of rows that must have `width` columns."""
+    table = _Table(where, labels=None if label is None else [])
+    widths = RowErrors(where, f"every row must have {width} columns")
+    strings: dict[str, str] = {}  # shares one string per distinct label or source
+    for number, fields in rows:
+        if len(fields) != width:
+            widths.add(number, f"{len(fields)} columns")
+            continue
+        table.sentences.append(fields[text])
+        table.lines.append(number)
+        if label is not None and table.labels is not None:
+            table.labels.append(strings.setdefault(fields[label], fields[label]))
+        if source is not None:
+            table.sources.append(strings.setdefault(fields[source], fields[source]))
+    widths.raise_any()
+    if not table.sentences:
+        raise _empty(where)
+    return table
+
+
 def _cola_split(name: str, rows: Iterator[Row], where: str) -> Split:
     """Read CoLA's columns (source, label, author's mark, sentence) or GLUE's test set (index, sentence)."""
     first = next(rows, None)
     if first is None:
         raise _empty(where, "is empty")
     if first[1] == ["index", "sentence"]:
-        return _glue_test(name, rows, where)
+        return _read_table(rows, where, 2, text=1, label=None).split(name, {}, "")
     if len(first[1]) != 4:
         raise ColakitError(
             f"{where}:1: {len(first[1])} columns ({' | '.join(first[1])[:60]}); CoLA has 4, no header",
             hint="For a table of your own name its columns: "
             "--set data.text_column=NAME --set data.label_column=NAME",
         )
-    widths = RowErrors(where, "every row must have 4 columns")
-    marks = RowErrors(where, "the second column must be 0 or 1")
-    sentences: list[str] = []
-    labels = array("b")
-    sources: list[str] = []
-    codes: dict[str, str] = {}  # shares one string per distinct code
-    for number, fields in itertools.chain([first], rows):
-        if len(fields) != 4:
-            widths.add(number, f"{len(fields)} columns")
-        elif fields[1] not in ("0", "1"):
-            marks.add(number, f"label {shown(fields[1])}")
-        else:
-            sentences.append(fields[3])
-            labels.append(int(fields[1]))
-            sources.append(codes.setdefault(fields[0], fields[0]))
-    widths.raise_any()
-    marks.raise_any()
-    return Split(name, tuple(sentences), np.array(labels, dtype=np.int64), tuple(sources))
-
-
-def _glue_test(name: str, rows: Iterator[Row], where: str) -> Split:
-    widths = RowErrors(where, "every row must have 2 columns")
-    sentences: list[str] = []
-    for number, fields in rows:
-        if len(fields) != 2:
-            widths.add(number, f"{len(fields)} columns")
-        else:
-            sentences.append(fields[1])
-    widths.raise_any()
-    if not sentences:
-        raise _empty(where)
-    return Split(name, tuple(sentences))
-
-
-@dataclass
-class _Table:
-    """Raw columns of one table: N sentences, labels (None without a label column) and line numbers."""
-
-    where: str
-    labels: list[str] | None
-    sentences: list[str] = field(default_factory=list)
-    lines: array[int] = field(default_factory=lambda: array("q"))
+    table = _read_table(itertools.chain([first], rows), where, 4, text=3, label=1, source=0)
+    return table.split(name, {"0": 0, "1": 1}, "the second column must be 0 or 1")
 
 
 def _table_corpus(
@@ -234,16 +238,17 @@ def _table_corpus(
     label_names: Sequence[str] | None,
 ) -> Corpus:
     """Read tables with a header; train's labels are sorted, numerically if all are numbers."""
-    tables = {split: _table(split, lines, where, columns) for split, (where, lines) in rows.items()}
+    tables = {split: _headed_table(split, lines, where, columns) for split, (where, lines) in rows.items()}
     labelled = {split: table.labels for split, table in tables.items() if table.labels is not None}
     naming = [labelled["train"]] if "train" in labelled else labelled.values()
     names = tuple(label_names or _sorted_labels({value for part in naming for value in part}))
     index = {label: position for position, label in enumerate(names)}
-    splits = {split: _numbered(split, table, index) for split, table in tables.items()}
-    return Corpus(name, names, splits)
+    allowed = ", ".join(names)
+    rule = f"labels must be among {allowed if len(allowed) <= 200 else allowed[:200] + '…'}"
+    return Corpus(name, names, {split: table.split(split, index, rule) for split, table in tables.items()})
 
 
-def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Table:
+def _headed_table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Table:
     first = next(rows, None)
     if first is None:
         raise _empty(where, "is empty")
@@ -252,42 +257,13 @@ def _table(split: str, rows: Iterator[Row], where: str, columns: Columns) -> _Ta
     label = None
     if columns.label is not None and (columns.label in header or split == "train"):
         label = column_index(header, columns.label, "data.label_column", where)
-    table = _Table(where, None if label is None else [])
-    widths = RowErrors(where, f"every row must have {len(header)} columns")
+    table = _read_table(rows, where, len(header), text, label)
     blanks = RowErrors(where, "a label is needed")
-    values: dict[str, str] = {}  # shares one string per distinct label
-    for number, fields in rows:
-        if len(fields) != len(header):
-            widths.add(number, f"{len(fields)} columns")
-            continue
-        table.sentences.append(fields[text])
-        table.lines.append(number)
-        if label is not None and table.labels is not None:
-            table.labels.append(values.setdefault(fields[label], fields[label]))
-            if not fields[label].strip():
-                blanks.add(number, "no label")
-    widths.raise_any()
-    if not table.sentences:
-        raise _empty(where)
+    for number, value in zip(table.lines, table.labels or (), strict=False):
+        if not value.strip():
+            blanks.add(number, "no label")
     blanks.raise_any()
     return table
-
-
-def _numbered(name: str, table: _Table, index: Mapping[str, int]) -> Split:
-    """Return the table as a split with label indices."""
-    sentences = tuple(table.sentences)
-    if table.labels is None:
-        return Split(name, sentences)
-    names = ", ".join(index)
-    errors = RowErrors(
-        table.where, f"labels must be among {names if len(names) <= 200 else names[:200] + '…'}"
-    )
-    for number, value in zip(table.lines, table.labels, strict=True):
-        if value not in index:
-            errors.add(number, f"label {shown(value)}")
-    errors.raise_any()
-    labels = np.fromiter((index[value] for value in table.labels), dtype=np.int64, count=len(sentences))
-    return Split(name, sentences, labels)
 
 
 def _sorted_labels(values: set[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Files of a corpus, in a folder, in a zip, or single.
 
-Zip members are read as size-limited streams; nothing is unpacked to disk.
+Zip members are read as streams of limited size; nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from colakit.data.tables import Readable
 from colakit.errors import ColakitError
 
 COLA_FILES = {
@@ -24,24 +24,17 @@ GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
 MAX_MEMBER_BYTES = 256 * 2**20  # unpacked size of one zip member
 MAX_RATIO = 100  # unpacked to packed size; text reaches 3 to 10
-BROKEN_ZIP = (  # exceptions of zipfile on damaged input
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+# exceptions of zipfile on damaged input
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
-Opener = Callable[[], contextlib.AbstractContextManager[Readable]]
+Opener = Callable[[], contextlib.AbstractContextManager[IO[bytes]]]
 
 
 def file_opener(path: Path, hint: str = "Check the path given with --data or data.splits.") -> Opener:
     """Return a function that opens a file and turns its read errors into `ColakitError`."""
 
     @contextlib.contextmanager
-    def opened() -> Iterator[Readable]:
+    def opened() -> Iterator[IO[bytes]]:
         try:
             with path.open("rb") as file:
                 yield file
@@ -58,11 +51,8 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
         ColakitError: if the path does not exist or has no files with CoLA's or GLUE's names.
     """
     if path.is_dir():
-        members = {
-            file.relative_to(path).as_posix(): file_opener(file)
-            for file in sorted(path.rglob("*.tsv"))
-            if file.is_file()
-        }
+        files = [file for file in sorted(path.rglob("*.tsv")) if file.is_file()]
+        members = {file.relative_to(path).as_posix(): file_opener(file) for file in files}
     elif zipfile.is_zipfile(path):
         members = _zip_members(path)
     elif path.suffix.lower() in TABLE_ENDINGS:
@@ -73,23 +63,20 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
         raise ColakitError(
             f"{path}: file not found", hint="--data takes `cola`, `builtin`, a zip, a folder, a TSV or a CSV."
         )
-    layout = _match_layout(members)
-    if not layout:
+    matches = [_match(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
+    usable = [match for match in matches if "train" in match or len(match) > 1]
+    if not usable:
         wanted = f"{', '.join(COLA_FILES.values())} (CoLA) or {', '.join(GLUE_FILES.values())} (GLUE)"
         raise ColakitError(
             f"{path}: contains none of {wanted}", hint="Name files of your own: --set data.splits.train=FILE"
         )
-    return {split: (f"{path}/{member}", members[member]) for split, member in layout.items()}
+    least_nested = min(usable, key=lambda match: min(name.count("/") for name in match.values()))
+    return {split: (f"{path}/{member}", members[member]) for split, member in least_nested.items()}
 
 
-def _match_layout(members: Mapping[str, object]) -> dict[str, str]:
-    """Return split name -> member for CoLA's or GLUE's layout, whichever is less deeply nested."""
-    matches = [_matches(layout, members) for layout in (COLA_FILES, GLUE_FILES)]
-    usable = [match for match in matches if "train" in match or len(match) > 1]
-    return min(usable, key=lambda match: min(name.count("/") for name in match.values()), default={})
+def _match(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
+    """Return split name -> member for the members with the layout's file names."""
 
-
-def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[str, str]:
     def preference(name: str) -> tuple[bool, int, str]:  # raw text first, then the least nested
         return PurePosixPath(name).parent.name == "tokenized", name.count("/"), name
 
@@ -103,10 +90,14 @@ def _matches(layout: Mapping[str, str], members: Mapping[str, object]) -> dict[s
 def _zip_members(path: Path) -> dict[str, Opener]:
     def opener(member: str) -> Opener:
         @contextlib.contextmanager
-        def opened() -> Iterator[Readable]:
+        def opened() -> Iterator[IO[bytes]]:
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                    yield BoundedMember(file, archive.getinfo(member))
+                    info = archive.getinfo(member)
+                    limit = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
+                    if info.file_size > limit:  # zipfile never reads more than this size
+                        raise ValueError(f"it unpacks to more than {limit >> 20} MiB")
+                    yield file
             except BROKEN_ZIP as error:
                 raise ColakitError(f"{path}: {member} cannot be unpacked ({error})") from error
 
@@ -117,20 +108,3 @@ def _zip_members(path: Path) -> dict[str, Opener]:
             return {name: opener(name) for name in archive.namelist() if name.endswith(".tsv")}
     except BROKEN_ZIP as error:
         raise ColakitError(f"{path}: is a broken zip ({error})", hint="Download it again.") from error
-
-
-class BoundedMember:
-    """An opened zip member that raises `ValueError` if it unpacks to more than text could."""
-
-    def __init__(self, file: Readable, info: zipfile.ZipInfo) -> None:
-        self.file = file
-        self.max_bytes = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
-        self.count = 0
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes."""
-        raw = self.file.read(size)
-        self.count += len(raw)
-        if self.count > self.max_bytes:
-            raise ValueError(f"it unpacks to more than {self.max_bytes >> 20} MiB")
-        return raw

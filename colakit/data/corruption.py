@@ -7,7 +7,7 @@ corruptions also keep the sentence's words.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 Words = list[str]
@@ -39,15 +39,12 @@ FUNCTION_WORDS = (  # words of a row replace each other
     ("your", "yours"),
     ("and", "but", "or"),
 )
+WEIGHTS = {"drop": 3, "swap": 4, "move": 2, "double": 1, "insert": 2, "replace": 2, "inflect": 8}
 TRIES = 20  # attempts at a changed sentence
 
 
 class Corruptor:
-    """Corrupts sentences with words of other sentences.
-
-    Args:
-        sentences: source of words and word forms.
-    """
+    """Corrupts sentences with words and word forms of `sentences`."""
 
     def __init__(self, sentences: Iterable[str]) -> None:
         self.words = [word for text in sentences for word in split_words(text)[0] if word.islower()]
@@ -56,45 +53,46 @@ class Corruptor:
         for row in FUNCTION_WORDS:
             for word in row:
                 self.forms[word] = sorted({*self.forms.get(word, ()), *row} - {word})
-        self.kinds: dict[str, Callable[[Words, random.Random], Words]] = {
-            "drop": lambda words, rng: _without(words, rng.randrange(len(words))),
-            "swap": _swap,
-            "move": _move,
-            "double": _double,
-            "insert": self._insert,
-            "replace": self._replace,
-            "inflect": self._inflect,
-        }
-        self.weights = {"drop": 3, "swap": 4, "move": 2, "double": 1, "insert": 2, "replace": 2, "inflect": 8}
 
     def corrupt(self, sentence: str, rng: random.Random) -> str | None:
         """Return `sentence` with one corruption, or None if it has no changed form (fewer than two words)."""
         words, end = split_words(sentence)
         if len(words) < 2:
             return None
-        names, weights = zip(*self.weights.items(), strict=True)
-        for kind in rng.choices(names, weights, k=TRIES):
-            changed = self.kinds[kind](list(words), rng)
+        for kind in rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=TRIES):
+            changed = self.change(kind, words, rng)
             if changed != words:
                 return join_words(words, changed, end, self.known)
         return None
 
-    def _insert(self, words: Words, rng: random.Random) -> Words:
-        at = rng.randrange(len(words))
-        return [*words[:at], rng.choice(self.words), *words[at:]] if self.words else words
-
-    def _replace(self, words: Words, rng: random.Random) -> Words:
-        at = rng.randrange(len(words))
-        return [*words[:at], rng.choice(self.words), *words[at + 1 :]] if self.words else words
+    def change(self, kind: str, words: Words, rng: random.Random) -> Words:
+        """Return `words` with one change of a kind in `WEIGHTS`; equal to `words` where it has no effect."""
+        if kind == "inflect":
+            return self._inflect(words, rng)
+        at = rng.randrange(len(words) - (kind == "swap"))
+        before, word, after = words[:at], words[at], words[at + 1 :]
+        if kind == "drop":
+            return [*before, *after]
+        if kind == "swap":
+            return [*before, after[0], word, *after[1:]]
+        if kind == "move":
+            rest, to = [*before, *after], rng.randrange(len(words))
+            return [*rest[:to], word, *rest[to:]]
+        if kind == "double":
+            return [*before, word, word, *after]
+        if not self.words:
+            return words
+        other = rng.choice(self.words)
+        return [*before, other, word, *after] if kind == "insert" else [*before, other, *after]
 
     def _inflect(self, words: Words, rng: random.Random) -> Words:
         """Replace a word by another form, or a function word by another of its row."""
-        candidates = [i for i in range(len(words)) if _uncapitalised(words, i) in self.forms]
+        plain = [word.lower() if i == 0 and word != "I" else word for i, word in enumerate(words)]
+        candidates = [i for i, word in enumerate(plain) if word in self.forms]
         if not candidates:
             return words
         at = rng.choice(candidates)
-        other = rng.choice(self.forms[_uncapitalised(words, at)])
-        return [*words[:at], other, *words[at + 1 :]]
+        return [*words[:at], rng.choice(self.forms[plain[at]]), *words[at + 1 :]]
 
 
 def _forms(word: str, known: set[str]) -> list[str]:
@@ -117,8 +115,7 @@ def split_words(sentence: str) -> tuple[Words, str]:
 def join_words(before: Sequence[str], after: Sequence[str], end: str, known: Collection[str] = ()) -> str:
     """Join the words `after` into a sentence whose first word takes over the capital of `before`.
 
-    Args:
-        known: lower-case words; a first word not among them is a name and keeps its capital.
+    A first word that is not among the lower-case words `known` is a name and keeps its capital.
     """
     first = before[0]
     lowered = first.lower() if first != "I" and first.lower() in known else first
@@ -127,37 +124,10 @@ def join_words(before: Sequence[str], after: Sequence[str], end: str, known: Col
     return text[0].upper() + text[1:] if first[0].isupper() else text
 
 
-def _uncapitalised(words: Sequence[str], at: int) -> str:
-    word = words[at]
-    return word.lower() if at == 0 and word != "I" else word
-
-
-def _without(words: Words, at: int) -> Words:
-    return [*words[:at], *words[at + 1 :]]
-
-
-def _swap(words: Words, rng: random.Random) -> Words:
-    at = rng.randrange(len(words) - 1)
-    return [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
-
-
-def _move(words: Words, rng: random.Random) -> Words:
-    at = rng.randrange(len(words))
-    rest = _without(words, at)
-    to = rng.randrange(len(words))
-    return [*rest[:to], words[at], *rest[to:]]
-
-
-def _double(words: Words, rng: random.Random) -> Words:
-    at = rng.randrange(len(words))
-    return [*words[: at + 1], *words[at:]]
-
-
 def corrupt_sentences(sentences: Sequence[str], words_of: Iterable[str], rng: random.Random) -> Iterator[str]:
     """Yield corrupted sentences in a new random order each round; endless if any sentence has two words.
 
-    Args:
-        words_of: sentences that supply the words and word forms.
+    The sentences `words_of` supply the words and word forms.
     """
     corruptor = Corruptor(words_of)
     order = list(sentences)

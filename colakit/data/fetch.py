@@ -42,12 +42,9 @@ def is_fetched(cache: Path) -> bool:
 
 
 def fetch_cola(cache: Path, mirrors: Sequence[str] = ()) -> Path:
-    """Return the cache's folder of CoLA's three raw files; download them if needed.
+    """Download CoLA's three raw files to the cache if needed, and return their folder.
 
-    Waits for a download by another process.
-
-    Args:
-        mirrors: URLs of the archive, tried before the CoLA site.
+    Waits for a download by another process. The URLs `mirrors` are tried before the CoLA site.
 
     Raises:
         ColakitError: if no source provides the archive with CoLA's files.
@@ -81,7 +78,17 @@ def _fetch(cache: Path, sources: Sequence[str]) -> None:
         except (DownloadError, ValueError) as error:
             failures.append(f"{url}: {error}")
             continue
-        _place(files, cola_folder(cache))
+        staging = Path(tempfile.mkdtemp(dir=cache, prefix=STAGING))
+        try:  # all files or none
+            for name, raw in files.items():
+                (staging / name).write_bytes(raw)
+            try:
+                staging.rename(cola_folder(cache))
+            except OSError:  # the folder exists, with damaged files
+                for name in files:
+                    (staging / name).replace(cola_folder(cache) / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         return
     raise ColakitError(
         f"CoLA could not be downloaded ({'; '.join(failures)})",
@@ -109,18 +116,3 @@ def verified_files(archive: bytes) -> dict[str, bytes]:
         if digest != expected:
             raise ValueError(f"its {name} has SHA-256 {digest[:12]}…, CoLA's has {expected[:12]}…")
     return files
-
-
-def _place(files: dict[str, bytes], target: Path) -> None:
-    """Write `files` into the folder `target`, all or none; raise `OSError` on failure."""
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=STAGING))
-    try:
-        for name, raw in files.items():
-            (staging / name).write_bytes(raw)
-        try:
-            staging.rename(target)
-        except OSError:  # `target` exists, with damaged files
-            for name in files:
-                (staging / name).replace(target / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

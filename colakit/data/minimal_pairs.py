@@ -8,19 +8,18 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from colakit.data.tables import RowErrors
 from colakit.errors import ColakitError, did_you_mean
 
 GOOD, BAD = "sentence_good", "sentence_bad"
-PACKED = (".gz", ".xz")
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
-BROKEN_FILE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 MAX_LINE_BYTES = 2**20
 MAX_FILE_BYTES = 512 * 2**20  # unpacked
 MAX_GROUPS = 100  # maximum values of a field that is chosen automatically
@@ -50,7 +49,11 @@ def find_pair_files(paths: Sequence[Path]) -> list[Path]:
     for path in (path.expanduser() for path in paths):
         if not path.exists():
             raise ColakitError(f"--pairs {path}: file not found", hint="Give a JSON-lines file or a folder.")
-        matches = sorted(filter(_is_pair_file, path.iterdir())) if path.is_dir() else [path]
+        matches = [path]
+        if path.is_dir():
+            matches = sorted(
+                file for ending in ENDINGS for file in path.glob(f"[!.]*{ending}") if file.is_file()
+            )
         if not matches:
             raise ColakitError(
                 f"--pairs {path}: no file ends in {', '.join(ENDINGS)}",
@@ -64,18 +67,13 @@ def find_pair_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _is_pair_file(path: Path) -> bool:
-    return path.name.endswith(ENDINGS) and not path.name.startswith(".") and path.is_file()
-
-
 def read_pairs(files: Sequence[Path]) -> list[MinimalPair]:
     """Return the pairs of all files, in order.
 
     Raises:
         ColakitError: if a file is empty, too large or malformed; names the file and line.
     """
-    names = [file.name.removesuffix(file.suffix if file.suffix in PACKED else "") for file in files]
-    names = [name.removesuffix(".jsonl") for name in names]
+    names = [re.sub(r"(\.jsonl)?(\.gz|\.xz)?$", "", file.name) for file in files]
     if len(set(names)) < len(names):  # equal names in several folders
         names = [str(file) for file in files]
     pairs: list[MinimalPair] = []
@@ -102,31 +100,22 @@ def _read_file(path: Path) -> list[MinimalPair]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the numbered, non-blank lines."""
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    size = 0
     try:
-        with _open(path) as file:
-            number = size = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number, size = number + 1, size + len(raw)
-                for unit, length, limit in (
-                    ("line is longer", len(raw), MAX_LINE_BYTES),
-                    ("file is larger", size, MAX_FILE_BYTES),
-                ):
-                    if length > limit:
-                        raise ColakitError(
-                            f"{path}:{number}: the {unit} than {limit >> 20} MiB",
-                            hint="Is this a file of JSON lines, one pair a line?",
-                        )
+        with opener(path, "rb") as file:
+            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                size += len(raw)
+                problem = f"line is longer than {MAX_LINE_BYTES >> 20}" if len(raw) > MAX_LINE_BYTES else ""
+                problem = f"file is larger than {MAX_FILE_BYTES >> 20}" if size > MAX_FILE_BYTES else problem
+                if problem:
+                    hint = "Is this a file of JSON lines, one pair a line?"
+                    raise ColakitError(f"{path}:{number}: the {problem} MiB", hint=hint)
                 if raw.strip():
                     yield number, raw
-    except BROKEN_FILE as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ColakitError(f"{path}: cannot be read ({reason})", hint="Is the file complete?") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    return lzma.open(path) if path.suffix == ".xz" else path.open("rb")
 
 
 def _parse(raw: bytes) -> MinimalPair:
@@ -166,8 +155,14 @@ def group_pairs(pairs: Sequence[MinimalPair], names: Sequence[str] = ()) -> dict
     fields = list(dict.fromkeys(name for pair in pairs for name in pair.fields))
     fields.sort(key=lambda name: name == "file")  # last: a suite's own field has priority
     if not names:
-        is_text = {name: all(isinstance(pair.fields.get(name, ""), str) for pair in pairs) for name in fields}
-        return _suitable({name: _groups(pairs, name) for name in fields if is_text[name]})
+        chosen: dict[tuple[int, ...], str] = {}  # partition of the pairs -> first field with it
+        for name in fields:
+            numbers: dict[str, int] = {}
+            partition = tuple(numbers.setdefault(group, len(numbers)) for group in _groups(pairs, name))
+            is_text = all(isinstance(pair.fields.get(name, ""), str) for pair in pairs)
+            if is_text and 2 <= len(numbers) <= min(MAX_GROUPS, len(pairs) // 2):
+                chosen.setdefault(partition, name)
+        names = list(chosen.values())
     for name in names:
         if name not in fields:
             raise ColakitError(
@@ -180,13 +175,3 @@ def group_pairs(pairs: Sequence[MinimalPair], names: Sequence[str] = ()) -> dict
 def _groups(pairs: Sequence[MinimalPair], name: str) -> list[str]:
     values = (pair.fields.get(name, ABSENT) for pair in pairs)
     return [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
-
-
-def _suitable(fields: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    chosen: dict[tuple[int, ...], str] = {}  # partition of the pairs -> first field with it
-    for name, groups in fields.items():
-        numbers: dict[str, int] = {}
-        split = tuple(numbers.setdefault(group, len(numbers)) for group in groups)
-        if 2 <= len(numbers) <= min(MAX_GROUPS, len(groups) // 2):
-            chosen.setdefault(split, name)
-    return {name: fields[name] for name in chosen.values()}

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,15 @@ def read_documents(path: Path) -> Iterator[str]:
     opener: Any = OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            yield from _split_documents(file)
+            lines: list[str] = []
+            for line in itertools.chain(file, [END_OF_TEXT]):
+                if line.strip() != END_OF_TEXT:
+                    lines.append(line)
+                    continue
+                document = "".join(lines).strip()
+                lines.clear()
+                if document:
+                    yield document
     except UnicodeDecodeError as error:
         raise ColakitError(
             f"{path}: not UTF-8 ({error.reason}: byte 0x{error.object[error.start]:02x})",
@@ -76,18 +84,6 @@ def read_documents(path: Path) -> Iterator[str]:
         ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ColakitError(f"{path}: cannot be read ({first_line(error)})") from error
-
-
-def _split_documents(file: TextIO) -> Iterator[str]:
-    lines: list[str] = []
-    for line in itertools.chain(file, [END_OF_TEXT]):
-        if line.strip() != END_OF_TEXT:
-            lines.append(line)
-            continue
-        document = "".join(lines).strip()
-        lines.clear()
-        if document:
-            yield document
 
 
 def sentences(document: str) -> list[str]:
@@ -101,10 +97,9 @@ def sentences(document: str) -> list[str]:
         text = f"\n{paragraph}" if number else paragraph
         begin = 0
         for match in SENTENCE_END.finditer(text):
-            word = match.group(1)
-            if match.group(3).islower():
-                continue
-            if word not in ABBREVIATIONS and not (len(word) == 1 and word.isupper() and word != "I"):
+            word, following = match.group(1, 3)
+            is_initial = len(word) == 1 and word.isupper() and word != "I"
+            if not (following.islower() or word in ABBREVIATIONS or is_initial):
                 pieces.append(text[begin : match.start(2)])
                 begin = match.start(2)
         pieces.append(text[begin:])
@@ -112,18 +107,16 @@ def sentences(document: str) -> list[str]:
 
 
 def whole_sentences(files: Iterable[Path], lengths: range) -> Iterator[str]:
-    """Yield the sentences that begin with a capital, end with `.?!` and contain no quotation mark.
+    """Yield sentences that start with a capital, end with `.?!` and contain no quotation mark.
 
-    Args:
-        lengths: allowed lengths in words.
+    `lengths` are the allowed numbers of words.
     """
-    for file in files:
-        for document in read_documents(file):
-            for sentence in sentences(document):
-                words = sentence.split()
-                text = " ".join(words)
-                if len(words) in lengths and text[0].isupper() and text[-1] in ".?!" and '"' not in text:
-                    yield text
+    documents = (document for file in files for document in read_documents(file))
+    for sentence in itertools.chain.from_iterable(map(sentences, documents)):
+        words = sentence.split()
+        text = " ".join(words)
+        if len(words) in lengths and text[0].isupper() and text[-1] in ".?!" and '"' not in text:
+            yield text
 
 
 @dataclass(frozen=True)
@@ -186,10 +179,8 @@ class Stream:
         lengths = np.array([end - start for start, end in parts], dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         starts = [
-            self.starts[np.searchsorted(self.starts, start) : np.searchsorted(self.starts, end)]
-            - start
-            + offset
-            for (start, end), offset in zip(parts, offsets, strict=False)
+            self.starts[slice(*np.searchsorted(self.starts, part))] - part[0] + offset
+            for part, offset in zip(parts, offsets, strict=False)
         ]
         ids = np.concatenate([self.ids[start:end] for start, end in parts])
         return Stream(ids, np.concatenate(starts), offsets)
@@ -202,16 +193,13 @@ def encode_text(files: Sequence[Path], tokenizer: SentenceTokenizer, cache: Arra
         ColakitError: if a file cannot be read or all are empty.
     """
 
-    def compute() -> dict[str, NDArray[Any]]:
-        documents = (document for file in files for document in read_documents(file))
-        return vars(_encode(documents, tokenizer))
-
+    documents = (document for file in files for document in read_documents(file))
     if cache is None:
-        stream = Stream(**compute())
+        stream = _encode(documents, tokenizer)
     else:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         key = {"format": FORMAT, "tokenizer": tokenizer.fingerprint(), "files": digests}
-        stream = Stream(**cache.get("text", key, compute))
+        stream = Stream(**cache.get("text", key, lambda: vars(_encode(documents, tokenizer))))
     if not len(stream.starts):
         raise ColakitError(f"{files[0]}: no text found", hint="Pre-training needs running text.")
     return stream
@@ -223,7 +211,7 @@ def _encode(documents: Iterable[str], tokenizer: SentenceTokenizer) -> Stream:
     pieces = ((piece, i == 0) for text in documents for i, piece in enumerate(sentences(text)))
     ids: list[NDArray[Any]] = []
     lengths: list[int] = []
-    opening: list[bool] = []
+    opening: list[bool] = []  # whether a piece is the first of its document
     while batch := list(itertools.islice(pieces, PIECES_AT_A_TIME)):
         encoded = tokenizer.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
         rows = [encoding.ids for encoding in encoded]
@@ -253,8 +241,8 @@ def _with_ends(
     for _ in range(MOST_BREAKS):
         begins = begins + facts.blank[ids[begins]]
     usable = begins[(facts.bare[ids[begins]] >= 0) & ~facts.blank[ids[begins]]]
-    places = np.append(documents + np.arange(len(documents)), len(ids)).astype(np.int64)
-    return Stream(ids, usable.astype(np.int64), places)
+    documents = np.append(documents + np.arange(len(documents)), len(ids)).astype(np.int64)
+    return Stream(ids, usable.astype(np.int64), documents)
 
 
 def split_val(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
@@ -271,8 +259,8 @@ def split_val(stream: Stream, share: float, seed: int) -> tuple[Stream, Stream]:
             chosen.append(int(i))
             total += int(sizes[i])
     if not chosen:
-        after = np.searchsorted(stream.starts, len(stream) - wanted)
-        cut = int(stream.starts[min(int(after), len(stream.starts) - 1)])
+        after = int(np.searchsorted(stream.starts, len(stream) - wanted))
+        cut = int(stream.starts[min(after, len(stream.starts) - 1)])
         return stream.take([(0, cut)]), stream.take([(cut, len(stream))])
     in_val = set(chosen)
     ranges = list(itertools.pairwise(stream.documents.tolist()))

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from typing import Protocol
+from typing import IO
 
 from colakit.errors import ColakitError, did_you_mean
 
@@ -22,13 +22,6 @@ MAX_CELL_SHOWN = 40  # characters of a cell in an error
 MAX_LINE = 2**26  # characters
 CHUNK = 2**20  # bytes read at a time
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # includes the line ending, if any
-
-
-class Readable(Protocol):
-    """A binary stream."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes; empty at the end."""
 
 
 class RowErrors:
@@ -72,7 +65,7 @@ def decode(raw: bytes, where: str) -> str:
     return "".join(_pieces(io.BytesIO(raw), where))
 
 
-def read_rows(file: Readable, where: str) -> Iterator[Row]:
+def read_rows(file: IO[bytes], where: str) -> Iterator[Row]:
     """Yield the numbered rows of a file; the suffix of its name `where` selects CSV or TSV.
 
     Raises:
@@ -91,7 +84,7 @@ def read_rows(file: Readable, where: str) -> Iterator[Row]:
         raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Fix the quoting.") from error
 
 
-def _pieces(file: Readable, where: str) -> Iterator[str]:
+def _pieces(file: IO[bytes], where: str) -> Iterator[str]:
     """Yield a file's text in chunks that never split CR LF."""
     characters = codecs.getincrementaldecoder("utf-8")()
     decoder = io.IncrementalNewlineDecoder(characters, translate=False)

@@ -58,16 +58,13 @@ class SentenceTokenizer:
         try:
             fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
             backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
+            if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
+                raise ValueError("no vocabulary")
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ColakitError(
                 f"{folder}: its tokenizer cannot be read ({first_line(error)})",
                 hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
             ) from error
-        if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
-            raise ColakitError(
-                f"{folder}: its tokenizer cannot be read (no vocabulary)",
-                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
-            )
         if fast.eos_token_id is None:
             raise ColakitError(
                 f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
@@ -124,9 +121,7 @@ class SentenceTokenizer:
         room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
         rows: list[list[int]] = []
         num_truncated = 0
-        texts = list(sentences)
-        if room is not None:  # avoids encoding all of a very long text
-            texts = [text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] for text in texts]
+        texts = [text if room is None else text[:MAX_CHARACTERS] for text in sentences]
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for sentence, encoding in zip(sentences, encodings, strict=True):
             ids = encoding.ids

@@ -80,8 +80,8 @@ def plan_inference(
     batches, start = [], 0
     for end in range(1, len(order) + 1):
         size, longest = end - start, ordered[end - 1]
-        ends = size == batch_size or end == len(order) or size * longest >= 4 * min_tokens
-        if ends or (size * longest >= min_tokens and ordered[end] > longest):
+        is_full = size == batch_size or end == len(order) or size * longest >= 4 * min_tokens
+        if is_full or (size * longest >= min_tokens and ordered[end] > longest):
             batches.append(order[start:end])
             start = end
     return batches

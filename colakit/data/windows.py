@@ -68,11 +68,12 @@ class Windows:
         """Return up to `limit` evenly spaced windows of one source, for evaluation: (W, 2)."""
         number = list(self.sources).index(name)
         starts = np.unique(self._lay_out(self.sources[name].stream, 0))
-        wanted = len(starts) if limit is None else min(limit, len(starts))
-        spread = starts[np.linspace(0, len(starts) - 1, wanted).astype(np.int64)]
+        count = len(starts) if limit is None else min(limit, len(starts))
+        spread = starts[np.linspace(0, len(starts) - 1, count).astype(np.int64)]
         return np.stack([np.full_like(spread, number), spread], axis=1)
 
     def _lay_out(self, stream: Stream, offset: int) -> NDArray[np.int64]:
+        """Return a stream's window starts; `offset` is the first nominal one."""
         nominal = offset + self.num_tokens * np.arange(self._count(stream), dtype=np.int64)
         following = np.searchsorted(stream.starts, nominal)
         is_last = following == len(stream.starts)

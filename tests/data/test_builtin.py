@@ -1,6 +1,6 @@
-"""The built-in corpus: the same bytes everywhere, no leaks between splits, and every contrast as promised.
+"""The built-in corpus: fixed bytes, no shared words between id and ood, and a rule for every paradigm.
 
-The contrasts are checked by rules written apart from the grammar: they see two sentences and the lexicon.
+The rules are independent of the grammar: their input is two sentences and the lexicon.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def tokens(sentence: str) -> list[str]:
 # --- the corpus ---------------------------------------------------------------------------------------------
 
 
-def test_a_version_has_one_text() -> None:
+def test_a_version_has_fixed_bytes() -> None:
     text = json.dumps(serialised(builtin_corpus()), sort_keys=True)
-    found = hashlib.sha256(text.encode()).hexdigest()
-    assert found == PINNED[VERSION], "the corpus changed: raise VERSION, and pin the new text under it"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == PINNED[VERSION], "the corpus changed: raise VERSION, and pin the new text under it"
 
 
-def test_it_is_drawn_anew_with_the_same_result() -> None:
+def test_drawing_again_gives_the_same_pairs() -> None:
     first = builtin_pairs()
     builtin_pairs.cache_clear()
     assert builtin_pairs() == first
 
 
-def test_sizes_and_shares() -> None:
+def test_splits_have_the_stated_sizes_and_70_percent_acceptable() -> None:
     corpus = builtin_corpus()
     assert {name: len(split) for name, split in corpus.splits.items()} == SIZES
     for split in corpus.splits.values():
@@ -63,7 +63,7 @@ def test_sizes_and_shares() -> None:
         assert len(set(split.sources)) == 17
 
 
-def test_no_sentence_stands_twice_not_even_as_a_twin() -> None:
+def test_all_sentences_of_all_pairs_are_distinct() -> None:
     members = [text for pair in builtin_pairs() for text in (pair.sentence_good, pair.sentence_bad)]
     assert len(set(members)) == len(members)
 
@@ -78,7 +78,7 @@ def test_no_open_class_word_of_ood_dev_is_in_train() -> None:
         assert set(tokens(f"{pair.sentence_good} {pair.sentence_bad}")) <= allowed
 
 
-def test_train_teaches_every_word_of_id_dev() -> None:
+def test_train_contains_nearly_every_word_of_id_dev() -> None:
     train, dev = (
         Counter(word for text in builtin_corpus().splits[name].sentences for word in tokens(text))
         for name in ("train", "id_dev")
@@ -86,7 +86,7 @@ def test_train_teaches_every_word_of_id_dev() -> None:
     assert sum(count for word, count in dev.items() if word not in train) < 0.01 * dev.total()
 
 
-def test_sentences_are_written_as_sentences() -> None:
+def test_sentences_have_capital_spaces_article_and_end_mark() -> None:
     for pair in builtin_pairs():
         for text in (pair.sentence_good, pair.sentence_bad):
             assert re.fullmatch(r"[A-Z][A-Za-z' ,]*[a-zI][.?]", text), text
@@ -95,7 +95,7 @@ def test_sentences_are_written_as_sentences() -> None:
             assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
 
 
-def test_words_and_length_do_not_tell_the_label() -> None:
+def test_a_bag_of_words_model_is_near_chance() -> None:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import matthews_corrcoef
@@ -111,7 +111,7 @@ def test_words_and_length_do_not_tell_the_label() -> None:
     assert matthews_corrcoef(dev.require_labels(), model.predict(features(dev.sentences))) < 0.15
 
 
-def test_what_is_written_reads_back(tmp_path: Path, colakit: Run) -> None:
+def test_written_files_round_trip(tmp_path: Path, colakit: Run) -> None:
     code, out, err = colakit("data", "write", "--data", "builtin", "--out", tmp_path / "corpus", "--json")
     assert code == 0, err
     assert json.loads(out)["version"] == VERSION
@@ -139,7 +139,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["builtin", "builtin:"])
-def test_every_command_knows_it_by_name(name: str, colakit: Run) -> None:
+def test_data_check_accepts_the_builtin_name(name: str, colakit: Run) -> None:
     code, out, err = colakit("data", "check", "--data", name, "--strict", "--json")
     assert code == 0, err
     assert [split["rows"] for split in json.loads(out)["splits"]] == list(SIZES.values())
@@ -153,16 +153,16 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, colakit: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--data", "cola", "--out", "x"], "only the built-in corpus"),
         (["--data", "builtin"], "Name one with --out"),
     ],
 )
-def test_write_says_what_it_needs(arguments: list[str], said: str, colakit: Run) -> None:
+def test_invalid_arguments_of_write_are_refused(arguments: list[str], message: str, colakit: Run) -> None:
     code, _, err = colakit("data", "write", *arguments)
     assert code == 2
-    assert said in err
+    assert message in err
 
 
 # --- forms --------------------------------------------------------------------------------------------------
@@ -181,29 +181,32 @@ def test_write_says_what_it_needs(arguments: list[str], said: str, colakit: Run)
         "let/let/let/letting": "let lets let let letting",
     }.items(),
 )
-def test_forms_of_verbs(entry: str, forms: str) -> None:
-    found = verb(entry, "any")
-    assert f"{found.base} {found.third} {found.past} {found.participle} {found.gerund}" == forms
+def test_verbs_are_inflected(entry: str, forms: str) -> None:
+    inflected = verb(entry, "any")
+    assert (
+        f"{inflected.base} {inflected.third} {inflected.past} {inflected.participle} {inflected.gerund}"
+        == forms
+    )
 
 
 @pytest.mark.parametrize(
     ("entry", "plural"),
     {"lady": "ladies", "boy": "boys", "bus": "buses", "child/children": "children"}.items(),
 )
-def test_forms_of_nouns(entry: str, plural: str) -> None:
+def test_nouns_are_inflected(entry: str, plural: str) -> None:
     assert noun(entry, "any").plural == plural
 
 
-def test_members_of_a_pair_are_read_from_one_text() -> None:
+def test_a_marked_text_expands_to_a_pair() -> None:
     assert expand("a [old|tall] man saw [|a] owl") == ("an old man saw owl", "a tall man saw an owl")
 
 
-# --- the contrasts ------------------------------------------------------------------------------------------
+# --- rules --------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Words:
-    """What the rules know about words, from both pools."""
+    """Features of the words of both pools."""
 
     number: dict[str, str] = field(default_factory=dict)  # noun -> sg or pl
     kind: dict[str, str] = field(default_factory=dict)  # noun or name -> kind
@@ -348,7 +351,7 @@ def possessor(p: Pair) -> bool:
 
 
 def framed(right: str, wrong: str) -> Callable[[Pair], bool]:
-    """The right verb has one of the frames of `right`, the wrong one has `wrong` and none of those."""
+    """Require a frame of `right`; the wrong verb has one of `wrong` and none of `right`."""
 
     def has(form: str, wanted: str) -> bool:
         return any(frame.startswith(tuple(wanted.split())) for frame in W.frames[form])
@@ -473,7 +476,7 @@ def relative(p: Pair) -> bool:
 def licensed_ever(p: Pair) -> bool:
     licensors = {"no", "hardly", "rarely", "never", "not", "if"}
     first = next(i for i, word in enumerate(p.good) if word in licensors) if licensors & set(p.good) else -1
-    if first < 0:  # the good one does without the polarity item
+    if first < 0:  # the good sentence has no polarity item
         return bool({"ever", "any", "yet"} & set(p.wrong.split()))
     item = max(i for i, word in enumerate(p.good) if word in ("ever", "any", "yet"))
     return first < item and p.right.split()[0] != p.wrong
@@ -646,18 +649,18 @@ def test_every_phenomenon_has_paradigms_and_every_paradigm_a_rule() -> None:
 
 
 @pytest.mark.parametrize("item", PARADIGMS, ids=lambda item: f"{item.phenomenon}-{item.name}")
-def test_every_contrast_is_the_one_promised(item: Paradigm) -> None:
+def test_every_pair_follows_the_rule_of_its_paradigm(item: Paradigm) -> None:
     for pool in POOLS:
         for seed in range(120):
             right, wrong = expand(item.draw(Grammar(seed, load_lexicon(pool))))
-            if right == wrong:  # a verb with one form for two uses; the corpus passes over these
+            if right == wrong:  # a verb whose two forms are equal; the corpus skips these
                 continue
             good, bad = (["a" if word == "an" else word for word in tokens(text)] for text in (right, wrong))
             assert RULES[item.name](Pair(good, bad)), (right, wrong)
 
 
 @pytest.mark.parametrize("item", PARADIGMS, ids=lambda item: f"{item.phenomenon}-{item.name}")
-def test_frames_leave_the_contrast_alone(item: Paradigm) -> None:
+def test_frames_do_not_change_the_contrast(item: Paradigm) -> None:
     for seed in range(40):
         right, wrong = expand(item.draw(Grammar(seed, load_lexicon("id"))))
         good, bad = item.pair(Grammar(seed, load_lexicon("id")))
@@ -668,20 +671,20 @@ def test_frames_leave_the_contrast_alone(item: Paradigm) -> None:
         assert (right == wrong) == (good == bad)
 
 
-# --- the page about it --------------------------------------------------------------------------------------
+# --- documentation ------------------------------------------------------------------------------------------
 
 
 def table_of_phenomena() -> str:
-    """A row a phenomenon: how many paradigms, and its shortest pair of id_dev."""
+    """One row per phenomenon: number of paradigms and shortest pair of id_dev."""
     rows = ["| phenomenon | paradigms | acceptable | unacceptable |", "|---|---|---|---|"]
     for phenomenon, count in Counter(item.phenomenon for item in PARADIGMS).items():
-        found = [p for p in builtin_pairs() if p.split == "id_dev" and p.phenomenon == phenomenon]
-        pair = min(found, key=lambda pair: (len(pair.sentence_good), pair.sentence_good))
+        pairs = [p for p in builtin_pairs() if p.split == "id_dev" and p.phenomenon == phenomenon]
+        pair = min(pairs, key=lambda pair: (len(pair.sentence_good), pair.sentence_good))
         rows.append(f"| {phenomenon} | {count} | {pair.sentence_good} | {pair.sentence_bad} |")
     return "\n".join(rows)
 
 
-def test_the_page_shows_the_corpus_as_it_is() -> None:
+def test_the_documentation_table_is_current() -> None:
     page = (ROOT / "docs/builtin-corpus.md").read_text(encoding="utf-8")
     assert table_of_phenomena() in page, f"put this table into the page:\n{table_of_phenomena()}"
     assert f"Version {VERSION}" in page

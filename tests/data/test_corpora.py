@@ -1,4 +1,4 @@
-"""Corpora: every layout reads the same, every fault names its line, the real CoLA is the published one."""
+"""Corpora: all layouts give equal splits, errors name the line, and CoLA has its published counts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def below(folder: str, members: Mapping[str, str]) -> dict[str, str]:
 
 
 def contents(corpus: Corpus) -> dict[str, object]:
-    """All that a corpus says, but for its name."""
+    """Labels and splits of a corpus, without its name."""
     return {
         name: (split.sentences, None if split.labels is None else split.labels.tolist(), split.sources)
         for name, split in corpus.splits.items()
@@ -106,7 +106,7 @@ def test_every_cola_layout_reads_the_same(write: Write, members: dict[str, str])
 
 
 @pytest.mark.parametrize("write", [write_zip, write_folder])
-def test_tokenized_text_serves_where_there_is_no_raw_text(write: Write) -> None:
+def test_tokenized_text_is_read_if_raw_text_is_missing(write: Write) -> None:
     corpus = load_corpus(write(Path("given"), below("cola_public/tokenized", TOKENIZED)))
     assert corpus.split("train").sentences[2] == "Dogs sleep ."
 
@@ -151,11 +151,11 @@ def test_an_unknown_split_names_the_nearest() -> None:
         load_corpus(write_folder(Path("given"), COLA)).split("ood-dev")
 
 
-def test_fingerprint_tells_one_sentence_of_two_lines_from_two_sentences() -> None:
+def test_fingerprint_separates_a_two_line_sentence_from_two_sentences() -> None:
     assert Split("test", ("a\nb",)).fingerprint() != Split("test", ("a", "b")).fingerprint()
 
 
-def test_fingerprint_tells_sentences_and_labels_apart() -> None:
+def test_fingerprint_depends_on_sentences_and_labels() -> None:
     texts = ["x\t1\t\tA b.\n", "y\t1\t*\tA b.\n", "x\t0\t\tA b.\n", "x\t1\t\tA c.\n"]
     prints = [load_corpus(write_file(text)).split("train").fingerprint() for text in texts]
     assert prints[0] == prints[1]
@@ -177,13 +177,13 @@ def test_every_wrong_label_is_counted_and_the_first_is_named(label: str) -> None
     assert message.endswith("line 13: label " + repr(label) + "; and 1 more)")
 
 
-def test_a_wrong_line_in_a_zip_names_archive_member_and_line() -> None:
+def test_an_invalid_line_in_a_zip_names_archive_member_and_line() -> None:
     path = write_zip(Path("given.zip"), COLA | {"in_domain_dev.tsv": "a\t1\t\tFine.\na\t1\tFine.\n"})
     with pytest.raises(ColakitError, match=r"^given\.zip/in_domain_dev\.tsv:2: .*line 2: 3 columns"):
         load_corpus(path)
 
 
-def test_a_table_with_a_header_asks_for_its_columns() -> None:
+def test_a_table_with_a_header_needs_column_settings() -> None:
     with pytest.raises(
         ColakitError, match=r"^own\.tsv:1: 2 columns \(text \| mood\).*(.|\n)*data\.text_column"
     ):
@@ -191,7 +191,7 @@ def test_a_table_with_a_header_asks_for_its_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "columns", "said"),
+    ("text", "columns", "message"),
     [
         ("", None, "own.tsv: is empty"),
         ("\ufeff", None, "own.tsv: is empty"),
@@ -201,14 +201,14 @@ def test_a_table_with_a_header_asks_for_its_columns() -> None:
     ],
     ids=["empty", "BOM", "empty-table", "header", "glue-header"],
 )
-def test_a_file_without_sentences_is_refused(text: str, columns: Columns | None, said: str) -> None:
+def test_a_file_without_sentences_is_refused(text: str, columns: Columns | None, message: str) -> None:
     with pytest.raises(ColakitError) as caught:
         load_corpus(write_file(text), columns=columns)
-    assert caught.value.message == said
+    assert caught.value.message == message
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "said"),
+    ("name", "make", "message"),
     [
         ("gone.zip", lambda path: None, "file not found"),
         ("notes.md", lambda path: path.write_text("x"), "not a zip, folder, TSV or CSV"),
@@ -216,9 +216,9 @@ def test_a_file_without_sentences_is_refused(text: str, columns: Columns | None,
         ("other.zip", lambda path: write_zip(path, {"a.tsv": "x"}), "contains none of in_domain_train.tsv"),
     ],
 )
-def test_what_is_no_corpus_is_said_to_be_none(name: str, make: Callable[[Path], object], said: str) -> None:
+def test_a_path_without_a_corpus_is_refused(name: str, make: Callable[[Path], object], message: str) -> None:
     make(Path(name))
-    with pytest.raises(ColakitError, match=f"^{name}: {said}"):
+    with pytest.raises(ColakitError, match=f"^{name}: {message}"):
         load_corpus(Path(name))
 
 
@@ -267,7 +267,7 @@ def test_label_order_is_the_same_in_every_process() -> None:
         "print(load_corpus(Path(sys.argv[1]), columns=Columns('text', 'mood')).label_names)"
     )
     root = str(Path(places.__file__).parents[2])
-    found = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", program, str(path)],
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": root},
@@ -277,11 +277,11 @@ def test_label_order_is_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(found) == 1
+    assert len(outputs) == 1
 
 
 @pytest.mark.parametrize("label_names", [None, ("bad", "good", "neutral")])
-def test_a_label_that_train_has_not_is_named_by_its_line(label_names: tuple[str, ...] | None) -> None:
+def test_a_label_missing_from_train_is_named_by_its_line(label_names: tuple[str, ...] | None) -> None:
     files = {
         "train": write_file(THREE, "train.tsv"),
         "dev": write_file("text\tmood\nnice\tgood\nodd\tstrange\n", "dev.tsv"),
@@ -298,14 +298,14 @@ def test_a_blank_label_is_named_by_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         (Columns("txt", "mood"), "no column 'txt'.*mean text?"),
         (Columns("text", "moods"), "no column 'moods'.*mood?"),
     ],
 )
-def test_a_missing_column_names_the_nearest(columns: Columns, said: str) -> None:
-    with pytest.raises(ColakitError, match=said):
+def test_a_missing_column_names_the_nearest(columns: Columns, message: str) -> None:
+    with pytest.raises(ColakitError, match=message):
         load_corpus(write_file(THREE), columns=columns)
 
 
@@ -338,7 +338,7 @@ def test_a_refused_file_is_closed_at_once(write: Write) -> None:
     with pytest.raises(ColakitError, match="CoLA has 4") as caught:
         load_corpus(path)
     assert os.listdir("/proc/self/fd") == before
-    assert caught.value.__traceback__ is not None  # it lives, and with it the frames that read
+    assert caught.value.__traceback__ is not None  # keeps the frames of the reader alive
 
 
 @pytest.mark.parametrize("text", ["\n", "a\t1\t\tAll is well.\n"], ids=["blank", "rows"])
@@ -354,29 +354,29 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(text: str) -> None:
     assert peak < 64 * 2**20
 
 
-def test_a_member_that_packs_little_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weakly_compressed_member_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_zip(Path("given.zip"), COLA | {"in_domain_dev.tsv": random.Random(0).randbytes(2**21).hex()})
     monkeypatch.setattr(places, "MAX_MEMBER_BYTES", 2**20)
     with pytest.raises(ColakitError, match=r"in_domain_dev\.tsv cannot be unpacked .* more than 1 MiB"):
         load_corpus(path)
 
 
-def test_a_broken_zip_gives_true_sentences_or_a_named_fault() -> None:
+def test_a_damaged_zip_gives_unchanged_sentences_or_an_error() -> None:
     path = write_zip(Path("given.zip"), COLA)
     whole, raw = contents(load_corpus(path)), path.read_bytes()
     for position in range(len(raw)):
         damaged = bytearray(raw)
         damaged[position] ^= 0x08
         path.write_bytes(damaged)
-        found = outcome(lambda: contents(load_corpus(path)))
-        if isinstance(found, ColakitError):
-            assert "given.zip" in found.message
-        else:  # a member whose name was hit may be missing, never altered
-            assert found.items() <= whole.items(), position
+        loaded = outcome(lambda: contents(load_corpus(path)))
+        if isinstance(loaded, ColakitError):
+            assert "given.zip" in loaded.message
+        else:  # a member with a damaged name may be missing, never changed
+            assert loaded.items() <= whole.items(), position
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
-def test_a_cut_zip_is_a_named_fault(share: float) -> None:
+def test_a_truncated_zip_is_refused(share: float) -> None:
     path = write_zip(Path("given.zip"), COLA)
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
@@ -384,7 +384,7 @@ def test_a_cut_zip_is_a_named_fault(share: float) -> None:
         load_corpus(path)
 
 
-def test_an_encrypted_member_is_a_named_fault() -> None:
+def test_an_encrypted_member_is_refused() -> None:
     path = write_zip(Path("given.zip"), COLA)
     raw = bytearray(path.read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -395,7 +395,7 @@ def test_an_encrypted_member_is_a_named_fault() -> None:
         load_corpus(path)
 
 
-def test_oddities_are_counted() -> None:
+def test_duplicates_conflicts_and_blanks_are_counted() -> None:
     train = "s\t1\t\tOne.\ns\t1\t\tOne.\ns\t0\t\tOne.\ns\t1\t\tTwo.\ns\t1\t\t\n"
     dev = "s\t1\t\tOne.\ns\t1\t\tOne.\ns\t1\t\tThree.\n"
     corpus = load_corpus(files={"train": write_file(train, "train.tsv"), "dev": write_file(dev, "dev.tsv")})
@@ -437,13 +437,13 @@ def test_real_zip_and_folder_are_equal(folder: str, shared: Path, cola: Corpus) 
 def test_real_counts_are_the_published_ones(
     split: str, rows: int, majority: float | None, cola: Corpus
 ) -> None:
-    found = cola.split(split)
-    assert len(found) == len(found.sources) == rows
+    loaded = cola.split(split)
+    assert len(loaded) == len(loaded.sources) == rows
     if majority is not None:
-        assert round(100 * float(np.mean(found.require_labels() == 1)), 2) == majority
+        assert round(100 * float(np.mean(loaded.require_labels() == 1)), 2) == majority
 
 
-def test_real_oddities_are_the_published_ones(cola: Corpus) -> None:
+def test_real_duplicates_and_conflicts_are_the_published_ones(cola: Corpus) -> None:
     checked = {check.name: check for check in check_corpus(cola)}
     assert (checked["train"].duplicate_rows, checked["train"].conflicting_sentences) == (19, 11)
     assert (checked["id_dev"].in_train, checked["ood_dev"].in_train) == (6, 12)

@@ -1,4 +1,4 @@
-"""CoLA's download, from a server on this machine: verified, whole or not at all, and bounded in time."""
+"""CoLA's download from a local server: verified, complete or absent, and limited in time."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ PATIENCE = RetryPolicy(attempts=3, pause_seconds=0.01, stall_seconds=0.3, total_
 
 
 class Server:
-    """A web server of this machine that answers by path and counts what it is asked."""
+    """A local web server with one response per path that counts its requests."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                outer.asked[self.path] += 1
+                outer.requests[self.path] += 1
                 outer.answers.get(self.path, status(404))(self)
 
             def log_message(self, *_: object) -> None:
@@ -54,29 +54,29 @@ class Server:
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
 
     def serve(self, answer: Answer | bytes, path: str = "/cola.zip") -> str:
-        """Answer at `path` from now on; returns its URL."""
+        """Register a response at `path`; returns its URL."""
         self.answers[path] = body(answer) if isinstance(answer, bytes) else answer
         return f"http://127.0.0.1:{self.http.server_port}{path}"
 
 
 class Resumable:
-    """Serves `raw`, and parts of it by range; drops the connection once at each of the places `drops_at`."""
+    """Serves `raw` with range requests; drops the connection once at each offset in `drops_at`."""
 
     def __init__(self, raw: bytes, drops_at: list[int]) -> None:
         self.drops_at = drops_at
         self.ranges: list[str | None] = []
         self.sent = 0
-        self.then: Callable[[], None] = lambda: None  # is called after a drop
+        self.then: Callable[[], None] = lambda: None  # called after a drop
         self.become(raw)
 
     def become(self, raw: bytes) -> None:
         self.raw, self.tag = raw, f'"{hashlib.sha256(raw).hexdigest()}"'
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers["Range"]
-        self.ranges.append(asked)
+        byte_range = request.headers["Range"]
+        self.ranges.append(byte_range)
         same = request.headers["If-Range"] == self.tag
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and same else 0
+        start = int(byte_range.removeprefix("bytes=").removesuffix("-")) if byte_range and same else 0
         end = self.drops_at.pop(0) if self.drops_at else len(self.raw)
         request.send_response(206 if start else 200)
         if start:
@@ -91,7 +91,7 @@ class Resumable:
 
 
 def body(raw: bytes, announced: int | None = None, **headers: str) -> Answer:
-    """Send `raw`, having announced so many bytes."""
+    """Send `raw` with a Content-Length of `announced`."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
@@ -132,7 +132,7 @@ def files(toy: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def toy_is_cola(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> str:
-    """Take the toy corpus for CoLA and a dead port for the CoLA site, whose URL is returned."""
+    """Replace CoLA by the toy corpus and its site by a closed port; returns the site's URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{listener.getsockname()[1]}/site.zip"
@@ -146,7 +146,7 @@ def toy_is_cola(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> str
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to write any file beyond `size` bytes, as a full disk would."""
+    """Limit written files to `size` bytes, to simulate a full disk."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -165,7 +165,7 @@ def zipped(members: dict[str, bytes], folder: str = "cola_public/raw/") -> bytes
 
 
 def kept(cache: Path = CACHE) -> list[str]:
-    """Every file and folder of the cache, hidden ones too."""
+    """All files and folders of the cache, including hidden ones."""
     return sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*"))
 
 
@@ -178,18 +178,18 @@ def test_a_mirror_gives_the_verified_files_once(server: Server, files: dict[str,
     assert fetch_cola(CACHE, [url]) == cola_folder(CACHE)
     assert is_fetched(CACHE)
     assert fetch_cola(CACHE, [url]) == cola_folder(CACHE)
-    assert server.asked == {"/cola.zip": 1}
+    assert server.requests == {"/cola.zip": 1}
     assert kept() == WHOLE
     assert {path.name: path.read_bytes() for path in cola_folder(CACHE).iterdir()} == files
     assert list(load_corpus(cola_folder(CACHE)).splits) == list(COLA_FILES)
 
 
-def test_what_is_fetched_needs_no_network(server: Server, files: dict[str, bytes]) -> None:
+def test_a_fetched_corpus_needs_no_network(server: Server, files: dict[str, bytes]) -> None:
     fetch_cola(CACHE, [server.serve(zipped(files))])
     assert fetch_cola(CACHE) == cola_folder(CACHE)
 
 
-def test_the_site_is_asked_where_there_is_no_mirror(
+def test_without_mirrors_the_site_is_used(
     server: Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "COLA_URL", server.serve(zipped(files)))
@@ -197,10 +197,10 @@ def test_the_site_is_asked_where_there_is_no_mirror(
     assert kept() == WHOLE
 
 
-def test_the_next_source_is_asked_where_one_fails(server: Server, files: dict[str, bytes]) -> None:
+def test_the_next_source_is_tried_after_a_failure(server: Server, files: dict[str, bytes]) -> None:
     mirrors = [server.serve(status(500), "/broken.zip"), server.serve(zipped(files))]
     fetch_cola(CACHE, mirrors)
-    assert server.asked == {"/broken.zip": PATIENCE.attempts, "/cola.zip": 1}
+    assert server.requests == {"/broken.zip": PATIENCE.attempts, "/cola.zip": 1}
     assert kept() == WHOLE
 
 
@@ -228,7 +228,7 @@ def lacking(files: dict[str, bytes]) -> bytes:
 
 
 def undeflatable(files: dict[str, bytes]) -> bytes:
-    """Let the first member begin with a block type that deflate does not know."""
+    """Give the first member an invalid deflate block type."""
     raw = bytearray(zipped(files))
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         first = archive.infolist()[0]
@@ -237,7 +237,7 @@ def undeflatable(files: dict[str, bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (changed, r"its in_domain_dev\.tsv has SHA-256 [0-9a-f]{12}…, CoLA's has [0-9a-f]{12}…"),
         (lacking, r"has no in_domain_dev\.tsv"),
@@ -248,11 +248,11 @@ def undeflatable(files: dict[str, bytes]) -> bytes:
     ],
     ids=["changed", "lacking", "html", "nothing", "cut", "undeflatable"],
 )
-def test_an_archive_that_is_not_colas_is_refused_and_not_kept(
-    server: Server, files: dict[str, bytes], make: Callable[[dict[str, bytes]], bytes], said: str
+def test_another_archive_is_refused_and_not_stored(
+    server: Server, files: dict[str, bytes], make: Callable[[dict[str, bytes]], bytes], message: str
 ) -> None:
     url = server.serve(make(files))
-    with pytest.raises(ColakitError, match=f"could not be downloaded \\({url}: {said}") as caught:
+    with pytest.raises(ColakitError, match=f"could not be downloaded \\({url}: {message}") as caught:
         fetch_cola(CACHE, [url])
     assert caught.value.exit_code == 2
     assert kept() == []
@@ -274,12 +274,12 @@ def test_a_connection_that_always_drops_leaves_nothing(
     url = server.serve(body(raw[: int(share * len(raw))], announced=len(raw)))
     with pytest.raises(ColakitError, match=f"could not be downloaded \\({url}: .*at the last of 3 attempts"):
         fetch_cola(CACHE, [url])
-    assert server.asked["/cola.zip"] == PATIENCE.attempts
+    assert server.requests["/cola.zip"] == PATIENCE.attempts
     assert kept() == []
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_a_connection_that_drops_once_is_resumed_where_it_broke_off(
+def test_a_dropped_connection_is_resumed_at_its_offset(
     server: Server, files: dict[str, bytes], share: float
 ) -> None:
     raw = zipped(files)
@@ -287,26 +287,26 @@ def test_a_connection_that_drops_once_is_resumed_where_it_broke_off(
     fetch_cola(CACHE, [server.serve(dropping)])
     assert kept() == WHOLE
     assert dropping.ranges == [None, f"bytes={int(share * len(raw))}-" if share else None]
-    assert dropping.sent == len(raw)  # and not a byte twice
+    assert dropping.sent == len(raw)  # no byte is sent twice
 
 
-def test_a_file_that_changed_in_between_is_begun_anew(server: Server) -> None:
+def test_a_changed_file_is_downloaded_from_the_start(server: Server) -> None:
     dropping = Resumable(b"old" * 50_000, drops_at=[90_000])
     url = server.serve(dropping)
     dropping.then = lambda: dropping.become(b"new" * 50_000)
     assert download(url, max_bytes=10**6, policy=PATIENCE) == b"new" * 50_000
 
 
-@pytest.mark.parametrize("said", ["bytes 5-9/10", "bytes 0-9/10", "rubbish"])
-def test_another_part_than_was_asked_for_is_refused(server: Server, said: str) -> None:
+@pytest.mark.parametrize("content_range", ["bytes 5-9/10", "bytes 0-9/10", "rubbish"])
+def test_another_range_than_requested_is_refused(server: Server, content_range: str) -> None:
     first = iter([body(b"0123", announced=10, ETag='"a"')])
-    other = status(206, **{"Content-Range": said})
+    other = status(206, **{"Content-Range": content_range})
     url = server.serve(lambda request: next(first, other)(request))
     with pytest.raises(DownloadError, match="a different byte range"):
         download(url, max_bytes=100, policy=PATIENCE)
 
 
-def test_without_ranges_and_lengths_it_arrives_all_the_same(server: Server) -> None:
+def test_a_server_without_ranges_and_lengths_works(server: Server) -> None:
     def chunked(request: BaseHTTPRequestHandler) -> None:
         request.protocol_version = "HTTP/1.1"
         request.send_response(200)
@@ -315,13 +315,13 @@ def test_without_ranges_and_lengths_it_arrives_all_the_same(server: Server) -> N
         request.wfile.write(b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
 
     assert download(server.serve(chunked), max_bytes=100, policy=PATIENCE) == b"abcde"
-    dropping = iter([body(b"0123", announced=10), body(b"0123456789")])  # no tag, so nothing to resume by
+    dropping = iter([body(b"0123", announced=10), body(b"0123456789")])  # no ETag, so it cannot be resumed
     url = server.serve(lambda request: next(dropping)(request))
     assert download(url, max_bytes=100, policy=PATIENCE) == b"0123456789"
 
 
 @pytest.mark.parametrize("announced", [10**9, None])
-def test_more_bytes_than_are_wanted_are_not_taken(server: Server, announced: int | None) -> None:
+def test_a_download_over_the_size_limit_is_refused(server: Server, announced: int | None) -> None:
     def endless(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
         if announced is not None:
@@ -333,16 +333,16 @@ def test_more_bytes_than_are_wanted_are_not_taken(server: Server, announced: int
 
     with pytest.raises(DownloadError, match="bytes"):
         download(server.serve(endless), max_bytes=2**20, policy=PATIENCE)
-    assert server.asked["/cola.zip"] == 1
+    assert server.requests["/cola.zip"] == 1
 
 
-def test_a_server_that_drips_is_given_up(server: Server) -> None:
+def test_a_slow_server_times_out(server: Server) -> None:
     def dripping(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
         request.send_header("Content-Length", "1000000")
         request.end_headers()
         with contextlib.suppress(OSError):
-            while not released.wait(0.05):  # oftener than a stall
+            while not released.wait(0.05):  # shorter than the stall time-out
                 request.wfile.write(b"a")
 
     released = threading.Event()
@@ -360,16 +360,14 @@ def test_a_server_that_drips_is_given_up(server: Server) -> None:
 
 
 @pytest.mark.parametrize("code", [500, 503, 429])
-def test_a_server_that_is_busy_for_a_while_is_asked_again(
-    server: Server, files: dict[str, bytes], code: int
-) -> None:
+def test_a_busy_server_is_retried(server: Server, files: dict[str, bytes], code: int) -> None:
     answers = iter([status(code), status(code), body(zipped(files))])
     fetch_cola(CACHE, [server.serve(lambda request: next(answers)(request))])
     assert kept() == WHOLE
-    assert server.asked["/cola.zip"] == 3
+    assert server.requests["/cola.zip"] == 3
 
 
-def test_pauses_grow(server: Server) -> None:
+def test_pauses_between_retries_grow(server: Server) -> None:
     times: list[float] = []
 
     def busy(request: BaseHTTPRequestHandler) -> None:
@@ -384,7 +382,7 @@ def test_pauses_grow(server: Server) -> None:
 
 
 @pytest.mark.parametrize("answer", [status(404), status(503), status(302, Location="/cola.zip")])
-def test_a_failure_names_every_source_and_the_way_by_hand(
+def test_a_failure_names_every_source_and_the_manual_download(
     server: Server, answer: Answer, toy_is_cola: str
 ) -> None:
     url = server.serve(answer)
@@ -396,10 +394,10 @@ def test_a_failure_names_every_source_and_the_way_by_hand(
     assert "--data cola_public_1.1.zip" in caught.value.hint
     assert "data.mirrors" in caught.value.hint
     assert kept() == []
-    assert server.asked["/cola.zip"] <= 1 + MAX_REDIRECTS  # a loop ends, and is not gone through again
+    assert server.requests["/cola.zip"] <= 1 + MAX_REDIRECTS  # a redirect loop ends and is not retried
 
 
-def test_a_server_that_stalls_is_given_up(server: Server) -> None:
+def test_a_stalled_server_times_out(server: Server) -> None:
     released = threading.Event()
     url = server.serve(lambda request: bool(released.wait(10)))
     try:
@@ -453,7 +451,7 @@ print(fetch.fetch_cola(Path("cache"), [sys.argv[1]]))
 
 
 class Fetching:
-    """A process of its own that fetches CoLA when it is told to."""
+    """A subprocess that fetches CoLA on a signal."""
 
     def __init__(self, url: str) -> None:
         sums = [f"{name}={digest}" for name, digest in fetch.COLA_SHA256.items()]
@@ -491,23 +489,21 @@ def test_two_processes_with_one_cold_cache_make_one_download(server: Server, fil
         one.go()
     for one in both:
         one.end()
-    assert server.asked == {"/cola.zip": 1}
+    assert server.requests == {"/cola.zip": 1}
     assert kept() == WHOLE
 
 
-def test_a_fetch_that_was_killed_leaves_no_lock_and_no_litter(
-    server: Server, files: dict[str, bytes]
-) -> None:
-    asked = threading.Event()
+def test_a_killed_fetch_does_not_block_the_next(server: Server, files: dict[str, bytes]) -> None:
+    requested = threading.Event()
     released = threading.Event()
 
     def never(request: BaseHTTPRequestHandler) -> None:
-        asked.set()
+        requested.set()
         released.wait(30)
 
     killed = Fetching(server.serve(never))
     killed.go()
-    assert asked.wait(30)
+    assert requested.wait(30)
     (CACHE / ".cola-torn").mkdir()
     killed.process.send_signal(signal.SIGKILL)
     killed.process.communicate()

@@ -1,4 +1,4 @@
-"""Rows of TSV and CSV: what ends a line, how a fault is named, and that no bytes are too odd."""
+"""Rows of TSV and CSV: line endings, error messages and arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def read_rows(raw: bytes, where: str) -> list[Row]:
 
 
 def in_format(text: str, where: str) -> bytes:
-    """Write tab-parted text as a file of the format that `where` ends in."""
+    """Convert tab-separated text to the format of `where`'s suffix."""
     return (text.replace("\t", ",") if where.endswith(".csv") else text).encode()
 
 
-def rows_or_fault(raw: bytes, where: str) -> list[Row] | ColakitError:
+def rows_or_error(raw: bytes, where: str) -> list[Row] | ColakitError:
     try:
         return read_rows(raw, where)
     except ColakitError as error:
@@ -60,7 +60,7 @@ def test_only_line_ends_end_a_line(where: str, odd: str) -> None:
 
 
 @pytest.mark.parametrize("mark", [b"", BOM], ids=["plain", "BOM"])
-def test_nul_is_named_by_its_byte(mark: bytes) -> None:
+def test_a_nul_is_named_by_its_offset(mark: bytes) -> None:
     raw = mark + "é\n".encode() + b"a\0b"
     with pytest.raises(ColakitError, match=rf"^a\.tsv: a NUL byte at byte {raw.index(0)}\n"):
         read_rows(raw, "a.tsv")
@@ -108,7 +108,7 @@ def test_an_empty_file_has_no_rows(where: str) -> None:
     assert read_rows(b"", where) == []
 
 
-def test_faults_are_all_counted_and_the_first_are_named() -> None:
+def test_all_errors_are_counted_and_the_first_are_named() -> None:
     faults = RowErrors("a.tsv", "every row must have 2 columns")
     faults.raise_any()  # none yet
     for line in (3, 5, 8, 9, 11, 13, 17):
@@ -122,7 +122,7 @@ def test_faults_are_all_counted_and_the_first_are_named() -> None:
     assert message.endswith("and 2 more)")
 
 
-def test_a_blank_line_within_is_a_row() -> None:
+def test_a_blank_line_inside_a_tsv_is_a_row() -> None:
     assert read_rows(b"a\tb\n\nc\td\n", "a.tsv") == [(1, ["a", "b"]), (2, [""]), (3, ["c", "d"])]
 
 
@@ -130,18 +130,18 @@ def test_a_blank_line_within_is_a_row() -> None:
 @given(raw=st.binary(max_size=60) | st.text('ab"\t,\r\n\0é\ufeff\u2028', max_size=40).map(str.encode))
 @pytest.mark.parametrize("where", FORMATS)
 def test_the_size_of_chunks_changes_nothing(where: str, raw: bytes) -> None:
-    whole = rows_or_fault(raw, where)
+    whole = rows_or_error(raw, where)
     for size in (1, 2, 3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tables, "CHUNK", size)
-            found = rows_or_fault(raw, where)
+            result = rows_or_error(raw, where)
         if isinstance(whole, ColakitError):
-            assert isinstance(found, ColakitError)  # which of two faults is met first may differ
+            assert isinstance(result, ColakitError)  # which of two errors comes first may differ
         else:
-            assert found == whole
+            assert result == whole
 
 
-def test_a_line_without_end_is_left_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless:
         count = 0
 
@@ -168,14 +168,14 @@ def test_a_missing_column_names_the_nearest() -> None:
 @LAWS
 @given(raw=st.binary(max_size=80) | st.text('ab"\t,\r\n\0é\ufeff', max_size=40).map(str.encode))
 @pytest.mark.parametrize("where", FORMATS)
-def test_any_bytes_end_in_rows_or_in_a_named_fault(where: str, raw: bytes) -> None:
-    found = rows_or_fault(raw, where)
-    if isinstance(found, ColakitError):
-        assert found.message.startswith(where)
+def test_any_bytes_give_rows_or_an_error_that_names_the_file(where: str, raw: bytes) -> None:
+    result = rows_or_error(raw, where)
+    if isinstance(result, ColakitError):
+        assert result.message.startswith(where)
     else:
-        numbers = [number for number, _ in found]
+        numbers = [number for number, _ in result]
         assert numbers == sorted(set(numbers))
-        assert all(fields for _, fields in found)
+        assert all(fields for _, fields in result)
 
 
 @LAWS
@@ -190,8 +190,8 @@ def test_any_bytes_end_in_rows_or_in_a_named_fault(where: str, raw: bytes) -> No
 )
 def test_tsv_cells_round_trip(rows: list[list[str]], final: bool) -> None:
     text = "\n".join("\t".join(fields) for fields in rows) + ("\n" if final and rows else "")
-    found = read_rows(BOM + text.encode(), "a.tsv")
-    assert found == list(enumerate(rows, start=1))
+    result = read_rows(BOM + text.encode(), "a.tsv")
+    assert result == list(enumerate(rows, start=1))
 
 
 @LAWS
@@ -204,5 +204,5 @@ def test_tsv_cells_round_trip(rows: list[list[str]], final: bool) -> None:
 def test_csv_cells_round_trip(rows: list[list[str]]) -> None:
     out = io.StringIO(newline="")
     csv.writer(out).writerows(rows)
-    found = read_rows(BOM + out.getvalue().encode(), "a.csv")
-    assert [fields for _, fields in found] == rows
+    result = read_rows(BOM + out.getvalue().encode(), "a.csv")
+    assert [fields for _, fields in result] == rows

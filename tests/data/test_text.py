@@ -1,4 +1,4 @@
-"""Running text: documents, sentences, streams of tokens, what is held out, and windows."""
+"""Running text: documents, sentences, token streams, the validation split and windows."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def stream(tokenizer: SentenceTokenizer, tmp_path: Path) -> Stream:
     return encode_text([path], tokenizer, None)
 
 
-def test_documents_are_parted_by_the_end_of_text_line(tmp_path: Path) -> None:
+def test_documents_are_separated_by_the_end_of_text_line(tmp_path: Path) -> None:
     for name, opener in (("a.txt", open), ("a.txt.gz", gzip.open), ("a.txt.xz", lzma.open)):
         with opener(tmp_path / name, "wt", encoding="utf-8") as file:
             file.write(TEXT)
         assert list(read_documents(tmp_path / name)) == [FIRST, SECOND]
 
 
-def test_a_folder_is_its_text_files_by_name(tmp_path: Path) -> None:
+def test_text_files_of_a_folder_are_sorted_by_name(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt.gz", "notes.md", "image.png"):
         (tmp_path / name).touch()
     assert [file.name for file in text_files(tmp_path)] == ["a.txt.gz", "b.txt", "notes.md"]
 
 
-def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ColakitError, match="file not found"):
         text_files(tmp_path / "none.txt")
     with pytest.raises(ColakitError, match="no text found"):
@@ -108,7 +108,7 @@ def test_a_stream_comes_from_the_cache_the_second_time(
     assert encode_text([path], tokenizer, cache).fingerprint() == first.fingerprint()
 
 
-def test_vocabulary_counts_bytes_and_knows_bare_forms(tokenizer: SentenceTokenizer) -> None:
+def test_vocabulary_has_byte_counts_and_bare_forms(tokenizer: SentenceTokenizer) -> None:
     facts = Vocabulary.of(tokenizer)
     for text in (FIRST, "caf\u00e9 \U0001f600"):
         ids = tokenizer.encode([text]).ids
@@ -126,20 +126,20 @@ def many_documents(sizes: list[int]) -> Stream:
     return Stream(ids, np.arange(0, documents[-1], 5), documents)
 
 
-def test_a_long_word_is_read_once() -> None:
-    word = "x" * 200_000  # from each of whose characters a search for sentences' ends would begin again
+def test_sentence_splitting_is_linear_in_a_long_word() -> None:
+    word = "x" * 200_000  # a quadratic regex would not finish
     assert sentences(f"{word} stays. Then more.") == [f"{word} stays.", " Then more."]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_something_is_always_left_to_train_on(share: float) -> None:
+def test_train_is_never_empty(share: float) -> None:
     train, val = split_val(many_documents([10, 10]), share, seed=0)
     assert len(train)
     assert len(val)
 
 
 @pytest.mark.parametrize("sizes", [[100] * 30, [7, 500, 20, 30] * 9, [1000]])
-def test_what_is_held_out_is_not_trained_on(sizes: list[int]) -> None:
+def test_train_and_val_are_disjoint_and_complete(sizes: list[int]) -> None:
     stream = many_documents(sizes)
     train, val = split_val(stream, 0.1, seed=0)
     assert sorted([*train.ids.tolist(), *val.ids.tolist()]) == stream.ids.tolist()
@@ -164,27 +164,29 @@ def test_a_window_is_the_end_of_text_then_a_sentence(stream: Stream, tokenizer: 
     batch = windows.batch(plan)
     assert batch.input_ids.shape == (len(plan), 9)
     assert (batch.input_ids[:, 0] == tokenizer.end_of_text_id).all()
-    for ids, (_, place) in zip(batch.input_ids.tolist(), plan, strict=True):
-        assert place in stream.starts
+    for ids, (_, start) in zip(batch.input_ids.tolist(), plan, strict=True):
+        assert start in stream.starts
         written = tokenizer.decode(ids[1:])
         assert not written.startswith((" ", "\n"))
-        assert tokenizer.decode(stream.ids[place : place + 8].tolist()).strip(" ").startswith(written)
+        assert tokenizer.decode(stream.ids[start : start + 8].tolist()).strip(" ").startswith(written)
     assert windows.count(plan) == int(batch.attention_mask[:, 1:].sum())
 
 
-def test_sentences_of_other_alphabets_are_found_too() -> None:
+def test_sentences_of_other_alphabets_are_split() -> None:
     assert sentences("Кошка спит. Собака лает! Élan vital. ok. 猫在睡觉. 狗") == [
         *("Кошка спит.", " Собака лает!", " Élan vital. ok.", " 猫在睡觉.", " 狗"),
     ]
 
 
-def test_text_without_sentences_is_read_whole(tokenizer: SentenceTokenizer, tmp_path: Path) -> None:
+def test_text_without_sentence_starts_is_read_completely(
+    tokenizer: SentenceTokenizer, tmp_path: Path
+) -> None:
     path = tmp_path / "lower.txt"
     path.write_text("the cat sleeps and the dog barks " * 40, encoding="utf-8")
     stream = encode_text([path], tokenizer, None)
     windows = Windows({"lower": TextSource(stream)}, Vocabulary.of(tokenizer), 8, tokenizer.end_of_text_id)
-    places = windows.plan(0, 0)[:, 1]
-    read = {token for place in places for token in range(place, min(place + 8, len(stream)))}
+    starts = windows.plan(0, 0)[:, 1]
+    read = {token for start in starts for token in range(start, min(start + 8, len(stream)))}
     assert len(read) > 0.9 * len(stream)
 
 
@@ -206,7 +208,7 @@ def test_bytes_of_a_batch_are_those_of_its_text(stream: Stream, tokenizer: Sente
     )
 
 
-def test_transformers_opens_a_trained_tokenizer(tokenizer: SentenceTokenizer, tmp_path: Path) -> None:
+def test_transformers_loads_a_trained_tokenizer(tokenizer: SentenceTokenizer, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     save_tokenizer(tokenizer, tmp_path, max_tokens=64)
@@ -219,6 +221,6 @@ def test_transformers_opens_a_trained_tokenizer(tokenizer: SentenceTokenizer, tm
 def test_a_tokenizer_keeps_its_own_end_of_text(tmp_path: Path) -> None:
     backend = train_tokenizer([SECOND], 260).backend
     backend.add_special_tokens(["</s>"])
-    theirs = SentenceTokenizer(backend, backend.token_to_id("</s>"))
-    save_tokenizer(theirs, tmp_path, max_tokens=64)
-    assert SentenceTokenizer.from_folder(tmp_path).end_of_text_id == theirs.end_of_text_id
+    other = SentenceTokenizer(backend, backend.token_to_id("</s>"))
+    save_tokenizer(other, tmp_path, max_tokens=64)
+    assert SentenceTokenizer.from_folder(tmp_path).end_of_text_id == other.end_of_text_id

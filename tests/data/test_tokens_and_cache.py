@@ -1,4 +1,4 @@
-"""Tokens are the backend's own, boundary tokens survive every cut, and the cache never changes an answer."""
+"""Tokens equal the backend's, truncation keeps boundary tokens, and the cache never changes results."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def counting(tokenizer: SentenceTokenizer) -> Counting:
     return Counting(tokenizer.backend, tokenizer.end_of_text_id)
 
 
-def test_ragged_tokens_are_the_backends_own(tokenizer: SentenceTokenizer) -> None:
+def test_ragged_tokens_equal_the_backends(tokenizer: SentenceTokenizer) -> None:
     tokens = tokenizer.encode(SENTENCES)
     assert len(tokens) == len(SENTENCES)
     assert tokens.lengths.tolist() == [len(row) for row in rows_of(tokens)]
@@ -84,28 +84,30 @@ def test_no_sentences_are_no_tokens(tokenizer: SentenceTokenizer) -> None:
     assert (len(tokens), len(tokens.ids), tokens.lengths.tolist()) == (0, 0, [])
 
 
-def test_ids_are_those_of_transformers(toy: Path, tokenizer: SentenceTokenizer) -> None:
-    theirs = AutoTokenizer.from_pretrained(str(toy / "base"), local_files_only=True)
-    assert tokenizer.end_of_text_id == theirs.eos_token_id
-    assert tokenizer.vocab_size == len(theirs)
+def test_ids_equal_those_of_transformers(toy: Path, tokenizer: SentenceTokenizer) -> None:
+    reference = AutoTokenizer.from_pretrained(str(toy / "base"), local_files_only=True)
+    assert tokenizer.end_of_text_id == reference.eos_token_id
+    assert tokenizer.vocab_size == len(reference)
 
     @settings(max_examples=200, deadline=None)
     @given(st.text(max_size=40) | st.sampled_from([*SENTENCES[2:], "x <|endoftext|> y"]))
     def law(sentence: str) -> None:
-        expected = theirs(sentence, add_special_tokens=False).input_ids
-        assert rows_of(tokenizer.encode([sentence])) == [expected or [theirs.eos_token_id]]
+        expected = reference(sentence, add_special_tokens=False).input_ids
+        assert rows_of(tokenizer.encode([sentence])) == [expected or [reference.eos_token_id]]
 
     law()
 
 
-def test_decoding_gives_the_sentence_back_without_boundaries(tokenizer: SentenceTokenizer) -> None:
+def test_decoding_returns_the_sentence_without_boundary_tokens(tokenizer: SentenceTokenizer) -> None:
     both = with_boundaries(tokenizer, True, True)
     tokens = both.encode(SENTENCES)
     assert tuple(both.decode(row) for row in rows_of(tokens)) == SENTENCES
 
 
 @pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
-def test_boundary_tokens_stand_where_asked(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> None:
+def test_boundary_tokens_follow_prefix_and_suffix(
+    tokenizer: SentenceTokenizer, prefix: bool, suffix: bool
+) -> None:
     end = tokenizer.end_of_text_id
     for sentence, row in zip(
         SENTENCES, rows_of(with_boundaries(tokenizer, prefix, suffix).encode(SENTENCES)), strict=True
@@ -115,7 +117,7 @@ def test_boundary_tokens_stand_where_asked(tokenizer: SentenceTokenizer, prefix:
 
 @pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
 @pytest.mark.parametrize("max_tokens", [3, 4, 6, 8, 64])
-def test_cutting_spares_boundaries_and_is_counted(
+def test_truncation_keeps_boundary_tokens_and_is_counted(
     tokenizer: SentenceTokenizer, prefix: bool, suffix: bool, max_tokens: int
 ) -> None:
     end, room = tokenizer.end_of_text_id, max_tokens - prefix - suffix
@@ -126,23 +128,21 @@ def test_cutting_spares_boundaries_and_is_counted(
     assert tokens.num_truncated == sum(len(ids) > room for ids in plain)
 
 
-def test_a_sentence_of_just_the_longest_length_is_not_cut(tokenizer: SentenceTokenizer) -> None:
+def test_a_sentence_of_maximum_length_is_not_truncated(tokenizer: SentenceTokenizer) -> None:
     length = len(plain_ids(tokenizer, SENTENCES[0]))
     assert tokenizer.encode(SENTENCES[:1], length).num_truncated == 0
     assert tokenizer.encode(SENTENCES[:1], length - 1).num_truncated == 1
 
 
 @pytest.mark.parametrize(("prefix", "suffix"), BOUNDARIES)
-def test_a_description_rebuilds_the_tokenizer(
-    tokenizer: SentenceTokenizer, prefix: bool, suffix: bool
-) -> None:
+def test_to_dict_and_from_dict_round_trip(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> None:
     one = with_boundaries(tokenizer, prefix, suffix)
     two = SentenceTokenizer.from_dict(one.to_dict())
     assert one.fingerprint() == two.fingerprint()
     assert_same_tokens(one.encode(SENTENCES), two.encode(SENTENCES))
 
 
-def test_fingerprints_tell_boundaries_and_vocabularies_apart(tokenizer: SentenceTokenizer) -> None:
+def test_fingerprints_depend_on_boundary_tokens_and_vocabulary(tokenizer: SentenceTokenizer) -> None:
     grown = Tokenizer.from_str(tokenizer.backend.to_str())
     grown.add_tokens(["wug"])
     all_of_them = [with_boundaries(tokenizer, *pair) for pair in BOUNDARIES]
@@ -150,7 +150,7 @@ def test_fingerprints_tell_boundaries_and_vocabularies_apart(tokenizer: Sentence
     assert len({one.fingerprint() for one in all_of_them}) == len(all_of_them)
 
 
-def test_a_saved_length_limit_of_the_backend_does_not_cut(tokenizer: SentenceTokenizer) -> None:
+def test_a_length_limit_of_the_saved_backend_is_ignored(tokenizer: SentenceTokenizer) -> None:
     limited = Tokenizer.from_str(tokenizer.backend.to_str())
     limited.enable_truncation(2)
     limited.enable_padding(length=50)
@@ -170,7 +170,7 @@ def test_a_folder_without_a_tokenizer_is_refused(content: str | None) -> None:
         SentenceTokenizer.from_folder(folder)
 
 
-def test_the_cache_computes_once_and_answers_the_same(counting: Counting) -> None:
+def test_the_cache_computes_once_and_returns_the_same(counting: Counting) -> None:
     cache = ArrayCache(Path("cache"))
     fresh = counting.encode(SENTENCES, 6)
     for _ in range(3):
@@ -186,7 +186,7 @@ def test_without_a_cache_every_call_computes(counting: Counting) -> None:
     assert not list(Path().iterdir())
 
 
-def test_what_determines_the_tokens_tells_entries_apart(tokenizer: SentenceTokenizer) -> None:
+def test_every_input_of_the_tokens_changes_the_cache_key(tokenizer: SentenceTokenizer) -> None:
     cache = ArrayCache(Path("cache"))
     for one in (tokenizer, with_boundaries(tokenizer, True, False)):
         for max_tokens in (None, 4, 6):
@@ -204,7 +204,7 @@ def test_what_determines_the_tokens_tells_entries_apart(tokenizer: SentenceToken
                 assert_same_tokens(encode_cached(one, sentences, max_tokens, cache), expected)
 
 
-def test_a_new_format_leaves_old_entries_aside(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_format_ignores_old_entries(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = ArrayCache(Path("cache"))
     encode_cached(counting, SENTENCES, None, cache)
     monkeypatch.setattr(cache_module, "FORMAT", cache_module.FORMAT + 1)
@@ -218,7 +218,7 @@ def cached_file(cache: ArrayCache) -> Path:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -200, -1], ids=lambda length: f"[:{length}]")
-def test_a_cut_entry_is_computed_anew(counting: Counting, length: int) -> None:
+def test_a_truncated_entry_is_recomputed(counting: Counting, length: int) -> None:
     cache = ArrayCache(Path("cache"))
     fresh = encode_cached(counting, SENTENCES, None, cache)
     path = cached_file(cache)
@@ -232,14 +232,14 @@ def test_a_cut_entry_is_computed_anew(counting: Counting, length: int) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"garbage" * 99, b"PK\x03\x04" + bytes(99), b"\x93NUMPY\x01\x00" + bytes(99)]
 )
-def test_a_garbage_entry_is_computed_anew(counting: Counting, garbage: bytes) -> None:
+def test_a_damaged_entry_is_recomputed(counting: Counting, garbage: bytes) -> None:
     cache = ArrayCache(Path("cache"))
     fresh = encode_cached(counting, SENTENCES, None, cache)
     cached_file(cache).write_bytes(garbage)
     assert_same_tokens(encode_cached(counting, SENTENCES, None, cache), fresh)
 
 
-def test_an_entry_of_other_arrays_is_computed_anew(counting: Counting) -> None:
+def test_an_entry_of_other_arrays_is_recomputed(counting: Counting) -> None:
     cache = ArrayCache(Path("cache"))
     fresh = encode_cached(counting, SENTENCES, None, cache)
     np.savez(cached_file(cache), ids=fresh.ids)
@@ -257,9 +257,9 @@ def test_one_flipped_bit_never_changes_the_arrays() -> None:
         damaged = bytearray(whole)
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
-        found = cache.get("kind", {}, lambda: arrays)
-        assert found.keys() == arrays.keys(), position
-        assert all(np.array_equal(found[name], arrays[name]) for name in arrays), position
+        loaded = cache.get("kind", {}, lambda: arrays)
+        assert loaded.keys() == arrays.keys(), position
+        assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays), position
 
 
 class Payload:
@@ -279,7 +279,7 @@ def test_a_pickle_in_the_cache_never_runs(counting: Counting) -> None:
 
 
 @pytest.mark.parametrize("broken", ["folder", "parent"])
-def test_a_cache_that_cannot_be_written_is_done_without(counting: Counting, broken: str) -> None:
+def test_an_unwritable_cache_is_skipped(counting: Counting, broken: str) -> None:
     folder = Path("cache")
     folder.write_text("a file stands here")
     cache = ArrayCache(folder / "deep" if broken == "parent" else folder)
@@ -289,7 +289,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(counting: Counting, brok
     assert list(Path().rglob("*")) == [folder]
 
 
-def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting) -> None:
+def test_a_full_disk_leaves_no_partial_entry(counting: Counting) -> None:
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     cache = ArrayCache(Path("cache"))
@@ -302,33 +302,31 @@ def test_a_full_disk_is_done_without_and_keeps_no_torn_entry(counting: Counting)
     assert not [path for path in cache.folder.rglob("*") if path.is_file()]
 
 
-def test_two_that_want_the_same_at_once_compute_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_requests_compute_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("colakit.utils.locks.QUIET_SECONDS", 0)
-    begun, said, both_ask = [], [], threading.Barrier(2)
+    started, messages, both_started = [], [], threading.Barrier(2)
 
     def compute() -> dict[str, np.ndarray]:
-        begun.append(threading.current_thread())
+        started.append(threading.current_thread())
         deadline = time.monotonic() + 20
-        while not said and time.monotonic() < deadline:  # until the other waits
+        while not messages and time.monotonic() < deadline:  # until the other thread waits
             time.sleep(0.01)
         return {"values": np.arange(3)}
 
-    def ask() -> None:
-        both_ask.wait()
-        cache = ArrayCache(tmp_path, said.append)
+    def request() -> None:
+        both_started.wait()
+        cache = ArrayCache(tmp_path, messages.append)
         assert cache.get("kind", {"a": 1}, compute)["values"].tolist() == [0, 1, 2]
 
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(ask), pool.submit(ask)]:
+        for done in [pool.submit(request), pool.submit(request)]:
             done.result()
-    assert len(begun) == 1
-    assert said == [f"kind: waiting for process {os.getpid()}, which is computing the same arrays"]
-    assert [path.suffix for path in (tmp_path / "kind").iterdir()] == [".arrays"]  # no lock stays
+    assert len(started) == 1
+    assert messages == [f"kind: waiting for process {os.getpid()}, which is computing the same arrays"]
+    assert [path.suffix for path in (tmp_path / "kind").iterdir()] == [".arrays"]  # no lock file remains
 
 
-def test_another_s_failure_leaves_the_arrays_to_the_next(tmp_path: Path) -> None:
+def test_after_a_failure_the_next_request_computes(tmp_path: Path) -> None:
     def fail() -> dict[str, np.ndarray]:
         raise ValueError("no")
 
@@ -338,7 +336,7 @@ def test_another_s_failure_leaves_the_arrays_to_the_next(tmp_path: Path) -> None
     assert cache.get("kind", {}, lambda: {"one": np.ones(1)})["one"].tolist() == [1]
 
 
-def test_the_default_cache_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
     assert default_cache() == Path("xdg/colakit")
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -43,7 +43,7 @@ def test_each_corruption_changes_the_words_as_named(kind: str, corruptor: Corrup
     change = {"drop": -1, "double": 1, "insert": 1}.get(kind, 0)
     seen = set()
     for seed in range(100):
-        changed = corruptor.kinds[kind](list(words), random.Random(seed))
+        changed = corruptor.change(kind, list(words), random.Random(seed))
         assert len(changed) == len(words) + change
         if kind in ("swap", "move"):
             assert sorted(changed) == sorted(words)

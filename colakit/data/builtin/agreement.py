@@ -20,9 +20,8 @@ def _be(grammar: Grammar, plural: bool) -> str:
 
 def _modified_person(grammar: Grammar, plural: bool) -> str:
     """A subject followed by a noun of the other number."""
-    subject = grammar.phrase(*PEOPLE, plural=plural)
-    beside = grammar.pick(BESIDE)
-    return f"{subject} {beside} {grammar.definite(*PEOPLE, 'thing', 'animal', plural=not plural)}"
+    subject = f"{grammar.phrase(*PEOPLE, plural=plural)} {grammar.pick(BESIDE)}"
+    return f"{subject} {grammar.definite(*PEOPLE, 'thing', 'animal', plural=not plural)}"
 
 
 def _modified_thing(grammar: Grammar, plural: bool) -> str:
@@ -46,7 +45,7 @@ def across_a_relative_clause(grammar: Grammar) -> str:
     plural = grammar.chance()
     subject = grammar.phrase(*PEOPLE, plural=plural)
     other = grammar.definite(*PEOPLE, plural=not plural)
-    relative = f"that {other} {grammar.verb('social', 'reflexive').past}"
+    relative = f"that {other} {grammar.person_verb().past}"
     if grammar.chance():
         return f"{subject} {relative} {_agreeing(grammar.verb('intransitive'), plural)} {grammar.place()}"
     return f"{subject} {relative} {_agreeing(grammar.verb('stative'), plural)} {grammar.phrase(*OBJECTS)}"
@@ -57,7 +56,7 @@ def inside_a_relative_clause(grammar: Grammar) -> str:
     """The nurse that [admires|admire] the kings smiled."""
     plural = grammar.chance()
     subject = grammar.phrase(*PEOPLE, plural=plural)
-    verb = _agreeing(grammar.verb("social", "reflexive"), plural)
+    verb = _agreeing(grammar.person_verb(), plural)
     other = grammar.phrase(*PEOPLE, plural=not plural)
     return f"{subject} {grammar.pick(('who', 'that'))} {verb} {other} {grammar.predicate().past}"
 
@@ -108,13 +107,11 @@ def of_a_demonstrative(grammar: Grammar) -> str:
 def of_the_noun(grammar: Grammar) -> str:
     """Mary dropped these heavy [lamps|lamp]."""
     plural = grammar.chance()
-    word = grammar.pick(
-        ("these", "those", "several", "two", "many") if plural else ("this", "that", "every", "a")
-    )
-    noun = grammar.noun(*PEOPLE)
+    words = ("these", "those", "several", "two", "many") if plural else ("this", "that", "every", "a")
+    word, noun = grammar.pick(words), grammar.noun(*PEOPLE)
     adjective = grammar.adjective(noun.kind) if grammar.chance(0.7) else ""
-    found = choose(plural, noun.plural, noun.singular)
-    return f"{grammar.person()} {grammar.verb('social').past} {word} {adjective} {found} {grammar.aside()}"
+    person = f"{word} {adjective} {choose(plural, noun.plural, noun.singular)}"
+    return f"{grammar.person()} {grammar.verb('social').past} {person} {grammar.aside()}"
 
 
 @paradigm("determiner-noun agreement")
@@ -135,8 +132,8 @@ def one_of_several(grammar: Grammar) -> str:
     kin = f"the {grammar.noun('man', 'woman').singular} of"
     head = grammar.pick(("one of", "each of", "several of")) if several else kin
     determiner = "the" if several else grammar.pick(("this", "that", "every"))
-    found = choose(several, noun.plural, noun.singular)
-    return f"{head} {determiner} {adjective} {found} {grammar.predicate().past}"
+    marked = choose(several, noun.plural, noun.singular)
+    return f"{head} {determiner} {adjective} {marked} {grammar.predicate().past}"
 
 
 @paradigm("determiner-noun agreement")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from colakit.data.builtin.grammar import Grammar, choose, contrast
+from colakit.data.builtin.grammar import QUESTION_AUXILIARIES, Grammar, choose, contrast, swapped
 from colakit.data.builtin.lexicon import PEOPLE
 from colakit.data.builtin.paradigms import paradigm, question
 
@@ -14,7 +14,7 @@ def inversion(grammar: Grammar) -> str:
     subject, where = grammar.person(), grammar.aside()
     auxiliary = grammar.pick(("did", "will", "should", "could"))
     word = grammar.pick(("what", f"which {grammar.noun('thing').plural}"))
-    return f"{word} {contrast(f'{auxiliary} {subject}', f'{subject} {auxiliary}')} {verb.base} {where}"
+    return f"{word} {swapped(auxiliary, str(subject))} {verb.base} {where}"
 
 
 @paradigm("questions")
@@ -22,7 +22,7 @@ def no_inversion_inside(grammar: Grammar) -> str:
     """Mary wondered what [the nurse had|had the nurse] repaired."""
     verb, _ = grammar.object_verb()
     subject, event = grammar.person(), grammar.predicate()
-    asking = f"{grammar.person()} {grammar.pick([verb.past for verb in grammar.lexicon.verbs['whether']])}"
+    main = f"{grammar.person()} {grammar.verb('whether').past}"
     word, auxiliary, rest = grammar.pick(
         (
             ("what", "had", verb.participle),
@@ -31,7 +31,7 @@ def no_inversion_inside(grammar: Grammar) -> str:
             ("when", "would", event.base),
         )
     )
-    return f"{asking} {word} {contrast(f'{subject} {auxiliary}', f'{auxiliary} {subject}')} {rest}"
+    return f"{main} {word} {swapped(str(subject), auxiliary)} {rest}"
 
 
 @question("questions")
@@ -57,8 +57,7 @@ def tense_stands_once(grammar: Grammar) -> str:
 def what_needs_a_gap(grammar: Grammar) -> str:
     """Mary heard [what|that] the nurse repaired; Mary heard [that|what] the nurse repaired the car."""
     verb, kind = grammar.object_verb()
-    knew = grammar.pick(("heard", "saw"))
-    gap = grammar.chance()
+    knew, gap = grammar.pick(("heard", "saw")), grammar.chance()
     between = f"{grammar.person()} said" if grammar.chance(0.4) else ""
     filled = "" if gap else str(grammar.phrase(kind))
     start = f"{grammar.person()} {knew} {choose(gap, 'what', 'that')} {between}"
@@ -71,21 +70,18 @@ def a_gap_is_not_filled(grammar: Grammar) -> str:
     verb, kind = grammar.object_verb()
     plural = grammar.chance(0.4)
     head = grammar.definite(kind, plural=plural)
-    pronoun = "them" if plural else "it"
-    be = "were" if plural else "was"
+    pronoun, be = ("them", "were") if plural else ("it", "was")
     inside = f"{grammar.person()} {verb.past}"
     if grammar.chance(0.4):
-        return (
-            f"{head} {be} {grammar.adjective('food')}, so {inside} {contrast(pronoun, '')} {grammar.aside()}"
-        )
+        main = f"{head} {be} {grammar.adjective('food')}, so"
+        return f"{main} {inside} {contrast(pronoun, '')} {grammar.aside()}"
     return f"{head} that {inside} {contrast('', pronoun)} {grammar.aside()} {be} {grammar.adjective('food')}"
 
 
 @paradigm("wh-gaps")
 def who_or_which(grammar: Grammar) -> str:
     """The lamp [which|who] broke was heavy."""
-    person = grammar.chance()
-    if person:
+    if grammar.chance():
         head, inside = grammar.phrase(*PEOPLE), grammar.predicate().past
         return f"{head} {contrast('who', 'which')} {inside} {grammar.predicate().past}"
     plural = grammar.chance(0.4)
@@ -97,8 +93,7 @@ def who_or_which(grammar: Grammar) -> str:
 @question("wh-gaps")
 def a_stranded_preposition(grammar: Grammar) -> str:
     """Which king did Mary listen [to|]? Which king did Mary praise [|to]?"""
-    noun = grammar.modified(grammar.noun(*PEOPLE), grammar.chance())
-    subject = grammar.person()
+    noun, subject = grammar.modified(grammar.noun(*PEOPLE), grammar.chance()), grammar.person()
     verb, marked = grammar.preposition_verb()
     return f"which {noun} {grammar.pick(('did', 'should', 'will'))} {subject} {verb.base} {marked}"
 
@@ -109,18 +104,16 @@ def adjuncts(grammar: Grammar) -> str:
     one, other = grammar.verb("reflexive"), grammar.verb("social")
     subject, person = grammar.person(), str(grammar.person())
     link = grammar.pick(("before", "after", "without", "while"))
-    auxiliary = grammar.pick(("did", "should", "will"))
-    main = f"who {auxiliary} {subject} {one.base} {contrast('', person)}"
+    main = f"who {grammar.pick(QUESTION_AUXILIARIES)} {subject} {one.base} {contrast('', person)}"
     return f"{main} {link} {other.gerund} {contrast(person, '')}"
 
 
 @question("islands")
 def coordinations(grammar: Grammar) -> str:
     """What did [Mary and John find|Mary find John and]?"""
-    verb = grammar.verb("social", "reflexive")
-    one, other = grammar.person(), grammar.person()
-    auxiliary = grammar.pick(("did", "should", "will"))
-    return f"who {auxiliary} {contrast(f'{one} and {other} {verb.base}', f'{one} {verb.base} {other} and')}"
+    verb, one, other = grammar.person_verb().base, grammar.person(), grammar.person()
+    marked = contrast(f"{one} and {other} {verb}", f"{one} {verb} {other} and")
+    return f"who {grammar.pick(QUESTION_AUXILIARIES)} {marked}"
 
 
 @question("islands")
@@ -128,9 +121,8 @@ def relative_clauses(grammar: Grammar) -> str:
     """Who did the nurse who met [John praise|praise John]?"""
     head, person = grammar.phrase(*PEOPLE), str(grammar.person())
     inner, outer = grammar.verb("social"), grammar.verb("reflexive")
-    auxiliary = grammar.pick(("did", "should", "will"))
-    marked = contrast(f"{person} {outer.base}", f"{outer.base} {person}")
-    return f"who {auxiliary} {head} who {inner.past} {marked}"
+    auxiliary = grammar.pick(QUESTION_AUXILIARIES)
+    return f"who {auxiliary} {head} who {inner.past} {swapped(person, outer.base)}"
 
 
 @question("islands")
@@ -158,8 +150,11 @@ def left_branches(grammar: Grammar) -> str:
     """Which [car did Mary|did Mary] repair [|car]?"""
     verb, kind = grammar.object_verb()
     noun = grammar.noun(kind).form(grammar.chance())
-    word, subject = grammar.pick(("which", "whose")), grammar.person()
-    auxiliary = grammar.pick(("did", "should", "will"))
+    word, subject, auxiliary = (
+        grammar.pick(("which", "whose")),
+        grammar.person(),
+        grammar.pick(QUESTION_AUXILIARIES),
+    )
     return f"{word} {contrast(noun, '')} {auxiliary} {subject} {verb.base} {contrast('', noun)}"
 
 
@@ -179,7 +174,7 @@ def a_negative_subject(grammar: Grammar) -> str:
 def a_negation_too_deep(grammar: Grammar) -> str:
     """[No|The] nurse that [the|no] king met has ever smiled."""
     one, other = (grammar.modified(grammar.noun(*PEOPLE), False) for _ in range(2))
-    determiner, verb = grammar.pick(("the", "this", "that", "my")), grammar.verb("social", "reflexive")
+    determiner, verb = grammar.pick(("the", "this", "that", "my")), grammar.person_verb()
     relative = f"who {contrast(determiner, 'no')} {other} {verb.past}"
     return f"{contrast('no', determiner)} {one} {relative} has ever {grammar.predicate().participle}"
 
@@ -189,8 +184,7 @@ def ever_after_an_adverb(grammar: Grammar) -> str:
     """The nurse did [not|then] drop any lamps; the nurse has [never|often] dropped any lamps."""
     verb, kind = grammar.object_verb()
     things = grammar.modified(grammar.noun(kind), True)
-    wrong = grammar.pick(("always", "often", "just"))
-    right = grammar.pick(("never", "rarely", "not"))
+    wrong, right = grammar.pick(("always", "often", "just")), grammar.pick(("never", "rarely", "not"))
     have, form = ("has", verb.participle) if grammar.chance() else ("will", verb.base)
     if grammar.chance(0.4):
         return f"{grammar.person(False)} {have} {wrong} {form} {contrast('some', 'any')} {things}"
@@ -204,8 +198,8 @@ def ever_in_a_condition(grammar: Grammar) -> str:
     result = f"{grammar.person()} will {grammar.predicate().base}"
     if grammar.chance(0.4):
         word = grammar.pick(("always", "often"))
-        return f"because {subject} {contrast(word, 'ever')} {event.present(False)}, {result}"
-    return f"{contrast('if', 'because')} {subject} ever {event.present(False)}, {result}"
+        return f"because {subject} {contrast(word, 'ever')} {event.third}, {result}"
+    return f"{contrast('if', 'because')} {subject} ever {event.third}, {result}"
 
 
 @paradigm("negative polarity")

@@ -54,7 +54,13 @@ class Pair:
 def builtin_pairs() -> tuple[Pair, ...]:
     """Return the pairs of all splits; no sentence occurs twice."""
     seen: set[str] = set()
-    return tuple(pair for split in SIZES for pair in _shuffled(list(_pairs(split, seen)), split))
+    return tuple(
+        pair
+        for split in SIZES
+        for pair in sorted(
+            _pairs(split, seen), key=lambda pair: _seed(f"{VERSION}/{pair.split}/{pair.sentence}")
+        )
+    )
 
 
 def _pairs(split: str, seen: set[str]) -> Iterator[Pair]:
@@ -81,21 +87,14 @@ def _seed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _shuffled(pairs: list[Pair], split: str) -> list[Pair]:
-    return sorted(pairs, key=lambda pair: _seed(f"{VERSION}/{split}/{pair.sentence}"))
-
-
 def builtin_corpus() -> Corpus:
     """Return the corpus with its three splits; `sources` are the phenomena."""
     splits = {}
     for name in SIZES:
         pairs = [pair for pair in builtin_pairs() if pair.split == name]
-        splits[name] = Split(
-            name,
-            tuple(pair.sentence for pair in pairs),
-            np.array([pair.shown for pair in pairs], dtype=np.int64),
-            tuple(pair.phenomenon for pair in pairs),
-        )
+        labels = np.array([pair.shown for pair in pairs], dtype=np.int64)
+        sentences, sources = zip(*((pair.sentence, pair.phenomenon) for pair in pairs), strict=True)
+        splits[name] = Split(name, sentences, labels, sources)
     return Corpus(f"builtin:{VERSION}", COLA_LABELS, splits)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ PLACES = ("in", "near", "behind")
 BESIDE = ("near", "behind", "beside", "with")
 PORTABLE = ("food", "document", "thing", "clothing")
 TIMES = ("yesterday", "last week", "last month", "last year")
+QUESTION_AUXILIARIES = ("did", "should", "will")
 AUXILIARIES = ("will", "can", "could", "must", "might", "should")
 PRONOUNS = {  # subject -> object, possessive, reflexive
     "I": ("me", "my", "myself"),
@@ -39,6 +40,11 @@ def contrast(right: str, wrong: str) -> str:
 def choose(first: bool, one: str, other: str) -> str:
     """Return the mark with `one` right if `first`, else with `other` right."""
     return contrast(one, other) if first else contrast(other, one)
+
+
+def swapped(one: str, other: str) -> str:
+    """Return the mark `[one other|other one]`."""
+    return contrast(f"{one} {other}", f"{other} {one}")
 
 
 def expand(text: str) -> tuple[str, str]:
@@ -70,36 +76,14 @@ class Phrase:
         return "itself" if self.pronoun == "it" else PRONOUNS[self.pronoun][2]
 
 
-@dataclass(frozen=True)
 class Predicate:
-    """A verb and its complements."""
+    """A verb and its complements `rest`; the attributes named as forms of `Verb` include `rest`."""
 
-    verb: Verb
-    rest: str
-
-    def present(self, plural: bool) -> str:
-        """Return it in the third person of the present."""
-        return f"{self.verb.present(plural)} {self.rest}"
-
-    @property
-    def base(self) -> str:
-        """The infinitive."""
-        return f"{self.verb.base} {self.rest}"
-
-    @property
-    def past(self) -> str:
-        """The past."""
-        return f"{self.verb.past} {self.rest}"
-
-    @property
-    def participle(self) -> str:
-        """The past participle."""
-        return f"{self.verb.participle} {self.rest}"
-
-    @property
-    def gerund(self) -> str:
-        """The form in -ing."""
-        return f"{self.verb.gerund} {self.rest}"
+    def __init__(self, verb: Verb, rest: str) -> None:
+        self.verb, self.rest = verb, rest
+        self.base, self.third, self.past, self.participle, self.gerund = (
+            f"{form} {rest}" for form in (verb.base, verb.third, verb.past, verb.participle, verb.gerund)
+        )
 
 
 class Grammar:
@@ -129,8 +113,7 @@ class Grammar:
 
     def fresh(self, items: Sequence[Item]) -> Item:
         """Return an item that is not yet used in this sentence."""
-        left = [item for item in items if str(item) not in self._used]
-        item = self.pick(left)
+        item = self.pick([item for item in items if str(item) not in self._used])
         self._used.add(str(item))
         return item
 
@@ -141,6 +124,10 @@ class Grammar:
     def verb(self, *frames: str) -> Verb:
         """Return a verb of one of the frames."""
         return self.pick([verb for frame in frames for verb in self.lexicon.verbs[frame]])
+
+    def person_verb(self) -> Verb:
+        """Return a verb whose subject and object are people."""
+        return self.verb("social", "reflexive")
 
     def adjective(self, kind: str) -> str:
         """Return an adjective for nouns of a kind."""
@@ -186,7 +173,7 @@ class Grammar:
         if self.chance():
             verb, governor = self.pick(self.lexicon.verb_prepositions)
             return verb, contrast(governor.right, "")
-        return self.verb("social", "reflexive"), contrast("", self.pick(("of", "at")))
+        return self.person_verb(), contrast("", self.pick(("of", "at")))
 
     def gendered(self, gender: str | None = None) -> Phrase:
         """Return one man or woman, by name or by a noun."""
@@ -203,10 +190,8 @@ class Grammar:
 
     def aside(self) -> str:
         """Return an adverb, place, time or nothing, to end a clause in the past tense."""
-        draw = self.pick(("manner", "place", "time", "", ""))
-        if draw == "time":
-            return self.pick(TIMES)
-        return {"manner": self.manner, "place": self.place}[draw]() if draw else ""
+        draws: list[Callable[[], str]] = [self.manner, self.place, lambda: self.pick(TIMES), str, str]
+        return self.pick(draws)()
 
     def manner_or_place(self) -> str:
         """Return an adverb or a place, to end any clause."""

@@ -6,9 +6,10 @@ The pools are `id` (train and id_dev) and `ood` (ood_dev). They share no open-cl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from colakit.data.builtin import words
 
@@ -43,10 +44,6 @@ class Verb:
     gerund: str
     frame: str
 
-    def present(self, plural: bool) -> str:
-        """Return the present tense, third person."""
-        return self.base if plural else self.third
-
 
 @dataclass(frozen=True)
 class Governor:
@@ -73,18 +70,15 @@ class Lexicon:
 
     def forms(self) -> set[str]:
         """Return every open-class form of the pool, in lower case."""
-        return {form.lower() for form in self._forms()}
-
-    def _forms(self) -> Iterator[str]:
-        for noun in (noun for group in self.nouns.values() for noun in group):
-            yield from (noun.singular, noun.plural)
-        pairs = (*self.particles, *self.verb_prepositions)
-        for verb in (*(v for group in self.verbs.values() for v in group), *(verb for verb, _ in pairs)):
-            yield from (verb.base, verb.third, verb.past, verb.participle, verb.gerund)
-        for group in (*self.names.values(), *self.adjectives.values()):
-            yield from group
-        yield from (comparative(word) for word in self.adjectives["short"])
-        yield from (*self.adverbs, *(governor.word for governor in self.adjective_prepositions))
+        verbs = [*chain(*self.verbs.values()), *(v for v, _ in (*self.particles, *self.verb_prepositions))]
+        forms = chain(
+            *((noun.singular, noun.plural) for noun in chain(*self.nouns.values())),
+            *((verb.base, verb.third, verb.past, verb.participle, verb.gerund) for verb in verbs),
+            *(*self.names.values(), *self.adjectives.values(), self.adverbs),
+            (comparative(word) for word in self.adjectives["short"]),
+            (governor.word for governor in self.adjective_prepositions),
+        )
+        return {form.lower() for form in forms}
 
 
 @cache
@@ -94,6 +88,9 @@ def load_lexicon(pool: str) -> Lexicon:
 
     def of(line: str) -> tuple[str, ...]:
         return tuple(line.split("|")[column].split())
+
+    def governors(line: str) -> tuple[Governor, ...]:
+        return tuple(Governor(*entry.split(":")) for entry in of(line))
 
     return Lexicon(
         pool,
@@ -106,15 +103,10 @@ def load_lexicon(pool: str) -> Lexicon:
         adjectives={kind: of(line) for kind, line in words.ADJECTIVES.items()},
         adverbs=of(words.ADVERBS),
         verb_prepositions=tuple(
-            (verb(governor.word, "preposition"), governor)
-            for governor in map(_governor, of(words.VERB_PREPOSITIONS))
+            (verb(governor.word, "preposition"), governor) for governor in governors(words.VERB_PREPOSITIONS)
         ),
-        adjective_prepositions=tuple(map(_governor, of(words.ADJECTIVE_PREPOSITIONS))),
+        adjective_prepositions=governors(words.ADJECTIVE_PREPOSITIONS),
     )
-
-
-def _governor(entry: str) -> Governor:
-    return Governor(*entry.split(":"))
 
 
 def noun(entry: str, kind: str) -> Noun:

@@ -30,10 +30,9 @@ class Paradigm:
         """Return an acceptable and an unacceptable sentence."""
         text = self.draw(grammar)
         before, after = grammar.frame() if self.framed else ("", "")
-        right, wrong = (
-            member.replace(" ,", ",").replace(",,", ",") for member in expand(f"{before} {text} {after}")
-        )
-        return (right[0].upper() + right[1:] + self.end, wrong[0].upper() + wrong[1:] + self.end)
+        members = expand(f"{before} {text} {after}")
+        right, wrong = (member.replace(" ,", ",").replace(",,", ",") + self.end for member in members)
+        return right[0].upper() + right[1:], wrong[0].upper() + wrong[1:]
 
 
 REGISTER: list[Paradigm] = []

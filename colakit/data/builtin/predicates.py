@@ -30,16 +30,14 @@ def an_object_is_too_much(grammar: Grammar) -> str:
 @paradigm("argument structure")
 def causatives(grammar: Grammar) -> str:
     """The nurse [broke|vanished] the lamp."""
-    right = grammar.pick(("alternating", "transitive.thing"))
-    verbs = _two_verbs(grammar, right, "vanishing")
+    verbs = _two_verbs(grammar, grammar.pick(("alternating", "transitive.thing")), "vanishing")
     return f"{grammar.person()} {verbs} {grammar.phrase('thing')} {grammar.aside()}"
 
 
 @paradigm("argument structure")
 def inchoatives(grammar: Grammar) -> str:
     """The lamp [broke|found] in the kitchen."""
-    right = grammar.pick(("alternating", "vanishing"))
-    verbs = _two_verbs(grammar, right, "transitive.thing")
+    verbs = _two_verbs(grammar, grammar.pick(("alternating", "vanishing")), "transitive.thing")
     return f"{grammar.phrase('thing')} {verbs} {grammar.place()}"
 
 
@@ -62,7 +60,7 @@ def passives(grammar: Grammar) -> str:
     """The nurse was [praised|smiled] by the king."""
     plural = grammar.chance(0.4)
     subject = grammar.phrase(*PEOPLE, plural=plural)
-    right, wrong = grammar.verb("social", "reflexive"), grammar.verb("intransitive")
+    right, wrong = grammar.person_verb(), grammar.verb("intransitive")
     be = grammar.pick(("were" if plural else "was", "will be", "must be", "could be"))
     return f"{subject} {be} {contrast(right.participle, wrong.participle)} by {grammar.person()}"
 
@@ -116,8 +114,7 @@ def of_an_infinitive_or_gerund(grammar: Grammar) -> str:
 def of_a_bare_infinitive(grammar: Grammar) -> str:
     """The nurse made the king [|to] sing."""
     bare = grammar.chance()
-    verb = grammar.verb("bare" if bare else "forcing")
-    event = grammar.predicate()
+    verb, event = grammar.verb("bare" if bare else "forcing"), grammar.predicate()
     return f"{grammar.person()} {verb.past} {grammar.person()} {choose(bare, '', 'to')} {event.base}"
 
 
@@ -138,9 +135,8 @@ def of_an_expletive_object(grammar: Grammar) -> str:
     """The nurse [expected|persuaded] there to be a lamp in the kitchen."""
     if grammar.chance():
         marked = contrast(str(grammar.person()), "there")
-        return (
-            f"{grammar.person()} {grammar.verb('forcing').past} {marked} to be {grammar.adjective('person')}"
-        )
+        start = f"{grammar.person()} {grammar.verb('forcing').past}"
+        return f"{start} {marked} to be {grammar.adjective('person')}"
     verbs = _two_verbs(grammar, "expecting", "forcing")
     thing = grammar.phrase(*OBJECTS, plural=False, determiner="a")
     return f"{grammar.person()} {verbs} there to be {thing} {grammar.place()}"
@@ -160,6 +156,7 @@ def of_an_adjective_s_preposition(grammar: Grammar) -> str:
     governor = grammar.pick(grammar.lexicon.adjective_prepositions)
     plural = grammar.chance(0.3)
     be = grammar.pick(("were", "are") if plural else ("was", "is"))
-    marked = contrast(governor.right, governor.wrong)
-    feeling = f"{grammar.pick(('very', 'often', ''))} {governor.word}"
-    return f"{grammar.person(plural)} {be} {feeling} {marked} {grammar.person()}"
+    feeling = (
+        f"{grammar.pick(('very', 'often', ''))} {governor.word} {contrast(governor.right, governor.wrong)}"
+    )
+    return f"{grammar.person(plural)} {be} {feeling} {grammar.person()}"

@@ -27,8 +27,7 @@ def gender_of_the_antecedent(grammar: Grammar) -> str:
 @paradigm("reflexives")
 def number_of_the_antecedent(grammar: Grammar) -> str:
     """The nurses that met John blamed [themselves|himself]."""
-    several = grammar.chance()
-    one = grammar.gendered()
+    several, one = grammar.chance(), grammar.gendered()
     many = grammar.phrase(*PEOPLE, plural=True)
     subject, other = (many, one) if several else (grammar.phrase("man", "woman", plural=False), many)
     marked = contrast(subject.reflexive, other.reflexive)
@@ -39,9 +38,8 @@ def number_of_the_antecedent(grammar: Grammar) -> str:
 @paradigm("reflexives")
 def person_of_the_antecedent(grammar: Grammar) -> str:
     """We blamed [ourselves|myself]."""
-    subject = grammar.pick(list(PRONOUNS))
+    subject, verb = grammar.pick(list(PRONOUNS)), grammar.verb("reflexive")
     own = PRONOUNS[subject][2]
-    verb = grammar.verb("reflexive")
     how = grammar.pick((verb.past, f"did not {verb.base}", f"must {verb.base}", f"could {verb.base}"))
     other = grammar.pick([forms[2] for forms in PRONOUNS.values() if forms[2] != own])
     return f"{subject} {how} {contrast(own, other)} {grammar.aside()}"
@@ -52,8 +50,8 @@ def the_nearest_subject_binds(grammar: Grammar) -> str:
     """Mary thought that John blamed [himself|herself]."""
     outer = grammar.gendered()
     inner = grammar.gendered("man" if outer.pronoun == "she" else "woman")
-    said = f"{outer} {grammar.verb('that').past} that"
-    return f"{said} {inner} {_reflexive_verb(grammar, inner)} {contrast(inner.reflexive, outer.reflexive)}"
+    start = f"{outer} {grammar.verb('that').past} that"
+    return f"{start} {inner} {_reflexive_verb(grammar, inner)} {contrast(inner.reflexive, outer.reflexive)}"
 
 
 @paradigm("reflexives")
@@ -62,9 +60,8 @@ def a_neighbor_does_not_bind(grammar: Grammar) -> str:
     subject = grammar.definite("man", "woman", plural=grammar.chance())
     gender = "man" if subject.pronoun == "she" else "woman"
     other = grammar.name(gender) if subject.plural else grammar.definite(*PEOPLE, plural=True)
-    beside = f"{grammar.pick(BESIDE)} {other}"
-    verb = _reflexive_verb(grammar, subject)
-    return f"{subject} {beside} {verb} {contrast(subject.reflexive, other.reflexive)}"
+    start = f"{subject} {grammar.pick(BESIDE)} {other} {_reflexive_verb(grammar, subject)}"
+    return f"{start} {contrast(subject.reflexive, other.reflexive)}"
 
 
 @paradigm("reflexives")
@@ -73,8 +70,8 @@ def a_subject_is_no_reflexive(grammar: Grammar) -> str:
     subject = grammar.person()
     own = subject.reflexive
     if grammar.chance():
-        said = f"{subject} {grammar.verb('that').past} that"
-        return f"{said} {contrast(subject.pronoun, own)} {grammar.predicate().past}"
+        start = f"{subject} {grammar.verb('that').past} that"
+        return f"{start} {contrast(subject.pronoun, own)} {grammar.predicate().past}"
     return f"{subject} {grammar.verb('reflexive').past} {contrast(own, subject.pronoun)} {grammar.aside()}"
 
 
@@ -87,14 +84,16 @@ def _case(grammar: Grammar, subject: bool) -> str:
 @paradigm("case")
 def of_a_subject(grammar: Grammar) -> str:
     """Mary said that [she|her] met the king."""
-    said = f"{grammar.person()} {grammar.verb('that').past} that" if grammar.chance() else grammar.pick(TIMES)
-    return f"{said} {_case(grammar, True)} {grammar.predicate().past}"
+    start = (
+        f"{grammar.person()} {grammar.verb('that').past} that" if grammar.chance() else grammar.pick(TIMES)
+    )
+    return f"{start} {_case(grammar, True)} {grammar.predicate().past}"
 
 
 @paradigm("case")
 def of_an_object(grammar: Grammar) -> str:
     """The king met [her|she] in the garden."""
-    verb = grammar.verb("social", "reflexive")
+    verb = grammar.person_verb()
     form = grammar.pick((verb.past, f"will {verb.base}"))
     return f"{grammar.person()} {form} {_case(grammar, False)} {grammar.aside()}"
 
@@ -123,11 +122,11 @@ def of_a_possessor(grammar: Grammar) -> str:
     pronoun = grammar.pick([pronoun for pronoun in PRONOUNS if pronoun not in ("she", "you")])
     oblique, own, _ = PRONOUNS[pronoun]
     if grammar.chance(0.3):
-        verb = grammar.verb("dative").past
-        return f"{grammar.person()} {verb} {contrast(oblique, own)} {grammar.phrase('document', 'thing')}"
-    found, kind = grammar.object_verb()
+        giving = grammar.verb("dative").past
+        return f"{grammar.person()} {giving} {contrast(oblique, own)} {grammar.phrase('document', 'thing')}"
+    verb, kind = grammar.object_verb()
     noun = grammar.modified(grammar.noun(kind), False)  # a plural could be what somebody is bought
-    return f"{grammar.person()} {found.past} {contrast(own, oblique)} {noun} {grammar.aside()}"
+    return f"{grammar.person()} {verb.past} {contrast(own, oblique)} {noun} {grammar.aside()}"
 
 
 @paradigm("case")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from colakit.data.builtin.grammar import PLACES, Grammar, Predicate, choose, contrast
+from colakit.data.builtin.grammar import PLACES, Grammar, Predicate, choose, contrast, swapped
 from colakit.data.builtin.lexicon import OBJECTS, PEOPLE, comparative
 from colakit.data.builtin.paradigms import paradigm, question
 
-MISMATCHES = (  # (right, wrong) auxiliaries for an elided verb phrase
-    ("did", "was"),
-    ("has", "was"),
-    ("will", "was"),
-    ("was", "has"),
-    ("was", "has"),
-)
+# (right, wrong) auxiliaries for an elided verb phrase
+MISMATCHES = (("did", "was"), ("has", "was"), ("will", "was"), ("was", "has"), ("was", "has"))
 
 
 def _with_auxiliary(auxiliary: str, event: Predicate) -> str:
     """A predicate that `auxiliary` can replace."""
     if auxiliary == "did":
         return event.past
-    return f"{auxiliary} { ({'has': event.participle, 'was': event.gerund}.get(auxiliary, event.base)) }"
+    form = {"has": event.participle, "was": event.gerund}.get(auxiliary, event.base)
+    return f"{auxiliary} {form}"
 
 
 @paradigm("ellipsis", framed=False)
@@ -27,11 +23,9 @@ def of_a_verb_phrase(grammar: Grammar) -> str:
     """The nurse has smiled, and the king [has|did] too."""
     right, wrong = grammar.pick(MISMATCHES)
     one, other, event = grammar.person(False), grammar.person(False), grammar.predicate()
-    said = f"{grammar.name()} said that" if grammar.chance(0.3) else ""
-    both = f"{said} {one} {_with_auxiliary(right, event)}"
-    if grammar.chance():
-        return f"{both}, and {other} {contrast(right, wrong)} too"
-    return f"{both}, but {other} {contrast(right, wrong)} not"
+    start = f"{grammar.name()} said that" if grammar.chance(0.3) else ""
+    link, end = ("and", "too") if grammar.chance() else ("but", "not")
+    return f"{start} {one} {_with_auxiliary(right, event)}, {link} {other} {contrast(right, wrong)} {end}"
 
 
 @question("ellipsis")
@@ -61,10 +55,10 @@ def of_a_noun(grammar: Grammar) -> str:
 def of_a_question(grammar: Grammar) -> str:
     """Mary found something, but John did not say [what|who]."""
     thing = grammar.chance()
-    verb = grammar.object_verb()[0] if thing else grammar.verb("social", "reflexive")
-    found = f"{grammar.person()} {verb.past} {'something' if thing else 'someone'} {grammar.aside()}"
+    verb = grammar.object_verb()[0] if thing else grammar.person_verb()
+    start = f"{grammar.person()} {verb.past} {'something' if thing else 'someone'} {grammar.aside()}"
     ending = f"{grammar.person()} {grammar.pick(('did not', 'will not', 'could not'))} say"
-    return f"{found}, but {ending} {choose(thing, 'what', 'who')}"
+    return f"{start}, but {ending} {choose(thing, 'what', 'who')}"
 
 
 @paradigm("ellipsis", framed=False)
@@ -85,11 +79,10 @@ def of_adjective_and_noun(grammar: Grammar) -> str:
     noun, plural = grammar.noun(*PEOPLE), grammar.chance(0.4)
     adjective = grammar.adjective(noun.kind)
     word = grammar.pick(("the", "these", "two") if plural else ("the", "a", "this"))
-    found = noun.form(plural)
-    phrase = f"{word} {contrast(f'{adjective} {found}', f'{found} {adjective}')}"
+    phrase = f"{word} {swapped(adjective, noun.form(plural))}"
     if grammar.chance():
         return f"{phrase} {grammar.predicate().past}"
-    return f"{grammar.person()} {grammar.verb('social', 'reflexive').past} {phrase} {grammar.aside()}"
+    return f"{grammar.person()} {grammar.person_verb().past} {phrase} {grammar.aside()}"
 
 
 @paradigm("word order")
@@ -99,7 +92,7 @@ def of_an_adverb(grammar: Grammar) -> str:
     adverb = grammar.manner()
     form, before = grammar.pick(((verb.past, ""), (verb.participle, "has"), (verb.base, "will")))
     thing = grammar.phrase(kind)
-    return f"{grammar.person(False)} {before} {contrast(f'{adverb} {form}', f'{form} {adverb}')} {thing}"
+    return f"{grammar.person(False)} {before} {swapped(adverb, form)} {thing}"
 
 
 @paradigm("word order")
@@ -109,10 +102,8 @@ def of_a_particle(grammar: Grammar) -> str:
     thing = grammar.noun("thing", "document", "clothing").form(grammar.chance(0.4))
     pronoun = grammar.pick(("it", "them"))
     form = grammar.pick((verb.past, f"will {verb.base}", f"did not {verb.base}"))
-    if grammar.chance(0.3):
-        marked = contrast(f"{particle} the {thing}", f"the {particle} {thing}")
-    else:
-        marked = contrast(f"{pronoun} {particle}", f"{particle} {pronoun}")
+    is_noun = grammar.chance(0.3)
+    marked = f"{swapped(particle, 'the')} {thing}" if is_noun else swapped(pronoun, particle)
     return f"{grammar.person(False)} {form} {marked} {grammar.aside()}"
 
 
@@ -122,7 +113,7 @@ def of_determiners(grammar: Grammar) -> str:
     noun = grammar.modified(grammar.noun(*PEOPLE), True)
     orders = "all the, both the, these two, my three, the many, all these"
     first, second = grammar.pick(orders.split(", ")).split()
-    return f"{contrast(f'{first} {second}', f'{second} {first}')} {noun} {grammar.predicate().past}"
+    return f"{swapped(first, second)} {noun} {grammar.predicate().past}"
 
 
 @paradigm("word order")
@@ -140,10 +131,9 @@ def of_a_degree(grammar: Grammar) -> str:
 @paradigm("word order")
 def of_a_preposition(grammar: Grammar) -> str:
     """The nurse smiled [in the|the in] garden."""
-    preposition = grammar.pick(PLACES)
-    place = grammar.modified(grammar.noun("place"), False, 0.3)
-    marked = contrast(f"{preposition} the", f"the {preposition}")
-    return f"{grammar.person()} {grammar.predicate().past} {marked} {place}"
+    marked = swapped(grammar.pick(PLACES), "the")
+    noun = grammar.modified(grammar.noun("place"), False, 0.3)
+    return f"{grammar.person()} {grammar.predicate().past} {marked} {noun}"
 
 
 @paradigm("comparison")
@@ -161,9 +151,8 @@ def of_the_adjective(grammar: Grammar) -> str:
     """The nurse is [taller|tall] than the king; the nurse is as [tall|taller] as the king."""
     adjective = grammar.pick(grammar.lexicon.adjectives["short"])
     subject, other, more = grammar.person(False), grammar.person(), grammar.chance()
-    found = choose(more, comparative(adjective), adjective)
-    be = grammar.pick(("is", "was", "must be"))
-    return f"{subject} {be} {'' if more else 'as'} {found} {'than' if more else 'as'} {other}"
+    start = f"{subject} {grammar.pick(('is', 'was', 'must be'))} {'' if more else 'as'}"
+    return f"{start} {choose(more, comparative(adjective), adjective)} {'than' if more else 'as'} {other}"
 
 
 @paradigm("comparison")
@@ -172,8 +161,8 @@ def with_more(grammar: Grammar) -> str:
     long = grammar.chance()
     subject, other = grammar.person(False), grammar.person()
     adjectives = grammar.lexicon.adjectives
-    found = grammar.pick(adjectives["long"]) if long else comparative(grammar.pick(adjectives["short"]))
-    return f"{subject} {grammar.pick(('is', 'was'))} {choose(long, 'more', '')} {found} than {other}"
+    word = grammar.pick(adjectives["long"]) if long else comparative(grammar.pick(adjectives["short"]))
+    return f"{subject} {grammar.pick(('is', 'was'))} {choose(long, 'more', '')} {word} than {other}"
 
 
 @paradigm("coordination")
@@ -190,7 +179,7 @@ def of_correlatives(grammar: Grammar) -> str:
     pair = f"{contrast(first, grammar.pick(others))} {one} {link} {other}"
     if grammar.chance():
         return f"{pair} {grammar.predicate().past}"
-    return f"{grammar.person()} {grammar.verb('social', 'reflexive').past} {pair}"
+    return f"{grammar.person()} {grammar.person_verb().past} {pair}"
 
 
 @paradigm("coordination")

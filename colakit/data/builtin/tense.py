@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from colakit.data.builtin.grammar import AUXILIARIES, Grammar, choose, contrast
+from colakit.data.builtin.grammar import AUXILIARIES, Grammar, choose, contrast, swapped
 from colakit.data.builtin.lexicon import OBJECTS
 from colakit.data.builtin.paradigms import paradigm
 
@@ -11,15 +11,9 @@ from colakit.data.builtin.paradigms import paradigm
 def in_order(grammar: Grammar) -> str:
     """The nurse [might have|have might] praised the king."""
     subject, event, modal = grammar.person(False), grammar.predicate(), grammar.pick(AUXILIARIES[2:])
-    one, other, verb = grammar.pick(
-        (
-            (modal, "have", event.participle),
-            (modal, "be", event.gerund),
-            ("has", "been", event.gerund),
-            ("had", "been", event.gerund),
-        )
-    )
-    return f"{subject} {contrast(f'{one} {other}', f'{other} {one}')} {verb}"
+    progressives = ((modal, "be", event.gerund), ("has", "been", event.gerund), ("had", "been", event.gerund))
+    one, other, verb = grammar.pick(((modal, "have", event.participle), *progressives))
+    return f"{subject} {swapped(one, other)} {verb}"
 
 
 @paradigm("auxiliaries")
@@ -48,16 +42,9 @@ def form_after_do(grammar: Grammar) -> str:
 def place_of_not(grammar: Grammar) -> str:
     """The nurse [did not|not did] praise the king."""
     subject, event = grammar.person(False), grammar.predicate()
-    word, verb = grammar.pick(
-        (
-            ("did", event.base),
-            ("has", event.participle),
-            ("will", event.base),
-            ("was", event.gerund),
-            ("should", event.base),
-        )
-    )
-    return f"{subject} {contrast(f'{word} not', f'not {word}')} {verb}"
+    word = grammar.pick(("did", "has", "will", "was", "should"))
+    verb = {"has": event.participle, "was": event.gerund}.get(word, event.base)
+    return f"{subject} {swapped(word, 'not')} {verb}"
 
 
 @paradigm("auxiliaries")
@@ -72,12 +59,9 @@ def progressives(grammar: Grammar) -> str:
 @paradigm("tense and aspect", framed=False)
 def time_and_tense(grammar: Grammar) -> str:
     """[Yesterday|Tomorrow] the nurse praised the king."""
-    subject, event = grammar.person(), grammar.predicate()
-    past = grammar.chance()
-    time = choose(
-        past,
-        *grammar.pick((("yesterday", "tomorrow"), ("last week", "next week"), ("last month", "next month"))),
-    )
+    subject, event, past = grammar.person(), grammar.predicate(), grammar.chance()
+    times = (("yesterday", "tomorrow"), ("last week", "next week"), ("last month", "next month"))
+    time = choose(past, *grammar.pick(times))
     verb = event.past if past else f"will {event.base}"
     return f"{time} {subject} {verb}" if grammar.chance() else f"{subject} {verb} {time}"
 
@@ -92,20 +76,18 @@ def states_are_not_in_progress(grammar: Grammar) -> str:
         event = grammar.predicate()
         state = f"{be} {verb.gerund} {grammar.phrase(*OBJECTS)}"
         return f"{subject} {contrast(f'{be} {event.gerund}', state)} now"
-    return f"{subject} {contrast(verb.present(plural), f'{be} {verb.gerund}')} {grammar.phrase(*OBJECTS)}"
+    marked = contrast(verb.base if plural else verb.third, f"{be} {verb.gerund}")
+    return f"{subject} {marked} {grammar.phrase(*OBJECTS)}"
 
 
 @paradigm("tense and aspect", framed=False)
 def perfect_or_past(grammar: Grammar) -> str:
     """The nurse [praised|has praised] the king last week; she [has been|is] praising him since."""
-    subject = grammar.person(False)
-    time = grammar.pick(("last week", "last month", "last year"))
+    subject, time = grammar.person(False), grammar.pick(("last week", "last month", "last year"))
     event = grammar.predicate()
-    past = grammar.chance()
-    tail = time if past else f"since {time}"
-    if past:
-        return f"{subject} {contrast(event.past, f'has {event.participle}')} {tail}"
-    return f"{subject} {contrast('has been', 'is')} {event.gerund} {tail}"
+    if grammar.chance():
+        return f"{subject} {contrast(event.past, f'has {event.participle}')} {time}"
+    return f"{subject} {contrast('has been', 'is')} {event.gerund} since {time}"
 
 
 @paradigm("tense and aspect", framed=False)

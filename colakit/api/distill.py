@@ -65,6 +65,7 @@ def _load_teachers(session: Session, task: TaskData) -> list[Teacher]:
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,
+        hidden_weight=session.settings.distill.hidden_weight,
     )
 
 

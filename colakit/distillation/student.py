@@ -162,7 +162,8 @@ def _copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArr
     chosen -= chosen.mean(axis=0)
     _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), least important first
     reduced = chosen @ directions[:, ::-1][:, :width]
-    rows = torch.from_numpy((reduced * (EMBEDDING_STD / reduced.std())).astype(np.float32))
+    spread = reduced.std() or 1.0  # 0 for a single token
+    rows = torch.from_numpy((reduced * (EMBEDDING_STD / spread)).astype(np.float32))
     with torch.no_grad():
         model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be that of all other tokens
 

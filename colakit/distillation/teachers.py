@@ -98,14 +98,9 @@ class Teacher:
         return np.concatenate([part["logits"] for part in parts if part is not None])
 
     def hidden_states(self, split: Split) -> NDArray[np.float16]:
-        """Return the (N, D) states that the head reads.
-
-        Raises:
-            ColakitError: if the teacher is a recurrent student.
-        """
+        """Return the (N, D) states that the head of a GPT reads."""
         model = self.classifier.model
-        if not isinstance(model, GPTClassifier):
-            raise ColakitError(f"--teacher {self.path}: only hidden states of a GPT can be matched")
+        assert isinstance(model, GPTClassifier), "load_teachers refuses others"
 
         def compute() -> Arrays:
             self.compute.place(model.requires_grad_(False))
@@ -155,15 +150,18 @@ def load_teachers(
     compute: Compute,
     arrays: ArrayCache,
     reporter: Reporter,
+    hidden_weight: float = 0.0,
 ) -> list[Teacher]:
     """Load the teachers; a folder of folds stands for one teacher per fold.
 
     Args:
         label_names: of the data.
         base: for adapter folders; None is the recorded one.
+        hidden_weight: if not 0, the first teacher must be a GPT.
 
     Raises:
-        ColakitError: if there are none, their tokenizers or labels differ, or a fold is not finished.
+        ColakitError: if there are none, their tokenizers or labels differ, a fold is not finished, or the
+            first has no hidden states to match.
     """
     if not paths:
         raise ColakitError(
@@ -175,6 +173,12 @@ def load_teachers(
         classifier.require_labels(label_names, f"--teacher {path}")
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
     first = teachers[0]
+    if hidden_weight and not isinstance(first.classifier.model, GPTClassifier):
+        raise ColakitError(
+            f"distill.hidden_weight={hidden_weight} with --teacher {first.path}: it is a recurrent student; "
+            "only the hidden states of a GPT can be matched",
+            hint="Set distill.hidden_weight to 0, or name a run of finetune first.",
+        )
     for other in teachers[1:]:
         if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
             raise ColakitError(

@@ -21,7 +21,7 @@ from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte, evaluating
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import merge_and_unload
-from colakit.storage.gpt2 import base_fingerprint, write_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, write_base
 from colakit.training.averaging import StartAverage
 from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.job import TrainJob
@@ -221,7 +221,7 @@ class SentenceLMTrainer(Trainer):
             model="gpt2",
             objective="language-modelling",
             base=self.job.base,
-            base_fingerprint=base_fingerprint(self.model),
+            base_fingerprint=base_fingerprint(load_gpt(self.folder.base)),  # rounded to bf16
             best=best,
         )
         self.reporter.table(

@@ -240,7 +240,8 @@ def test_all_combinations_of_finetuning_settings_train_and_load(
     rest = [factor for factor in CORE if factor != "variant"]
     for number, values in enumerate(itertools.product(*(FINETUNE[factor] for factor in rest))):
         row = {**defaults, "variant": variant, **dict(zip(rest, values, strict=True))}
-        finetune(row, small, saved, tmp_path / str(number))
+        if row["precision"] != "auto":  # which is one of the others
+            finetune(row, small, saved, tmp_path / str(number))
 
 
 # -- cross-validation

@@ -100,6 +100,10 @@ class Corpus:
         }
         return Corpus(self.name, label_names, splits)
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of every split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
+
     def report_splits(self) -> list[str]:
         """Return the labelled splits to report on: all but `train`, unless there is no other."""
         labelled = [name for name, split in self.splits.items() if split.labels is not None]

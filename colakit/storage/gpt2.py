@@ -78,11 +78,6 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     return fetch_from_hub(name, flag)
 
 
-def base_address(name: str) -> str:
-    """Return the name of a base for other programs: the folder of `builtin`, otherwise `name`."""
-    return str(EMBEDDED) if name == "builtin" else name
-
-
 def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     """Return the config of a base without downloading anything.
 

@@ -29,7 +29,7 @@ from colakit.inference.decisions import predict_labels, probabilities
 from colakit.inference.forward import compute_logits, compute_states
 from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
 from colakit.models.parameters import count_parameters
-from colakit.storage.gpt2 import base_address, write_base
+from colakit.storage.gpt2 import write_base
 from colakit.storage.model_file import write_companion
 from colakit.storage.peft import write_adapter
 from colakit.training.averaging import EMA, StartAverage
@@ -244,7 +244,7 @@ class ClassifierTrainer(Trainer):
                 write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
-            base = base_address(classifier.origin["base"])
+            base = classifier.origin["base"]
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
             write_companion(self.folder.adapter, classifier.companion())
 

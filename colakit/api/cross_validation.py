@@ -24,6 +24,7 @@ from colakit.evaluation.comparison import experiment_key, fold_of
 from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
 from colakit.inference.classifier import read_origin
+from colakit.inference.decisions import probabilities
 from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.folds import FoldsFolder, open_folds
@@ -228,7 +229,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         unseen = teacher.unseen(task.train)
         outputs.append(FoldModel(run.path.name, fold, run.read_summary(), unseen, logits, labels))
     labels = task.train.require_labels()
-    result, predictions = combine_folds(labels, outputs)
+    result, predictions, logits = combine_folds(labels, outputs)
     summary = {
         "command": session.command,
         "folds": folds.count,
@@ -237,7 +238,9 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         "labels": list(task.corpus.label_names),
         **result,
     }
-    folds.shared.write_predictions({"out_of_fold": (labels, predictions)})
+    folds.shared.write_predictions(
+        task.corpus.label_names, {"out_of_fold": (task.train, predictions, probabilities(logits))}
+    )
     folds.shared.write_summary(summary)
     print_tables(fold_tables(summary), session.reporter)
     if result["out_of_fold"]["collapsed"]:

@@ -156,6 +156,7 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
         train=train,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        splits={"val": task.val, **task.reports},
         frozen_cache_mib=tuning.frozen_cache_mib,
     )
 

@@ -160,5 +160,6 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
         train=PairExamples(**vars(train)),
         val=val,
         dev={},
+        splits={"val": task.val},
         base=StartAverage(model, settings.pretrain.start_weight),
     )

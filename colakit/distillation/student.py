@@ -145,6 +145,7 @@ def student_job(
         train=examples,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        splits={"val": task.val, **task.reports},
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Examples
+from colakit.data.corpora import Split
 from colakit.evaluation.comparison import experiment_key
 from colakit.evaluation.metrics import (
     Metrics,
@@ -52,6 +53,7 @@ class ClassifierJob(TrainJob):
         train: with teacher logits if the objective needs them.
         val: chooses the best weights and the threshold.
         dev: the splits to report, by name.
+        splits: the sentences of val and dev, by name.
         base: weights averaged with the start, if the body is written as a base to `base/`.
         frozen_cache_mib: memory for the output of frozen blocks, in MiB.
     """
@@ -61,6 +63,7 @@ class ClassifierJob(TrainJob):
     train: Examples
     val: Examples
     dev: Mapping[str, Examples]
+    splits: Mapping[str, Split]
     base: StartAverage | None = None
     frozen_cache_mib: int = 0
 
@@ -218,7 +221,11 @@ class ClassifierTrainer(Trainer):
             for name, data in splits.items()
         }
         self.folder.write_predictions(
-            {name: (splits[name].labels, labels) for name, labels in predictions.items()}
+            classifier.label_names,
+            {
+                name: (split, predictions[name], probabilities(logits[name]))
+                for name, split in job.splits.items()
+            },
         )
         self._write_model()
         summary = self.write_summary(

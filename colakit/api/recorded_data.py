@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -13,6 +14,7 @@ from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
 from colakit.inference.classifier import read_origin
 
+NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
 FILES = ("path", "splits")  # settings of `data` that name files
 TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
 Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
@@ -82,7 +84,7 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
         return None
     (first, (settings, fingerprints)), *others = recorded.items()
     if given.intersection(FILES):
-        if not data.splits and data.path in ("cola", *BUILTIN_NAMES):  # their layout is known
+        if not data.splits and data.path in NAMED:  # their layout is known
             return None
         rows = [row.model_dump(exclude={*TRAINING, *FILES}) for row, _ in recorded.values()]
         shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
@@ -95,6 +97,9 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
                 f"{first} was trained on {_describe(settings)}, {model} on {_describe(other)}",
                 hint="Name the data: --data PATH, or --config RUN/settings.yaml.",
             )
+    for model, (other, _) in others:  # a model outside its run folder records names without folders
+        if not _exist(settings) and _exist(other):
+            first, settings = model, other
     session.reporter.say(f"data: {_describe(settings)}, recorded by {first}")
     return DataSettings.model_validate({**settings.model_dump(), **data.model_dump(include=given)})
 
@@ -115,6 +120,13 @@ def _recorded(models: Sequence[str]) -> Recorded:
                 hint="Name the data with --data.",
             ) from error
     return recorded
+
+
+def _exist(data: DataSettings) -> bool:
+    """Return whether all files of the data exist, or it is a dataset with a name."""
+    if not data.splits and data.path in NAMED:
+        return True
+    return all(Path(path).expanduser().exists() for path in data.splits.values() or [data.path])
 
 
 def _describe(data: DataSettings) -> str:

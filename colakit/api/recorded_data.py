@@ -88,6 +88,8 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
             return None
         rows = [row.model_dump(exclude={*TRAINING, *FILES}) for row, _ in recorded.values()]
         shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
+        if (text := shared.get("text_column")) and "text_column" not in given:
+            session.reporter.say(f"columns {text}, {shared.get('label_column')}, recorded by {first}")
         merged = {**data.model_dump(), **shared, **data.model_dump(include={*given, *FILES})}
         return DataSettings.model_validate(merged)
     for model, (other, other_fingerprints) in others:

@@ -110,7 +110,7 @@ class Session:
 
     def portable_settings(self) -> dict[str, Any]:
         """Return all settings as plain data for a model file, without folders of this machine."""
-        return map_paths(self.settings, portable_name).model_dump(mode="json")
+        return {**map_paths(self.settings, portable_name).model_dump(mode="json"), "cache": None}
 
     @contextmanager
     def training_run(self, resume: Resume) -> Iterator[TrainingRun]:

@@ -38,13 +38,13 @@ def config_reference_command(session: Session) -> dict[str, Any]:
     """Print every setting with meaning, values, unit, default and flags, as Markdown (docs/settings.md)."""
     from colakit.config.reference import as_markdown, settings_reference
 
-    sections = settings_reference(_flags_by_setting())
+    sections = settings_reference(flags_by_setting())
     if not session.as_json:
         sys.stdout.write(as_markdown(sections))
     return {"settings": [asdict(info) for rows in sections.values() for info in rows]}
 
 
-def _flags_by_setting() -> dict[str, list[str]]:
+def flags_by_setting() -> dict[str, list[str]]:
     """Return dotted key -> its flags, with the commands that have each."""
     from colakit.cli.app import COMMANDS
 

@@ -1,4 +1,4 @@
-"""A run finds its data again: by content, from any folder, with its own columns; shared files name no folder."""
+"""A run finds its data from any folder, by content, with its columns; shared files name no folder."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def test_folds_are_resumed_with_copies_of_data_and_base_but_not_with_others(
 ) -> None:
     folds = ["finetune", "--folds", 2, "--out", tmp_path / "folds", "--quiet"]
     start = ["--base", toy / "base", "--data", toy / "corpus", "--epochs", 1]
-    assert colakit(*folds, *start)[0] == 0
+    code, _, err = colakit(*folds, *start)
+    assert code == 0, err
     corpus, base = (shutil.copytree(toy / name, tmp_path / name) for name in ("corpus", "base"))
     code, _, err = colakit(*folds, "--resume", "--data", corpus, "--base", base)
     assert code == 0, err

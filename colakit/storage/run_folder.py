@@ -1,7 +1,7 @@
 """A run folder: settings, environment, metrics, checkpoints and results.
 
-settings.yaml      resolved settings; valid as --config
-environment.json   versions, device, git commit
+settings.yaml      resolved settings with absolute paths; valid as --config
+environment.json   versions, device, git commit, command line, working folder
 metrics.jsonl      one JSON object per line, without times, so that equal runs write equal bytes
 checkpoints/       the last two resumable states: weights, optimizer, RNG, position in the data
 summary.json       results

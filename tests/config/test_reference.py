@@ -27,7 +27,8 @@ def test_every_setting_has_meaning_values_and_every_number_a_unit() -> None:
     rows = [row for section in settings_reference(flags_by_setting()).values() for row in section]
     assert [row.key for row in rows] == [key for key, _ in leaf_fields()]
     for row in rows:
-        assert row.meaning and row.values
+        assert row.meaning
+        assert row.values
         is_number = re.search("integer|number", row.values) is not None
         assert bool(row.unit) == is_number, f"{row.key}: add its unit to config/reference.py"
     assert all("`--lr`" in " ".join(row.flags) for row in rows if row.key == "finetune.lr")

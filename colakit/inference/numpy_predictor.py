@@ -55,6 +55,8 @@ class StudentPredictor:
         try:
             metadata, tensors = read_student_file(path)
         except FileNotFoundError as error:
+            if not path.exists():
+                raise ColakitError(f"{where}: file or folder not found", hint="Check the path.") from error
             raise ColakitError(
                 f"{where}: {describe_model(path)}, not a recurrent student (no {STUDENT_NAME})",
                 hint="colakit.load(…) in Python and `colakit predict --model` load every kind of classifier.",

@@ -8,23 +8,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from colakit.api.session import Session
+from colakit.config.paths import absolute_path
 from colakit.config.resolve import resolve, without_settings
 from colakit.config.settings import Settings
-from colakit.config.yaml import to_yaml
 from colakit.data.splits import left_out
 from colakit.distillation.teachers import load_teachers
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
 from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
+from colakit.inference.classifier import read_origin
+from colakit.inference.decisions import probabilities
 from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.folds import FoldsFolder, open_folds
+from colakit.storage.gpt2 import base_fingerprint, load_gpt
 from colakit.storage.output import Resume, check_writable, claim_run_folder
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
@@ -55,11 +59,12 @@ def cross_validate(
     session.out = folds.path
     with folds.shared.lock.held():
         _check_out(session, count, resume)  # another process may have used the folder since
+        _check_data(folds, task)
         missing = folds.unfinished()
         if not missing and folds.shared.summary.is_file():
             session.reporter.say(f"{folds.path} is finished; nothing to resume")
             return {**folds.shared.read_summary(), "run": str(folds.path)}
-        folds.create(to_yaml(session.settings))
+        folds.create(session.settings_yaml)
         with _errors_with_progress(folds):
             _train(session, folds, missing, workers)
         return {**_report(session, task, folds), "run": str(folds.path)}
@@ -95,20 +100,36 @@ def _check_out(session: Session, count: int, resume: Resume) -> None:
     if folds.count != count:
         raise ColakitError(f"--folds {count}: {folds.path} has {folds.count} folds", hint=folds.resume_hint())
     saved = resolve(config=folds.shared.settings, environment={}).settings
-    if differing := differences(_identity(saved), _identity(session.settings)):
+    bases = [absolute_path(settings.base) for settings in (saved, session.settings)]
+    if bases[0] != bases[1] and all(Path(base).is_dir() for base in bases):
+        bases = [base_fingerprint(load_gpt(Path(base))) for base in bases]
+    before, now = ({**_identity(s), "base": b} for s, b in zip((saved, session.settings), bases, strict=True))
+    if differing := differences(before, now):
         raise ColakitError(
             f"{folds.path}: the folds were started differently: {differing}", hint=folds.resume_hint()
         )
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    """Return the settings that must be equal in all runs."""
+    """Return the settings that must be equal in all runs; files are compared by content."""
     sections = {
-        name: getattr(settings, name).model_dump(mode="json", exclude=MAY_CHANGE | {"mirrors"})
+        name: getattr(settings, name).model_dump(
+            mode="json", exclude=MAY_CHANGE | {"path", "splits", "mirrors"}
+        )
         for name in ("data", "lora", "finetune")
     }
-    own = {"seed": settings.seed, "base": settings.base, "precision": settings.precision}
+    own = {"seed": settings.seed, "precision": settings.precision}
     return {**own, **settings_identity(**sections)}
+
+
+def _check_data(folds: FoldsFolder, task: TaskData) -> None:
+    """Raise `ColakitError` if a finished run was trained on other data than `task`."""
+    for run in (folds.run(number) for number in set(folds.numbers()) - set(folds.unfinished())):
+        origin = read_origin(run.adapter if run.adapter.is_dir() else run.path)
+        if differing := differences(origin.get("data") or {}, task.corpus.fingerprints()):
+            raise ColakitError(
+                f"{run.path}: the folds were started differently: {differing}", hint=folds.resume_hint()
+            )
 
 
 def _fold_sizes(task: TaskData, count: int) -> dict[str, int]:
@@ -208,7 +229,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         unseen = teacher.unseen(task.train)
         outputs.append(FoldModel(run.path.name, fold, run.read_summary(), unseen, logits, labels))
     labels = task.train.require_labels()
-    result, predictions = combine_folds(labels, outputs)
+    result, predictions, logits = combine_folds(labels, outputs)
     summary = {
         "command": session.command,
         "folds": folds.count,
@@ -217,7 +238,9 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         "labels": list(task.corpus.label_names),
         **result,
     }
-    folds.shared.write_predictions({"out_of_fold": (labels, predictions)})
+    folds.shared.write_predictions(
+        task.corpus.label_names, {"out_of_fold": (task.train, predictions, probabilities(logits))}
+    )
     folds.shared.write_summary(summary)
     print_tables(fold_tables(summary), session.reporter)
     if result["out_of_fold"]["collapsed"]:

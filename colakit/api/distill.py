@@ -114,7 +114,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
             "transfer": {"sentences": len(transfer), "fingerprint": transfer.fingerprint()},
             "out_of_fold": num_out_of_fold,
         },
-        settings_dump=settings.model_dump(mode="json"),
+        settings_dump=session.portable_settings(),
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,

@@ -108,7 +108,11 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
         max_tokens=min(settings.data.max_tokens or base.config.num_positions, base.config.num_positions),
         lora=lora_config(settings.lora) if tuning.method == "lora" else None,
         origin=base_origin(
-            session.command, settings.seed, settings.base, fingerprint, settings.model_dump(mode="json")
+            session.command,
+            settings.seed,
+            fingerprint,
+            session.portable_settings(),
+            task.corpus.fingerprints(),
         ),
     )
     session.compute.place(model)
@@ -145,13 +149,14 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
         graph_width=base.config.num_positions,
         lines=[f"base: {start}{settings.base} ({shape}), {tuning.method}"],
         summary={
-            "base": settings.base,
+            "base": classifier.origin["base"],
             **({"leave_out": tuning.leave_out} if tuning.leave_out else {}),
         },
         classifier=classifier,
         train=train,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        splits={"val": task.val, **task.reports},
         frozen_cache_mib=tuning.frozen_cache_mib,
     )
 

@@ -9,7 +9,7 @@ from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import line, supervised
@@ -31,6 +31,7 @@ def train_scratch(session: Session, *, resume: Resume = Resume.NEVER) -> dict[st
 def _job(session: Session, task: TaskData) -> ClassifierJob:
     settings, training = session.settings, session.settings.student_training
     folder = resolve_base(settings.base)
+    base = load_gpt(folder)
     train = task.train
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)
@@ -41,12 +42,12 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         settings.student,
         training,
         tokenizer=SentenceTokenizer.from_folder(folder),
-        max_tokens=read_config(folder).num_positions,
+        max_tokens=base.config.num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
-        base_embeddings=lambda: load_gpt(folder).transformer.wte.weight.detach().float().numpy(),
-        summary={"augmented": len(train) - len(task.train)},
-        settings_dump=settings.model_dump(mode="json"),
+        base_embeddings=lambda: base.transformer.wte.weight.detach().float().numpy(),
+        summary={"augmented": len(train) - len(task.train), "base_fingerprint": base_fingerprint(base)},
+        settings_dump=session.portable_settings(),
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,

@@ -79,18 +79,26 @@ def student_job(
         max_tokens: limit of the teacher or the base, so that both read the same text.
         data_max_tokens: limit of the settings, if any.
         base_embeddings: returns the (V, D) token embeddings of the base.
-        settings_dump: all settings as plain data, stored in the model.
+        settings_dump: all settings as plain data without folders of this machine, stored in the model.
         targets: the teachers' outputs on `train`.
         identity: further plain data that must be equal when the run is resumed.
     """
     facts = dict(summary or {})
+    teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     classifier = SentenceClassifier(
         model=model,
         tokenizer=SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id),
         label_names=task.corpus.label_names,
         max_tokens=min(data_max_tokens or max_tokens, max_tokens),
-        origin={"command": command, "seed": seed, "settings": dict(settings_dump), **facts},
+        origin={
+            "command": command,
+            "seed": seed,
+            "settings": dict(settings_dump),
+            "data": task.corpus.fingerprints(),
+            **facts,
+            **({"teachers": teachers} if teachers else {}),
+        },
     )
     logits, hidden = (targets.logits, targets.hidden) if targets is not None else (None, None)
     examples = labelled_examples(classifier, train, arrays, reporter, logits, hidden)
@@ -137,6 +145,7 @@ def student_job(
         train=examples,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        splits={"val": task.val, **task.reports},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
-from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
+from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
@@ -63,7 +64,7 @@ class Teacher:
     def summary(self) -> dict[str, Any]:
         """Return plain data for the student's summary."""
         return {
-            "path": self.path,
+            "path": str(Path(self.path).expanduser().resolve()),
             "fingerprint": self.fingerprint,
             "experiment": experiment_key(self.classifier.origin),
             "parameters": count_parameters(self.classifier.model).total,
@@ -123,7 +124,7 @@ class Teacher:
         """
         if not isinstance(self.classifier.model, GPTClassifier):
             raise ColakitError(f"--teacher {self.path}: has no base to sample from", hint=NO_SAMPLES)
-        return given if given is not None else str(self.classifier.origin.get("base", ""))
+        return given if given is not None else str(read_origin(self.path).get("base", ""))
 
     def untuned_base(self, given: str | None) -> str:
         """Return the name of the base it was tuned from, after comparing fingerprints.

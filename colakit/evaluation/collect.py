@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from colakit.data.corpora import Corpus
 from colakit.evaluation.comparison import (
@@ -57,7 +56,7 @@ def collect_predictions(
             if not models:  # the data may lack a class that the model has
                 corpus = corpus.relabelled(classifier.label_names)
             classifier.require_labels(corpus.label_names, path)
-            models.append(_model_info(classifier, path, name))  # before `place`, which may round weights
+            models.append(_model_info(classifier, name))  # before `place`, which may round weights
             compute.place(classifier.model.requires_grad_(False))
             output = {}
             for split in splits:
@@ -82,16 +81,16 @@ def collect_predictions(
     return EvaluationInputs(corpus, models, predictions)
 
 
-def _model_info(classifier: SentenceClassifier, path: str, name: str) -> ModelInfo:
+def _model_info(classifier: SentenceClassifier, name: str) -> ModelInfo:
     origin = classifier.origin
-    has_settings = origin.get("settings") is not None
+    fingerprint = classifier.fingerprint()
     return ModelInfo(
         name=name,
         kind=classifier.name,
-        experiment=experiment_key(origin) if has_settings else str(Path(path).resolve()),
+        experiment=fingerprint if origin.get("settings") is None else experiment_key(origin),
         seed=origin.get("seed"),
         fold=fold_of(origin),
-        fingerprint=classifier.fingerprint(),
+        fingerprint=fingerprint,
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(origin)),
         num_parameters=count_parameters(classifier.model).total,
         threshold=classifier.threshold,

@@ -30,6 +30,9 @@ from colakit.evaluation.metrics import (
 NOT_IN_EXPERIMENT = (
     *("seed", "device", "precision", "cpu_kernels", "cuda_graphs", "cache"),
     *("generate", "predict", "evaluate", "plot", "finetune.frozen_cache_mib"),
+    # names of files; their content counts
+    *("base", "data.path", "data.splits", "transfer.text", "transfer.language_model", "distill.teacher"),
+    *("pretrain.text", "pretrain.init_from", "pretrain.tokenizer"),
 )
 
 
@@ -49,15 +52,20 @@ def experiment_key(origin: Mapping[str, Any]) -> str:
     """Return a hash that runs share if they differ only in seed and fold, and in their teachers' seeds.
 
     The k runs that each leave out one of k folds share a key; runs on all of train have another. Null
-    settings are ignored.
+    settings are ignored. Data, base and transfer text count by content, not by path.
     """
     settings = _experiment_settings(origin.get("settings") or {})
     if (fold := fold_of(origin)) is not None:
         settings["finetune"] = {**settings["finetune"], "leave_out": f"one of {fold.partition('/')[2]}"}
-    if "distill" in settings:
-        settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
-    teachers = sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin))
-    text = json.dumps([origin.get("command"), origin.get("base"), settings, teachers], sort_keys=True)
+    content = {
+        "base": origin.get("base_fingerprint") or origin.get("base"),
+        "data": origin.get("data"),
+        "teachers": sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin)),
+    }
+    transfer = (origin.get("settings") or {}).get("transfer") or {}
+    if transfer.get("text") or transfer.get("language_model"):
+        content["transfer"] = (origin.get("transfer") or {}).get("fingerprint")
+    text = json.dumps([origin.get("command"), settings, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -35,8 +35,10 @@ class FoldModel:
     predictions: Labels  # (N,)
 
 
-def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str, Any], Labels]:
-    """Return the results of every model and of all together, and the (N,) out-of-fold predictions.
+def combine_folds(
+    labels: Labels, folds: Sequence[FoldModel]
+) -> tuple[dict[str, Any], Labels, NDArray[np.float32]]:
+    """Return the results of every model and of all, and the (N,) predictions and (N, C) logits out of fold.
 
     Args:
         labels: (N,) of train.
@@ -63,7 +65,7 @@ def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str,
         part: {key: vars(Spread.of([run[part][key] for run in runs])) for key in METRICS} for part in PARTS
     }
     metrics, intervals = measure_with_intervals(labels, logits, predictions)
-    return {"runs": runs, **spreads, "out_of_fold": {**metrics.as_dict(), **intervals}}, predictions
+    return {"runs": runs, **spreads, "out_of_fold": {**metrics.as_dict(), **intervals}}, predictions, logits
 
 
 def fold_tables(summary: Mapping[str, Any]) -> list[Table]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
-from colakit.inference.classifier import check_base, load_classifier
+from colakit.inference.classifier import load_base_of, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.storage.folds import expand_folds
@@ -44,12 +44,9 @@ def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> 
         tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
         return classifier.model.transformer.language_model(), tokenizer
     weights = read_adapter(path)
-    if weights.base and not base_typed:
-        base = weights.base
-    model, tokenizer = _load_base(resolve_base(base))
-    check_base(path, base, model)
+    model, folder = load_base_of(path, weights, base if base_typed or not weights.base else None)
     apply_adapter(model, weights, where=str(path))
-    return model, tokenizer
+    return model, SentenceTokenizer.from_folder(folder)
 
 
 def language_model_loaders(

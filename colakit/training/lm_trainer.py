@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.config.finetune import FinetuneSettings
+from colakit.config.paths import portable_name
 from colakit.config.pretrain import PretrainSettings
 from colakit.data.batches import Examples
 from colakit.data.tokenizer import SentenceTokenizer
@@ -220,7 +221,7 @@ class SentenceLMTrainer(Trainer):
             "tokens",
             model="gpt2",
             objective="language-modelling",
-            base=self.job.base,
+            base=portable_name(self.job.base),
             base_fingerprint=base_fingerprint(load_gpt(self.folder.base)),  # rounded to bf16
             best=best,
         )

@@ -15,7 +15,7 @@ from colakit.evaluation.split_report import report_split
 from colakit.evaluation.tables import print_tables, write_results
 from colakit.reports.figures.heatmaps import draw_slices
 from colakit.reports.figures.plots import save_figure
-from colakit.storage.folds import expand_folds
+from colakit.storage.run_set import expand_runs
 
 
 def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         ColakitError: if a model, a split or a field of slices cannot be read.
     """
     session.check_out()
-    models = expand_folds(models)
+    models = expand_runs(models)
     corpus = load_corpus_of(session, models)
     settings, reporter = session.settings.evaluate, session.reporter
     splits = settings.splits or corpus.report_splits()

@@ -22,8 +22,8 @@ from colakit.reports.figures.plots import (
     draw_overlay,
     save_figure,
 )
-from colakit.storage.folds import expand_folds
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_set import expand_runs
 
 COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
 
@@ -34,7 +34,7 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     The curves of a single run go to `--out` if it is given.
     """
     session.check_out()
-    folders = [RunFolder(Path(path)) for path in expand_folds([str(run_folder(run)) for run in runs])]
+    folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
     data = _read_runs(folders)
     suffix, dpi = session.settings.plot.format, session.settings.plot.dpi
     single_out = session.out if len(folders) == 1 else None

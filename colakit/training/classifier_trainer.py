@@ -220,6 +220,7 @@ class ClassifierTrainer(Trainer):
         self.folder.write_predictions(
             {name: (splits[name].labels, labels) for name, labels in predictions.items()}
         )
+        classifier.origin |= {"steps": self.step, "max_steps": self.max_steps, "examples": self.counted}
         self._write_model()
         summary = self.write_summary(
             "examples",
@@ -261,7 +262,10 @@ class ClassifierTrainer(Trainer):
                     f"{name}: the model predicts {label!r} for every sentence: MCC 0, accuracy is the rate "
                     f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
                 )
-        self.reporter.result(f"{self.folder.checkpoint} ({summary['seconds']:.0f} s of training)")
+        self.reporter.result(
+            f"{self.folder.checkpoint} ({summary['steps']:,} steps, {summary['examples']:,} sentences, "
+            f"{summary['seconds']:.0f} s of training)"
+        )
 
 
 def _train_metrics(confusion: Tensor) -> dict[str, float]:

@@ -31,7 +31,7 @@ SECTIONS = {
     "distill": ("data", "lora", "finetune", "student", "student_training", "distill", "transfer"),
     "train-scratch": ("data", "student", "student_training", "distill", "transfer", "train_scratch"),
 }
-"""Sections that are equal in all runs of a command; the sampler of `distill` is tuned by `lora`, `finetune`."""
+"""Sections that are equal in all runs; the sampler of `distill` is tuned by `lora` and `finetune`."""
 
 
 def chosen_runs(

@@ -31,7 +31,7 @@ def transfer_size(settings: TransferSettings, num_train: int) -> int:
 
 
 def epoch_size(settings: TransferSettings, num_train: int, upsample: int) -> int:
-    """Return the sentences in an epoch of `distill`: the transfer set, and train `upsample` times beside it."""
+    """Return the sentences in an epoch of `distill`: the transfer set, and train `upsample` times."""
     size = transfer_size(settings, num_train)
     return num_train * (upsample if size else 1) + size
 

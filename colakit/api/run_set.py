@@ -16,6 +16,7 @@ from colakit.config.resolve import resolve, without_settings
 from colakit.config.settings import Settings
 from colakit.config.yaml import to_yaml
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
+from colakit.evaluation.comparison import SECTIONS
 from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.output import Resume, check_writable, claim_run_folder
@@ -25,13 +26,6 @@ from colakit.training.job import differences, settings_identity
 from colakit.training.run import is_resuming
 
 Environment = Mapping[str, str]
-
-SECTIONS = {
-    "finetune": ("data", "lora", "finetune"),
-    "distill": ("data", "lora", "finetune", "student", "student_training", "distill", "transfer"),
-    "train-scratch": ("data", "student", "student_training", "distill", "transfer", "train_scratch"),
-}
-"""Sections that are equal in all runs; the sampler of `distill` is tuned by `lora` and `finetune`."""
 
 
 def chosen_runs(

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colakit.data.corpora import Corpus
+from colakit.evaluation.budget import training_facts
 from colakit.evaluation.comparison import (
     ModelInfo,
     ModelPredictions,
     experiment_key,
     fold_of,
     group_names,
+    named_settings,
     teachers_of,
 )
 from colakit.evaluation.teacher_agreement import match_teachers
@@ -30,6 +32,7 @@ class EvaluationInputs:
 
     corpus: Corpus  # with the models' label names
     models: list[ModelInfo]
+    groups: list[str]  # name of the experiment of each model
     predictions: dict[str, list[ModelPredictions]]  # split name -> one per model
 
 
@@ -79,7 +82,7 @@ def collect_predictions(
         ]
         for split in splits
     }
-    return EvaluationInputs(corpus, models, predictions)
+    return EvaluationInputs(corpus, models, groups, predictions)
 
 
 def _model_info(classifier: SentenceClassifier, path: str, name: str) -> ModelInfo:
@@ -95,4 +98,6 @@ def _model_info(classifier: SentenceClassifier, path: str, name: str) -> ModelIn
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(origin)),
         num_parameters=count_parameters(classifier.model).total,
         threshold=classifier.threshold,
+        settings=named_settings(origin),
+        facts=training_facts(origin),
     )

@@ -25,7 +25,7 @@ from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
 from colakit.data.splits import normalised
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names
+from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names, named_settings
 from colakit.inference.classifier import load_classifier
 from colakit.runtime.device import resolve_compute
 from colakit.runtime.subprocesses import Child
@@ -449,6 +449,20 @@ def test_folds_of_one_count_are_one_experiment() -> None:
         "command": "distill",
     }  # leave_out is its teacher's; it trained on all
     assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
+
+
+def test_experiments_of_a_command_are_named_by_the_settings_that_differ() -> None:
+    def info(number: int, **settings: object) -> ModelInfo:
+        origin = {"command": "finetune", "settings": {"lora": settings, "finetune": {"lr": 1e-3}}}
+        key, settings = experiment_key(origin), named_settings(origin)
+        return ModelInfo(f"run-{number}", "finetune (GPT-2, rank 8)", key, 0, settings=settings)
+
+    plain, dora = info(0, rank=8, dora=False), info(1, rank=8, dora=True)
+    assert group_names([plain, dora]) == ["finetune", "finetune dora"]
+    small = info(2, rank=4, dora=False)
+    assert group_names([plain, dora, small]) == ["finetune rank=8", "finetune dora rank=8", "finetune rank=4"]
+    assert group_names([dora]) == ["finetune (GPT-2, rank 8)"]
+    assert group_names([plain, info(3, rank=8, dora=False)]) == ["finetune [run-0]", "finetune [run-3]"]
 
 
 def test_repeated_fold_and_seed_is_another_group() -> None:

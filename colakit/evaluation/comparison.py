@@ -80,7 +80,7 @@ def _experiment_settings(settings: Mapping[str, Any], section: str = "") -> dict
 
 
 def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that name an experiment, by dotted key, with base and teachers by their names."""
+    """Return the settings that name an experiment, by dotted key, with base and number of teachers."""
     settings = _experiment_settings(origin.get("settings") or {})
     sections = SECTIONS.get(str(origin.get("command")), tuple(settings))
     named = {
@@ -93,7 +93,7 @@ def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
     if (base := origin.get("base") or settings.get("base")) is not None:
         named["base"] = Path(str(base)).name
     if teachers := teachers_of(origin):
-        named["teachers"] = sorted({str(teacher.get("experiment")) for teacher in teachers})
+        named["num_teachers"] = len(teachers)
     return named
 
 
@@ -159,9 +159,8 @@ def group_names(models: Sequence[ModelInfo]) -> list[str]:
     names = {}
     for key, model in first.items():
         rivals = [other.settings for other in first.values() if other.command == model.command]
-        names[key] = (
-            model.kind if len(rivals) == 1 else f"{model.command} {_differing(model, rivals)}".strip()
-        )
+        named = f"{model.command} {_differing(model, rivals)}".strip()
+        names[key] = model.kind if len(rivals) == 1 else named
     shared = [name for name in names.values() if [*names.values()].count(name) > 1]
     names |= {key: f"{name} [{first[key].name}]" for key, name in names.items() if name in shared}
     return [names[key] for key in keys]

@@ -259,8 +259,8 @@ def test_torchrun_and_existing_runs_are_refused(
     assert code == 2
     assert "holds a single run, not folds" in err
     monkeypatch.setenv("RANK", "1")
+    session = Session("finetune", resolve(environment={}), Reporter(quiet=True))
     with pytest.raises(ColakitError, match="under torchrun"):
-        session = Session("finetune", resolve(environment={}), Reporter(quiet=True))
         command.plan_run_set(session, "folds", (1, 2), resume=Resume.NEVER)
 
 
@@ -460,7 +460,7 @@ def test_experiments_of_a_command_are_named_by_the_settings_that_differ() -> Non
     plain, dora = info(0, rank=8, dora=False), info(1, rank=8, dora=True)
     assert group_names([plain, dora]) == ["finetune", "finetune dora"]
     small = info(2, rank=4, dora=False)
-    assert group_names([plain, dora, small]) == ["finetune rank=8", "finetune dora rank=8", "finetune rank=4"]
+    assert group_names([plain, dora, small]) == ["finetune rank=8", "finetune rank=8 dora", "finetune rank=4"]
     assert group_names([dora]) == ["finetune (GPT-2, rank 8)"]
     assert group_names([plain, info(3, rank=8, dora=False)]) == ["finetune [run-0]", "finetune [run-3]"]
 

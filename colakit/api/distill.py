@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 
 from colakit.api.recorded_data import recorded_data
+from colakit.api.run_set import chosen_runs
+from colakit.api.seeds import plan_seeds, teachers_by_seed, train_seeds
 from colakit.api.session import Session
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
@@ -18,30 +21,62 @@ from colakit.distillation.transfer_set import make_transfer_set
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.evaluation.metrics import Metrics, measure
 from colakit.evaluation.tables import percent
+from colakit.inference.classifier import read_origin
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import expand_folds
 from colakit.storage.output import Resume
+from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import distillation, line
 from colakit.training.task_data import TaskData
 
 
-def distill(session: Session, *, resume: Resume = Resume.NEVER) -> dict[str, Any]:
+def distill(
+    session: Session, *, resume: Resume = Resume.NEVER, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Train a student on its teachers' outputs, write the run folder and return the summary (or the plan).
 
-    If the settings name no data, the data that the teachers were trained on is used.
+    If the settings name no data, the data that the teachers were trained on is used. The base of the first
+    teacher is recorded in the settings.
+
+    Args:
+        seeds: train one student for each seed; a teacher folder of seeds gives each the teacher of its seed.
     """
-    data = recorded_data(session, expand_folds(session.settings.distill.teacher))
-    if data is not None:
-        settings = session.settings.model_copy(update={"data": data})
-        session.resolved = replace(session.resolved, settings=settings)
+    runs = chosen_runs(session, resume, seeds=seeds)
+    seeds = None if runs is None else runs[1]
+    _record_data_and_base(session)
     if session.dry_run:
-        return _plan(session)
-    with session.training_run(resume) as run:
-        return ClassifierTrainer(_job(session, session.load_task()), run).train()
+        return {**plan_seeds(session, seeds), **_plan(session)}
+    if seeds is None:
+        with session.training_run(resume) as run:
+            return ClassifierTrainer(_job(session, session.load_task()), run).train()
+    teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
+    base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
+
+    def words(seed: int) -> list[str]:
+        return [*(word for path in teachers[seed] for word in ("--teacher", path)), *base_words]
+
+    return train_seeds(
+        session,
+        seeds,
+        resume=resume,
+        check=lambda: _load_teachers(session, session.load_task()),
+        words=words,
+    )
+
+
+def _record_data_and_base(session: Session) -> None:
+    """Set the data and the base of the settings to those of the teachers, unless they are given."""
+    teachers = expand_runs(session.settings.distill.teacher)
+    changes: dict[str, Any] = {}
+    if (data := recorded_data(session, teachers)) is not None:
+        changes["data"] = data
+    if teachers and _typed_base(session) is None and (base := read_origin(teachers[0]).get("base")):
+        changes["base"] = base
+    settings = session.settings.model_copy(update=changes)
+    session.resolved = replace(session.resolved, settings=settings)
 
 
 def _plan(session: Session) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from colakit.api import cross_validation
+from colakit.api.cross_validation import cross_validate
+from colakit.api.run_set import chosen_runs
+from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
@@ -13,7 +16,6 @@ from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
@@ -42,25 +44,38 @@ Its sentences are always between two end-of-text tokens."""
 
 
 def finetune(
-    session: Session, *, resume: Resume = Resume.NEVER, num_folds: int | None = None
+    session: Session,
+    *,
+    resume: Resume = Resume.NEVER,
+    num_folds: int | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the base, write the run folder and return the summary (or the plan of a dry run).
 
     Args:
-        num_folds: train this many models, each without one fold of train; a resumed command reads it from
-            its folder.
+        num_folds: train this many models, each without one fold of train.
+        seeds: train one model for each seed. A resumed command reads folds and seeds from its folder.
     """
-    if num_folds is None and resume is not Resume.NEVER and session.out is not None:
-        folds = open_folds(session.out)
-        num_folds = None if folds is None else folds.count
-    if num_folds is not None:
-        return cross_validation.cross_validate(session, num_folds, build_model, resume=resume)
+    runs = chosen_runs(session, resume, folds=num_folds, seeds=seeds)
+    objective = session.settings.finetune.objective
+    if runs is not None and objective != "classification":
+        raise ColakitError(
+            f"--{runs[0]} with finetune.objective={objective}: {runs[0]} are for classification",
+            hint=f"Remove --{runs[0]}.",
+        )
+    if runs is not None and runs[0] == "folds":
+        return cross_validate(session, len(runs[1]), build_model, resume=resume)
+    seeds = None if runs is None else runs[1]
+    if seeds is not None and not session.dry_run:
+        return train_seeds(
+            session, seeds, resume=resume, check=lambda: build_model(session, session.load_task())
+        )
     is_classifier = session.settings.finetune.objective == "classification"
     if not is_classifier:
         _refuse_classifier_settings(session)
     if session.dry_run:
         task = session.load_task()
-        return session.plan(task, build_model(session, task))
+        return {**plan_seeds(session, seeds), **session.plan(task, build_model(session, task))}
     with session.training_run(resume) as run:
         task = session.load_task()
         if is_classifier:

@@ -40,15 +40,38 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+SeedsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="0,1,2",
+        help="Train one run for each seed, side by side, in --out/seed-0, seed-1 …; report mean ± sd.",
+        show_default=False,
+    ),
+]
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """Return the seeds of `--seeds`."""
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ColakitError(
+            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
+        ) from None
 
 
 def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
     """Return a text option; pydantic validates the value, so that all errors are reported at once."""
     field = FIELDS[key]
     default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
-    kind = describe_type(field.annotation)
-    option = typer.Option(flag, help=f"{field.description}{default}", metavar=kind, show_default=False)
-    text = list[str] | None if get_origin(field.annotation) is tuple else str | None
+    kind: str | None = describe_type(field.annotation)
+    text: Any
+    if field.annotation is bool:  # a switch; its opposite overrides a file
+        names, kind, text = f"{flag}/--no-{flag.removeprefix('--')}", None, bool | None
+    else:
+        names, text = flag, list[str] | None if get_origin(field.annotation) is tuple else str | None
+    option = typer.Option(names, help=f"{field.description}{default}", metavar=kind, show_default=False)
     return inspect.Parameter(
         _parameter_name(flag),
         inspect.Parameter.KEYWORD_ONLY,
@@ -191,6 +214,12 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
     """Remove the common options and the flags of settings from `options`; return the session they define."""
     chosen = {key: (flag, _joined(options.pop(_parameter_name(flag)))) for flag, key in flags.items()}
     config, out, as_json = options.pop("config"), options.pop("out"), options.pop("as_json")
+    if (like := options.get("like")) is not None:
+        if config is not None:
+            raise ColakitError(
+                "--like with --config: --like takes the settings of its run", hint="Remove one of them."
+            )
+        config = like / "settings.yaml"
     if config is None and out is not None and options.get("resume", Resume.NEVER) is not Resume.NEVER:
         saved = out / "settings.yaml"
         config = saved if saved.is_file() else None
@@ -203,7 +232,7 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
     return Session(name, resolved, reporter, out, options.pop("dry_run"), as_json)
 
 
-def _joined(value: str | list[str] | None) -> str | None:
+def _joined(value: str | bool | list[str] | None) -> str | bool | None:
     """Join the values of a repeatable flag by commas."""
     return ",".join(value) or None if isinstance(value, list) else value
 

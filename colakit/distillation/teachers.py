@@ -23,8 +23,8 @@ from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
-from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.run_set import expand_runs
 from colakit.utils.array_cache import ArrayCache, Arrays
 from colakit.utils.console import Reporter
 
@@ -169,7 +169,7 @@ def load_teachers(
             "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
         )
     teachers = []
-    for path in expand_folds(paths):
+    for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)
         classifier.require_labels(label_names, f"--teacher {path}")
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))

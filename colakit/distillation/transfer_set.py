@@ -25,6 +25,17 @@ from colakit.utils.files import sha256_of
 LEXICON = 50_000  # sentences from which corruptions take their words
 
 
+def transfer_size(settings: TransferSettings, num_train: int) -> int:
+    """Return the number of sentences in the transfer set: it has exactly as many, or making it fails."""
+    return round(settings.size * num_train)
+
+
+def epoch_size(settings: TransferSettings, num_train: int, upsample: int) -> int:
+    """Return the sentences in an epoch of `distill`: the transfer set, and train `upsample` times."""
+    size = transfer_size(settings, num_train)
+    return num_train * (upsample if size else 1) + size
+
+
 def make_transfer_set(
     task: TaskData,
     settings: TransferSettings,
@@ -40,7 +51,7 @@ def make_transfer_set(
     Args:
         sampler: needed if `settings.needs_sampler`.
     """
-    size = round(settings.size * len(task.train))
+    size = transfer_size(settings, len(task.train))
     if not size:
         return Split("transfer", ())
     reserved = [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from colakit.data.corpora import Corpus
+from colakit.evaluation.budget import training_facts
 from colakit.evaluation.comparison import (
     ModelInfo,
     ModelPredictions,
     experiment_key,
     fold_of,
     group_names,
+    named_settings,
     teachers_of,
 )
 from colakit.evaluation.teacher_agreement import match_teachers
@@ -29,6 +31,7 @@ class EvaluationInputs:
 
     corpus: Corpus  # with the models' label names
     models: list[ModelInfo]
+    groups: list[str]  # name of the experiment of each model
     predictions: dict[str, list[ModelPredictions]]  # split name -> one per model
 
 
@@ -78,7 +81,7 @@ def collect_predictions(
         ]
         for split in splits
     }
-    return EvaluationInputs(corpus, models, predictions)
+    return EvaluationInputs(corpus, models, groups, predictions)
 
 
 def _model_info(classifier: SentenceClassifier, name: str) -> ModelInfo:
@@ -94,4 +97,6 @@ def _model_info(classifier: SentenceClassifier, name: str) -> ModelInfo:
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(origin)),
         num_parameters=count_parameters(classifier.model).total,
         threshold=classifier.threshold,
+        settings=named_settings(origin),
+        facts=training_facts(origin),
     )

@@ -28,7 +28,6 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.model_file import (
     CHECKPOINT_NAME,
@@ -41,6 +40,7 @@ from colakit.storage.model_file import (
     write_model_file,
 )
 from colakit.storage.peft import PeftAdapter, apply_adapter, read_adapter
+from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
 
@@ -180,8 +180,8 @@ def _locate(where: str | Path) -> Path:
         hint = f"This run trained a base model; fine-tune it with --base {shlex.quote(str(path / 'base'))}"
     elif Checkpoints(path / "checkpoints").paths():
         hint = f"This run is not finished: continue it with --resume --out {shlex.quote(str(path))}"
-    elif open_folds(path) is not None:
-        hint = f"This folder holds cross-validation folds; give one of them, such as {path / 'fold-1'}"
+    elif (runs := open_run_set(path)) is not None:
+        hint = f"This folder holds several runs; give one of them, such as {runs.run(runs.values[0]).path}"
     raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json", hint=hint)
 
 

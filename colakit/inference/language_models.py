@@ -11,9 +11,9 @@ from colakit.errors import ColakitError
 from colakit.inference.classifier import load_base_of, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import load_gpt, resolve_base
 from colakit.storage.peft import apply_adapter, read_adapter
+from colakit.storage.run_set import expand_runs
 
 LanguageModel = tuple[GPT, SentenceTokenizer]
 Loaders = dict[str, Callable[[], LanguageModel]]  # name -> loader, so that one model is in memory at a time
@@ -61,7 +61,7 @@ def language_model_loaders(
     Raises:
         ColakitError: if a model is not found, or a fold is not finished.
     """
-    folders = {model: _base_folder(model) for model in expand_folds(models)}
+    folders = {model: _base_folder(model) for model in expand_runs(models)}
     for model, folder in folders.items():
         if folder is None and not Path(model).expanduser().exists():
             raise ColakitError(

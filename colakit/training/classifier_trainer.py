@@ -227,6 +227,7 @@ class ClassifierTrainer(Trainer):
                 for name, split in job.splits.items()
             },
         )
+        classifier.origin |= {"steps": self.step, "max_steps": self.max_steps, "examples": self.counted}
         self._write_model()
         summary = self.write_summary(
             "examples",
@@ -268,7 +269,10 @@ class ClassifierTrainer(Trainer):
                     f"{name}: the model predicts {label!r} for every sentence: MCC 0, accuracy is the rate "
                     f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
                 )
-        self.reporter.result(f"{self.folder.checkpoint} ({summary['seconds']:.0f} s of training)")
+        self.reporter.result(
+            f"{self.folder.checkpoint} ({summary['steps']:,} steps, {summary['examples']:,} sentences, "
+            f"{summary['seconds']:.0f} s of training)"
+        )
 
 
 def _train_metrics(confusion: Tensor) -> dict[str, float]:

@@ -65,10 +65,10 @@ def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
     """Return a text option; pydantic validates the value, so that all errors are reported at once."""
     field = FIELDS[key]
     default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
-    kind: str | None = describe_type(field.annotation)
+    kind = describe_type(field.annotation)
     text: Any
     if field.annotation is bool:  # a switch; its opposite overrides a file
-        names, kind, text = f"{flag}/--no-{flag.removeprefix('--')}", None, bool | None
+        names, kind, text = f"{flag}/--no-{flag.removeprefix('--')}", "", bool | None
     else:
         names, text = flag, list[str] | None if get_origin(field.annotation) is tuple else str | None
     option = typer.Option(names, help=f"{field.description}{default}", metavar=kind, show_default=False)

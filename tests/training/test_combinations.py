@@ -46,9 +46,22 @@ FINETUNE: Factors = {
         "full": {"finetune.method": "full"},
         "from scratch": {"finetune.method": "full", "finetune.from_scratch": True},
     },
-    "precision": {name: {"precision": name} for name in ("fp32", "bf16", "auto")},
-    "kernels": {name: {"cpu_kernels": name} for name in ("never", "always")},
-    "objective": {name: {"finetune.objective": name} for name in ("classification", "language-modelling")},
+    # one factor, so that each variant meets each task: DoRA failed only in bf16 classification with kernels
+    "task": {
+        f"{objective} {precision}, kernels {kernels}": {
+            "finetune.objective": objective,
+            "precision": precision,
+            "cpu_kernels": kernels,
+        }
+        for objective, precision, kernels in (
+            ("classification", "fp32", "never"),
+            ("classification", "fp32", "always"),
+            ("classification", "bf16", "never"),
+            ("classification", "bf16", "always"),
+            ("language-modelling", "fp32", "never"),
+            ("language-modelling", "bf16", "always"),
+        )
+    },
     "layers": {
         "all": {},
         "first": {"lora.layers_to_transform": [0]},
@@ -83,7 +96,7 @@ FINETUNE: Factors = {
         for name in ("mcc", "loss")
     },
 }
-CORE = tuple(FINETUNE)[:8]
+CORE = tuple(FINETUNE)[:6]
 
 STUDENT: Factors = {
     "command": {name: {} for name in ("distill", "train-scratch")},
@@ -213,12 +226,12 @@ def check_language_model(before: GPT, run: colakit.Run) -> None:
 
 
 def finetune(row: Mapping[str, str], small: Mapping[str, Any], saved: list[Any], out: Path) -> None:
-    if row["kernels"] == "always" and find_compiler() is None:
-        pytest.skip("needs a C compiler")
     settings = colakit.load_settings(changes={**small, **chosen(FINETUNE, row)})
+    if settings.cpu_kernels == "always" and find_compiler() is None:
+        pytest.skip("needs a C compiler")
     run = colakit.finetune(settings, out=out, quiet=True)
     assert run.summary["steps"] == 2
-    if row["objective"] == "classification":
+    if settings.finetune.objective == "classification":
         check_classifier(saved[-1], run, small, settings.precision)
     else:
         check_language_model(saved[-1], run)
@@ -240,8 +253,7 @@ def test_all_combinations_of_finetuning_settings_train_and_load(
     rest = [factor for factor in CORE if factor != "variant"]
     for number, values in enumerate(itertools.product(*(FINETUNE[factor] for factor in rest))):
         row = {**defaults, "variant": variant, **dict(zip(rest, values, strict=True))}
-        if row["precision"] != "auto":  # which is one of the others
-            finetune(row, small, saved, tmp_path / str(number))
+        finetune(row, small, saved, tmp_path / str(number))
 
 
 # -- cross-validation
@@ -259,8 +271,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FOLDED: Factors = {
-    **{name: FINETUNE[name] for name in ("variant", "precision", "kernels", "layers", "boundaries", "ema")},
-    "objective": {"classification": {}},
+    **{name: FINETUNE[name] for name in ("variant", "layers", "boundaries", "ema")},
+    "task": {name: task for name, task in FINETUNE["task"].items() if name.startswith("classification")},
 }
 
 

@@ -15,6 +15,7 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
+from colakit.utils.console import data_output
 from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO]:
             yield nowhere
         return
     if session.out is None:
-        yield sys.stdout
+        yield data_output()
         return
     session.out.mkdir(parents=True, exist_ok=True)
     path = session.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"

@@ -35,6 +35,6 @@ class DataSettings(Section):
         description="Random seed of the validation split; runs to be compared must share it.",
     )
     max_tokens: int | None = Field(
-        None, ge=3, description="Maximum sentence length in tokens; null: the model's maximum."
+        None, ge=3, le=2**20, description="Maximum sentence length in tokens; null: the model's maximum."
     )
     mirrors: Names = Field((), description="URLs of CoLA's zip, tried before the CoLA site.")

@@ -70,9 +70,11 @@ def resolve(
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ColakitError(f"--set {assignment}: `=` is missing", hint="Write --set section.key=value")
+            raise ColakitError(
+                f"--set {_cut(assignment)}: `=` is missing", hint="Write --set section.key=value"
+            )
         value = _parse_value(text, "--set")
-        layers |= {leaf: (f"--set {assignment}", v) for leaf, v in _flatten_value(key.strip(), value)}
+        layers |= {leaf: (f"--set {_cut(assignment)}", v) for leaf, v in _flatten_value(key.strip(), value)}
     layers |= dict(flags or {})
     layers = _fold_mappings(layers)
     typed = {key for key, (origin, _) in layers.items() if origin.startswith(TYPED)}
@@ -130,7 +132,7 @@ def _parse_value(text: str, where: str) -> Any:
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise ColakitError(f"{where}: {text!r} is not valid YAML ({error})") from error
+        raise ColakitError(f"{where}: {_shown(text)} is not valid YAML ({error})") from error
 
 
 def _flatten_value(key: str, value: Any) -> list[tuple[str, Any]]:
@@ -151,7 +153,7 @@ def _unknown_key(key: str, origin: str, known: set[str]) -> str:
     if siblings and not dot:
         return f"{origin}: {key} is a section, not a setting; set {key}.KEY"
     alike = (siblings or sorted(known)) if dot else sorted({name.partition(".")[0] for name in known})
-    return f"{origin}: {key} is not a setting.{did_you_mean(key, alike)}"
+    return f"{origin}: {_cut(key)} is not a setting.{did_you_mean(key, alike)}"
 
 
 def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
@@ -164,9 +166,19 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
         origins = sorted(set((named or inside).values()))
         return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
     origin, value = layers[key]
-    written = repr(value)
-    got = written if len(written) <= MAX_VALUE_SHOWN else written[:MAX_VALUE_SHOWN] + "…"
-    return f"{origin}: {path}: {_plain(fault['msg'])} (got {got})"
+    return f"{origin}: {_cut(path)}: {_plain(fault['msg'])} (got {_shown(value)})"
+
+
+def _shown(value: Any) -> str:
+    """Return the start of a value's representation; that of an integer of thousands of digits fails."""
+    try:
+        return _cut(repr(value))
+    except ValueError:
+        return "an integer of thousands of digits"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_SHOWN else text[:MAX_VALUE_SHOWN] + "…"
 
 
 def _plain(message: str) -> str:

@@ -18,7 +18,7 @@ class DataSettings(Section):
     text_column: str | None = Field(
         None, description="Column of the text; required for a table with a header."
     )
-    label_column: str | None = Field(None, description="Column of the label; any number of classes.")
+    label_column: str | None = Field(None, description="Column of the label; up to 1,000 classes.")
     label_names: Names = Field(
         (), description="Labels in order of their index; default: the sorted labels of train."
     )

@@ -14,6 +14,7 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
+from colakit.utils.console import data_output
 from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO | None]:
         yield None
         return
     if session.out is None:
-        yield sys.stdout
+        yield data_output()
         return
     session.out.mkdir(parents=True, exist_ok=True)
     path = session.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"

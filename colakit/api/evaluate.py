@@ -14,7 +14,7 @@ from colakit.evaluation.slices import SplitSlices, slice_splits
 from colakit.evaluation.split_report import report_split
 from colakit.evaluation.tables import print_tables, write_results
 from colakit.reports.figures.heatmaps import draw_slices
-from colakit.reports.figures.plots import save_figure
+from colakit.reports.figures.style import save_figure
 from colakit.storage.folds import expand_folds
 
 

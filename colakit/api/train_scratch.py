@@ -12,7 +12,7 @@ from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
-from colakit.training.objectives import line, supervised
+from colakit.training.objectives import CROSS_ENTROPY, line, supervised
 from colakit.training.task_data import TaskData
 
 
@@ -44,6 +44,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         max_tokens=read_config(folder).num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
+        train_loss=CROSS_ENTROPY,
         base_embeddings=lambda: load_gpt(folder).transformer.wte.weight.detach().float().numpy(),
         summary={"augmented": len(train) - len(task.train)},
         settings_dump=settings.model_dump(mode="json"),

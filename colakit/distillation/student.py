@@ -58,6 +58,7 @@ def student_job(
     max_tokens: int,
     data_max_tokens: int | None,
     objective: Objective,
+    train_loss: str,
     base_embeddings: Callable[[], NDArray[np.float32]],
     settings_dump: Mapping[str, Any],
     compute: Compute,
@@ -78,12 +79,14 @@ def student_job(
         tokenizer: of the teacher or the base; a student reads without boundary tokens.
         max_tokens: limit of the teacher or the base, so that both read the same text.
         data_max_tokens: limit of the settings, if any.
+        train_loss: name of the objective, without the loss of neighbouring tokens.
         base_embeddings: returns the (V, D) token embeddings of the base.
         settings_dump: all settings as plain data, stored in the model.
         targets: the teachers' outputs on `train`.
         identity: further plain data that must be equal when the run is resumed.
     """
     facts = dict(summary or {})
+    predicts_tokens = bool(training.lm_weight or training.lm_weight_end)
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     classifier = SentenceClassifier(
         model=model,
@@ -101,7 +104,7 @@ def student_job(
     with_heads = StudentWithHeads(
         model,
         teacher_width=None if hidden is None else hidden.shape[1],
-        predicts_tokens=bool(training.lm_weight or training.lm_weight_end),
+        predicts_tokens=predicts_tokens,
     )
     compute.place(with_heads)
     val, *dev = (
@@ -137,6 +140,7 @@ def student_job(
         train=examples,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        train_loss=f"{train_loss} + neighbouring tokens" if predicts_tokens else train_loss,
     )
 
 

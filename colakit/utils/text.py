@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 # characters that have a meaning in Markdown; `_` only where a word starts or ends, `]` only in a link
-MARKDOWN = re.compile(r"[\\`*|<>~$&]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+MARKDOWN = re.compile(r"[\\`*|<>~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 
 
 def escape_unprintable(text: str, is_shown: Callable[[str], bool] = str.isprintable) -> str:

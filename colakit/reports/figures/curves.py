@@ -7,6 +7,7 @@ validation split is drawn beside them at argmax, and with the dev splits at the 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -33,6 +34,7 @@ from colakit.training.objectives import CROSS_ENTROPY
 
 METRICS = {"accuracy": ("accuracy (%)", 100), "mcc": ("MCC", 1)}  # title, factor
 PANEL_HEIGHT = 2.5  # inches
+TITLE_CHARACTERS = 42  # per line
 SMOOTHING = 15  # the window of the moving average is this part of the steps, and at least MIN_WINDOW
 MIN_WINDOW = 5
 MAX_MARKERS = 12  # per line
@@ -175,7 +177,9 @@ def _panels(runs: Sequence[RunData], x_label: str) -> tuple[Figure, list[Panel]]
             panels.append(Panel(axis, name, argmax))
             decision = "argmax" if argmax or len(decisions) == 1 else "tuned threshold"
             title = f"{METRICS[name][0]}, {decision}" if name in METRICS else f"{name} (nats)"
-            axis.set_title(title if name in METRICS or name == CROSS_ENTROPY else f"train: {name}")
+            if name not in METRICS and name != CROSS_ENTROPY:
+                title = textwrap.fill(f"train: {shown(name, 3 * TITLE_CHARACTERS)}", TITLE_CHARACTERS)
+            axis.set_title(title)
             if name == "mcc":
                 axis.axhline(0, color="0.6", linewidth=1, zorder=0)  # chance
             pale_grid(axis)

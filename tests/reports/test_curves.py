@@ -101,7 +101,7 @@ def test_an_overlay_shows_train_and_validation_of_every_experiment() -> None:
     assert [*drawn] == [LOSS, TRAIN_LOSS, *PANELS]
     assert curves(drawn[TRAIN_LOSS]) == [[2, 1, 2 / 3]]
     assert len(curves(drawn["MCC, argmax"])) == 2 + 4  # a: train, val; b: train, two seeds, mean
-    assert {"a", "b", "validation", "validation, one seed", "train (dropout on)"} <= {*legend(figure)}
+    assert {"a", "b", "validation", "validation, one run", "train (dropout on)"} <= {*legend(figure)}
 
 
 def test_seeds_of_different_lengths_are_averaged_where_all_were_evaluated() -> None:

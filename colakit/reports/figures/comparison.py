@@ -26,7 +26,7 @@ from colakit.reports.figures.style import (
 METRICS = {"accuracy": ("accuracy (%)", 100, 1), "mcc": ("MCC", 1, 3)}  # title, factor, digits
 ROW_HEIGHT = 0.34  # inches per experiment
 MEAN: dict[str, Any] = {"fmt": "o", "markersize": 6, "elinewidth": 1.8, "capsize": 3, "zorder": 3}
-ONE_SEED: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "markerfacecolor": "none"}
+ONE_RUN: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "markerfacecolor": "none"}
 MAJORITY: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.3}
 NUMBER: dict[str, Any] = {
     **{"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": FONT_SIZE - 1},
@@ -36,10 +36,10 @@ NUMBER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of an experiment on a split: mean over seeds with its interval, and each seed's value."""
+    """A metric of an experiment on a split: mean over runs with its interval, and each run's value."""
 
     mean: Interval
-    seeds: Sequence[float]
+    runs: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class SplitScores:
 def draw_comparison(splits: Mapping[str, SplitScores], note: str = "") -> Figure:
     """Draw accuracy and MCC of every experiment, with a row of panels for each split.
 
-    A dot is the mean over seeds, its line the 95 % bootstrap interval of the mean over sentences. If there
-    are several seeds, each is a small circle.
+    A dot is the mean over the runs of an experiment, its line the 95 % bootstrap interval of the mean over
+    sentences. If there are several runs, each is a small circle.
     """
     names = shown_names([*next(iter(splits.values())).scores])
     height = len(splits) * (ROW_HEIGHT * len(names) + 0.5) + 0.9
@@ -75,13 +75,13 @@ def draw_comparison(splits: Mapping[str, SplitScores], note: str = "") -> Figure
     panels[-1][0].set_xlabel("accuracy (%); the axis does not start at 0")
     panels[-1][1].set_xlabel("MCC; 0 is chance")
     entries = {
-        "mean over seeds, 95 % interval over sentences": axis.errorbar(
+        "mean over runs, 95 % interval over sentences": axis.errorbar(
             [nan], [nan], 1, 1, color="0.3", **MEAN
         ),
         "majority rate of the split": axis.axvline(nan, **MAJORITY),
     }
-    if any(len(score.seeds) > 1 for row in content.scores.values() for score in row.values()):
-        (entries["one seed"],) = axis.plot([], [], color="0.3", **ONE_SEED)
+    if any(len(score.runs) > 1 for row in content.scores.values() for score in row.values()):
+        (entries["one run"],) = axis.plot([], [], color="0.3", **ONE_RUN)
     legend_below(figure, entries)
     figure.suptitle(note)
     return figure
@@ -94,6 +94,6 @@ def _draw_score(axis: Axes, index: int, score: Score, factor: float, digits: int
     axis.errorbar([mean], [index], xerr=errors, color=colour(index), **{**MEAN, "fmt": marker(index)})
     text = f"{mean:.{digits}f}".replace("-", "\N{MINUS SIGN}")
     axis.annotate(text, (mean, index), **NUMBER)
-    if len(score.seeds) > 1:
-        values = [factor * value for value in score.seeds]
-        axis.plot(values, [index + 0.3] * len(values), color=colour(index), **ONE_SEED)
+    if len(score.runs) > 1:
+        values = [factor * value for value in score.runs]
+        axis.plot(values, [index + 0.3] * len(values), color=colour(index), **ONE_RUN)

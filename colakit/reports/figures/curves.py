@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from colakit.reports.figures.style import (
     WIDTH,
@@ -39,9 +40,9 @@ SMOOTHING = 15  # the window of the moving average is this part of the steps, an
 MIN_WINDOW = 5
 MAX_MARKERS = 12  # per line
 TRAIN_LABEL = "train (dropout on)"
-TRAIN: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
+TRAIN: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1, "marker": "."}
 HELD_OUT: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8, "markersize": 4}
-ONE_SEED: dict[str, Any] = {"linestyle": "-", "linewidth": 1, "alpha": 0.35}
+ONE_RUN: dict[str, Any] = {"linestyle": "-", "linewidth": 1, "alpha": 0.35}
 REPORTED: dict[str, Any] = {"linestyle": "", "markersize": 8, "markeredgecolor": "white", "zorder": 5}
 MAJORITY: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
 
@@ -134,7 +135,7 @@ def draw_curves(run: RunData) -> Figure:
 def draw_overlay(runs: Sequence[RunData]) -> Figure:
     """Draw losses, accuracy and MCC of several runs over the optimizer steps; seeds share a colour.
 
-    Lines are means over seeds; if there are several, the validation of each seed is drawn pale.
+    Lines are means over the runs of an experiment; the validation of each run is drawn pale.
     """
     figure, panels = _panels(runs, "optimizer step")
     names = shown_names([run.group for run in runs])
@@ -152,7 +153,7 @@ def draw_overlay(runs: Sequence[RunData]) -> Figure:
     (entries["validation"],) = axis.plot([], [], color="0.3", **HELD_OUT)
     (entries[TRAIN_LABEL],) = axis.plot([], [], color="0.3", **TRAIN)
     if len(runs) > len(names):
-        (entries["validation, one seed"],) = axis.plot([], [], color="0.3", **ONE_SEED)
+        (entries["validation, one run"],) = axis.plot([], [], color="0.3", **ONE_RUN)
     _finish(figure, entries)
     return figure
 
@@ -205,7 +206,7 @@ def _draw_step_losses(axis: Axes, run: RunData) -> dict[str, Artist]:
     window = np.ones(min(len(losses), max(MIN_WINDOW, len(losses) // SMOOTHING)))
     mean = np.convolve(losses, window, "same") / np.convolve(np.ones_like(losses), window, "same")
     (raw,) = axis.plot(epochs, losses, color=colour(0), alpha=0.3, linewidth=0.8)
-    (smooth,) = axis.plot(epochs, mean, color=colour(0), **TRAIN)
+    (smooth,) = axis.plot(epochs, mean, color=colour(0), **{**TRAIN, "marker": ""})
     return {"train loss of a step": raw, "its moving average": smooth}
 
 
@@ -243,7 +244,7 @@ def _draw_group(panel: Panel, members: Sequence[RunData], index: int) -> Artist 
     curves = [{each["step"]: panel.held_out(each["val"]) for each in run.evaluations} for run in members]
     if len(members) > 1:
         for curve in curves:
-            axis.plot([*curve], [*curve.values()], **style, **ONE_SEED)
+            axis.plot([*curve], [*curve.values()], **style, **ONE_RUN)
     steps, means = _mean_curve(curves)
     every = _marker_every(means)
     return axis.plot(steps, means, marker=marker(index), markevery=every, **style, **HELD_OUT)[0]
@@ -263,6 +264,8 @@ def _finish(figure: Figure, entries: Mapping[str, Artist]) -> None:
     """Add the legend, and its height to the figure."""
     for axis in figure.axes:
         axis.set_xlim(left=0)
+        if axis.get_xlim()[1] >= 2:
+            axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     rows, _ = legend_rows([*entries])
     figure.set_figheight(figure.get_figheight() + 0.5 + 0.2 * rows)
     legend_below(figure, entries)

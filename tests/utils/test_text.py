@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from colakit.utils.text import escape_markdown, escape_unprintable
+from colakit.utils.text import escape_markdown, escape_unprintable, file_name
 
 any_text = st.text(st.characters(categories=None) | st.sampled_from("|*_`[]()<>&;~$#\\\n "), max_size=40)
 
@@ -41,3 +41,14 @@ def test_escaped_text_is_printable_and_can_be_read_back(text: str) -> None:
 )
 def test_plain_text_stays_unchanged(text: str) -> None:
     assert escape_markdown(text) == text
+
+
+@given(any_text, any_text)
+@example("a/b", "a_b")
+@example("n" * 300, "n" * 301)
+@example("\udcff", "\ud800")
+def test_file_names_are_valid_and_differ_if_texts_differ(text: str, other: str) -> None:
+    name = file_name(text)
+    assert len(f"source-{name}.png".encode()) <= 255
+    assert not {"/", "\\", "\0", ":"} & set(name)
+    assert (name == file_name(other)) == (text == other)

@@ -238,7 +238,9 @@ def _draw_split(panel: Panel, run: RunData, split: str, index: int) -> dict[str,
 def _draw_group(panel: Panel, members: Sequence[RunData], index: int) -> Artist | None:
     """Draw the means over the seeds of an experiment; return the line of the validation split, if any."""
     axis, style = panel.axis, dict[str, Any](color=colour(index))
-    axis.plot(*_mean_curve([panel.train(run) for run in members]), **style, **TRAIN)
+    steps, means = _mean_curve([panel.train(run) for run in members])
+    if steps:
+        axis.plot(steps, means, **style, **TRAIN)
     if not panel.has_held_out:
         return None
     curves = [{each["step"]: panel.held_out(each["val"]) for each in run.evaluations} for run in members]

@@ -14,7 +14,10 @@ MAX_PARAMETERS = 2**31  # 8 GiB of weights
 
 
 class PretrainSettings(LoopSettings):
-    """Pre-training on running text; all but `text`, `upsample` and `init_from` is of language modelling."""
+    """Pre-training on running text.
+
+    `objective: real-fake` uses only `text`, `upsample`, `init_from` and `start_weight`.
+    """
 
     HAS_LARGEST: ClassVar[bool] = True
 

@@ -99,9 +99,10 @@ def _set_threshold(session: Session, model: SentenceClassifier | StudentPredicto
 
 
 def _student(session: Session, model: str) -> StudentPredictor | None:
-    """Return a student that answers without torch, unless `model` is none or something else is asked for.
+    """Return a predictor that needs no torch.
 
-    What cannot be read is left to `_with_torch`, which names the fault.
+    None if `model` cannot be read as a student (`_with_torch` then names the fault), or if the settings ask for
+    another device than the CPU or for bf16.
     """
     if _asks_for_torch(session):
         return None

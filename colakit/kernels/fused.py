@@ -28,7 +28,7 @@ def lora_linear(
 ) -> Tensor:
     """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
 
-    The update is added to the product in place. `scaling` multiplies B, which is smaller than the output. x is
+    The update is added to the product in place. `scaling` multiplies B, not the larger output. x is
     converted to the compute dtype once. Products with the small rank R are computed as A·xᵀ instead of x·Aᵀ;
     the other order can take several times as long in fp32.
 

@@ -101,7 +101,7 @@ def _set_threshold(session: Session, model: SentenceClassifier | StudentPredicto
 def _student(session: Session, model: str) -> StudentPredictor | None:
     """Return a predictor that needs no torch.
 
-    None if `model` cannot be read as a student (`_with_torch` then names the fault), or if the settings ask for
+    None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
     another device than the CPU or for bf16.
     """
     if _asks_for_torch(session):

@@ -63,7 +63,8 @@ class _Unpacked(io.RawIOBase):
         while not unpacked:
             if not self.decoder.eof:
                 unpacked = self.decoder.decompress(self.rest, len(buffer))
-                self.rest = getattr(self.decoder, "unconsumed_tail", b"")  # lzma keeps these bytes itself
+                # lzma keeps these bytes itself; at the end of a stream they stand in `unused_data`, too
+                self.rest = b"" if self.decoder.eof else getattr(self.decoder, "unconsumed_tail", b"")
             if not unpacked and not self.rest and not self._read_more():
                 return 0
         self.size += len(unpacked)

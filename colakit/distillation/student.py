@@ -90,6 +90,7 @@ def student_job(
     predicts_tokens = bool(training.lm_weight or training.lm_weight_end)
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or max_tokens, max_tokens)
+    tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id)  # no boundary tokens
     shape = [asdict(model.config), student.embeddings, tokenizer.fingerprint(), max_tokens]
     facts = {
         **(summary or {}),
@@ -99,7 +100,7 @@ def student_job(
     teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id),
+        tokenizer=tokenizer,
         label_names=task.corpus.label_names,
         max_tokens=max_tokens,
         origin={

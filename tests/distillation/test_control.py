@@ -28,7 +28,7 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     folder = tmp_path_factory.mktemp("runs")
     data = ["--base", str(toy / "base"), "--data", str(toy / "corpus")]
     lines = {
-        "finetune": ["finetune", *data, "--epochs", "1", "--quiet"],
+        "finetune": ["finetune", *data, "--epochs", "1", "--set", "finetune.add_bos=true", "--quiet"],
         "distill": ["distill", "--teacher", str(folder / "finetune"), *SHORT],
         "control": ["train-scratch", *data, *SHORT],
         "like": ["train-scratch", "--like", str(folder / "distill"), "--quiet"],

@@ -10,18 +10,26 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.text import Text
+
+from colakit.utils.table_layout import fit_table
 
 if TYPE_CHECKING:  # imported on use, to keep `--help` fast
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
+    from rich.table import Column
 
 PIPE_WIDTH = 130  # characters; wide enough for every table
+WIDE = 100  # characters of a terminal from which progress shows the elapsed time
 PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
 
 
@@ -90,15 +98,27 @@ class Reporter:
             self._results.print(escape(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; columns after the first are right-aligned."""
+        """Print a table of results; columns after the first are right-aligned.
+
+        A table that cannot fit into the terminal is printed as lines `column: cell`.
+        """
         if self.silent:
             return
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
-        for row in rows:
+        layout = fit_table(columns, rows, self._results.width, cell_len)
+        if layout is None:
+            self.result(title)
+            for row in rows:
+                lines = (f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
+                self.result("\n  ".join(lines))
+            return
+        (header, *body), widths = layout
+        self._results.print(f"[bold]{escape(title)}[/]", soft_wrap=False)
+        table = Table(header_style="bold")
+        for index, (column, width) in enumerate(zip(header, widths, strict=True)):
+            table.add_column(escape(column), justify="right" if index else "left", width=width)
+        for row in body:
             table.add_row(*(escape(cell) for cell in row))
         self._results.print(table, soft_wrap=False)
 
@@ -115,6 +135,7 @@ class Reporter:
 
 
 def _progress(console: Console) -> Progress:
+    """Return progress bars of one line; in a narrow terminal the note is shortened, then the title."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -123,17 +144,42 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
+    def fixed(max_width: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", max_width=max_width)
+
+    columns = [
+        TextColumn("{task.description}", table_column=fixed(max(8, console.width // 3))),
+        BarColumn(max(8, min(40, console.width // 8)), table_column=fixed()),
+        MofNCompleteColumn(table_column=fixed()),
+        TextColumn("{task.fields[rate]}", table_column=fixed()),
+        TimeRemainingColumn(table_column=fixed()),
+        _note_column(Column(ratio=1)),
+    ]
+    if console.width >= WIDE:
+        columns.insert(-2, TimeElapsedColumn(table_column=fixed()))
+    return Progress(*columns, console=console, expand=True)
+
+
+def _note_column(column: Column) -> ProgressColumn:
+    from rich.progress import ProgressColumn, Task
+
+    class NoteColumn(ProgressColumn):
+        def render(self, task: Task) -> _Shortened:
+            return _Shortened(task.fields["note"])
+
+    return NoteColumn(table_column=column)
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """A text of one line that ends after the last word that fits."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(textwrap.shorten(self.text, options.max_width, placeholder=" …"), no_wrap=True)
 
 
 class _NoProgress:
@@ -150,9 +196,9 @@ class _ProgressBar:
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.done += steps
         rate = (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
-        fields: dict[str, Any] = {"rate": f"{rate:.1f}/s"}
+        fields: dict[str, Any] = {"rate": f"{rate:.{int(rate < 100)}f}/s"}
         if note:
-            fields["note"] = escape(note)
+            fields["note"] = note
         self.bar.update(self.task, advance=steps, **fields)
 
 

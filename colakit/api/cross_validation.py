@@ -50,7 +50,7 @@ def cross_validate(
         rows = [[fold, str(len(task.train) - size), str(size)] for fold, size in sizes.items()]
         session.reporter.table("Folds", ["left out", "trained on", "sentences of it"], rows)
         session.reporter.result(f"{len(sizes)} runs, {_describe(workers)}; each:")
-        return {**session.plan(task, model), "folds": sizes, "side_by_side": len(workers)}
+        return {**session.plan(task, model, None), "folds": sizes, "side_by_side": len(workers)}
     folds = FoldsFolder(claim_run_folder(session.command, session.out), count)
     session.out = folds.path
     with folds.shared.lock.held():

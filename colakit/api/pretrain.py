@@ -131,7 +131,8 @@ def _plan(session: Session) -> dict[str, Any]:
         task = real_fake.load_real_fake_data(session)
         with without_weights():
             base = GPT(plan_config(session.settings.base, FLAG))
-            return session.plan(task, base.classifier(len(real_fake.LABELS)))
+            model = base.classifier(len(real_fake.LABELS))
+        return session.plan(task, model, real_fake.measurable_stages(session, task))
     files = {name: text_files(path) for name, path in settings.text.items()}
     if settings.init_from is not None:
         config = plan_config(settings.init_from, FLAG)

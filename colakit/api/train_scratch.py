@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from colakit.api.session import Session
@@ -14,6 +15,7 @@ from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import line, supervised
 from colakit.training.task_data import TaskData
+from colakit.utils.plan import Stage
 
 
 def train_scratch(session: Session, *, resume: Resume = Resume.NEVER) -> dict[str, Any]:
@@ -23,9 +25,17 @@ def train_scratch(session: Session, *, resume: Resume = Resume.NEVER) -> dict[st
     """
     if session.dry_run:
         task, vocab_size = session.load_task(), plan_config(session.settings.base).vocab_size
-        return session.plan(task, empty_student(session.settings.student, task, vocab_size, session.reporter))
+        model = empty_student(session.settings.student, task, vocab_size, session.reporter)
+        return session.plan(task, model, _measurable_stages(session, task))
     with session.training_run(resume) as run:
         return ClassifierTrainer(_job(session, session.load_task()), run).train()
+
+
+def _measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
+    local = session.with_local_base()
+    if local is None:
+        return None
+    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(_job(local, task), run))
 
 
 def _job(session: Session, task: TaskData) -> ClassifierJob:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from colakit.config.student import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.corruption import corrupt_sentences
-from colakit.data.running_text import text_files, whole_sentences
+from colakit.data.running_text import OPENERS, text_files, whole_sentences
 from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.tuned_sampler import TunedSampler
@@ -23,6 +25,8 @@ from colakit.utils.console import Reporter
 from colakit.utils.files import sha256_of
 
 LEXICON = 50_000  # sentences from which corruptions take their words
+MEASURED = 500  # sentences of a source that are drawn for an estimate
+PACKED = 3  # characters of text per byte of a compressed file
 
 
 def make_transfer_set(
@@ -40,19 +44,9 @@ def make_transfer_set(
     Args:
         sampler: needed if `settings.needs_sampler`.
     """
-    size = round(settings.size * len(task.train))
-    if not size:
+    if not (size := _size(task, settings)):
         return Split("transfer", ())
-    reserved = [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
-    key = {
-        "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
-        "wanted": size,
-        "train": task.train.fingerprint(),
-        "forbidden": [split.fingerprint() for split in reserved],
-        "text": [sha256_of(file) for file in _text(settings)],
-        "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
-    }
+    reserved = _reserved(task)
 
     def collect() -> list[str]:
         reporter.say(f"making a transfer set of {size:,} sentences")
@@ -61,12 +55,75 @@ def make_transfer_set(
         lengths = range(WORDS.start, max(WORDS.stop, longest + 1))
         collector = Collector(forbidden, known=task.train.sentences, lengths=lengths)
         sources = Sources(settings, task.train.sentences, sampler, collector.is_forbidden)
-        with reporter.progress("sentences", size) as bar:
+        with reporter.progress("making sentences", size) as bar:
             for name, share in shares(size, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
         return collector.sentences
 
+    key = _key(task, settings, sampler)
     return Split("transfer", tuple(unpack_lines(arrays.get("transfer", key, lambda: pack_lines(collect())))))
+
+
+def cached_transfer_set(
+    task: TaskData, settings: TransferSettings, arrays: ArrayCache, sampler: TunedSampler | None
+) -> Split | None:
+    """Return what `make_transfer_set` would return, if it is empty or cached."""
+    if not _size(task, settings):
+        return Split("transfer", ())
+    cached = arrays.load("transfer", _key(task, settings, sampler))
+    return None if cached is None else Split("transfer", tuple(unpack_lines(cached)))
+
+
+def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: TunedSampler | None) -> float:
+    """Return the expected seconds of `make_transfer_set`, from a few sentences of each source."""
+    counts = shares(_size(task, settings), settings.sources)
+    num_corrupted = sum(count for name, count in counts.items() if name.endswith("corrupt"))
+    num_sampled = max(counts.get("lm_sample", 0), counts.get("lm_sample_corrupt", 0))
+    seconds = 0.0
+    if num_corrupted:
+        train = task.train.sentences
+        seconds += _seconds_of(corrupt_sentences(train, train, random.Random(0)), num_corrupted)
+    if settings.text is not None:
+        paths = _text(settings)
+        size = sum(path.stat().st_size * (PACKED if path.suffix in OPENERS else 1) for path in paths)
+        sentences = islice(whole_sentences(paths, WORDS), LEXICON)
+        length = sum(map(len, islice(sentences, MEASURED))) / MEASURED
+        seconds += _seconds_of(sentences, round(size / max(1.0, length)))
+    if sampler is not None:
+        seconds += num_sampled * sampler.seconds_per_sentence()
+        seconds += counts.get("word_resample", 0) * sampler.seconds_per_word()
+    return seconds
+
+
+def _seconds_of(sentences: Iterator[str], count: int) -> float:
+    """Return the expected seconds of `count` sentences, from the first ones; the very first is set-up."""
+    begin = time.monotonic()
+    next(sentences, None)
+    first = time.monotonic()
+    drawn = sum(1 for _ in islice(sentences, MEASURED))
+    return first - begin + count * (time.monotonic() - first) / max(1, drawn)
+
+
+def _size(task: TaskData, settings: TransferSettings) -> int:
+    return round(settings.size * len(task.train))
+
+
+def _reserved(task: TaskData) -> list[Split]:
+    """Return the splits whose sentences must not be in a transfer set."""
+    return [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
+
+
+def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | None) -> dict[str, Any]:
+    """Return plain data that determines a transfer set."""
+    return {
+        "format": FORMAT,
+        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
+        "wanted": _size(task, settings),
+        "train": task.train.fingerprint(),
+        "forbidden": [split.fingerprint() for split in _reserved(task)],
+        "text": [sha256_of(file) for file in _text(settings)],
+        "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
+    }
 
 
 def augment(task: TaskData, settings: TransferSettings, arrays: ArrayCache, reporter: Reporter) -> Split:

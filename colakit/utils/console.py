@@ -71,10 +71,13 @@ class Reporter:
         quiet: omit progress and messages, but not warnings, errors and results.
         results_on_stderr: keep stdout for JSON or data.
         within: running inside another command: results are messages.
+
+    Attributes:
+        stage: printed before the title of progress, such as `2 of 5: `.
     """
 
     def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False, within: bool = False) -> None:
-        self.quiet, self.silent = quiet, quiet and within
+        self.quiet, self.silent, self.stage = quiet, quiet and within, ""
         self._messages = _console(stderr=True)
         self._results = self._messages if results_on_stderr or within else _console(stderr=False)
 
@@ -125,6 +128,7 @@ class Reporter:
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[ProgressTask]:
         """Show progress over `total` steps while the block runs."""
+        title = self.stage + title
         if self.quiet:
             yield _NoProgress()
         elif not self._messages.is_terminal:
@@ -132,6 +136,16 @@ class Reporter:
         else:
             with _progress(self._messages) as bar:
                 yield _ProgressBar(bar, title, total, done)
+
+
+class SilentReporter(Reporter):
+    """Prints nothing, for work that is only measured."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True, within=True)
+
+    def warn(self, text: str) -> None:
+        """Print no warning: the work itself prints it."""
 
 
 def _progress(console: Console) -> Progress:

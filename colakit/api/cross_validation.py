@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from colakit.api.session import Session
@@ -30,15 +32,25 @@ from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
 from colakit.training.run import is_resuming
 from colakit.training.task_data import TaskData
+from colakit.utils.plan import Plan, Stage
+
+MeasureStages = Callable[[], list[Stage]]
+TRAINING_FOLDS, LABELLING_TRAIN = "training the folds", "labelling train"
 
 
 def cross_validate(
-    session: Session, count: int, build_model: Callable[[Session, TaskData], nn.Module], *, resume: Resume
+    session: Session,
+    count: int,
+    build_model: Callable[[Session, TaskData], nn.Module],
+    measurable_stages: Callable[[Session, TaskData], MeasureStages | None],
+    *,
+    resume: Resume,
 ) -> dict[str, Any]:
     """Train the unfinished runs of `count` and report all; return the summary (or the plan of a dry run).
 
     Args:
         build_model: returns the model without weights; finds errors of base and adapter before any training.
+        measurable_stages: returns a function that measures the stages of a run, if the base is local.
     """
     _check_settings(session)
     _check_out(session, count, resume)
@@ -50,7 +62,8 @@ def cross_validate(
         rows = [[fold, str(len(task.train) - size), str(size)] for fold, size in sizes.items()]
         session.reporter.table("Folds", ["left out", "trained on", "sentences of it"], rows)
         session.reporter.result(f"{len(sizes)} runs, {_describe(workers)}; each:")
-        return {**session.plan(task, model, None), "folds": sizes, "side_by_side": len(workers)}
+        measure = _measure_folds(session, task, count, count, workers, measurable_stages)
+        return {**session.plan(task, model, measure), "folds": sizes, "side_by_side": len(workers)}
     folds = FoldsFolder(claim_run_folder(session.command, session.out), count)
     session.out = folds.path
     with folds.shared.lock.held():
@@ -60,9 +73,50 @@ def cross_validate(
             session.reporter.say(f"{folds.path} is finished; nothing to resume")
             return {**folds.shared.read_summary(), "run": str(folds.path)}
         folds.create(to_yaml(session.settings))
-        with _errors_with_progress(folds):
+        measure = _measure_folds(session, task, count, len(missing), workers, measurable_stages)
+        is_planned = measure is not None and missing and not session.reporter.quiet
+        plan = Plan(measure() if measure is not None and is_planned else [], session.reporter)
+        plan.show(session.reporter.say)
+        with _errors_with_progress(folds), plan.stage(TRAINING_FOLDS):
             _train(session, folds, missing, workers)
-        return {**_report(session, task, folds), "run": str(folds.path)}
+        with plan.stage(LABELLING_TRAIN):
+            return {**_report(session, task, folds, plan), "run": str(folds.path)}
+
+
+def _measure_folds(
+    session: Session,
+    task: TaskData,
+    count: int,
+    num_missing: int,
+    workers: list[dict[str, str]],
+    measurable_stages: Callable[[Session, TaskData], MeasureStages | None],
+) -> MeasureStages | None:
+    """Return a function that measures a run without one fold and multiplies it; None without a base."""
+    tuning = session.settings.finetune.model_copy(update={"leave_out": f"1/{count}"})
+    settings = session.settings.model_copy(update={"finetune": tuning})
+    session = replace(session, resolved=replace(session.resolved, settings=settings))
+    if (measure_run := measurable_stages(session, task)) is None:
+        return None
+
+    def measure() -> list[Stage]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(int(workers[0].get("OMP_NUM_THREADS", threads)))
+        try:
+            stages = measure_run()
+        finally:
+            torch.set_num_threads(threads)
+        last, seconds = stages[-1], [stage.estimate for stage in stages]
+        rounds, num_labelled = -(-num_missing // len(workers)), count * len(task.train)
+        steps = num_missing * sum(stage.steps for stage in stages)
+        if None in seconds or last.estimate is None:
+            return [Stage(TRAINING_FOLDS, steps=steps), Stage(LABELLING_TRAIN, sentences=num_labelled)]
+        each = last.estimate / last.sentences
+        return [
+            Stage(TRAINING_FOLDS, steps=steps, estimate=rounds * sum(filter(None, seconds))),
+            Stage(LABELLING_TRAIN, sentences=num_labelled, estimate=num_labelled * each),
+        ]
+
+    return measure
 
 
 def _check_settings(session: Session) -> None:
@@ -180,7 +234,7 @@ def _train(session: Session, folds: FoldsFolder, missing: list[int], workers: li
     run_side_by_side(children, workers, show)
 
 
-def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, Any]:
+def _report(session: Session, task: TaskData, folds: FoldsFolder, plan: Plan) -> dict[str, Any]:
     """Write, print and return the out-of-fold metrics.
 
     Raises:
@@ -215,6 +269,7 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         "experiment": experiment_key(teacher.classifier.origin),
         "seed": session.settings.seed,
         "labels": list(task.corpus.label_names),
+        "stages": plan.as_dict(),
         **result,
     }
     folds.shared.write_predictions({"out_of_fold": (labels, predictions)})

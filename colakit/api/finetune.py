@@ -58,7 +58,9 @@ def finetune(
         folds = open_folds(session.out)
         num_folds = None if folds is None else folds.count
     if num_folds is not None:
-        return cross_validation.cross_validate(session, num_folds, build_model, resume=resume)
+        return cross_validation.cross_validate(
+            session, num_folds, build_model, measurable_stages, resume=resume
+        )
     if session.settings.finetune.objective != "classification":
         _refuse_classifier_settings(session)
     if session.dry_run:

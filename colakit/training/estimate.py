@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
 from colakit.errors import ColakitError
+from colakit.runtime.device import Compute
 from colakit.runtime.seeding import restore_rng, rng_state
 from colakit.training.loop import StepBatch, train
+from colakit.training.objectives import Objective
 from colakit.utils.plan import Stage
 
 if TYPE_CHECKING:
@@ -71,20 +76,47 @@ def _measure_steps(trainer: Trainer, *, caches_states: bool) -> tuple[float, flo
             num_sentences += sum(map(len, step.micro_batches))
             yield step
 
-    reports = train(
+    seconds = seconds_per_step(
         model,
+        optimizer,
         batches(),
         job.objective,
-        optimizer,
-        lr_at=lambda step: 0.0,  # weights must stay finite; a step takes as long at any rate
         compute=trainer.compute,
         max_grad_norm=job.settings.max_grad_norm,
+        overhead=lambda: state_seconds,
     )
-    begin, before, count, first = time.monotonic(), 0.0, 0, 0.0
+    return state_seconds / max(1, num_sentences), seconds
+
+
+def seconds_per_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[StepBatch],
+    objective: Objective,
+    *,
+    compute: Compute,
+    max_grad_norm: float | None,
+    overhead: Callable[[], float] = lambda: 0.0,
+) -> float:
+    """Return the mean seconds of the steps after the first, which is slower; 0 without batches.
+
+    Args:
+        model, optimizer: copies, whose state changes.
+        overhead: returns the seconds so far that are not to be counted.
+    """
+    reports = train(
+        model,
+        batches,
+        objective,
+        optimizer,
+        lr_at=lambda step: 0.0,  # weights must stay finite; a step takes as long at any rate
+        compute=compute,
+        max_grad_norm=max_grad_norm,
+    )
+    begin, count, first = time.monotonic(), 0, 0.0
     for count, _ in enumerate(reports):
         if count == 0:
-            first, begin, before = time.monotonic() - begin, time.monotonic(), state_seconds
+            first, begin = time.monotonic() - begin - overhead(), time.monotonic() - overhead()
         elif time.monotonic() - begin > MAX_SECONDS:
             break
-    step_seconds = (time.monotonic() - begin - (state_seconds - before)) / count if count else first
-    return state_seconds / max(1, num_sentences), step_seconds
+    return (time.monotonic() - begin - overhead()) / count if count else first

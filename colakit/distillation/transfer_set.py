@@ -89,9 +89,12 @@ def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: Tu
         sentences = islice(whole_sentences(paths, WORDS), LEXICON)
         length = sum(map(len, islice(sentences, MEASURED))) / MEASURED
         seconds += _seconds_of(sentences, round(size / max(1.0, length)))
-    if sampler is not None:
-        seconds += num_sampled * sampler.seconds_per_sentence()
-        seconds += counts.get("word_resample", 0) * sampler.seconds_per_word()
+    if num_sampled:
+        assert sampler is not None
+        seconds += sampler.measure_sentences(num_sampled)
+    if num_words := counts.get("word_resample"):
+        assert sampler is not None
+        seconds += sampler.measure_words(num_words)
     return seconds
 
 

@@ -15,8 +15,8 @@ from colakit.config.student import TransferSettings
 from colakit.config.yaml import to_yaml
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.collector import rounds
+from colakit.distillation.samplers import BATCH_SIZE, LENGTHS, SENTENCE_TOKENS, WORD_TOKENS, SentenceSampler
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
-from colakit.distillation.samplers import LENGTHS, SENTENCE_TOKENS, WORD_TOKENS, SentenceSampler
 from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
@@ -202,18 +202,18 @@ class TunedSampler:
 
         return rounds(sample_round, self.sampler.least)
 
-    def seconds_per_sentence(self) -> float:
-        """Measure the sampling of a sentence that is as long as those of train."""
-        length, sampler = self._mean_length()
-        num_new = length - length // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS  # a base goes on
-        return sampler.seconds_per_sample(length // 4, num_new) / KEPT
+    def measure_sentences(self, count: int) -> float:
+        """Return the expected seconds to sample `count` sentences that are as long as those of train."""
+        tokens, sampler = self._mean_tokens()
+        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS  # a base goes on
+        return _num_samples(count) * sampler.seconds_per_sample(tokens // 4, new)
 
-    def seconds_per_word(self) -> float:
-        """Measure the sampling of a word in the middle of a sentence."""
-        length, sampler = self._mean_length()
-        return sampler.seconds_per_sample(length // 2, WORD_TOKENS) / KEPT
+    def measure_words(self, count: int) -> float:
+        """Return the expected seconds to sample `count` words in the middle of sentences of train."""
+        tokens, sampler = self._mean_tokens()
+        return _num_samples(count) * sampler.seconds_per_sample(tokens // 2, WORD_TOKENS)
 
-    def _mean_length(self) -> tuple[int, SentenceSampler]:
+    def _mean_tokens(self) -> tuple[int, SentenceSampler]:
         """Return the mean tokens of train's sentences, with an end, and a sampler before its tuning."""
         sampler = self._load(resolve_base(self.base))
         lengths = sampler.tokenizer.encode(self.task.train.sentences[:LENGTHS]).lengths
@@ -229,3 +229,8 @@ class TunedSampler:
         self.compute.place(model)
         tokenizer = SentenceTokenizer.from_folder(folder)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)
+
+
+def _num_samples(count: int) -> int:
+    """Return the expected number of samples, in whole batches, of which `count` are kept."""
+    return -(-count // round(KEPT * BATCH_SIZE)) * BATCH_SIZE

@@ -387,7 +387,7 @@ def test_no_control_codes_reach_a_pipe(toy: Path, colakit: Run, tmp_path: Path) 
     )
     assert "\x1b" not in out + err
     assert "\r" not in out + err
-    assert "train-scratch, seed 0: 7/7" in err
+    assert "1 of 2: training: 7/7" in err
 
 
 def test_config_show_prints_the_origin_of_values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,9 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     shared = ["--base", str(toy / "base"), "--data", str(toy / "corpus"), "--epochs", "1", "--quiet"]
     made = {name: folder / name for name in ("finetune", "distill")}
     for name, path in made.items():
-        teacher = (
-            ["--teacher", str(made["finetune"]), "--set", "transfer.size=0"] if name == "distill" else []
-        )
-        assert main([name, *shared, *teacher, "--out", str(path)]) == 0
+        teacher = ["--teacher", str(made["finetune"]), "--set", "transfer.size=0"]
+        more = teacher if name == "distill" else []
+        assert main([name, *shared, *more, "--out", str(path)]) == 0
     return made
 
 
@@ -50,9 +50,7 @@ def test_no_table_breaks_a_word_at_80_columns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pairs = [
-        f'{{"sentence_good": "The cat {i} sleeps.", "sentence_bad": "The sleeps {i} cat."}}' for i in "abc"
-    ]
+    pairs = [json.dumps({"sentence_good": f"Cat {i} sleeps.", "sentence_bad": f"Sleeps {i}."}) for i in "ab"]
     Path("pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     paths = {"CORPUS": toy / "corpus", "BASE": toy / "base", "PAIRS": Path("pairs.jsonl")}
     paths |= {name.upper(): path for name, path in runs.items()}

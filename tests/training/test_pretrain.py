@@ -215,6 +215,8 @@ def test_a_dry_run_prints_steps_and_parameters(text: Path, colakit: Run, tmp_pat
     code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
     assert code == 0, err
     assert "40 steps of 512 tokens" in out
+    assert "stage 2 of 3: training, 40 steps, " in out
+    assert "stage 3 of 3: evaluating, time unknown" in out
     assert not (tmp_path / "run").exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
@@ -12,21 +12,29 @@ import numpy as np
 import torch
 
 from colakit.api.recorded_data import recorded_data
+from colakit.api.run_set import chosen_runs
+from colakit.api.seeds import plan_seeds, teachers_by_seed, train_seeds
 from colakit.api.session import Session
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.teachers import Teacher, TeacherTargets, load_teachers, mean_logits, train_logits
-from colakit.distillation.transfer_set import cached_transfer_set, make_transfer_set, measure_transfer_set
+from colakit.distillation.transfer_set import (
+    cached_transfer_set,
+    make_transfer_set,
+    measure_transfer_set,
+    transfer_size,
+)
 from colakit.distillation.tuned_sampler import TUNING, TunedSampler
 from colakit.evaluation.metrics import Metrics, measure
 from colakit.evaluation.tables import percent
+from colakit.inference.classifier import read_origin
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import local_base
 from colakit.storage.output import Resume
+from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import distillation, line
@@ -38,24 +46,59 @@ from colakit.utils.plan import Plan, Stage
 MAKING, LABELLING = "making sentences", "labelling with teachers"
 
 
-def distill(session: Session, *, resume: Resume = Resume.NEVER) -> dict[str, Any]:
+def distill(
+    session: Session, *, resume: Resume = Resume.NEVER, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Train a student on its teachers' outputs, write the run folder and return the summary (or the plan).
 
-    If the settings name no data, the data that the teachers were trained on is used.
+    If the settings name no data, the data that the teachers were trained on is used. The base of the first
+    teacher is recorded in the settings.
+
+    Args:
+        seeds: train one student for each seed; a teacher folder of seeds gives each the teacher of its seed.
     """
-    data = recorded_data(session, expand_folds(session.settings.distill.teacher))
-    if data is not None:
-        settings = session.settings.model_copy(update={"data": data})
-        session.resolved = replace(session.resolved, settings=settings)
+    runs = chosen_runs(session, resume, seeds=seeds)
+    seeds = None if runs is None else runs[1]
+    _record_data_and_base(session)
     if session.dry_run:
-        return _dry_run(session)
-    with session.training_run(resume) as run:
-        return ClassifierTrainer(_job(session, session.load_task(), run), run).train()
+        return plan_seeds(session, seeds, lambda: _dry_run(session, seeds))
+    if seeds is None:
+        with session.training_run(resume) as run:
+            return ClassifierTrainer(_job(session, session.load_task(), run), run).train()
+    teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
+    base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
+
+    def words(seed: int) -> list[str]:
+        return [*(word for path in teachers[seed] for word in ("--teacher", path)), *base_words]
+
+    return train_seeds(
+        session,
+        seeds,
+        resume=resume,
+        check=lambda: _load_teachers(session, session.load_task()),
+        words=words,
+    )
 
 
-def _dry_run(session: Session) -> dict[str, Any]:
+def _record_data_and_base(session: Session) -> None:
+    """Set the data and the base of the settings to those of the teachers, unless they are given."""
+    teachers = expand_runs(session.settings.distill.teacher)
+    changes: dict[str, Any] = {}
+    if (data := recorded_data(session, teachers)) is not None:
+        changes["data"] = data
+    if teachers and _typed_base(session) is None and (base := read_origin(teachers[0]).get("base")):
+        changes["base"] = base
+    settings = session.settings.model_copy(update=changes)
+    session.resolved = replace(session.resolved, settings=settings)
+
+
+def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
+    """Print the plan of a run, with seeds that of the first, and return it as plain data."""
     settings, task = session.settings, session.load_task()
     teachers = _load_teachers(session, task)
+    if seeds is not None:
+        own = expand_runs(teachers_by_seed(settings.distill.teacher, seeds)[seeds[0]])
+        teachers = [teacher for teacher in teachers if teacher.path in own]
     first, sampler = teachers[0], None
     if settings.transfer.needs_sampler:
         base = settings.transfer.language_model or first.base(_typed_base(session))  # raises if there is none
@@ -75,7 +118,8 @@ def _stages(
     session: Session, task: TaskData, teachers: list[Teacher], sampler: TunedSampler | None
 ) -> list[Stage]:
     """Return the stages of a distillation with their estimated seconds."""
-    settings, size = session.settings.transfer, round(session.settings.transfer.size * len(task.train))
+    settings = session.settings.transfer
+    size = transfer_size(settings, len(task.train))
     transfer, stages = cached_transfer_set(task, settings, session.arrays, sampler), []
     if size:
         if sampler is not None:
@@ -121,6 +165,7 @@ def _load_teachers(session: Session, task: TaskData) -> list[Teacher]:
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,
+        hidden_weight=session.settings.distill.hidden_weight,
     )
 
 
@@ -210,7 +255,7 @@ def _student_job(
         },
         lines=lines,
         summary=summary,
-        settings_dump=settings.model_dump(mode="json"),
+        settings_dump=session.portable_settings(),
         compute=session.compute,
         arrays=arrays,
         reporter=session.reporter,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from colakit.api.session import Session
+from colakit.config.yaml import read_yaml
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import ModelInfo, group_names
+from colakit.evaluation.budget import training_facts, training_table, unequal_controls
+from colakit.evaluation.comparison import ModelInfo, group_names, named_settings
 from colakit.evaluation.metrics import STATISTICS, Bootstrap
+from colakit.evaluation.tables import print_tables
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.reports.figures.plots import (
     Bar,
@@ -22,8 +25,9 @@ from colakit.reports.figures.plots import (
     draw_overlay,
     save_figure,
 )
-from colakit.storage.folds import expand_folds
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_set import expand_runs
+from colakit.utils.console import Reporter
 
 COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
 
@@ -34,8 +38,8 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     The curves of a single run go to `--out` if it is given.
     """
     session.check_out()
-    folders = [RunFolder(Path(path)) for path in expand_folds([str(run_folder(run)) for run in runs])]
-    data = _read_runs(folders)
+    folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
+    data = _read_runs(folders, session.reporter)
     suffix, dpi = session.settings.plot.format, session.settings.plot.dpi
     single_out = session.out if len(folders) == 1 else None
     figures = {
@@ -58,7 +62,7 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     return {"figures": [str(path) for path in figures]}
 
 
-def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
+def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData]:
     summaries = [folder.read_summary() for folder in folders]
     for folder, summary in zip(folders, summaries, strict=True):
         if "experiment" not in summary:
@@ -67,12 +71,13 @@ def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
                 hint="Give runs of finetune, distill or train-scratch.",
             )
     names = distinct_names([folder.path.resolve() for folder in folders])
-    models = [
-        ModelInfo(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))
-        for name, summary in zip(names, summaries, strict=True)
-    ]
+    models = [_model_info(*run) for run in zip(folders, names, summaries, strict=True)]
+    groups = group_names(models)
+    print_tables([training_table(models, groups)], reporter)
+    for text in unequal_controls(models, groups):
+        reporter.warn(text)
     runs = []
-    for folder, name, group, summary in zip(folders, names, group_names(models), summaries, strict=True):
+    for folder, name, group, summary in zip(folders, names, groups, summaries, strict=True):
         records = [record for record in folder.read_metrics() if record.get("event") == "evaluation"]
         if not records:
             raise ColakitError(
@@ -80,6 +85,19 @@ def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
             )
         runs.append(RunData(name, group, records, summary))
     return runs
+
+
+def _model_info(folder: RunFolder, name: str, summary: Mapping[str, Any]) -> ModelInfo:
+    settings = read_yaml(folder.settings) if folder.settings.is_file() else {}
+    return ModelInfo(
+        name,
+        summary["model"],
+        summary["experiment"],
+        summary["seed"],
+        summary.get("leave_out"),
+        settings=named_settings({**summary, "settings": settings}),
+        facts=training_facts(summary),
+    )
 
 
 def _group_bars(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> dict[str, Bars]:

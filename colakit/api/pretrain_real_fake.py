@@ -139,9 +139,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
         tokenizer=SentenceTokenizer.from_folder(folder, prefix=True),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
-        origin=base_origin(
-            session.command, settings.seed, settings.base, fingerprint, settings.model_dump(mode="json")
-        ),
+        origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),
     )
     session.compute.place(model)
     train, val = (
@@ -167,10 +165,11 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
         },
         compute=session.gpt_training_compute,
         lines=[f"sentences: {len(task.train):,}, half of them corrupted"],
-        summary={"base": settings.base},
+        summary={"base": classifier.origin["base"]},
         classifier=classifier,
         train=PairExamples(**vars(train)),
         val=val,
         dev={},
+        splits={"val": task.val},
         base=StartAverage(model, settings.pretrain.start_weight),
     )

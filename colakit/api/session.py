@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from colakit.config.data import DataSettings
+from colakit.config.paths import absolute_path, map_paths, portable_name
 from colakit.config.resolve import Resolved
 from colakit.config.settings import Settings
 from colakit.storage.output import check_writable
@@ -99,15 +100,23 @@ class Session:
 
     def job_options(self) -> dict[str, Any]:
         """Return the fields of a `TrainJob` that are the same for every command."""
-        from colakit.config.yaml import to_yaml
-
-        settings = self.settings
         return {
             "command": self.command,
-            "seed": settings.seed,
-            "settings_yaml": to_yaml(settings),
-            "cpu_kernels": settings.cpu_kernels,
+            "seed": self.settings.seed,
+            "settings_yaml": self.settings_yaml,
+            "cpu_kernels": self.settings.cpu_kernels,
         }
+
+    @property
+    def settings_yaml(self) -> str:
+        """All settings as YAML for a run folder, with absolute paths: valid from any working folder."""
+        from colakit.config.yaml import to_yaml
+
+        return to_yaml(map_paths(self.settings, absolute_path))
+
+    def portable_settings(self) -> dict[str, Any]:
+        """Return all settings as plain data for a model file, without folders of this machine."""
+        return {**map_paths(self.settings, portable_name).model_dump(mode="json"), "cache": None}
 
     @contextmanager
     def training_run(self, resume: Resume) -> Iterator[TrainingRun]:

@@ -12,7 +12,11 @@ from typing import Annotated
 import typer
 
 from colakit import __version__
-from colakit.cli.commands.config import config_schema_command, config_show_command
+from colakit.cli.commands.config import (
+    config_reference_command,
+    config_schema_command,
+    config_show_command,
+)
 from colakit.cli.commands.data import data_check_command, data_fetch_command, data_write_command
 from colakit.cli.commands.demo import demo_command
 from colakit.cli.commands.distill import distill_command
@@ -36,18 +40,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Fetch CoLA, write the built-in corpus, check a corpus.", no_args_is_help=True)
-config_app = typer.Typer(help="Show the resolved settings or their schema.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="Show the resolved settings, their schema or their reference.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-for _command in (
-    *(generate_command, pretrain_command, finetune_command, distill_command),
-    *(train_scratch_command, evaluate_command, plot_command, predict_command, demo_command, doctor_command),
-):
-    _command.add_to(app)
-for _command in (data_fetch_command, data_check_command, data_write_command):
-    _command.add_to(data_app)
-for _command in (config_show_command, config_schema_command):
-    _command.add_to(config_app)
+COMMANDS = {  # group, empty for none -> its commands
+    "": (
+        *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
+        *(evaluate_command, plot_command, predict_command, demo_command, doctor_command),
+    ),
+    "data": (data_fetch_command, data_check_command, data_write_command),
+    "config": (config_show_command, config_schema_command, config_reference_command),
+}
+for _group, _app in {"": app, "data": data_app, "config": config_app}.items():
+    for _command in COMMANDS[_group]:
+        _command.add_to(_app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from colakit.config.settings import Settings, leaf_fields
-from colakit.errors import ColakitError, did_you_mean
+from colakit.errors import ColakitError, did_you_mean, nearest
 
 ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # the folder of real data for tests
@@ -96,7 +97,7 @@ def resolve(
             faults.append(f"and {len(wrong) - MAX_FAULTS} more errors")
         settings = Settings()
     if faults:
-        raise ColakitError("\n".join(faults), hint="`colakit config schema` lists every setting.")
+        raise ColakitError("\n".join(faults), hint="`colakit config reference` lists every setting.")
     return Resolved(settings, {key: origin for key, (origin, _) in layers.items()})
 
 
@@ -150,8 +151,20 @@ def _unknown_key(key: str, origin: str, known: set[str]) -> str:
     siblings = sorted(name for name in known if name.startswith(f"{section}."))
     if siblings and not dot:
         return f"{origin}: {key} is a section, not a setting; set {key}.KEY"
-    alike = (siblings or sorted(known)) if dot else sorted({name.partition(".")[0] for name in known})
-    return f"{origin}: {key} is not a setting.{did_you_mean(key, alike)}"
+    return f"{origin}: {key} is not a setting.{_suggest_key(key, siblings, sorted(known))}"
+
+
+def _suggest_key(key: str, siblings: list[str], known: list[str]) -> str:
+    """Return ` Did you mean X?`: a key of the section, or one of another section with this name."""
+    top = sorted({other.partition(".")[0] for other in known})
+    alike, name = siblings if "." in key else top, key.rpartition(".")[2]
+    leaves = sorted({other.rpartition(".")[2] for other in known})
+    if name not in leaves and (near := nearest(key, alike)):
+        return f" Did you mean {near}?"
+    if leaf := nearest(name, leaves):
+        same = [other for other in known if other.rpartition(".")[2] == leaf]
+        return f" Did you mean {nearest(key, same) or ' or '.join(same)}?"
+    return did_you_mean(key, alike or top)
 
 
 def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
@@ -166,7 +179,16 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
     origin, value = layers[key]
     written = repr(value)
     got = written if len(written) <= MAX_VALUE_SHOWN else written[:MAX_VALUE_SHOWN] + "…"
-    return f"{origin}: {path}: {_plain(fault['msg'])} (got {got})"
+    return f"{origin}: {path}: {_plain(fault['msg'])} (got {got}).{_suggest_value(fault, value)}".rstrip(".")
+
+
+def _suggest_value(fault: Any, value: Any) -> str:
+    """Return ` Did you mean X?` for a misspelt choice."""
+    choices = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
+    if fault["type"] == "bool_parsing":
+        choices = ["true", "false"]
+    near = nearest(str(value), choices)
+    return f" Did you mean {near}?" if near else ""
 
 
 def _plain(message: str) -> str:

@@ -40,6 +40,11 @@ class StudentSettings(Section):
 class StudentTrainingSettings(TrainingSettings):
     """Training of the student, the same for `distill` and its control `train-scratch`."""
 
+    epochs: int = Field(
+        10,
+        ge=1,
+        description="Passes of `distill` over train and transfer set; `train-scratch` takes as many steps.",
+    )
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps in total; null: set by `epochs`.")
     lm_weight: float = Field(
         0.0, ge=0, description="Weight of the loss that predicts the next and the previous token."
@@ -84,6 +89,11 @@ class DistillSettings(Section):
 class TrainScratchSettings(Section):
     """The control."""
 
+    budget: Literal["distill", "epochs"] = Field(
+        "distill",
+        description="Optimizer steps without student_training.max_steps: those of `distill` with the same "
+        "settings, or student_training.epochs passes over the control's own data.",
+    )
     augmented: bool = Field(
         False,
         description="Add as many sentences as a transfer set has: corrupted sentences of train, labelled "

@@ -28,6 +28,12 @@ class PredictSettings(Section):
     """Prediction."""
 
     batch_size: int = Field(256, ge=1, description="Sentences in a batch.")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Probability from which the second of two labels is predicted; null: the model's own.",
+    )
 
 
 class EvaluateSettings(Section):

@@ -32,12 +32,14 @@ class Split:
     Attributes:
         labels: (N,) int64 indices into the corpus's label names; None if unlabelled.
         sources: N publication codes (CoLA's first column); empty if unknown.
+        rows: (N,) indices in the split that this one was taken from; None for all of it.
     """
 
     name: str
     sentences: tuple[str, ...]
     labels: NDArray[np.int64] | None = None
     sources: tuple[str, ...] = ()
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -49,6 +51,7 @@ class Split:
             tuple(self.sentences[i] for i in index),
             None if self.labels is None else self.labels[index],
             tuple(self.sources[i] for i in index) if self.sources else (),
+            index if self.rows is None else self.rows[index],
         )
 
     def require_labels(self) -> NDArray[np.int64]:
@@ -56,6 +59,10 @@ class Split:
         if self.labels is None:
             raise ColakitError(f"split {self.name!r} has no labels", hint="Use `colakit predict` on it.")
         return self.labels
+
+    def sentences_sha256(self) -> str:
+        """Return the SHA-256 of the sentences in UTF-8, one a line, without a last line ending."""
+        return hashlib.sha256("\n".join(self.sentences).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over sentences and labels."""
@@ -99,6 +106,10 @@ class Corpus:
             for name, split in self.splits.items()
         }
         return Corpus(self.name, label_names, splits)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of every split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
 
     def report_splits(self) -> list[str]:
         """Return the labelled splits to report on: all but `train`, unless there is no other."""

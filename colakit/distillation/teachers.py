@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
-from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
+from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
-from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.run_set import expand_runs
 from colakit.utils.array_cache import ArrayCache, Arrays
 from colakit.utils.console import Reporter
 
@@ -65,7 +66,7 @@ class Teacher:
     def summary(self) -> dict[str, Any]:
         """Return plain data for the student's summary."""
         return {
-            "path": self.path,
+            "path": str(Path(self.path).expanduser().resolve()),
             "fingerprint": self.fingerprint,
             "experiment": experiment_key(self.classifier.origin),
             "parameters": count_parameters(self.classifier.model).total,
@@ -126,12 +127,9 @@ class Teacher:
         return (time.monotonic() - begin) / len(rows)
 
     def hidden_states(self, split: Split) -> NDArray[np.float16]:
-        """Return the (N, D) states that the head reads.
-
-        Raises:
-            ColakitError: if the teacher is a recurrent student.
-        """
-        model = self._gpt()
+        """Return the (N, D) states that the head of a GPT reads."""
+        model = self.classifier.model
+        assert isinstance(model, GPTClassifier), "load_teachers refuses others"
 
         def compute() -> Arrays:
             self.compute.place(model.requires_grad_(False))
@@ -145,13 +143,9 @@ class Teacher:
     @property
     def hidden_width(self) -> int:
         """D of `hidden_states`."""
-        return self._gpt().config.width
-
-    def _gpt(self) -> GPTClassifier:
         model = self.classifier.model
-        if not isinstance(model, GPTClassifier):
-            raise ColakitError(f"--teacher {self.path}: only hidden states of a GPT can be matched")
-        return model
+        assert isinstance(model, GPTClassifier), "load_teachers refuses others"
+        return model.config.width
 
     def _key(self, split: Split) -> dict[str, Any]:
         dtype = str(self.compute.dtype)
@@ -165,7 +159,7 @@ class Teacher:
         """
         if not isinstance(self.classifier.model, GPTClassifier):
             raise ColakitError(f"--teacher {self.path}: has no base to sample from", hint=NO_SAMPLES)
-        return given if given is not None else str(self.classifier.origin.get("base", ""))
+        return given if given is not None else str(read_origin(self.path).get("base", ""))
 
     def untuned_base(self, given: str | None) -> str:
         """Return the name of the base it was tuned from, after comparing fingerprints.
@@ -192,26 +186,35 @@ def load_teachers(
     compute: Compute,
     arrays: ArrayCache,
     reporter: Reporter,
+    hidden_weight: float = 0.0,
 ) -> list[Teacher]:
     """Load the teachers; a folder of folds stands for one teacher per fold.
 
     Args:
         label_names: of the data.
         base: for adapter folders; None is the recorded one.
+        hidden_weight: if not 0, the first teacher must be a GPT.
 
     Raises:
-        ColakitError: if there are none, their tokenizers or labels differ, or a fold is not finished.
+        ColakitError: if there are none, their tokenizers or labels differ, a fold is not finished, or the
+            first has no hidden states to match.
     """
     if not paths:
         raise ColakitError(
             "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
         )
     teachers = []
-    for path in expand_folds(paths):
+    for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)
         classifier.require_labels(label_names, f"--teacher {path}")
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
     first = teachers[0]
+    if hidden_weight and not isinstance(first.classifier.model, GPTClassifier):
+        raise ColakitError(
+            f"distill.hidden_weight={hidden_weight} with --teacher {first.path}: it is a recurrent student; "
+            "only the hidden states of a GPT can be matched",
+            hint="Set distill.hidden_weight to 0, or name a run of finetune first.",
+        )
     for other in teachers[1:]:
         if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
             raise ColakitError(

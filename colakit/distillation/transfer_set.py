@@ -29,6 +29,17 @@ MEASURED = 500  # sentences of a source that are drawn for an estimate
 PACKED = 3  # characters of text per byte of a compressed file
 
 
+def transfer_size(settings: TransferSettings, num_train: int) -> int:
+    """Return the number of sentences in the transfer set: it has exactly as many, or making it fails."""
+    return round(settings.size * num_train)
+
+
+def epoch_size(settings: TransferSettings, num_train: int, upsample: int) -> int:
+    """Return the sentences in an epoch of `distill`: the transfer set, and train `upsample` times."""
+    size = transfer_size(settings, num_train)
+    return num_train * (upsample if size else 1) + size
+
+
 def make_transfer_set(
     task: TaskData,
     settings: TransferSettings,
@@ -44,7 +55,7 @@ def make_transfer_set(
     Args:
         sampler: needed if `settings.needs_sampler`.
     """
-    if not (size := _size(task, settings)):
+    if not (size := transfer_size(settings, len(task.train))):
         return Split("transfer", ())
     reserved = _reserved(task)
 
@@ -68,7 +79,7 @@ def cached_transfer_set(
     task: TaskData, settings: TransferSettings, arrays: ArrayCache, sampler: TunedSampler | None
 ) -> Split | None:
     """Return what `make_transfer_set` would return, if it is empty or cached."""
-    if not _size(task, settings):
+    if not transfer_size(settings, len(task.train)):
         return Split("transfer", ())
     cached = arrays.load("transfer", _key(task, settings, sampler))
     return None if cached is None else Split("transfer", tuple(unpack_lines(cached)))
@@ -76,7 +87,7 @@ def cached_transfer_set(
 
 def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: TunedSampler | None) -> float:
     """Return the expected seconds of `make_transfer_set`, from a few sentences of each source."""
-    counts = shares(_size(task, settings), settings.sources)
+    counts = shares(transfer_size(settings, len(task.train)), settings.sources)
     num_corrupted = sum(count for name, count in counts.items() if name.endswith("corrupt"))
     num_sampled = max(counts.get("lm_sample", 0), counts.get("lm_sample_corrupt", 0))
     seconds = 0.0
@@ -107,10 +118,6 @@ def _seconds_of(sentences: Iterator[str], count: int) -> float:
     return first - begin + count * (time.monotonic() - first) / max(1, drawn)
 
 
-def _size(task: TaskData, settings: TransferSettings) -> int:
-    return round(settings.size * len(task.train))
-
-
 def _reserved(task: TaskData) -> list[Split]:
     """Return the splits whose sentences must not be in a transfer set."""
     return [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
@@ -121,7 +128,7 @@ def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | Non
     return {
         "format": FORMAT,
         "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
-        "wanted": _size(task, settings),
+        "wanted": transfer_size(settings, len(task.train)),
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in _reserved(task)],
         "text": [sha256_of(file) for file in _text(settings)],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Batch, Examples
+from colakit.data.corpora import Split
 from colakit.data.tokens import Tokens
 from colakit.evaluation.comparison import experiment_key
 from colakit.evaluation.metrics import (
@@ -31,7 +32,7 @@ from colakit.inference.decisions import predict_labels, probabilities
 from colakit.inference.forward import compute_logits, compute_states, evaluating
 from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
 from colakit.models.parameters import count_parameters
-from colakit.storage.gpt2 import base_address, write_base
+from colakit.storage.gpt2 import write_base
 from colakit.storage.model_file import write_companion
 from colakit.storage.peft import write_adapter
 from colakit.training.averaging import EMA, StartAverage
@@ -54,6 +55,7 @@ class ClassifierJob(TrainJob):
         train: with teacher logits if the objective needs them.
         val: chooses the best weights and the threshold.
         dev: the splits to report, by name.
+        splits: the sentences of val and dev, by name.
         base: weights averaged with the start, if the body is written as a base to `base/`.
         frozen_cache_mib: memory for the output of frozen blocks, in MiB.
     """
@@ -63,6 +65,7 @@ class ClassifierJob(TrainJob):
     train: Examples
     val: Examples
     dev: Mapping[str, Examples]
+    splits: Mapping[str, Split]
     base: StartAverage | None = None
     frozen_cache_mib: int = 0
 
@@ -251,8 +254,13 @@ class ClassifierTrainer(Trainer):
             for name, data in splits.items()
         }
         self.folder.write_predictions(
-            {name: (splits[name].labels, labels) for name, labels in predictions.items()}
+            classifier.label_names,
+            {
+                name: (split, predictions[name], probabilities(logits[name]))
+                for name, split in job.splits.items()
+            },
         )
+        classifier.origin |= {"steps": self.step, "max_steps": self.max_steps, "examples": self.counted}
         self._write_model()
         summary = self.write_summary(
             "examples",
@@ -277,7 +285,7 @@ class ClassifierTrainer(Trainer):
                 write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
-            base = base_address(classifier.origin["base"])
+            base = classifier.origin["base"]
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
             write_companion(self.folder.adapter, classifier.companion())
 
@@ -294,7 +302,10 @@ class ClassifierTrainer(Trainer):
                     f"{name}: the model predicts {label!r} for every sentence: MCC 0, accuracy is the rate "
                     f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
                 )
-        self.reporter.result(f"{self.folder.checkpoint} ({summary['seconds']:.0f} s of training)")
+        self.reporter.result(
+            f"{self.folder.checkpoint} ({summary['steps']:,} steps, {summary['examples']:,} sentences, "
+            f"{summary['seconds']:.0f} s of training)"
+        )
 
 
 def _train_metrics(confusion: Tensor) -> dict[str, float]:

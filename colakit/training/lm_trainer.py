@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.config.finetune import FinetuneSettings
+from colakit.config.paths import portable_name
 from colakit.config.pretrain import PretrainSettings
 from colakit.data.batches import Examples
 from colakit.data.tokenizer import SentenceTokenizer
@@ -22,7 +23,7 @@ from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte, evaluating
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import merge_and_unload
-from colakit.storage.gpt2 import base_fingerprint, write_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, write_base
 from colakit.training.averaging import StartAverage
 from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.job import TrainJob
@@ -249,8 +250,8 @@ class SentenceLMTrainer(Trainer):
             "tokens",
             model="gpt2",
             objective="language-modelling",
-            base=self.job.base,
-            base_fingerprint=base_fingerprint(self.model),
+            base=portable_name(self.job.base),
+            base_fingerprint=base_fingerprint(load_gpt(self.folder.base)),  # rounded to bf16
             best=best,
         )
         self.reporter.table(

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from colakit.models.gpt.model import GPT
-from colakit.models.lora import parameter_groups
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -68,6 +67,24 @@ def tuning_optimizer(
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, loraplus_lr_ratio=loraplus_lr_ratio)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, loraplus_lr_ratio: float
+) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: weight decay on matrices alone, B and vectors at the LoRA+ rate.
+
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B at `lr * loraplus_lr_ratio`. As in PEFT's
+    `create_loraplus_optimizer`, so are vectors.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        fast = name.endswith("lora_b") or parameter.ndim == 1
+        key = (lr * loraplus_lr_ratio if fast else lr, weight_decay if parameter.ndim > 1 else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 def pretraining_optimizer(

@@ -281,6 +281,8 @@ class Trainer(ABC):
             "seed": self.job.seed,
             **values,
             "steps": self.step,
+            "max_steps": self.max_steps,
+            unit: self.counted,
             "seconds": round(self.seconds, 2),
             f"{unit}_per_second": round(self.counted / max(self.seconds, 1e-9), 1),
             "compute": str(self.compute),

@@ -611,7 +611,7 @@ def with_metadata(raw: bytes, metadata: Any) -> bytes:
 def read_ckpt(folder: Path) -> object:
     try:
         StudentPredictor(folder)(["the cat"])
-    except (OSError, ValueError) as error:
+    except ColakitError as error:
         _raise_exceeded_limit(error)
     read_origin(folder)
     return load_classifier(folder).encode(["the cat"])

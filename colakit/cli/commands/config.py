@@ -1,9 +1,10 @@
-"""`colakit config`: resolved settings and their schema."""
+"""`colakit config`: resolved settings, their schema and their reference."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from colakit.api.session import Session
@@ -30,6 +31,33 @@ def config_schema_command(session: Session) -> dict[str, Any]:
     if not session.as_json:
         sys.stdout.write(json.dumps(schema, indent=2) + "\n")
     return schema
+
+
+@command("reference")
+def config_reference_command(session: Session) -> dict[str, Any]:
+    """Print every setting with meaning, values, unit, default and flags, as Markdown (docs/settings.md)."""
+    from colakit.config.reference import as_markdown, settings_reference
+
+    sections = settings_reference(flags_by_setting())
+    if not session.as_json:
+        sys.stdout.write(as_markdown(sections))
+    return {"settings": [asdict(info) for rows in sections.values() for info in rows]}
+
+
+def flags_by_setting() -> dict[str, list[str]]:
+    """Return dotted key -> its flags, with the commands that have each."""
+    from colakit.cli.app import COMMANDS
+
+    commands = {f"{group} {each.name}".strip(): each for group, rows in COMMANDS.items() for each in rows}
+    users: dict[tuple[str, str], list[str]] = {}
+    for name, each in commands.items():
+        for flag, key in each.flags.items():
+            users.setdefault((key, flag), []).append(name)
+    flags: dict[str, list[str]] = {}
+    for (key, flag), names in users.items():
+        shown = "every command" if len(names) == len(commands) else ", ".join(names)
+        flags.setdefault(key, []).append(f"`{flag}` ({shown})")
+    return flags
 
 
 def _annotate(text: str, origins: dict[str, str]) -> str:

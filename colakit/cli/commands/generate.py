@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         "--top-k": "generate.top_k",
         "--top-p": "generate.top_p",
         "--num-samples": "generate.num_samples",
+        "--dora": "lora.dora",
+        "--rslora": "lora.rslora",
+        "--init": "lora.init",
     },
     data_on_stdout=True,
 )
@@ -60,6 +63,13 @@ def generate(
         raise ColakitError(
             "--rank with --adapter: fresh adapters are for a plain base", hint="Remove one of them."
         )
+    if rank is None:
+        for key in ("lora.dora", "lora.rslora", "lora.init"):
+            if session.resolved.was_typed(key):
+                raise ColakitError(
+                    f"{session.resolved.origins[key]} without --rank: is a variant of fresh adapters",
+                    hint="Add --rank.",
+                )
     settings = session.settings.generate
     if session.dry_run:
         return _plan(session, adapter, rank)

@@ -15,6 +15,7 @@ from colakit.api.recorded_data import recorded_data
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, teachers_by_seed, train_seeds
 from colakit.api.session import Session
+from colakit.config.student import DistillSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
 from colakit.distillation.student import empty_student, student_job
@@ -37,7 +38,7 @@ from colakit.storage.output import Resume
 from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
-from colakit.training.objectives import distillation, line
+from colakit.training.objectives import CROSS_ENTROPY, distillation, line
 from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import ArrayCache
@@ -247,6 +248,7 @@ def _student_job(
             hidden_weight=kd.hidden_weight,
             lm_weight=line(training.lm_weight, training.lm_weight_end),
         ),
+        train_loss=_train_loss(kd),
         base_embeddings=lambda: _token_embeddings(first.model),
         targets=TeacherTargets(np.concatenate([each.logits for each in chosen]), hidden),
         identity={
@@ -261,6 +263,15 @@ def _student_job(
         reporter=session.reporter,
         **session.job_options(),
     )
+
+
+def _train_loss(kd: DistillSettings) -> str:
+    soft, end = {"kl": "KL", "mse": "MSE of logits"}[kd.soft_loss], kd.kd_weight_end
+    if end is None or end == kd.kd_weight:
+        mixture = f"{1 - kd.kd_weight:.3g}·{CROSS_ENTROPY} + {kd.kd_weight:.3g}·{soft}"
+    else:
+        mixture = f"(1-w)·{CROSS_ENTROPY} + w·{soft}, w from {kd.kd_weight:.3g} to {end:.3g}"
+    return f"{mixture} + hidden states" if kd.hidden_weight else mixture
 
 
 def tuned_sampler(session: Session, task: TaskData, base: str) -> TunedSampler:

@@ -15,8 +15,9 @@ from colakit.evaluation.slices import SplitSlices, slice_splits
 from colakit.evaluation.split_report import report_split
 from colakit.evaluation.tables import print_tables, write_results
 from colakit.reports.figures.heatmaps import draw_slices
-from colakit.reports.figures.plots import save_figure
+from colakit.reports.figures.style import save_figure
 from colakit.storage.run_set import expand_runs
+from colakit.utils.text import file_name
 
 
 def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
     if session.out is not None:
         plot = session.settings.plot
         for sliced in (each for report in reports.values() for each in report.slices):
-            path = session.out / f"{sliced.slices.field}-{sliced.slices.split}.{plot.format}"
+            path = session.out / f"{sliced.slices.field}-{file_name(sliced.slices.split)}.{plot.format}"
             save_figure(draw_slices(sliced), path, dpi=plot.dpi)
     return results
 

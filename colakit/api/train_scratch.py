@@ -22,7 +22,7 @@ from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
-from colakit.training.objectives import line, supervised
+from colakit.training.objectives import CROSS_ENTROPY, line, supervised
 from colakit.training.task_data import TaskData
 from colakit.utils.plan import Stage
 
@@ -115,6 +115,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         max_tokens=base.config.num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
+        train_loss=CROSS_ENTROPY,
         base_embeddings=lambda: base.transformer.wte.weight.detach().float().numpy(),
         summary={"augmented": len(train) - len(task.train), "base_fingerprint": base_fingerprint(base)},
         epoch_size=epoch,

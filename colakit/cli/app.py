@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from colakit import __version__
 from colakit.cli.commands.config import (
@@ -88,12 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # sentences may hold any letter, whatever the locale
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
+    words = with_bare_resume(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=with_bare_resume(sys.argv[1:] if arguments is None else arguments), prog_name="colakit")
+        _check_encoding(words)
+        code = app(args=words, prog_name="colakit", standalone_mode=False)  # errors are raised
     except ColakitError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
             print_error(error.message, error.hint)
         return error.exit_code
+    except TyperException as error:
+        return _print_usage_error(error)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -101,7 +106,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _check_encoding(words: Sequence[str]) -> None:
+    """Raise `ColakitError` if an argument is not UTF-8: it could be written to no JSON or YAML file."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ColakitError(
+                f"argument {word[:80]!r}: is not UTF-8", hint="Rename the file, or write the text in UTF-8."
+            ) from None
+
+
+def _print_usage_error(error: TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    hint = f"`{context.command_path} --help` lists arguments and options." if context else None
+    if text := error.format_message():  # empty if a command without arguments printed its help
+        print_error(text, hint)
+    return error.exit_code
 
 
 if __name__ == "__main__":

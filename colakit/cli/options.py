@@ -149,7 +149,7 @@ class _Parser(TyperCommand):
         words = set(name.split("_"))
         described = [flag for flag, text in helps.items() if words <= set(re.findall(r"\w+", text))]
         if described and len(words) > 1:
-            return described
+            return [min(described, key=lambda flag: len(helps[flag]))]  # the most specific help
         near = nearest(unknown, helps)
         return [near] if near else []
 

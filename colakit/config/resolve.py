@@ -71,9 +71,11 @@ def resolve(
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ColakitError(f"--set {assignment}: `=` is missing", hint="Write --set section.key=value")
+            raise ColakitError(
+                f"--set {_cut(assignment)}: `=` is missing", hint="Write --set section.key=value"
+            )
         value = _parse_value(text, "--set")
-        layers |= {leaf: (f"--set {assignment}", v) for leaf, v in _flatten_value(key.strip(), value)}
+        layers |= {leaf: (f"--set {_cut(assignment)}", v) for leaf, v in _flatten_value(key.strip(), value)}
     layers |= dict(flags or {})
     layers = _fold_mappings(layers)
     typed = {key for key, (origin, _) in layers.items() if origin.startswith(TYPED)}
@@ -131,7 +133,7 @@ def _parse_value(text: str, where: str) -> Any:
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise ColakitError(f"{where}: {text!r} is not valid YAML ({error})") from error
+        raise ColakitError(f"{where}: {_shown(text)} is not valid YAML ({error})") from error
 
 
 def _flatten_value(key: str, value: Any) -> list[tuple[str, Any]]:
@@ -151,7 +153,7 @@ def _unknown_key(key: str, origin: str, known: set[str]) -> str:
     siblings = sorted(name for name in known if name.startswith(f"{section}."))
     if siblings and not dot:
         return f"{origin}: {key} is a section, not a setting; set {key}.KEY"
-    return f"{origin}: {key} is not a setting.{_suggest_key(key, siblings, sorted(known))}"
+    return f"{origin}: {_cut(key)} is not a setting.{_suggest_key(key, siblings, sorted(known))}"
 
 
 def _suggest_key(key: str, siblings: list[str], known: list[str]) -> str:
@@ -177,9 +179,8 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
         origins = sorted(set((named or inside).values()))
         return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
     origin, value = layers[key]
-    written = repr(value)
-    got = written if len(written) <= MAX_VALUE_SHOWN else written[:MAX_VALUE_SHOWN] + "…"
-    return f"{origin}: {path}: {_plain(fault['msg'])} (got {got}).{_suggest_value(fault, value)}".rstrip(".")
+    got, suggestion = _shown(value), _suggest_value(fault, value)
+    return f"{origin}: {_cut(path)}: {_plain(fault['msg'])} (got {got}).{suggestion}".rstrip(".")
 
 
 def _suggest_value(fault: Any, value: Any) -> str:
@@ -189,6 +190,18 @@ def _suggest_value(fault: Any, value: Any) -> str:
         choices = ["true", "false"]
     near = nearest(str(value), choices)
     return f" Did you mean {near}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    """Return the start of a value's representation; that of an integer of thousands of digits fails."""
+    try:
+        return _cut(repr(value))
+    except ValueError:
+        return "an integer of thousands of digits"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_SHOWN else text[:MAX_VALUE_SHOWN] + "…"
 
 
 def _plain(message: str) -> str:

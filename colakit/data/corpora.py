@@ -23,6 +23,8 @@ from colakit.data.tables import Row, RowErrors, column_index, read_rows, shown
 from colakit.errors import ColakitError, did_you_mean
 
 COLA_LABELS = ("unacceptable", "acceptable")
+MAX_LABELS = 1000
+MAX_LABEL = 200  # characters of a label
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,11 @@ def _table_corpus(
     labelled = {split: table.labels for split, table in tables.items() if table.labels is not None}
     naming = [labelled["train"]] if "train" in labelled else labelled.values()
     names = tuple(label_names or _sorted_labels({value for part in naming for value in part}))
+    if len(names) > MAX_LABELS:
+        raise ColakitError(
+            f"{name}: {len(names):,} different labels; at most {MAX_LABELS:,} are allowed",
+            hint="Check the label column: --set data.label_column=NAME",
+        )
     index = {label: position for position, label in enumerate(names)}
     allowed = ", ".join(names)
     rule = f"labels must be among {allowed if len(allowed) <= 200 else allowed[:200] + '…'}"
@@ -269,11 +276,13 @@ def _headed_table(split: str, rows: Iterator[Row], where: str, columns: Columns)
     if columns.label is not None and (columns.label in header or split == "train"):
         label = column_index(header, columns.label, "data.label_column", where)
     table = _read_table(rows, where, len(header), text, label)
-    blanks = RowErrors(where, "a label is needed")
+    errors = RowErrors(
+        where, f"a label is needed, of up to {MAX_LABEL} characters without tabs and line ends"
+    )
     for number, value in zip(table.lines, table.labels or (), strict=False):
-        if not value.strip():
-            blanks.add(number, "no label")
-    blanks.raise_any()
+        if not value.strip() or len(value) > MAX_LABEL or not {"\t", "\n", "\r"}.isdisjoint(value):
+            errors.add(number, f"label {shown(value)}" if value.strip() else "no label")
+    errors.raise_any()
     return table
 
 

@@ -58,6 +58,7 @@ def student_job(
     max_tokens: int,
     data_max_tokens: int | None,
     objective: Objective,
+    train_loss: str,
     base_embeddings: Callable[[], NDArray[np.float32]],
     settings_dump: Mapping[str, Any],
     compute: Compute,
@@ -79,12 +80,14 @@ def student_job(
         tokenizer: of the teacher or the base; a student reads without boundary tokens.
         max_tokens: limit of the teacher or the base, so that both read the same text.
         data_max_tokens: limit of the settings, if any.
+        train_loss: name of the objective, without the loss of neighbouring tokens.
         base_embeddings: returns the (V, D) token embeddings of the base.
         settings_dump: all settings as plain data without folders of this machine, stored in the model.
         targets: the teachers' outputs on `train`.
         identity: further plain data that must be equal when the run is resumed.
         epoch_size: sentences in an epoch, from which the number of steps follows; None for those of `train`.
     """
+    predicts_tokens = bool(training.lm_weight or training.lm_weight_end)
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or max_tokens, max_tokens)
     shape = [asdict(model.config), student.embeddings, tokenizer.fingerprint(), max_tokens]
@@ -117,7 +120,7 @@ def student_job(
     with_heads = StudentWithHeads(
         model,
         teacher_width=None if hidden is None else hidden.shape[1],
-        predicts_tokens=bool(training.lm_weight or training.lm_weight_end),
+        predicts_tokens=predicts_tokens,
     )
     compute.place(with_heads)
     val, *dev = (
@@ -156,6 +159,7 @@ def student_job(
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
         splits={"val": task.val, **task.reports},
+        train_loss=f"{train_loss} + neighbouring tokens" if predicts_tokens else train_loss,
     )
 
 

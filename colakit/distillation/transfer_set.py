@@ -14,7 +14,7 @@ import numpy as np
 from colakit.config.student import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.corruption import corrupt_sentences
-from colakit.data.running_text import OPENERS, text_files, whole_sentences
+from colakit.data.running_text import text_files, whole_sentences
 from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.tuned_sampler import TunedSampler
@@ -23,6 +23,7 @@ from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import ArrayCache, pack_lines, unpack_lines
 from colakit.utils.console import Reporter
 from colakit.utils.files import sha256_of
+from colakit.utils.unpacking import DECODERS
 
 LEXICON = 50_000  # sentences from which corruptions take their words
 MEASURED = 500  # sentences of a source that are drawn for an estimate
@@ -96,7 +97,7 @@ def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: Tu
         seconds += _seconds_of(corrupt_sentences(train, train, random.Random(0)), num_corrupted)
     if settings.text is not None:
         paths = _text(settings)
-        size = sum(path.stat().st_size * (PACKED if path.suffix in OPENERS else 1) for path in paths)
+        size = sum(path.stat().st_size * (PACKED if path.suffix in DECODERS else 1) for path in paths)
         sentences = islice(whole_sentences(paths, WORDS), LEXICON)
         length = sum(map(len, islice(sentences, MEASURED))) / MEASURED
         seconds += _seconds_of(sentences, round(size / max(1.0, length)))

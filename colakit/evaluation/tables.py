@@ -9,6 +9,7 @@ from typing import Any
 from colakit.evaluation.metrics import Interval, Metrics, Spread
 from colakit.utils.console import Reporter
 from colakit.utils.files import write_json, write_text
+from colakit.utils.text import escape_markdown
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
@@ -96,8 +97,7 @@ def write_results(
     write_json(out / f"{name}.json", results)
     lines = []
     for title, columns, rows in tables:
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
-        head, *body = [f"| {' | '.join(row)} |" for row in escaped]
-        lines += [f"**{title}**", "", head, "|" + "---|" * len(columns), *body, ""]
+        head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in [columns, *rows]]
+        lines += [f"**{escape_markdown(title)}**", "", head, "|" + "---|" * len(columns), *body, ""]
     write_text(out / f"{name}.md", "\n".join(lines))
     reporter.say(f"written to {out}")

@@ -28,8 +28,9 @@ def lora_linear(
 ) -> Tensor:
     """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
 
-    The update is added to the product in place, B is scaled instead of the output, and x is cast once. In
-    thin products the adapter is the left operand: the other order can take several times as long in fp32.
+    The update is added to the product in place. `scaling` multiplies B, not the larger output. x is
+    converted to the compute dtype once. Products with the small rank R are computed as A·xᵀ instead of x·Aᵀ;
+    the other order can take several times as long in fp32.
 
     Args:
         x: (…, D_in).

@@ -19,6 +19,7 @@ from colakit.data.corpora import Split
 from colakit.data.tokens import Tokens
 from colakit.evaluation.comparison import experiment_key
 from colakit.evaluation.metrics import (
+    STATISTICS,
     Metrics,
     accuracy_of_confusion,
     best_threshold,
@@ -39,6 +40,7 @@ from colakit.training.averaging import EMA, StartAverage
 from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.job import TrainJob
 from colakit.training.loop import StepBatch, StepReport
+from colakit.training.objectives import CROSS_ENTROPY
 from colakit.training.run import TrainingRun
 from colakit.training.trainer import Trainer
 
@@ -56,6 +58,7 @@ class ClassifierJob(TrainJob):
         val: chooses the best weights and the threshold.
         dev: the splits to report, by name.
         splits: the sentences of val and dev, by name.
+        train_loss: name of the objective, for figures; only `CROSS_ENTROPY` can be compared with val.
         base: weights averaged with the start, if the body is written as a base to `base/`.
         frozen_cache_mib: memory for the output of frozen blocks, in MiB.
     """
@@ -66,6 +69,7 @@ class ClassifierJob(TrainJob):
     val: Examples
     dev: Mapping[str, Examples]
     splits: Mapping[str, Split]
+    train_loss: str = CROSS_ENTROPY
     base: StartAverage | None = None
     frozen_cache_mib: int = 0
 
@@ -198,17 +202,20 @@ class ClassifierTrainer(Trainer):
     def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return metrics of the validation split, and of the dev splits if they are tracked.
 
-        The threshold is the one that the run would choose if it ended now.
+        The threshold is the one that the run would choose if it ended now. The validation split is also
+        measured at argmax, as train is.
         """
         val_logits = self.logits(self.job.val)
         threshold = self.best_threshold(val_logits)
 
-        def metrics(logits: NDArray[np.float32], data: Examples) -> dict[str, Any]:
+        def metrics(logits: NDArray[np.float32], data: Examples, threshold: float | None) -> dict[str, Any]:
             return asdict(measure(logits, data.labels, predict_labels(logits, threshold)))
 
         tracked = self.job.dev if self.settings.track_dev else {}
-        dev = {name: metrics(self.logits(data), data) for name, data in tracked.items()}
-        return metrics(val_logits, self.job.val), dev
+        dev = {name: metrics(self.logits(data), data, threshold) for name, data in tracked.items()}
+        val = metrics(val_logits, self.job.val, threshold)
+        argmax = metrics(val_logits, self.job.val, None)
+        return {**val, "argmax": {name: argmax[name] for name in STATISTICS}}, dev
 
     def logits(self, data: Examples) -> NDArray[np.float32]:
         """Return the (N, C) logits of N sentences with the current weights."""
@@ -268,6 +275,7 @@ class ClassifierTrainer(Trainer):
             experiment=experiment_key(classifier.origin),
             labels=list(classifier.label_names),
             best=best,
+            train_loss=job.train_loss,
             threshold=classifier.threshold,
             splits={
                 name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()

@@ -130,7 +130,10 @@ class LMTrainer(Trainer):
         return (time.monotonic() - begin) / len(val.in_order(name, sample))
 
     def check_length(self, planned: int, *, is_finished: bool) -> None:
-        """Raise `ColakitError` if the run is finished or its learning rate so far depends on its length."""
+        """Raise `ColakitError` if the number of steps was changed and the run cannot go on with it.
+
+        It cannot if it is finished, or if the learning rate of its last step would differ.
+        """
         if is_finished and planned != self.max_steps:
             raise ColakitError(
                 f"{self.folder.path}: is finished after {planned} steps (got {self.max_steps})",

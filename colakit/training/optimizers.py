@@ -13,13 +13,13 @@ from colakit.models.gpt.model import GPT
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers that step as one.
 
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the
-    nearest matrix whose singular values are all one, which suits layers that map vectors to vectors;
-    embeddings, norms and biases are not such, and are AdamW's.
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix by
+    approximately the nearest matrix with all singular values 1. It trains the matrices of the blocks. AdamW
+    trains embeddings, norms and biases.
 
     Args:
-        matrices: Muon's.
-        groups: AdamW's parameter groups.
+        matrices: parameters that Muon trains.
+        groups: parameter groups of AdamW.
         muon_lr: rate of Muon, times √max(1, rows/columns).
         lr: rate of AdamW.
     """

@@ -462,7 +462,7 @@ def test_undecodable_file_name_is_an_error_without_traceback() -> None:
     done = subprocess.run(words, capture_output=True, check=False)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
-    assert b"error: no-" in done.stderr
+    assert b"error: argument 'no-\\udcff-model': is not UTF-8" in done.stderr
 
 
 def test_doctor_prints_device_and_reason(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

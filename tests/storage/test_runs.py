@@ -263,7 +263,8 @@ def test_a_student_starts_as_its_control_does(
     where = tuned if teacher == "run" else tuned / "adapter"
     kd = ["--teacher", str(where), "--kd-weight", "0", "--set", "transfer.size=0"]
     assert colakit("distill", *options(toy), *kd, "--out", tmp_path / "kd")[0] == 0
-    assert colakit("train-scratch", *options(toy), "--out", tmp_path / "control")[0] == 0
+    like = ["--like", tmp_path / "kd", "--quiet"]
+    assert colakit("train-scratch", *like, "--out", tmp_path / "control")[0] == 0
     # with no weight on the teacher nothing is left that could differ
     assert tensors_equal(tmp_path / "kd", tmp_path / "control")
 

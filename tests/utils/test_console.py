@@ -1,72 +1,104 @@
-"""Tables and progress in terminals of 80 and 120 columns."""
+"""Texts of others on a terminal: control characters are escaped, and nothing is mark-up."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
+import unicodedata
 
 import pytest
-from rich.console import Console
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from colakit.utils.console import Reporter
-from colakit.utils.table_layout import fit_table
+from colakit.utils.console import Reporter, data_output, print_error, print_json, printable
 
-COLUMNS = ["student", "teacher", "seeds", "agreement %", "kappa", "MCC kept %", "parameters", "teacher's"]
-ROW = ["distill (lstm)", "finetune (GPT-2, rank 8)", "3", "85.1 ± 0.2", "0.61 ± 0.01", "62 [51, 73]"]
-ROW += ["1,234,567", "124,439,808"]
-NOTE = "epoch 12: loss 0.4321, accuracy 71.2 %, MCC 0.234 | best val: accuracy 72.1 %, MCC 0.321"
+NAMES = [
+    *("\x1b[31mred", "\x1b]0;title\x07", "\r\x1b[2K", "\x9b31m", "\0", "\x7f", "a\tb"),
+    *("[/x]", "[bold]", "[", "\\", "\\\\", "a\\[/x]", ":cat:", "$x$", "{0}", "%s"),
+    *(
+        "\u202eright",
+        "\u2066",
+        "\u2028",
+        "\ufeff",
+        "\ud800",
+        "\U000e0041",
+        "é\u0301 \u0645\u0627\u200c\u0647\u0627 漢字 😀",
+    ),
+]
+RICH = re.compile(r"\r?\x1b\[[0-9;?]*[A-Za-z]")  # styles and cursor movements that rich itself prints
+SAFE = "\n\u200c\u200d"
 
 
-def words(text: str) -> set[str]:
-    return set(re.sub("[┏━┳┓┃┡╇┩│└─┴┘]", " ", text).split())
+def is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in SAFE
 
 
-@pytest.mark.parametrize("num_rows", [1, 3])
-@pytest.mark.parametrize("width", [40, 80, 120, 200])
-def test_a_table_never_breaks_a_word(
-    num_rows: int, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make stdout and stderr one wide terminal (in the test itself: pytest sets them after the fixtures)."""
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("sys.stdout", "sys.stderr"):
+        monkeypatch.setattr(name, stream)
+    return stream
+
+
+def assert_shown(terminal: Terminal, *texts: str) -> None:
+    """Check that the terminal shows `texts`, and received no control characters but rich's own."""
+    for text in texts:
+        assert printable(text) in terminal.getvalue()
+    plain = RICH.sub("", terminal.getvalue())
+    assert [
+        c for c in plain if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in SAFE
+    ] == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters()) | st.text("\x1b[]\\\u202e\ud800aé "))
+def test_printable_text_has_no_control_characters_and_is_stable(text: str) -> None:
+    shown = printable(text)
+    assert not any(is_invisible(character) for character in shown)
+    assert printable(shown) == shown
+    assert not text.isprintable() or shown == text
+    shown.encode("utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_every_output_shows_a_name_as_it_is_spelt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = a_terminal(monkeypatch)
+    reporter = Reporter()
+    for show in (reporter.say, reporter.warn, reporter.heading, reporter.result):
+        show(f"<{name}>")
+    print_error(f"<{name}>", f"hint <{name}>")
+    reporter.table(f"title {name}", ["split", name], [[name, "1"], ["x", name]])
+    with reporter.progress(f"work on {name}", 2) as bar:
+        bar.advance(2, f"note {name}")
+    assert_shown(terminal, f"<{name}>", f"hint <{name}>", f"title {name}", f"work on {name}", f"note {name}")
+    assert RICH.sub("", terminal.getvalue()).count(printable(name)) >= 12
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_data_on_a_terminal_are_escaped_and_json_stays_json(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    Reporter().table("dev: students", COLUMNS, [ROW] * num_rows)
-    out = capsys.readouterr().out
-    shown = words(out.replace(":", " "))
-    assert {word for cell in [*COLUMNS, *ROW] for word in cell.split()} <= shown
-    assert max(map(len, out.splitlines())) <= width
+    terminal = a_terminal(monkeypatch)
+    data_output().write(f"a\t{name}\n")
+    print_json({"name": name})
+    row, _, document = terminal.getvalue().partition("\n")
+    assert row == "a\t" + printable(name, keep="\n\t")
+    assert json.loads(document) == {"name": name}
+    assert document.isascii()
+    assert "\x1b" not in document
+    assert "\x7f" not in document
 
 
-def test_a_table_is_folded_then_turned_then_given_up() -> None:
-    columns, rows = ["name", "value"], [["one two", "1,234"], ["three", "5 [4, 6]"]]
-    assert fit_table(columns, rows, 40) == ([columns, *rows], [7, 8])
-    assert fit_table(columns, rows, 19) == ([columns, *rows], [6, 6])
-    turned = fit_table(["a", "b", "c", "d"], [["1", "2", "3", "4"]], 16)
-    assert turned == ([["a", "1"], ["b", "2"], ["c", "3"], ["d", "4"]], [1, 1])
-    assert fit_table(columns, rows, 9) is None
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_progress_shows_bar_steps_and_time_before_metrics(width: int) -> None:
-    reporter, screen = Reporter(), io.StringIO()
-    reporter._messages = Console(file=screen, force_terminal=True, width=width, color_system=None)
-    reporter.stage = "4 of 5: "
-    with reporter.progress("labelling with teachers, out_of_domain_dev", 2400) as bar:
-        bar.advance(1200, note=NOTE)
-    (line,) = {
-        line for line in re.split(r"[\r\n]|\x1b\[[^A-Za-z]*[A-Za-z]", screen.getvalue()) if "1200" in line
-    }
-    assert len(line) <= width
-    assert line.startswith("4 of 5: labelling")
-    assert "━━━" in line
-    assert "1200/2400" in line
-    assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2}", line)
-    assert ("epoch 12: loss 0.4321" in line) == (width == 120)
-    assert line.rstrip().endswith("…")
-
-
-def test_a_note_ends_after_a_whole_word() -> None:
-    reporter, screen = Reporter(), io.StringIO()
-    reporter._messages = Console(file=screen, force_terminal=True, width=100, color_system=None)
-    with reporter.progress("training", 10) as bar:
-        bar.advance(5, note=NOTE)
-    shown = screen.getvalue().partition("epoch 12")[2].partition("…")[0]
-    assert NOTE.startswith(f"epoch 12{shown.rstrip()}")
-    assert NOTE[len(f"epoch 12{shown.rstrip()}")] == " "
+def test_data_in_a_pipe_are_unchanged(capfd: pytest.CaptureFixture[str]) -> None:
+    data_output().write("\x1b[31m\u202e\x9b\n")
+    data_output().flush()
+    assert capfd.readouterr().out == "\x1b[31m\u202e\x9b\n"

@@ -11,6 +11,7 @@ from colakit.api.session import Session
 from colakit.cli.options import BASE_AND_DATA, command
 from colakit.config.resolve import DEFAULT
 from colakit.config.settings import Settings, leaf_fields
+from colakit.utils.console import printable
 
 
 @command("show", dict(BASE_AND_DATA))
@@ -69,7 +70,7 @@ def _annotate(text: str, origins: dict[str, str]) -> str:
         if indent == 0 and not line.startswith("-"):
             section = name
         key = name if indent == 0 else f"{section}.{name}" if indent == 2 else ""
-        origin = " ".join(origins.get(key, "").split())
+        origin = printable(" ".join(origins.get(key, "").split()))
         lines.append(f"{line}  # {origin}" if origin and _is_whole(line) else line)
     return "\n".join(lines) + "\n"
 

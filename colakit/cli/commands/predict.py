@@ -14,6 +14,7 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
+from colakit.utils.console import data_output
 from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ def _set_threshold(session: Session, model: SentenceClassifier | StudentPredicto
 
 
 def _student(session: Session, model: str) -> StudentPredictor | None:
-    """Return a student that answers without torch, unless `model` is none or something else is asked for.
+    """Return a predictor that needs no torch.
 
-    What cannot be read is left to `_with_torch`, which names the fault.
+    None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
+    another device than the CPU or for bf16.
     """
     if _asks_for_torch(session):
         return None
@@ -224,7 +226,7 @@ def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO | None]:
         yield None
         return
     if session.out is None:
-        yield sys.stdout
+        yield data_output()
         return
     session.out.mkdir(parents=True, exist_ok=True)
     path = session.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"

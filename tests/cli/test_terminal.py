@@ -69,7 +69,7 @@ def test_no_table_breaks_a_word_at_80_columns(
 def test_paragraphs_of_help_fill_the_terminal(colakit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = colakit("finetune", "--help")
-    start = out.index("With --folds")
+    start = out.index("With --seeds")
     paragraph = [line.strip() for line in out[start : out.index("╭", start)].strip().splitlines()]
     assert all(len(line) > 60 for line in paragraph[:-1])
 

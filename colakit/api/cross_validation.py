@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from colakit.api.run_set import describe_workers, plan_run_set, train_run_set, workers
+from colakit.api.run_set import (
+    Environment,
+    describe_workers,
+    plan_run_set,
+    threads_of,
+    train_run_set,
+    workers,
+)
 from colakit.api.session import Session
 from colakit.data.splits import left_out
 from colakit.distillation.teachers import load_teachers
@@ -19,15 +29,25 @@ from colakit.inference.decisions import probabilities
 from colakit.storage.output import Resume
 from colakit.storage.run_set import RunSet
 from colakit.training.task_data import TaskData
+from colakit.utils.plan import Plan, Stage
+
+MeasureStages = Callable[[], list[Stage]]
+TRAINING_FOLDS, LABELLING_TRAIN = "training the folds", "labelling train"
 
 
 def cross_validate(
-    session: Session, count: int, build_model: Callable[[Session, TaskData], nn.Module], *, resume: Resume
+    session: Session,
+    count: int,
+    build_model: Callable[[Session, TaskData], nn.Module],
+    measurable_stages: Callable[[Session, TaskData], MeasureStages | None],
+    *,
+    resume: Resume,
 ) -> dict[str, Any]:
     """Train the unfinished runs of `count` and report all; return the summary (or the plan of a dry run).
 
     Args:
         build_model: returns the model without weights; finds errors of base and adapter before any training.
+        measurable_stages: returns a function that measures the stages of a run, if the base is local.
     """
     if (fold := session.settings.finetune.leave_out) is not None:
         raise ColakitError(
@@ -38,13 +58,62 @@ def cross_validate(
     task = session.load_task()
     model = build_model(session, task)
     sizes = _fold_sizes(task, runs)
+    measure_run = measurable_stages(_without_first_fold(session, runs), task)
     if session.dry_run:
         rows = [[fold, str(len(task.train) - size), str(size)] for fold, size in sizes.items()]
         session.reporter.table("Folds", ["left out", "trained on", "sentences of it"], rows)
         environments = workers(session, count)
         session.reporter.result(f"{count} runs, {describe_workers(environments)}; each:")
-        return {**session.plan(task, model), "folds": sizes, "side_by_side": len(environments)}
-    return train_run_set(session, runs, resume=resume, report=lambda runs: _report(session, task, runs))
+        measure = (
+            None
+            if measure_run is None
+            else partial(_fold_stages, task, measure_run, environments, runs, count)
+        )
+        return {**session.plan(task, model, measure), "folds": sizes, "side_by_side": len(environments)}
+    plan = Plan([], session.reporter)
+
+    @contextmanager
+    def training(num_missing: int) -> Iterator[None]:
+        if measure_run is not None and num_missing and not session.reporter.quiet:
+            plan.stages = _fold_stages(task, measure_run, workers(session, count), runs, num_missing)
+            plan.show(session.reporter.say)
+        with plan.stage(TRAINING_FOLDS):
+            yield
+
+    def report(runs: RunSet) -> dict[str, Any]:
+        with plan.stage(LABELLING_TRAIN):
+            return _report(session, task, runs, plan)
+
+    return train_run_set(session, runs, resume=resume, report=report, training=training)
+
+
+def _without_first_fold(session: Session, runs: RunSet) -> Session:
+    """Return the session of the first fold's run."""
+    tuning = session.settings.finetune.model_copy(update={"leave_out": runs.fold_spec(runs.values[0])})
+    settings = session.settings.model_copy(update={"finetune": tuning})
+    return replace(session, resolved=replace(session.resolved, settings=settings))
+
+
+def _fold_stages(
+    task: TaskData,
+    measure_run: MeasureStages,
+    environments: Sequence[Environment],
+    runs: RunSet,
+    num_missing: int,
+) -> list[Stage]:
+    """Return the stages of training `num_missing` folds, from measured seconds of one run."""
+    with threads_of(environments[0]):
+        stages = measure_run()
+    last, seconds = stages[-1], [stage.estimate for stage in stages]
+    rounds, num_labelled = -(-num_missing // len(environments)), len(runs.values) * len(task.train)
+    steps = num_missing * sum(stage.steps for stage in stages)
+    if None in seconds or last.estimate is None:
+        return [Stage(TRAINING_FOLDS, steps=steps), Stage(LABELLING_TRAIN, sentences=num_labelled)]
+    each = last.estimate / last.sentences
+    return [
+        Stage(TRAINING_FOLDS, steps=steps, estimate=rounds * sum(filter(None, seconds))),
+        Stage(LABELLING_TRAIN, sentences=num_labelled, estimate=num_labelled * each),
+    ]
 
 
 def _fold_sizes(task: TaskData, runs: RunSet) -> dict[str, int]:
@@ -59,7 +128,7 @@ def _fold_sizes(task: TaskData, runs: RunSet) -> dict[str, int]:
     return sizes
 
 
-def _report(session: Session, task: TaskData, runs: RunSet) -> dict[str, Any]:
+def _report(session: Session, task: TaskData, runs: RunSet, plan: Plan) -> dict[str, Any]:
     """Write, print and return the out-of-fold metrics.
 
     Raises:
@@ -94,6 +163,7 @@ def _report(session: Session, task: TaskData, runs: RunSet) -> dict[str, Any]:
         "experiment": experiment_key(teacher.classifier.origin),
         "seed": session.settings.seed,
         "labels": list(task.corpus.label_names),
+        "stages": plan.as_dict(),
         **result,
     }
     runs.shared.write_predictions(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from colakit.api.cross_validation import cross_validate
@@ -33,7 +34,9 @@ from colakit.training.model_setup import (
 )
 from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData, labelled_examples
+from colakit.utils.plan import Stage
 
 CLASSIFIER_ONLY = (
     *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "metric_for_best_model"),
@@ -64,34 +67,43 @@ def finetune(
             hint=f"Remove --{runs[0]}.",
         )
     if runs is not None and runs[0] == "folds":
-        return cross_validate(session, len(runs[1]), build_model, resume=resume)
+        return cross_validate(session, len(runs[1]), build_model, measurable_stages, resume=resume)
     seeds = None if runs is None else runs[1]
     if seeds is not None and not session.dry_run:
         return train_seeds(
             session, seeds, resume=resume, check=lambda: build_model(session, session.load_task())
         )
-    is_classifier = session.settings.finetune.objective == "classification"
-    if not is_classifier:
+    if objective != "classification":
         _refuse_classifier_settings(session)
     if session.dry_run:
         task = session.load_task()
-        return {**plan_seeds(session, seeds), **session.plan(task, build_model(session, task))}
+        model, measure = build_model(session, task), measurable_stages(session, task)
+        return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     with session.training_run(resume) as run:
-        task = session.load_task()
-        if is_classifier:
-            return ClassifierTrainer(classifier_job(session, task), run).train()
-        settings = session.settings
-        job = sentence_lm_job(
-            task,
-            settings.base,
-            settings.finetune,
-            settings.lora,
-            max_tokens=settings.data.max_tokens,
-            compute=session.gpt_training_compute,
-            reporter=session.reporter,
-            **session.job_options(),
-        )
-        return SentenceLMTrainer(job, run).train()
+        return _trainer(session, session.load_task(), run).train()
+
+
+def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
+    """Return a function that measures the stages; None if the base is not on this machine."""
+    local = session.with_local_base()
+    return None if local is None else partial(local.trainer_stages, partial(_trainer, local, task))
+
+
+def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer | SentenceLMTrainer:
+    settings = session.settings
+    if settings.finetune.objective == "classification":
+        return ClassifierTrainer(classifier_job(session, task), run)
+    job = sentence_lm_job(
+        task,
+        settings.base,
+        settings.finetune,
+        settings.lora,
+        max_tokens=settings.data.max_tokens,
+        compute=session.gpt_training_compute,
+        reporter=session.reporter,
+        **session.job_options(),
+    )
+    return SentenceLMTrainer(job, run)
 
 
 def build_model(session: Session, task: TaskData, base: GPT | None = None) -> GPT | GPTClassifier:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from colakit.api.session import Session
 from colakit.config.paths import absolute_path
@@ -141,6 +143,7 @@ def train_run_set(
     resume: Resume,
     report: Callable[[RunSet], dict[str, Any]],
     words: Callable[[int], Sequence[str]] = lambda value: (),
+    training: Callable[[int], AbstractContextManager[None]] = lambda num_missing: nullcontext(),
 ) -> dict[str, Any]:
     """Train the unfinished runs and return the summary of all.
 
@@ -148,6 +151,7 @@ def train_run_set(
         runs: of `plan_run_set`.
         report: writes and prints the summary of finished runs, and returns it.
         words: further arguments of the command of a run.
+        training: returns a context for the training of so many unfinished runs.
     """
     session.out = claim_run_folder(session.command, session.out)
     runs = RunSet(session.out, runs.command, runs.kind, runs.values)
@@ -163,7 +167,7 @@ def train_run_set(
             finished = len(runs.values) - len(runs.unfinished())
             return f"{finished} of {len(runs.values)} {runs.kind} are finished"
 
-        with continue_with(runs.resume_command(), progress):
+        with continue_with(runs.resume_command(), progress), training(len(missing)):
             _train(session, runs, missing, words)
         return {**report(runs), "run": str(runs.path)}
 
@@ -196,6 +200,17 @@ def workers(session: Session, count: int) -> list[Environment]:
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(given) if given.isdecimal() and int(given) else max(1, cores // count)
     return [{**environment, "OMP_NUM_THREADS": str(threads)}] * min(count, max(1, cores // threads))
+
+
+@contextmanager
+def threads_of(environment: Environment) -> Iterator[None]:
+    """Let torch use as many threads as in a process with this environment, to measure its speed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", threads)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def describe_workers(workers: Sequence[Environment]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from colakit.api.run_set import describe_workers, plan_run_set, train_run_set, workers
+from colakit.api.run_set import describe_workers, plan_run_set, threads_of, train_run_set, workers
 from colakit.api.session import Session
 from colakit.errors import ColakitError
 from colakit.evaluation.seeds import combine_seeds, seed_tables
@@ -15,14 +15,22 @@ from colakit.storage.output import Resume
 from colakit.storage.run_set import RunSet, open_run_set
 
 
-def plan_seeds(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
-    """Print how the seeds would be trained, and return it as plain data; {} for a single run."""
+def plan_seeds(
+    session: Session, seeds: Sequence[int] | None, plan_run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Print how the seeds would be trained, then the plan of each run; return both as plain data.
+
+    Args:
+        seeds: None for a single run.
+        plan_run: prints the plan of a run and returns it.
+    """
     if seeds is None:
-        return {}
+        return plan_run()
     environments = workers(session, len(seeds))
     named = ", ".join(map(str, seeds))
     session.reporter.result(f"seeds: {named}; {len(seeds)} runs, {describe_workers(environments)}; each:")
-    return {"seeds": list(seeds), "side_by_side": len(environments)}
+    with threads_of(environments[0]):
+        return {"seeds": list(seeds), "side_by_side": len(environments), **plan_run()}
 
 
 def train_seeds(

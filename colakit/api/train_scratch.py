@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import CROSS_ENTROPY, line, supervised
 from colakit.training.task_data import TaskData
+from colakit.utils.plan import Stage
 
 
 def train_scratch(
@@ -48,11 +49,19 @@ def train_scratch(
     seeds = None if runs is None else runs[1]
     if session.dry_run:
         task = session.load_task()
-        return {**plan_seeds(session, seeds), **session.plan(task, _model(session, task))}
+        model, measure = _model(session, task), _measurable_stages(session, task)
+        return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
     with session.training_run(resume) as run:
         return ClassifierTrainer(_job(session, session.load_task()), run).train()
+
+
+def _measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
+    local = session.with_local_base()
+    if local is None:
+        return None
+    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(_job(local, task), run))
 
 
 BUDGET = ("student_training.max_steps", "student_training.epochs", "train_scratch.budget")

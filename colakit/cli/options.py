@@ -98,7 +98,10 @@ def _common_parameters() -> list[inspect.Parameter]:
         ),
         "out": (Path | None, typer.Option("--out", help="Folder to write to.", metavar="DIR")),
         "as_json": (bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")),
-        "dry_run": (bool, typer.Option("--dry-run", help="Check everything, print the plan, touch nothing.")),
+        "dry_run": (
+            bool,
+            typer.Option("--dry-run", help="Check everything, print the plan and its time, touch nothing."),
+        ),
         "quiet": (bool, typer.Option("--quiet", help="Results, warnings and errors only.")),
     }
     return [
@@ -205,7 +208,8 @@ def command(
         parameters = [*own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        return Command(name, callback, inspect.cleandoc(function.__doc__ or ""), all_flags)
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")  # the terminal wraps them
+        return Command(name, callback, "\n\n".join(" ".join(each.split()) for each in paragraphs), all_flags)
 
     return register
 

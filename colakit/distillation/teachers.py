@@ -5,6 +5,7 @@ Shapes: N sentences, C classes, D width of the teacher.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from colakit.storage.run_set import expand_runs
 from colakit.utils.array_cache import ArrayCache, Arrays
 from colakit.utils.console import Reporter
 
+MEASURED = 96  # sentences of an estimate
 PART = 2**14  # sentences per cached file, so that an interrupted command continues
 NO_SAMPLES = "Name a base to sample from (--set transfer.language_model=BASE), or use --transfer-size 0."
 
@@ -77,16 +79,16 @@ class Teacher:
 
     def logits(self, split: Split) -> NDArray[np.float32]:
         """Return the (N, C) logits of a split; parts that are cached are not computed again."""
-        starts = range(0, max(1, len(split)), PART)
-        bounds = [(start, min(start + PART, len(split))) for start in starts]
-        keys = [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
+        bounds, keys = self._parts(split)
         parts = [self.arrays.load("teacher-logits", key) for key in keys]
         if missing := [number for number, part in enumerate(parts) if part is None]:
             count = sum(bounds[number][1] - bounds[number][0] for number in missing)
             self.reporter.say(f"computing logits of {self.path} for {count:,} sentences ({split.name})")
             tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
             self.compute.place(self.classifier.model.requires_grad_(False))
-            with self.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
+            with self.reporter.progress(
+                f"teacher labels, {split.name}", len(split), len(split) - count
+            ) as bar:
 
                 def compute(rows: tuple[int, int]) -> Arrays:
                     part = tokens.part(*rows)
@@ -98,6 +100,32 @@ class Teacher:
                     )
         return np.concatenate([part["logits"] for part in parts if part is not None])
 
+    def _parts(self, split: Split) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
+        """Return the first and last row of each cached file of a split's logits, and its key."""
+        starts = range(0, max(1, len(split)), PART)
+        bounds = [(start, min(start + PART, len(split))) for start in starts]
+        return bounds, [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
+
+    def num_missing(self, split: Split, *, hidden: bool = False) -> int:
+        """Return the number of sentences without cached logits; `hidden` adds those of hidden states."""
+        missing = sum(
+            stop - start
+            for (start, stop), key in zip(*self._parts(split), strict=True)
+            if not self.arrays.path("teacher-logits", key).is_file()
+        )
+        is_cached = not hidden or self.arrays.path("teacher-hidden", self._key(split)).is_file()
+        return missing if is_cached else missing + len(split)
+
+    def seconds_per_sentence(self, split: Split) -> float:
+        """Measure the logits of sentences of a split."""
+        self.compute.place(self.classifier.model.requires_grad_(False))
+        rows = np.linspace(0, len(split) - 1, min(len(split), MEASURED)).astype(np.int64)
+        tokens = self.classifier.encode([split.sentences[row] for row in rows])
+        self.classifier.logits(tokens.part(0, 8), self.compute)  # the first call is slower
+        begin = time.monotonic()
+        self.classifier.logits(tokens, self.compute)
+        return (time.monotonic() - begin) / len(rows)
+
     def hidden_states(self, split: Split) -> NDArray[np.float16]:
         """Return the (N, D) states that the head of a GPT reads."""
         model = self.classifier.model
@@ -106,11 +134,18 @@ class Teacher:
         def compute() -> Arrays:
             self.compute.place(model.requires_grad_(False))
             tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
-            with self.reporter.progress(f"hidden states, {split.name}", len(split)) as bar:
+            with self.reporter.progress(f"teacher states, {split.name}", len(split)) as bar:
                 hidden = compute_hidden(model, tokens, self.compute, done=bar.advance)
             return {"hidden": hidden.astype(np.float16)}
 
         return self.arrays.get("teacher-hidden", self._key(split), compute)["hidden"]
+
+    @property
+    def hidden_width(self) -> int:
+        """D of `hidden_states`."""
+        model = self.classifier.model
+        assert isinstance(model, GPTClassifier), "load_teachers refuses others"
+        return model.config.width
 
     def _key(self, split: Split) -> dict[str, Any]:
         dtype = str(self.compute.dtype)

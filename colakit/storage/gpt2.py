@@ -79,6 +79,16 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     return fetch_from_hub(name, flag)
 
 
+def local_base(name: str) -> Path | None:
+    """Return the folder of a base, as `resolve_base`, but None if it would have to be downloaded."""
+    if name == "builtin" or Path(name).expanduser().exists():
+        return resolve_base(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (try_to_load_from_cache(name, file) for file in ("model.safetensors", "pytorch_model.bin"))
+    return next((Path(file).parent for file in files if isinstance(file, str)), None)
+
+
 def _check_spelling(name: str, flag: str) -> None:
     """Raise `ColakitError` for a misspelt known name, before asking the hub: others there are OWNER/NAME."""
     known = ["builtin", *KNOWN_SHAPES]

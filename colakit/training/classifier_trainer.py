@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from colakit.config.training import TrainingSettings
-from colakit.data.batches import UNLABELLED, Examples
+from colakit.data.batches import UNLABELLED, Batch, Examples
 from colakit.data.corpora import Split
+from colakit.data.tokens import Tokens
 from colakit.evaluation.comparison import experiment_key
 from colakit.evaluation.metrics import (
     STATISTICS,
@@ -28,7 +30,7 @@ from colakit.evaluation.metrics import (
 from colakit.evaluation.tables import metrics_row
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import predict_labels, probabilities
-from colakit.inference.forward import compute_logits, compute_states
+from colakit.inference.forward import compute_logits, compute_states, evaluating
 from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
 from colakit.models.parameters import count_parameters
 from colakit.storage.gpt2 import write_base
@@ -95,8 +97,7 @@ class ClassifierTrainer(Trainer):
         if not (frozen := num_frozen_blocks(model)):
             return
         assert isinstance(model, GPTClassifier), "only GPTs have frozen blocks"
-        mib = sum(len(part.tokens.ids) for part in (job.train, job.val)) * model.config.width * 4 / 2**20
-        title = f"frozen blocks 0 to {frozen - 1}"
+        title, mib = f"frozen blocks 0 to {frozen - 1}", self._cache_mib()
         if mib > job.frozen_cache_mib:
             self.reporter.say(
                 f"{title}: computed at every step; a cache of {mib:.1f} MiB exceeds finetune.frozen_cache_mib"
@@ -108,6 +109,38 @@ class ClassifierTrainer(Trainer):
             job.train = replace(job.train, states=compute(job.train.tokens))
             if self.group.is_main:  # only the main process evaluates
                 job.val = replace(job.val, states=compute(job.val.tokens))
+
+    def _cache_mib(self) -> float:
+        """Return the size of the output of frozen blocks for the train and validation splits, in MiB."""
+        assert isinstance(self.model, GPTClassifier)
+        num_tokens = sum(len(part.tokens.ids) for part in (self.job.train, self.job.val))
+        return num_tokens * self.model.config.width * 4 / 2**20
+
+    def frozen_sentences(self) -> int:
+        """Return the number of sentences for which `prepare` computes the output of frozen blocks."""
+        is_cached = num_frozen_blocks(self.model) and self._cache_mib() <= self.job.frozen_cache_mib
+        return len(self.job.train) + len(self.job.val) if is_cached else 0
+
+    def with_states(self, batch: Batch) -> Batch:
+        """Return the batch with the output of the frozen blocks, as after `prepare`."""
+        assert isinstance(self.model, GPTClassifier)
+        with evaluating(self.model), self.compute.autocast():
+            states = self.model.transformer.frozen_states(batch.input_ids.to(self.compute.device))
+        return replace(batch, states=states.float().cpu().clone())
+
+    def evaluated_sentences(self) -> tuple[int, int]:
+        """Return how many sentences are evaluated during training, and how many at its end."""
+        num_dev = sum(map(len, self.job.dev.values()))
+        each = len(self.job.val) + (num_dev if self.settings.track_dev else 0)
+        return -(-self.max_steps // self.evaluate_every) * each, len(self.job.val) + num_dev
+
+    def seconds_per_evaluated_sentence(self, sample: int) -> float:
+        """Measure the evaluation of up to `sample` sentences of the validation split."""
+        index = np.linspace(0, len(self.job.val) - 1, min(sample, len(self.job.val))).astype(np.int64)
+        tokens = Tokens.pack([self.job.val.tokens.sentence(i) for i in index])
+        begin = time.monotonic()
+        compute_logits(self.job.classifier.model, tokens, self.compute)
+        return (time.monotonic() - begin) / len(index)
 
     def batches(self) -> Iterator[StepBatch]:
         """Yield the input of the steps after `self.step`."""

@@ -44,6 +44,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """A rate that is set in `param_groups` is the parts' rate."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: torch copies only the attributes that it knows."""
+        return {**super().__getstate__(), "parts": self.parts}
+
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Let both take their step."""
         for part in self.parts:

@@ -13,19 +13,26 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from colakit.utils.table_layout import fit_table
+
 if TYPE_CHECKING:  # imported on use, to keep `--help` fast
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
+    from rich.table import Column
 
 PIPE_WIDTH = 130  # characters; wide enough for every table
+WIDE = 100  # characters of a terminal from which progress shows the elapsed time
 PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
 INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, line ends
 JOINERS = "\u200c\u200d"  # needed by Persian, Indic scripts and emoji
@@ -90,10 +97,13 @@ class Reporter:
         quiet: omit progress and messages, but not warnings, errors and results.
         results_on_stderr: keep stdout for JSON or data.
         within: running inside another command: results are messages.
+
+    Attributes:
+        stage: printed before the title of progress, such as `2 of 5: `.
     """
 
     def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False, within: bool = False) -> None:
-        self.quiet, self.silent = quiet, quiet and within
+        self.quiet, self.silent, self.stage = quiet, quiet and within, ""
         self._messages = _console(stderr=True)
         self._results = self._messages if results_on_stderr or within else _console(stderr=False)
 
@@ -117,23 +127,36 @@ class Reporter:
             self._results.print(_message(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; columns after the first are right-aligned."""
+        """Print a table of results; columns after the first are right-aligned.
+
+        A table that cannot fit into the terminal is printed as lines `column: cell`.
+        """
         if self.silent:
             return
         from rich.table import Table
 
-        title = printable(title)
-        table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(printable(column), justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(printable, row))
+        title, columns = printable(title), [*map(printable, columns)]
+        rows = [[*map(printable, row)] for row in rows]
+        layout = fit_table(columns, rows, self._results.width, cell_len)
+        if layout is None:
+            self.result(title)
+            for row in rows:
+                lines = (f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
+                self.result("\n  ".join(lines))
+            return
+        (header, *body), widths = layout
+        self._results.print(Text(title, "bold"), soft_wrap=False)
+        table = Table(header_style="bold")
+        for index, (column, width) in enumerate(zip(header, widths, strict=True)):
+            table.add_column(column, justify="right" if index else "left", width=width)
+        for row in body:
+            table.add_row(*row)
         self._results.print(table, soft_wrap=False)
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[ProgressTask]:
         """Show progress over `total` steps while the block runs."""
-        title = printable(title)
+        title = printable(self.stage + title)
         if self.quiet:
             yield _NoProgress()
         elif not self._messages.is_terminal:
@@ -143,7 +166,18 @@ class Reporter:
                 yield _ProgressBar(bar, title, total, done)
 
 
+class SilentReporter(Reporter):
+    """Prints nothing, for work that is only measured."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True, within=True)
+
+    def warn(self, text: str) -> None:
+        """Print no warning: the work itself prints it."""
+
+
 def _progress(console: Console) -> Progress:
+    """Return progress bars of one line; in a narrow terminal the note is shortened, then the title."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -152,17 +186,42 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-    )
+    def fixed(max_width: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", max_width=max_width)
+
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=fixed(max(8, console.width // 3))),
+        BarColumn(max(8, min(40, console.width // 8)), table_column=fixed()),
+        MofNCompleteColumn(table_column=fixed()),
+        TextColumn("{task.fields[rate]}", markup=False, table_column=fixed()),
+        TimeRemainingColumn(table_column=fixed()),
+        _note_column(Column(ratio=1)),
+    ]
+    if console.width >= WIDE:
+        columns.insert(-2, TimeElapsedColumn(table_column=fixed()))
+    return Progress(*columns, console=console, expand=True)
+
+
+def _note_column(column: Column) -> ProgressColumn:
+    from rich.progress import ProgressColumn, Task
+
+    class NoteColumn(ProgressColumn):
+        def render(self, task: Task) -> _Shortened:
+            return _Shortened(task.fields["note"])
+
+    return NoteColumn(table_column=column)
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """A text of one line that ends after the last word that fits."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(textwrap.shorten(self.text, options.max_width, placeholder=" …"), no_wrap=True)
 
 
 class _NoProgress:
@@ -179,7 +238,7 @@ class _ProgressBar:
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.done += steps
         rate = (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
-        fields: dict[str, Any] = {"rate": f"{rate:.1f}/s"}
+        fields: dict[str, Any] = {"rate": f"{rate:.{int(rate < 100)}f}/s"}
         if note:
             fields["note"] = printable(note)
         self.bar.update(self.task, advance=steps, **fields)

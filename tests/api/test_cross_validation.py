@@ -168,6 +168,8 @@ def test_dry_run_counts_the_folds_and_writes_nothing(toy: Path, colakit: Run, tm
     sizes = [sum(fold_of_sentence(s, 3) == number for s in train.sentences) for number in (1, 2, 3)]
     assert answer["folds"] == dict(zip(("1/3", "2/3", "3/3"), sizes, strict=True))
     assert answer["parameters"]["trainable"] > 0
+    assert list(answer["stages"]) == ["training the folds", "labelling train"]
+    assert all(stage["estimated_seconds"] > 0 for stage in answer["stages"].values())
     assert "parameters train" in err
     assert not (tmp_path / "run").exists()
 

@@ -386,7 +386,7 @@ def test_no_control_codes_reach_a_pipe(toy: Path, colakit: Run, tmp_path: Path) 
     )
     assert "\x1b" not in out + err
     assert "\r" not in out + err
-    assert "train-scratch, seed 0: 27/27" in err
+    assert "1 of 2: training: 27/27" in err
 
 
 def test_config_show_prints_the_origin_of_values(

@@ -36,6 +36,7 @@ from colakit.storage.checkpoints import Checkpoints
 
 MAY_DIFFER = {
     "seconds",
+    "stages",
     "examples_per_second",
     "tokens_per_second",
     "sha256",

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
 
-from colakit.data.tables import RowErrors
+from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError, did_you_mean
 from colakit.utils.unpacking import open_unpacked
 

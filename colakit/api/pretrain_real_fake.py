@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from colakit.config.pretrain import RealFakeSettings
 from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
-from colakit.data.running_text import FORMAT, text_files, whole_sentences
+from colakit.data.running_text import FORMAT, read_documents, text_files, whole_sentences
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
@@ -97,7 +98,9 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
         sentences: dict[str, list[str]] = {}
         for name in files:
             session.reporter.say(f"reading {name}")
-            sentences[name] = list(whole_sentences(files[name], WORDS))
+            sentences[name] = list(
+                whole_sentences(chain.from_iterable(map(read_documents, files[name])), WORDS)
+            )
         sizes = {name: len(rows) * repeats[name] for name, rows in sentences.items()}
         rng = random.Random(seed)
         distinct: dict[str, None] = {}  # an ordered set

@@ -16,6 +16,7 @@ from colakit.inference.classifier import read_origin
 
 NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
 FILES = ("path", "splits")  # settings of `data` that name files
+BYTES = ("delimiter", "quoting", "encoding")  # settings that hold for these files only
 TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
 Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
 
@@ -86,7 +87,7 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
     if given.intersection(FILES):
         if not data.splits and data.path in NAMED:  # their layout is known
             return None
-        rows = [row.model_dump(exclude={*TRAINING, *FILES}) for row, _ in recorded.values()]
+        rows = [row.model_dump(exclude={*TRAINING, *FILES, *BYTES}) for row, _ in recorded.values()]
         shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
         if (text := shared.get("text_column")) and "text_column" not in given:
             session.reporter.say(f"columns {text}, {shared.get('label_column')}, recorded by {first}")

@@ -16,10 +16,10 @@ class DataSettings(Section):
     path: str = Field(
         "cola",
         description="Dataset: `cola` (downloaded once), `builtin` (generated), a zip, a folder, a table "
-        "(TSV, CSV, JSON, Parquet; also .gz, .xz, .zst), or `hf:NAME[/CONFIG]`.",
+        "(TSV, CSV, JSON, Parquet; also .gz, .xz, .zst), `hf:NAME` or `hf:NAME/CONFIG`.",
     )
     splits: dict[str, str] = Field(
-        {}, description="Split name -> file of a table, or `hf:NAME[/CONFIG]:SPLIT`, instead of `path`."
+        {}, description="Split name -> file of a table, or `hf:NAME/CONFIG:SPLIT`, instead of `path`."
     )
     text_column: Name | None = Field(
         None, description="Column of the text; required for a table with a header."

@@ -69,14 +69,23 @@ def _other_encoding(raw: bytes, offset: int) -> str:
     return f"Save the file as UTF-8, or read it with --set data.encoding={encoding}"
 
 
-def split_lines(pieces: Iterable[str], where: str) -> Iterator[str]:
-    """Yield the lines of a text with their ends; raise `ColakitError` for one over `MAX_LINE` characters."""
-    rest = ""
+def split_lines(pieces: Iterable[str], where: str, max_length: int | None = None) -> Iterator[str]:
+    """Yield the lines of a text with their ends.
+
+    Args:
+        max_length: characters of a line; None: `MAX_LINE`.
+
+    Raises:
+        ColakitError: if a line is longer.
+    """
+    rest, number = "", 1
+    max_length = MAX_LINE if max_length is None else max_length
     for piece in pieces:
         lines = LINE.findall(rest + piece)
         rest = lines.pop() if lines and lines[-1][-1] not in "\r\n" else ""
-        if len(rest) > MAX_LINE:
-            raise _too_long(where)
+        number += len(lines)
+        if len(rest) > max_length:
+            raise _too_long(f"{where}:{number}", max_length)
         yield from lines
     if rest:
         yield rest
@@ -123,7 +132,7 @@ def _quoted_rows(lines: Iterable[str], where: str, delimiter: str, blank: str | 
                 begin = number
             length += len(line)
             if length > MAX_LINE:
-                raise _too_long(f"{where}:{begin}")
+                raise _too_long(f"{where}:{begin}", MAX_LINE)
             yield line
 
     try:
@@ -156,7 +165,7 @@ def detect_delimiter(header: str, preferred: str, column: str | None) -> str:
     return max(DELIMITERS, key=evidence)
 
 
-def _too_long(where: str) -> ColakitError:
+def _too_long(where: str, max_length: int) -> ColakitError:
     return ColakitError(
-        f"{where}: a line is longer than {MAX_LINE >> 20} Mi characters", hint="Is this a text file?"
+        f"{where}: a line is longer than {max_length >> 20} Mi characters", hint="Is this a text file?"
     )

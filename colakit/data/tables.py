@@ -18,7 +18,7 @@ from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError, did_you_mean
 from colakit.utils.unpacking import DECODERS
 
-Format = Literal["tsv", "csv", "json", "jsonl", "parquet"]
+Format = Literal["text", "tsv", "csv", "json", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {
     ".tsv": "tsv",
     ".csv": "csv",
@@ -55,7 +55,7 @@ class Table:
         where: its file, for messages.
         columns: their names; of JSON, the names of the first object.
         rows: numbered rows, values by column name.
-        kind: format of the file; None for a dataset of the hub.
+        kind: format of the file; `text` for a sentence a line; None for a dataset of the hub.
         layout: `cola` or `test` for files of CoLA, GLUE and Kaggle; else `named`.
         delimiter, quoted: of TSV and CSV.
         schema: Arrow schema of Parquet and of a dataset of the hub.
@@ -111,6 +111,17 @@ class Table:
                 self.num_multiline += 1
         return text
 
+    def with_texts(self, column: str) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield each row with its text; raise `ColakitError` for a row without one."""
+        for number, row in self.rows:
+            try:
+                yield row, self.text(row, column)
+            except ValueError as error:
+                raise ColakitError(
+                    f"{self.where}:{number}: {error}; every {self.unit} must have a text in {column!r}",
+                    hint="Correct it, or name another column: --set data.text_column=NAME",
+                ) from error
+
     def notes(self) -> list[str]:
         """Return what the user should know about the rows that were read."""
         notes = []
@@ -156,13 +167,7 @@ def cell_text(value: Any) -> str:
     raise ValueError(f"a {type(value).__name__}, not text")
 
 
-def read_table(
-    file: IO[bytes],
-    where: str,
-    kind: Format,
-    reading: Reading,
-    text_column: str | None,
-) -> Table:
+def read_table(file: IO[bytes], where: str, kind: Format, reading: Reading, text_column: str | None) -> Table:
     """Return the table in an open file.
 
     Args:
@@ -179,7 +184,13 @@ def read_table(
                 hint="Remove the columns that are not needed.",
             )
         return Table(where, tuple(schema.names), rows, kind, schema=schema)
-    pieces = read_text(file, where, reading.encoding)
+    return read_text_table(read_text(file, where, reading.encoding), where, kind, reading, text_column)
+
+
+def read_text_table(
+    pieces: Iterator[str], where: str, kind: Format, reading: Reading, text_column: str | None
+) -> Table:
+    """Return the table in a text, given in pieces; see `read_table`."""
     if kind in ("tsv", "csv"):
         return _read_delimited(split_lines(pieces, where), where, kind, reading, text_column)
     rows = read_json(pieces, where)
@@ -200,11 +211,7 @@ def empty_file(where: str, problem: str = "is empty") -> ColakitError:
 
 
 def _read_delimited(
-    lines: Iterator[str],
-    where: str,
-    kind: Format,
-    reading: Reading,
-    text_column: str | None,
+    lines: Iterator[str], where: str, kind: Format, reading: Reading, text_column: str | None
 ) -> Table:
     begin = []
     for line in lines:

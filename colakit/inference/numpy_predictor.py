@@ -76,6 +76,7 @@ class StudentPredictor:
                 hint="Copy or train the student again.",
             ) from error
         self.label_names = tuple(metadata["label_names"])
+        self.origin = metadata["origin"]
         self.max_tokens: int | None = metadata["max_tokens"]
         self.threshold: float | None = metadata["threshold"]
         self._batch_size = batch_size

@@ -22,8 +22,13 @@ MAX_ZSTD_WINDOW = 27  # log2 of bytes; the default of `zstd`
 CHUNK = 2**16  # packed bytes read at a time
 
 
+def import_zstd() -> Any:
+    """Return the module of zstd, which Python has from 3.14 on."""
+    return import_extra("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", "data")
+
+
 def _zstd() -> Any:
-    zstd = import_extra("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", "data")
+    zstd = import_zstd()
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_ZSTD_WINDOW})
 
 

@@ -159,7 +159,7 @@ def test_an_endless_line_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> No
 
     file = Endless()
     monkeypatch.setattr(delimited, "MAX_LINE", 2**22)
-    with pytest.raises(ColakitError, match=r"^a\.tsv: a line is longer than 4 Mi characters"):
+    with pytest.raises(ColakitError, match=r"^a\.tsv:1: a line is longer than 4 Mi characters"):
         read_file(file, "a.tsv")
     assert file.count < 2**23
 

@@ -30,15 +30,16 @@ def parquet_errors(where: str) -> Iterator[None]:
         ) from error
 
 
-def open_parquet(file: IO[bytes], where: str) -> tuple[Any, Iterator[Record]]:
-    """Return the Arrow schema and the rows of a Parquet file; one that cannot seek is unpacked to disk."""
-    if not file.seekable():
-        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the rows are dropped)
-        shutil.copyfileobj(file, unpacked)
-        file = unpacked
-    with parquet_errors(where):
-        table = import_extra("pyarrow.parquet", "data").ParquetFile(file)
-        return table.schema_arrow, _parquet_rows(table, where)
+@contextlib.contextmanager
+def open_parquet(file: IO[bytes], where: str) -> Iterator[tuple[Any, Iterator[Record]]]:
+    """Yield the Arrow schema and the rows of a Parquet file; one that cannot seek is unpacked to disk."""
+    with tempfile.TemporaryFile() as unpacked:
+        if not file.seekable():
+            shutil.copyfileobj(file, unpacked)
+        with parquet_errors(where):
+            parquet = import_extra("pyarrow.parquet", "data")
+            table = parquet.ParquetFile(file if file.seekable() else unpacked)
+        yield table.schema_arrow, _parquet_rows(table, where)
 
 
 def _parquet_rows(table: Any, where: str) -> Iterator[Record]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from colakit.data.columnar import HUB_PREFIX, open_hub
 from colakit.data.corpus_files import file_opener, find_splits
 from colakit.data.labelled_rows import Columns, LabelledRows, read_labelled, sort_labels
-from colakit.data.tables import AS_PANDAS, Reading, Table, hub_table, read_table, table_format
+from colakit.data.tables import AS_PANDAS, Reading, Table, hub_table, open_table, table_format
 from colakit.errors import ColakitError, did_you_mean
 
 COLA_LABELS = ("unacceptable", "acceptable")
@@ -204,6 +204,6 @@ def _open_tables(
         file_path = Path(source).expanduser()
         matches = {split: (str(source), file_opener(file_path))} if split else find_splits(file_path)
         for key, (where, opener) in matches.items():
-            with opener() as file:
-                table = read_table(file, where, table_format(where) or "tsv", reading, text_column)
+            kind = table_format(where) or "tsv"
+            with opener() as file, open_table(file, where, kind, reading, text_column) as table:
                 yield key, table, not split and len(matches) == 1

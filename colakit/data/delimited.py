@@ -48,8 +48,7 @@ def read_text(file: IO[bytes], where: str, encoding: str = "utf-8") -> Iterator[
             ) from None
         if "\0" in text:
             position = f" at byte {done + raw.index(0)}" if encoding == "utf-8" else ""
-            hint = "Is this a text file? If it is UTF-16, read it with --set data.encoding=utf-16-le"
-            raise ColakitError(f"{where}: a NUL byte{position}", hint=hint)
+            raise ColakitError(f"{where}: a NUL byte{position}", hint=_other_encoding(raw, done))
         done += len(raw)
         if text:
             yield text.removeprefix(BYTE_ORDER_MARK) if begins else text
@@ -57,16 +56,18 @@ def read_text(file: IO[bytes], where: str, encoding: str = "utf-8") -> Iterator[
 
 
 def _other_encoding(raw: bytes, offset: int) -> str:
-    """Return a hint that names an encoding which reads `raw`."""
+    """Return a hint that names an encoding which may read `raw`."""
     encoding = "cp1252"
     if not offset and raw.startswith(UTF16_MARKS):
         encoding = "utf-16"
+    elif b"\0" in raw:
+        encoding = "utf-16-le"
     else:
         try:
             raw.decode(encoding)
         except UnicodeDecodeError:
             encoding = "latin-1"
-    return f"Save the file as UTF-8, or read it with --set data.encoding={encoding}"
+    return f"Is this a text file? Save it as UTF-8, or read it with --set data.encoding={encoding}"
 
 
 def split_lines(pieces: Iterable[str], where: str, max_length: int | None = None) -> Iterator[str]:

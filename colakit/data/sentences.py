@@ -18,7 +18,7 @@ from colakit.data.tables import (
     Reading,
     Table,
     hub_table,
-    read_table,
+    open_table,
     read_text_table,
     table_format,
 )
@@ -52,7 +52,8 @@ def open_sentences(file: str | None, reading: Reading, text_column: str | None) 
     opened = contextlib.nullcontext(sys.stdin.buffer) if where == "stdin" else open_unpacked(Path(where))
     with opened as stream:
         if kind := table_format(where):
-            yield read_table(stream, where, kind, reading, text_column)
+            with open_table(stream, where, kind, reading, text_column) as table:
+                yield table
             return
         lines = split_lines(read_text(stream, where, reading.encoding), where, MAX_LINE)
         first = next(lines, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,8 +168,11 @@ def cell_text(value: Any) -> str:
     raise ValueError(f"a {type(value).__name__}, not text")
 
 
-def read_table(file: IO[bytes], where: str, kind: Format, reading: Reading, text_column: str | None) -> Table:
-    """Return the table in an open file.
+@contextlib.contextmanager
+def open_table(
+    file: IO[bytes], where: str, kind: Format, reading: Reading, text_column: str | None
+) -> Iterator[Table]:
+    """Yield the table in an open file.
 
     Args:
         text_column: name of a column, if one is known; it may tell the delimiter and the layout.
@@ -176,21 +180,23 @@ def read_table(file: IO[bytes], where: str, kind: Format, reading: Reading, text
     Raises:
         ColakitError: also while the rows are read: if the file is empty or malformed.
     """
-    if kind == "parquet":
-        schema, rows = open_parquet(file, where)
+    if kind != "parquet":
+        pieces = read_text(file, where, reading.encoding)
+        yield read_text_table(pieces, where, kind, reading, text_column)
+        return
+    with open_parquet(file, where) as (schema, rows):
         if len(schema.names) > MAX_COLUMNS:
             raise ColakitError(
                 f"{where}: {len(schema.names):,} columns; at most {MAX_COLUMNS:,} are allowed",
                 hint="Remove the columns that are not needed.",
             )
-        return Table(where, tuple(schema.names), rows, kind, schema=schema)
-    return read_text_table(read_text(file, where, reading.encoding), where, kind, reading, text_column)
+        yield Table(where, tuple(schema.names), rows, kind, schema=schema)
 
 
 def read_text_table(
     pieces: Iterator[str], where: str, kind: Format, reading: Reading, text_column: str | None
 ) -> Table:
-    """Return the table in a text, given in pieces; see `read_table`."""
+    """Return the table in a text, given in pieces; see `open_table`."""
     if kind in ("tsv", "csv"):
         return _read_delimited(split_lines(pieces, where), where, kind, reading, text_column)
     rows = read_json(pieces, where)
@@ -223,7 +229,9 @@ def _read_delimited(
     lines, first = chain(begin, lines), begin[-1]
     names = first.rstrip("\r\n").split("\t")
     layout: Literal["cola", "test", "named"] = "named"
-    if [name.lower() for name in names] in TEST_HEADERS:
+    if kind == "csv" or reading.delimiter not in (None, "\t"):
+        pass  # not the files of CoLA, GLUE and Kaggle
+    elif [name.lower() for name in names] in TEST_HEADERS:
         layout = "test"
     elif len(names) == len(COLA_COLUMNS) and names[1] in ("0", "1") and text_column not in names:
         layout = "cola"

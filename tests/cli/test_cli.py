@@ -60,6 +60,17 @@ def test_help_does_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_builds_no_validators() -> None:
+    script = (
+        "import sys; from colakit.cli.app import main; main(['--help']); "
+        "from colakit.config.section import Section; "
+        "built = [each.__name__ for each in Section.__subclasses__() if each.__pydantic_complete__]; "
+        "sys.exit(f'built {built}' if built else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_predicting_with_a_student_imports_neither_torch_nor_transformers(
     runs: dict[str, Path],
 ) -> None:

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_origin
@@ -40,25 +40,27 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ColakitError(
+            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
+        ) from None
+
+
 SeedsOption = Annotated[
-    str | None,
+    Sequence[int] | None,
     typer.Option(
         "--seeds",
+        parser=_parse_seeds,
         metavar="0,1,2",
         help="Train one run for each seed, side by side, in --out/seed-0, seed-1 …; report mean ± sd.",
         show_default=False,
     ),
 ]
-
-
-def parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    """Return the seeds of `--seeds`."""
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ColakitError(
-            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
-        ) from None
 
 
 def _setting_parameter(flag: str, key: str) -> inspect.Parameter:

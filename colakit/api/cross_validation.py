@@ -54,7 +54,7 @@ def cross_validate(
             f"--folds with finetune.leave_out={fold}: --folds leaves out each fold once",
             hint="Remove one of them.",
         )
-    runs = plan_run_set(session, "folds", range(1, count + 1), resume=resume)
+    runs, saved = plan_run_set(session, "folds", range(1, count + 1), resume=resume)
     task = session.load_task()
     model = build_model(session, task)
     sizes = _fold_sizes(task, runs)
@@ -84,7 +84,7 @@ def cross_validate(
         with plan.stage(LABELLING_TRAIN):
             return _report(session, task, runs, plan)
 
-    return train_run_set(session, runs, resume=resume, report=report, training=training)
+    return train_run_set(session, runs, saved, resume=resume, report=report, training=training)
 
 
 def _without_first_fold(session: Session, runs: RunSet) -> Session:

@@ -151,7 +151,7 @@ def describe_model(path: Path) -> str:
         "adapter_config.json": "an adapter",
         CHECKPOINT_NAME: f"a {CHECKPOINT_NAME}",
         "config.json": "a base model",
-        "folds.json": "cross-validation folds",
+        "runs.json": "several runs",
         "checkpoints": "an unfinished run",
     }
     held = [words for name, words in contents.items() if (folder / name).exists()]

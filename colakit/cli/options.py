@@ -199,11 +199,11 @@ def command(
             options["config"] = options["config"] or (Path(config) if config else None)
             session = _session(name, all_flags, options, data_on_stdout)
             try:
-                answer = function(session, **options)
+                result = function(session, **options)
             except KeyboardInterrupt:
                 raise ColakitError("Interrupted.", exit_code=EXIT_INTERRUPTED) from None
-            if session.as_json and answer is not None and os.environ.get("RANK", "0") == "0":
-                print_json(answer)
+            if session.as_json and result is not None and os.environ.get("RANK", "0") == "0":
+                print_json(result)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]

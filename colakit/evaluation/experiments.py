@@ -88,7 +88,7 @@ def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model in a comparison.
+    """A model with its experiment.
 
     Attributes:
         name: unique among the compared models.
@@ -98,7 +98,7 @@ class ModelInfo:
         teachers: fingerprints of the models it was distilled from.
         num_parameters: all, frozen ones included.
         settings: `named_settings` of its origin.
-        facts: on its training, see `evaluation.budget`.
+        facts: about its training, see `evaluation.budget`.
     """
 
     name: str

@@ -164,7 +164,7 @@ def read_origin(where: str | Path) -> dict[str, Any]:
 
 
 def _locate(where: str | Path) -> Path:
-    """Return the model file or the adapter folder that `where` stands for."""
+    """Return the model file or the adapter folder at `where`."""
     path = Path(where).expanduser()
     if not path.exists():
         raise ColakitError(f"{path}: file or folder not found", hint=WHAT_TO_GIVE)

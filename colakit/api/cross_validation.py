@@ -28,7 +28,9 @@ from colakit.evaluation.tables import print_tables
 from colakit.inference.decisions import probabilities
 from colakit.storage.output import Resume
 from colakit.storage.run_set import RunSet
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
+from colakit.training.trainer import Trainer
 from colakit.utils.plan import Plan, Stage
 
 MeasureStages = Callable[[], list[Stage]]
@@ -39,7 +41,7 @@ def cross_validate(
     session: Session,
     count: int,
     build_model: Callable[[Session, TaskData], nn.Module],
-    measurable_stages: Callable[[Session, TaskData], MeasureStages | None],
+    make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer],
     *,
     resume: Resume,
 ) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def cross_validate(
 
     Args:
         build_model: returns the model without weights; finds errors of base and adapter before any training.
-        measurable_stages: returns a function that measures the stages of a run, if the base is local.
+        make_trainer: returns the trainer of a run, to measure its stages.
     """
     if (fold := session.settings.finetune.leave_out) is not None:
         raise ColakitError(
@@ -58,7 +60,7 @@ def cross_validate(
     task = session.load_task()
     model = build_model(session, task)
     sizes = _fold_sizes(task, runs)
-    measure_run = measurable_stages(_without_first_fold(session, runs), task)
+    measure_run = _without_first_fold(session, runs).measurable_stages(task, make_trainer)
     if session.dry_run:
         rows = [[fold, str(len(task.train) - size), str(size)] for fold, size in sizes.items()]
         session.reporter.table("Folds", ["left out", "trained on", "sentences of it"], rows)

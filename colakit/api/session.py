@@ -171,14 +171,17 @@ class Session:
             "stages": plan.as_dict(),
         }
 
-    def with_local_base(self) -> Session | None:
-        """Return the session with the folder of the base, or None if the base must be downloaded."""
+    def measurable_stages(
+        self, task: TaskData, make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer]
+    ) -> Callable[[], list[Stage]] | None:
+        """Return a function that measures the stages of a training; None if the base must be downloaded."""
         from colakit.storage.gpt2 import local_base
 
         if (folder := local_base(self.settings.base)) is None:
             return None
         settings = self.settings.model_copy(update={"base": str(folder)})
-        return replace(self, resolved=replace(self.resolved, settings=settings))
+        local = replace(self, resolved=replace(self.resolved, settings=settings))
+        return lambda: local.trainer_stages(lambda run: make_trainer(local, task, run))
 
     def trainer_stages(self, make_trainer: Callable[[TrainingRun], Trainer]) -> list[Stage]:
         """Return the stages of a training that does not run, with their measured seconds."""

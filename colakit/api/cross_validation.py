@@ -26,6 +26,7 @@ from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.folds import FoldsFolder, open_folds
 from colakit.storage.output import Resume, check_writable, claim_run_folder
+from colakit.storage.run_schemas import ClassifierSummary, Summary
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
 from colakit.training.run import is_resuming
@@ -58,7 +59,10 @@ def cross_validate(
         missing = folds.unfinished()
         if not missing and folds.shared.summary.is_file():
             session.reporter.say(f"{folds.path} is finished; nothing to resume")
-            return {**folds.shared.read_summary(), "run": str(folds.path)}
+            return {
+                **folds.shared.read_summary(Summary).model_dump(exclude_unset=True),
+                "run": str(folds.path),
+            }
         folds.create(to_yaml(session.settings))
         with _errors_with_progress(folds):
             _train(session, folds, missing, workers)
@@ -206,7 +210,11 @@ def _report(session: Session, task: TaskData, folds: FoldsFolder) -> dict[str, A
         logits = teacher.logits(task.train)  # of all of train: `distill` needs them later
         labels = teacher.classifier.predict_labels(logits)
         unseen = teacher.unseen(task.train)
-        outputs.append(FoldModel(run.path.name, fold, run.read_summary(), unseen, logits, labels))
+        outputs.append(
+            FoldModel(
+                run.path.name, fold, run.read_summary(ClassifierSummary).model_dump(), unseen, logits, labels
+            )
+        )
     labels = task.train.require_labels()
     result, predictions = combine_folds(labels, outputs)
     summary = {

@@ -7,14 +7,13 @@ from typing import Any
 
 from colakit.api import cross_validation
 from colakit.api.session import Session
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.folds import open_folds
-from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_tokenizer, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
@@ -95,9 +94,7 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
     settings, tuning = session.settings, session.settings.finetune
     seed_everything(settings.seed)
     base = load_base(settings.base, tuning)
-    tokenizer = SentenceTokenizer.from_folder(
-        resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos
-    )
+    tokenizer = load_tokenizer(resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos)
     fingerprint = base_fingerprint(base)
     model = build_model(session, task, base)
     assert isinstance(model, GPTClassifier)

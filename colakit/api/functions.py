@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from colakit.api.session import Session
 from colakit.config.resolve import Resolved, resolve
 from colakit.config.settings import Settings
+from colakit.errors import ColakitError
 from colakit.storage.output import Resume
 from colakit.utils.console import Reporter
 
@@ -131,7 +132,7 @@ def load(model: Run | str | Path) -> Predictor | StudentPredictor:
     path = _path(model)
     try:
         return StudentPredictor(path)
-    except (OSError, ValueError):  # not a student, or one without that file
+    except (OSError, ColakitError):  # not a student, or one without that file
         from colakit.inference.classifier import load_classifier
         from colakit.inference.predictor import Predictor
         from colakit.runtime.device import resolve_compute

@@ -24,8 +24,10 @@ from colakit.reports.figures.plots import (
 )
 from colakit.storage.folds import expand_folds
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import ClassifierSummary, Summary
 
 COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
+MAX_CELLS = 2**25  # sentences x models x classes of a bootstrap
 
 
 def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
@@ -59,33 +61,33 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
 
 
 def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
-    summaries = [folder.read_summary() for folder in folders]
-    for folder, summary in zip(folders, summaries, strict=True):
-        if "experiment" not in summary:
+    for folder in folders:
+        if folder.read_summary(Summary).experiment is None:
             raise ColakitError(
                 f"{folder.path}: is a run of pre-training; there is nothing to plot",
                 hint="Give runs of finetune, distill or train-scratch.",
             )
+    summaries = [folder.read_summary(ClassifierSummary) for folder in folders]
     names = distinct_names([folder.path.resolve() for folder in folders])
     models = [
-        ModelInfo(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))
+        ModelInfo(name, summary.model, summary.experiment, summary.seed, summary.leave_out)
         for name, summary in zip(names, summaries, strict=True)
     ]
-    runs = []
-    for folder, name, group, summary in zip(folders, names, group_names(models), summaries, strict=True):
-        records = [record for record in folder.read_metrics() if record.get("event") == "evaluation"]
-        if not records:
-            raise ColakitError(
-                f"{folder.path}: metrics.jsonl has no evaluation", hint="Give the folder of a training run."
-            )
-        runs.append(RunData(name, group, records, summary))
-    return runs
+    return [
+        RunData(name, group, [each.model_dump() for each in folder.read_evaluations()], summary.model_dump())
+        for folder, name, group, summary in zip(folders, names, group_names(models), summaries, strict=True)
+    ]
 
 
 def _group_bars(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> dict[str, Bars]:
     """Return experiment -> accuracy and MCC on the dev splits that all runs have."""
     predictions = [folder.read_predictions() for folder in folders]
     splits = [name for name in predictions[0] if name != "val" and all(name in each for each in predictions)]
+    if not splits or not runs[0].summary["splits"].keys() >= set(splits):
+        raise ColakitError(
+            f"{folders[0].predictions}: the runs have no dev split in common, or summary.json lacks one",
+            hint="Plot runs on the same dataset.",
+        )
     for split in splits:
         if any(not np.array_equal(each[split][0], predictions[0][split][0]) for each in predictions):
             raise ColakitError(
@@ -97,7 +99,12 @@ def _group_bars(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> dict[s
         num_labels = len(next(run for run in runs if run.group == group).summary["labels"])
         bars: dict[str, dict[str, Bar]] = {}
         for split in splits:
-            sample = Bootstrap(members[0][split][0], [each[split][1] for each in members], num_labels)
+            labels = members[0][split][0]
+            if len(labels) * len(members) * num_labels > MAX_CELLS:
+                raise ColakitError(
+                    f"{split}: {len(labels):,} sentences of {num_labels:,} classes are too many"
+                )
+            sample = Bootstrap(labels, [each[split][1] for each in members], num_labels)
             bars[split] = {}
             for key in STATISTICS:
                 mean = sample.mean(key, range(len(members)))

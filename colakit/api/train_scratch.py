@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from colakit.api.session import Session
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.gpt2 import load_gpt, load_tokenizer, plan_config, read_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import line, supervised
@@ -40,7 +39,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         train,
         settings.student,
         training,
-        tokenizer=SentenceTokenizer.from_folder(folder),
+        tokenizer=load_tokenizer(folder),
         max_tokens=read_config(folder).num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),

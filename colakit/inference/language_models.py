@@ -12,7 +12,7 @@ from colakit.inference.classifier import check_base, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.storage.folds import expand_folds
-from colakit.storage.gpt2 import load_gpt, resolve_base
+from colakit.storage.gpt2 import load_gpt, load_tokenizer, resolve_base
 from colakit.storage.peft import apply_adapter, read_adapter
 
 LanguageModel = tuple[GPT, SentenceTokenizer]
@@ -96,4 +96,4 @@ def _base_folder(model: str) -> Path | None:
 
 
 def _load_base(folder: Path) -> LanguageModel:
-    return load_gpt(folder), SentenceTokenizer.from_folder(folder)
+    return load_gpt(folder), load_tokenizer(folder)

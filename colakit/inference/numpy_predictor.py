@@ -16,12 +16,12 @@ from threadpoolctl import threadpool_limits
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
-from colakit.errors import first_line
 from colakit.inference.decisions import Predictions, as_list
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
-from colakit.storage.model_file import FORMAT, check_metadata, read_student_file, student_name
+from colakit.storage.model_file import check_shapes, read_student_file, student_name
+from colakit.utils.documents import library_errors
 
 MAX_BATCH_TOKENS = 2**13  # with padding; a worker needs about 20 KB per token
 MAX_WORKERS = 8
@@ -39,25 +39,22 @@ class StudentPredictor:
         batch_size: largest number of sentences that each core computes at a time.
 
     Raises:
-        ValueError: if it is not a student's file, is damaged, or was not written with the `ckpt.pt`.
+        ColakitError: if it is not a student's file, is damaged, or was not written with the `ckpt.pt`.
         OSError: if it cannot be read.
     """
 
     def __init__(self, where: str | Path, batch_size: int = INFERENCE_BATCH) -> None:
         keep_freed_memory()
         metadata, tensors = read_student_file(Path(where).expanduser())
-        try:
-            if metadata["kind"] != "rnn" or metadata["format"] != FORMAT:
-                raise ValueError(f"format {metadata['format']}, not {FORMAT}")
-            self._model = NumpyRNN(RNNConfig(**metadata["config"]), tensors)
-            check_metadata(metadata, self._model.config.num_labels)
-            self._tokenizer = SentenceTokenizer.from_dict(metadata["tokenizer"])
-            self.name = student_name(metadata["origin"], self._model.config.cell)
-        except Exception as error:  # missing or foreign content can raise anything
-            raise ValueError(f"{where}: not a student file of colakit ({first_line(error)})") from error
-        self.label_names = tuple(metadata["label_names"])
-        self.max_tokens: int | None = metadata["max_tokens"]
-        self.threshold: float | None = metadata["threshold"]
+        with library_errors(where):
+            if metadata.kind != "rnn":
+                raise ValueError("not a student")
+            self._model = NumpyRNN(RNNConfig(**metadata.config), tensors)
+            self._tokenizer = SentenceTokenizer.from_state(metadata.tokenizer)
+            check_shapes(metadata, self._model.config, self._model.config.num_labels, self._tokenizer)
+        self.name = student_name(metadata.origin, self._model.config.cell)
+        self.label_names = tuple(metadata.label_names)
+        self.max_tokens, self.threshold = metadata.max_tokens, metadata.threshold
         self._batch_size = batch_size
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:

@@ -12,13 +12,22 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from colakit.errors import ColakitError, first_line
+from pydantic import Field
+
+from colakit.errors import ColakitError
 from colakit.storage.run_folder import RunFolder
-from colakit.utils.files import read_json, write_json, write_text
+from colakit.utils.documents import Document, read_document
+from colakit.utils.files import write_json, write_text
 
 RECORD = "folds.json"
-MAX_FOLDS = 1000
+
+
+class FoldsRecord(Document):
+    """The content of folds.json."""
+
+    folds: Annotated[int, Field(ge=2, le=1000)]
 
 
 class FoldsFolder:
@@ -64,14 +73,7 @@ def open_folds(path: Path) -> FoldsFolder | None:
     record = path.expanduser() / RECORD
     if not record.is_file():
         return None
-    try:
-        count = read_json(record)["folds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ColakitError(
-            f"{record}: cannot be read ({first_line(error)})", hint="Pass its runs one by one."
-        ) from error
-    if type(count) is not int or not 2 <= count <= MAX_FOLDS:
-        raise ColakitError(f"{record}: `folds` must be a whole number from 2 to {MAX_FOLDS}")
+    count = read_document(record, FoldsRecord, hint="Pass its runs one by one.").folds
     return FoldsFolder(path.expanduser(), count)
 
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,11 +32,17 @@ from colakit import __version__
 from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
+from colakit.storage.run_schemas import Evaluation, Predictions, Summary
+from colakit.utils.documents import parse_document, read_document
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
 
+S = TypeVar("S", bound=Summary)
 Labels = NDArray[np.int64]  # (N,)
 
+MAX_LINE_BYTES = 2**20  # of metrics.jsonl
+MAX_EVALUATIONS = 2**16
+MAX_PREDICTIONS = 2**22
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 
 
@@ -85,12 +91,29 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl, without an incomplete last line."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+    def read_evaluations(self) -> list[Evaluation]:
+        """Return the evaluations in metrics.jsonl of a classifier; other records are not parsed.
+
+        Raises:
+            ColakitError: if there are none, or one is broken.
+        """
+        evaluations: list[Evaluation] = []
+        try:
+            with self.metrics.open("rb") as file:
+                for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
+                    where = f"{self.metrics}, line {number}"
+                    if len(line) == MAX_LINE_BYTES or len(evaluations) > MAX_EVALUATIONS:
+                        raise ColakitError(f"{where}: the line or the file is too long")
+                    if b'"evaluation"' in line and line.endswith(
+                        b"\n"
+                    ):  # a killed process may leave half a line
+                        evaluations.append(parse_document(line, Evaluation, where))
+        except OSError as error:
+            raise ColakitError(f"{self.metrics}: cannot be read ({first_line(error)})") from error
+        if not evaluations or any(each.dev.keys() != evaluations[0].dev.keys() for each in evaluations):
+            fault = "its evaluations have different splits" if evaluations else "has no evaluation"
+            raise ColakitError(f"{self.metrics}: {fault}", hint="Give the folder of a training run.")
+        return evaluations
 
     def metrics_bytes(self) -> int:
         """Return the size of metrics.jsonl."""
@@ -132,34 +155,31 @@ class RunFolder:
         Raises:
             ColakitError: if the file is missing or broken.
         """
+        hint = "Pass a finished run."
         try:
-            raw = json.loads(self.predictions.read_text(encoding="utf-8"))
-            return {
-                name: (np.array(split["labels"], np.int64), np.array(split["predictions"], np.int64))
-                for name, split in raw.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ColakitError(
-                f"{self.predictions}: cannot be read ({first_line(error)})", hint="Pass a finished run."
-            ) from error
+            splits = read_document(self.predictions, Predictions, max_items=MAX_PREDICTIONS, hint=hint).root
+        except FileNotFoundError:
+            raise ColakitError(f"{self.predictions}: file not found", hint=hint) from None
+        return {
+            name: (np.array(split.labels, np.int64), np.array(split.predictions, np.int64))
+            for name, split in splits.items()
+        }
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_json(self.summary, summary)
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self, model: type[S]) -> S:
         """Return the content of summary.json.
 
         Raises:
             ColakitError: if it is missing (not a run folder, or the run is not finished) or broken.
         """
         try:
-            return json.loads(self.summary.read_text(encoding="utf-8"))
+            return read_document(self.summary, model)
         except FileNotFoundError:
             hint = "Finish it with --resume." if self.checkpoints.paths() else "Pass a run folder."
             raise ColakitError(f"{self.path}: is not a finished run (no summary.json)", hint=hint) from None
-        except (OSError, ValueError) as error:
-            raise ColakitError(f"{self.summary}: cannot be read ({error})") from error
 
 
 def environment(compute: Compute) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Documents that others may have written: every JSON file is read, bounded and validated here.
+"""Documents that others may have written: JSON files are read, bounded and validated here.
 
-A bound is checked before the work that it limits. What passes is an instance of a pydantic model that the room
-of the file defines, so the code that uses it needs no checks of its own.
+A bound is checked before the work that it limits. What passes is an instance of a pydantic model that the
+room of the file defines, so the code that uses it needs no checks of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class DocumentError(ColakitError):
-    """A document that is missing, not well-formed, too large or not valid; the message names file and field."""
+    """A document that is missing, not well-formed, too large or not valid; it names file and field."""
 
 
 class Document(BaseModel):
@@ -46,12 +46,13 @@ def read_document(
     """Return the JSON document in `path` as a `model`.
 
     Raises:
-        DocumentError: if it cannot be read, exceeds a bound or is not valid; `__cause__` tells a missing file.
+        DocumentError: if it cannot be read, exceeds a bound or is not valid.
+        FileNotFoundError: if it is missing.
     """
     try:
         raw = read_bounded(path, max_bytes)
-    except FileNotFoundError as error:
-        raise DocumentError(f"{path}: file not found", hint=hint) from error
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise DocumentError(f"{path}: cannot be read ({first_line(error)})", hint=hint) from error
     return parse_document(raw, model, str(path), max_bytes=max_bytes, max_items=max_items, hint=hint)
@@ -147,19 +148,22 @@ def library_errors(where: object, *, hint: str | None = None) -> Iterator[None]:
         raise DocumentError(f"{where}: cannot be read ({first_line(error)})", hint=hint) from error
 
 
-def check_text(text: str) -> str:
-    """Return `text` unless it has characters that cannot be written or printed: NUL and lone surrogates."""
-    if "\0" in text or not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("contains NUL or lone surrogates")
-    return text
+def check_text(text: str) -> None:
+    """Raise `ValueError` if `text` has characters that cannot be written: NUL or lone surrogates."""
+    if "\0" in text:
+        raise ValueError("contains NUL characters")
+    text.encode()  # fails on lone surrogates
 
 
-def plain_bounds(value: Any, *, max_items: int = MAX_ITEMS) -> None:
-    """Raise `ValueError` if data of another format cannot be plain JSON within the bounds.
+def check_plain(value: Any, *, max_items: int = MAX_ITEMS, leaves: type | tuple[type, ...] = ()) -> list[Any]:
+    """Raise `ValueError` unless `value` is plain data within the bounds of a document; return its leaves.
 
     Shared parts count each time, so structures that repeat or contain themselves are refused.
+
+    Args:
+        leaves: types that may occur besides dicts, lists, text, numbers, true, false and null.
     """
-    pending, count = [(value, 0)], 0
+    pending, count, others = [(value, 0)], 0, []
     while pending:
         item, depth = pending.pop()
         children: list[Any] = []
@@ -171,9 +175,12 @@ def plain_bounds(value: Any, *, max_items: int = MAX_ITEMS) -> None:
             check_text(item)
         elif isinstance(item, int) and item.bit_length() > 128:
             raise ValueError("an integer has too many digits")
+        elif leaves and isinstance(item, leaves):
+            others.append(item)
         elif not (item is None or isinstance(item, (int, float))):
             raise ValueError(f"contains a {type(item).__name__}; only plain data is allowed")
         count += len(children)
         if count > max_items or depth > MAX_DEPTH:
             raise ValueError(f"has more than {max_items:,} values or {MAX_DEPTH} levels, or contains itself")
         pending += [(child, depth + 1) for child in children]
+    return others

@@ -74,7 +74,7 @@ def _student(session: Session, model: str) -> StudentPredictor | None:
 
     try:
         return StudentPredictor(model, session.settings.predict.batch_size)
-    except (OSError, ValueError):
+    except (OSError, ColakitError):
         return None
 
 

@@ -67,8 +67,8 @@ def draw_curves(run: RunData) -> Figure:
             axis.plot(
                 [best_epoch],
                 [scale * run.summary["splits"][split][key]],
-                MARKERS[style],
-                color=PALETTE[style],
+                MARKERS[style % len(MARKERS)],
+                color=PALETTE[style % len(PALETTE)],
                 markersize=9,
                 markeredgecolor="white",
                 label=f"{split}, reported" + (" (tuned threshold)" if run.summary["threshold"] else ""),

@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Mcc = Annotated[float, Field(ge=-1, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e9)]  # nats, epochs, seconds
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Fold = Annotated[str, Field(pattern=r"^[0-9]{1,4}/[0-9]{1,4}$")]
+Fold = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")]
 Labels = Annotated[
     list[Annotated[int, Field(ge=0, lt=MAX_LABELS)]], Field(min_length=1, max_length=2**22, fail_fast=True)
 ]

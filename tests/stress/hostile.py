@@ -316,7 +316,10 @@ def a_state(step: int) -> dict[str, Any]:
     return {
         "identity": {"seed": 0, "compute": "cpu"},
         "step": step,
-        "progress": {"loss_sum": 0.5, "count": step, "best": None},
+        "progress": {
+            **{"max_steps": 9, "loss_sum": 0.5, "count": step, "stale": 0},
+            **{"best": None, "best_tensors": {}, "ema": {}},
+        },
         "tensors": {"weight": weight},
         "optimizer": optimizer,
         "per_process": [[{"cpu": torch.zeros(16, dtype=torch.uint8)}, None]],
@@ -611,7 +614,7 @@ def with_metadata(raw: bytes, metadata: Any) -> bytes:
 def read_ckpt(folder: Path) -> object:
     try:
         StudentPredictor(folder)(["the cat"])
-    except (OSError, ValueError) as error:
+    except (OSError, ColakitError) as error:
         _raise_exceeded_limit(error)
     read_origin(folder)
     return load_classifier(folder).encode(["the cat"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 from tokenizers import AddedToken
 
-from colakit.utils.documents import Document, DocumentError, check_text, read_bounded, read_document
+from colakit.utils.documents import Document, read_document, read_text
 
 MAX_VALUES = 2**21
 MAX_ADDED = 2**10  # each one added slows down the next
@@ -144,16 +144,8 @@ def read_merges(path: Path) -> list[str]:
     """Return the merges of merges.txt.
 
     Raises:
-        FileNotFoundError: if it is missing.
-        DocumentError: if it is too large or not text.
+        DocumentError: if it is missing, too large or not text.
     """
-    try:
-        raw = read_bounded(path, MAX_BYTES)
-        if len(raw) > MAX_BYTES:
-            raise ValueError(f"longer than {MAX_BYTES:,} bytes")
-        text = raw.decode("utf-8")
-        check_text(text)
-        lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
-        return [line.rstrip("\r") for line in lines]
-    except ValueError as error:
-        raise DocumentError(f"{path}: {error}") from None
+    text = read_text(path, MAX_BYTES)
+    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    return [line.rstrip("\r") for line in lines]

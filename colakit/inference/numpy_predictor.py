@@ -16,12 +16,19 @@ from threadpoolctl import threadpool_limits
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
+from colakit.errors import ColakitError
 from colakit.inference.decisions import Predictions, as_list
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
-from colakit.storage.model_file import check_shapes, read_student_file, student_name
-from colakit.utils.documents import library_errors
+from colakit.storage.model_file import (
+    STUDENT_NAME,
+    check_shapes,
+    describe_model,
+    read_student_file,
+    student_name,
+)
+from colakit.utils.documents import MissingError, library_errors
 
 MAX_BATCH_TOKENS = 2**13  # with padding; a worker needs about 20 KB per token
 MAX_WORKERS = 8
@@ -32,21 +39,29 @@ class StudentPredictor:
     """Label sentences with a recurrent student, as `Predictor` does, without importing torch.
 
         predictor = StudentPredictor("runs/distill-001")
-        predictor(["The cat sleep."]).labels
+        predictor("The cat sleep.").names
 
     Args:
         where: a `student.safetensors`, or the run folder or `ckpt.pt` beside it.
         batch_size: largest number of sentences that each core computes at a time.
 
     Raises:
-        ColakitError: if it is not a student's file, is damaged, or was not written with the `ckpt.pt`.
-        OSError: if it cannot be read.
+        ColakitError: if it is another model, is damaged, cannot be read, or was not written with `ckpt.pt`.
     """
 
     def __init__(self, where: str | Path, batch_size: int = INFERENCE_BATCH) -> None:
         keep_freed_memory()
-        metadata, tensors = read_student_file(Path(where).expanduser())
-        with library_errors(where):
+        path = Path(where).expanduser()
+        try:
+            metadata, tensors = read_student_file(path)
+        except MissingError as error:
+            if not path.exists():
+                raise ColakitError(f"{where}: file or folder not found", hint="Check the path.") from error
+            raise ColakitError(
+                f"{where}: {describe_model(path)}, not a recurrent student (no {STUDENT_NAME})",
+                hint="colakit.load(…) in Python and `colakit predict --model` load every kind of classifier.",
+            ) from error
+        with library_errors(where, hint="Copy or train the student again."):
             if metadata.kind != "rnn":
                 raise ValueError("not a student")
             self._model = NumpyRNN(RNNConfig(**metadata.config), tensors)
@@ -60,7 +75,7 @@ class StudentPredictor:
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
         tokens = self._tokenizer.encode(as_list(sentences), self.max_tokens)
-        return Predictions.of(self._logits(tokens), self.threshold, tokens.num_truncated)
+        return Predictions.of(self._logits(tokens), self.label_names, self.threshold, tokens.num_truncated)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """Return (N, C) logits; several batches are spread over the cores, one BLAS thread each."""

@@ -40,6 +40,7 @@ from colakit.storage.tensors import read_tensors, write_tensors
 from colakit.utils.documents import (
     Document,
     DocumentError,
+    MissingError,
     check_json_bounds,
     describe,
     parse_document,
@@ -318,11 +319,11 @@ def _read_manifest(path: Path) -> Manifest:
                 f"{path.parent}: format {version}; this colakit reads up to {FORMAT}", hint="Upgrade colakit."
             )
         manifest = parse_document(raw, Manifest, str(path))
-    except FileNotFoundError:
+    except MissingError:
         raise DamagedError(f"{path}: is missing") from None
     except DocumentError as error:
         raise DamagedError(error.message) from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error
     if manifest.format != FORMAT:
         raise DamagedError(f"{path}: must have format {FORMAT}")

@@ -10,6 +10,7 @@ Only functions that read or write `ckpt.pt` import torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 
 from colakit import __version__
 from colakit.data.tokenizer import SentenceTokenizer, TokenizerState
-from colakit.storage.run_schemas import Fold, Fraction, LabelNames, Seed
+from colakit.storage.run_schemas import ClassifierSummary, Count, Fold, Fraction, LabelNames, Seed
 from colakit.storage.safetensors_header import read_header
 from colakit.utils.documents import (
     Document,
@@ -48,6 +49,10 @@ MAX_MODULES = 2**12
 BROKEN = f"Give the {CHECKPOINT_NAME} of a run folder; if it was copied, check that it is complete."
 
 
+Scalar = bool | int | float | str | None
+SectionRecord = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
+
+
 class FinetuneRecord(Document):
     """The recorded settings of fine-tuning that are used again."""
 
@@ -55,12 +60,13 @@ class FinetuneRecord(Document):
     leave_out: Fold | None = None
 
 
-class SettingsRecord(Document):
-    """The recorded settings."""
+class SettingsRecord(Document, extra="allow"):
+    """The recorded settings: sections and single settings."""
 
+    __pydantic_extra__: dict[str, Scalar | SectionRecord]
     finetune: FinetuneRecord | None = None
-    distill: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
+    transfer: SectionRecord | None = None
+    base: str | None = None
 
 
 class Origin(Document):
@@ -71,19 +77,27 @@ class Origin(Document):
     base: str | None = None
     base_fingerprint: str | None = None
     settings: SettingsRecord | None = None
+    data: dict[str, str] | None = None
+    transfer: dict[str, Any] | None = None
     teachers: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+    steps: Count | None = None
+    max_steps: Count | None = None
+    examples: Count | None = None
+    student_fingerprint: str | None = None
+    train_fingerprint: str | None = None
 
 
-def _checked_origin(origin: dict[str, Any]) -> dict[str, Any]:
+def check_origin(origin: dict[str, Any]) -> dict[str, Any]:
+    """Return an origin, or raise `ValueError` if it is not valid."""
     try:
-        Origin.model_validate_json(json.dumps(origin))
+        Origin.model_validate(origin)
     except ValidationError as error:
         raise ValueError(describe(error)) from None
     return origin
 
 
-OriginDict = Annotated[dict[str, Any], AfterValidator(_checked_origin)]  # kept whole and in its order
-MaxTokens = Annotated[int, Field(ge=1, le=2**20)]
+OriginDict = Annotated[dict[str, Any], AfterValidator(check_origin)]  # kept whole and in its order
+MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class LoRARecord(Document):
@@ -216,16 +230,13 @@ def read_student_file(where: Path) -> tuple[ModelMetadata, dict[str, NDArray[np.
 
     Raises:
         DocumentError: if it is damaged, or does not belong to the `ckpt.pt`.
-        OSError: if it cannot be read.
+        MissingError: if there is no such file.
     """
     path, checkpoint = where, None
     if path.suffix != ".safetensors":
         checkpoint = where / CHECKPOINT_NAME if where.is_dir() else where
         path = checkpoint.with_name(STUDENT_NAME)
-    try:
-        header = read_header(path)
-    except ValueError as error:
-        raise DocumentError(f"{path}: not a student file of colakit ({error})", hint=BROKEN) from error
+    header = read_header(path)
     text = header.metadata.get(METADATA_KEY, "")
     metadata = parse_document(text, ModelMetadata, f"{path}, {METADATA_KEY}", hint=BROKEN)
     with library_errors(path, hint=BROKEN), safe_open(path, framework="np") as file:
@@ -233,6 +244,23 @@ def read_student_file(where: Path) -> tuple[ModelMetadata, dict[str, NDArray[np.
     if checkpoint is not None and checkpoint.exists() and metadata.checkpoint_sha256 != sha256_of(checkpoint):
         raise DocumentError(f"{path}: it was not written with {checkpoint.name}", hint=BROKEN)
     return metadata, tensors
+
+
+def describe_model(path: Path) -> str:
+    """Return in words what a path without a student holds."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / "summary.json").is_file():
+        with contextlib.suppress(DocumentError):
+            return f"holds {read_document(folder / 'summary.json', ClassifierSummary).model}"
+    contents = {
+        "adapter_config.json": "an adapter",
+        CHECKPOINT_NAME: f"a {CHECKPOINT_NAME}",
+        "config.json": "a base model",
+        "runs.json": "several runs",
+        "checkpoints": "an unfinished run",
+    }
+    held = [words for name, words in contents.items() if (folder / name).exists()]
+    return f"holds {held[0]}" if held else "holds no model"
 
 
 def write_companion(folder: Path, metadata: Mapping[str, Any]) -> None:

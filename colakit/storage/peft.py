@@ -114,10 +114,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
         ColakitError: if a file is missing or corrupt, or the adapter's type is not supported.
     """
     config_path = folder / "adapter_config.json"
-    try:
-        raw = read_document(config_path, AdapterConfig, hint="Name a LoRA adapter's folder.")
-    except FileNotFoundError:
-        raise ColakitError(f"{config_path}: file not found", hint="Name an adapter folder.") from None
+    raw = read_document(config_path, AdapterConfig, hint="Name the folder of a LoRA adapter.")
     path = folder / "adapter_model.safetensors"
     tensors = read_weights_file(path, hint="Save the adapter again.")
     factors: dict[str, Tensor] = {}

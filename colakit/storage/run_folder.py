@@ -1,11 +1,12 @@
 """A run folder: settings, environment, metrics, checkpoints and results.
 
-settings.yaml      resolved settings; valid as --config
-environment.json   versions, device, git commit
+settings.yaml      resolved settings with absolute paths; valid as --config
+environment.json   versions, device, git commit, command line, working folder
 metrics.jsonl      one JSON object per line, without times, so that equal runs write equal bytes
 checkpoints/       the last two resumable states: weights, optimizer, RNG, position in the data
 summary.json       results
-predictions.json   labels and predictions of each split
+predictions.json   label names; of each split: row numbers and hash of the sentences, labels, predictions,
+                   probabilities
 ckpt.pt, adapter/  the best model; a student also has student.safetensors
 base/              a base in the transformers layout (pretrain, language models)
 plots/             figures
@@ -19,7 +20,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,20 +30,21 @@ import torch
 from numpy.typing import NDArray
 
 from colakit import __version__
-from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
+from colakit.data.corpora import Split
+from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.run_schemas import Evaluation, Predictions, Summary
-from colakit.utils.documents import parse_document, read_document
+from colakit.storage.run_schemas import EvaluationRecord, MetricsFile, Predictions, StepRecord, Summary
+from colakit.utils.documents import MissingError, parse_document, read_bounded, read_document
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
 
 S = TypeVar("S", bound=Summary)
 Labels = NDArray[np.int64]  # (N,)
 
-MAX_LINE_BYTES = 2**20  # of metrics.jsonl
-MAX_EVALUATIONS = 2**16
-MAX_PREDICTIONS = 2**22
+MAX_METRICS_BYTES = 2**24
+MAX_PREDICTIONS_BYTES = 2**26
+MAX_VALUES = 2**22  # in metrics.jsonl or predictions.json
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 
 
@@ -91,29 +93,24 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def read_evaluations(self) -> list[Evaluation]:
-        """Return the evaluations in metrics.jsonl of a classifier; other records are not parsed.
+    def read_metrics(self) -> tuple[list[StepRecord], list[EvaluationRecord]]:
+        """Return the steps and the evaluations of a classifier in metrics.jsonl.
+
+        An incomplete last line is ignored: a killed process may leave half of one.
 
         Raises:
-            ColakitError: if there are none, or one is broken.
+            ColakitError: if there is no evaluation, or the file is broken.
         """
-        evaluations: list[Evaluation] = []
-        try:
-            with self.metrics.open("rb") as file:
-                for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
-                    where = f"{self.metrics}, line {number}"
-                    if len(line) == MAX_LINE_BYTES or len(evaluations) > MAX_EVALUATIONS:
-                        raise ColakitError(f"{where}: the line or the file is too long")
-                    if b'"evaluation"' in line and line.endswith(
-                        b"\n"
-                    ):  # a killed process may leave half a line
-                        evaluations.append(parse_document(line, Evaluation, where))
-        except OSError as error:
-            raise ColakitError(f"{self.metrics}: cannot be read ({first_line(error)})") from error
-        if not evaluations or any(each.dev.keys() != evaluations[0].dev.keys() for each in evaluations):
-            fault = "its evaluations have different splits" if evaluations else "has no evaluation"
-            raise ColakitError(f"{self.metrics}: {fault}", hint="Give the folder of a training run.")
-        return evaluations
+        hint = "Give the folder of a training run."
+        lines = read_bounded(self.metrics, MAX_METRICS_BYTES, hint=hint).split(b"\n")
+        raw = b"[" + b",\n".join(line for line in lines[:-1] if line) + b"]"
+        records = parse_document(
+            raw, MetricsFile, str(self.metrics), max_bytes=MAX_METRICS_BYTES, max_items=MAX_VALUES, hint=hint
+        ).root
+        evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+        if not evaluations:
+            raise ColakitError(f"{self.metrics}: has no evaluation", hint=hint)
+        return [record for record in records if isinstance(record, StepRecord)], evaluations
 
     def metrics_bytes(self) -> int:
         """Return the size of metrics.jsonl."""
@@ -144,10 +141,27 @@ class RunFolder:
         paths = self.checkpoints.paths()
         return f"the last checkpoint is {paths[0]}" if paths else "no checkpoint was saved"
 
-    def write_predictions(self, splits: Mapping[str, tuple[Labels, Labels]]) -> None:
-        """Write split name -> (labels, predictions), both (N,)."""
-        content = {name: {"labels": a.tolist(), "predictions": b.tolist()} for name, (a, b) in splits.items()}
-        write_json(self.predictions, content, indent=None)
+    def write_predictions(
+        self,
+        label_names: Sequence[str],
+        splits: Mapping[str, tuple[Split, Labels, NDArray[np.float64]]],
+    ) -> None:
+        """Write the predictions of labelled splits.
+
+        Args:
+            splits: name -> sentences, (N,) predictions, (N, C) probabilities.
+        """
+        content = {
+            name: {
+                "sentences": (np.arange(len(split)) if split.rows is None else split.rows).tolist(),
+                "sentences_sha256": split.sentences_sha256(),
+                "labels": split.require_labels().tolist(),
+                "predictions": predictions.tolist(),
+                "probabilities": probs.round(6).tolist(),
+            }
+            for name, (split, predictions, probs) in splits.items()
+        }
+        write_json(self.predictions, {"label_names": list(label_names), "splits": content}, indent=None)
 
     def read_predictions(self) -> dict[str, tuple[Labels, Labels]]:
         """Return split name -> (labels, predictions).
@@ -155,11 +169,13 @@ class RunFolder:
         Raises:
             ColakitError: if the file is missing or broken.
         """
-        hint = "Pass a finished run."
-        try:
-            splits = read_document(self.predictions, Predictions, max_items=MAX_PREDICTIONS, hint=hint).root
-        except FileNotFoundError:
-            raise ColakitError(f"{self.predictions}: file not found", hint=hint) from None
+        splits = read_document(
+            self.predictions,
+            Predictions,
+            max_bytes=MAX_PREDICTIONS_BYTES,
+            max_items=MAX_VALUES,
+            hint="Pass a finished run.",
+        ).splits
         return {
             name: (np.array(split.labels, np.int64), np.array(split.predictions, np.int64))
             for name, split in splits.items()
@@ -177,7 +193,7 @@ class RunFolder:
         """
         try:
             return read_document(self.summary, model)
-        except FileNotFoundError:
+        except MissingError:
             hint = "Finish it with --resume." if self.checkpoints.paths() else "Pass a run folder."
             raise ColakitError(f"{self.path}: is not a finished run (no summary.json)", hint=hint) from None
 
@@ -195,6 +211,7 @@ def environment(compute: Compute) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
         "command_line": sys.argv,
+        "working_folder": str(Path.cwd()),
     }
 
 

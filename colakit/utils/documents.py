@@ -22,11 +22,15 @@ MAX_ITEMS = 2**17  # values, of all levels; a million wrong values would take a 
 MAX_DIGITS = 40  # of a number
 DEEPER, SHALLOWER = b"[{", b"]}"
 
-T = TypeVar("T", bound=BaseModel)
+M = TypeVar("M", bound=BaseModel)
 
 
 class DocumentError(ColakitError):
-    """A document that is missing, not well-formed, too large or not valid; it names file and field."""
+    """A document that is not well-formed, too large or not valid; it names file and field."""
+
+
+class MissingError(DocumentError):
+    """A document that does not exist."""
 
 
 class Document(BaseModel):
@@ -37,44 +41,67 @@ class Document(BaseModel):
 
 def read_document(
     path: Path,
-    model: type[T],
+    model: type[M],
     *,
     max_bytes: int = MAX_BYTES,
     max_items: int = MAX_ITEMS,
     hint: str | None = None,
-) -> T:
+) -> M:
     """Return the JSON document in `path` as a `model`.
 
     Raises:
         DocumentError: if it cannot be read, exceeds a bound or is not valid.
-        FileNotFoundError: if it is missing.
+        MissingError: if there is no such file.
     """
-    try:
-        raw = read_bounded(path, max_bytes)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise DocumentError(f"{path}: cannot be read ({first_line(error)})", hint=hint) from error
+    raw = read_bounded(path, max_bytes, hint=hint)
     return parse_document(raw, model, str(path), max_bytes=max_bytes, max_items=max_items, hint=hint)
 
 
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Return at most `max_bytes` + 1 bytes of a regular file; `parse_document` refuses the last one."""
-    if path.exists() and not path.is_file():  # a device or a pipe may have no end
-        raise ValueError("not a regular file")
-    with path.open("rb") as file:
-        return file.read(max_bytes + 1)
+def read_bounded(path: Path, max_bytes: int, *, whole: bool = True, hint: str | None = None) -> bytes:
+    """Return the content of a regular file of up to `max_bytes`.
+
+    Args:
+        whole: False returns the beginning of a longer file.
+
+    Raises:
+        DocumentError: if it is longer, or cannot be read.
+        MissingError: if there is no such file.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a device or a pipe may have no end
+            raise ValueError("not a regular file")
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: file not found", hint=hint) from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DocumentError(f"{path}: cannot be read ({reason})", hint=hint) from error
+    if whole and len(raw) > max_bytes:
+        raise DocumentError(f"{path}: longer than {max_bytes:,} bytes", hint=hint)
+    return raw
+
+
+def read_text(path: Path, max_bytes: int, *, hint: str | None = None) -> str:
+    """Return the text of a UTF-8 file without NUL; errors as in `read_bounded`."""
+    raw = read_bounded(path, max_bytes, hint=hint)
+    try:
+        text = raw.decode("utf-8-sig")
+        check_text(text)
+    except ValueError as error:
+        raise DocumentError(f"{path}: {first_line(error)}", hint=hint) from error
+    return text
 
 
 def parse_document(
     raw: bytes | str,
-    model: type[T],
+    model: type[M],
     where: str,
     *,
     max_bytes: int = MAX_BYTES,
     max_items: int = MAX_ITEMS,
     hint: str | None = None,
-) -> T:
+) -> M:
     """Return a JSON document as a `model`.
 
     Args:
@@ -87,12 +114,18 @@ def parse_document(
     try:
         if isinstance(raw, str):
             raw = raw.encode("utf-8")  # fails on lone surrogates
-        check_json_bounds(raw, max_bytes=max_bytes, max_items=max_items)
-        return model.model_validate_json(raw)
-    except ValidationError as error:
-        raise DocumentError(f"{where}: {describe(error)}", hint=hint) from None
+        return validate_json(raw, model, max_bytes=max_bytes, max_items=max_items)
     except ValueError as error:
         raise DocumentError(f"{where}: {error}", hint=hint) from None
+
+
+def validate_json(raw: bytes, model: type[M], *, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> M:
+    """Return JSON as a `model`; raise `ValueError` if it exceeds a bound or is not valid."""
+    check_json_bounds(raw, max_bytes=max_bytes, max_items=max_items)
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
 
 
 def check_json_bounds(raw: bytes, *, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> None:
@@ -126,6 +159,7 @@ def describe(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"])[:80]
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace(" at line 1 column ", " at column ")
     match first["type"]:
         case "json_invalid":
             return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
@@ -133,7 +167,8 @@ def describe(error: ValidationError) -> str:
             return f"{field} is missing"
         case "extra_forbidden":
             return f"{field} is not a field of it"
-    got = "" if first["type"] == "value_error" else f" (got {reprlib.repr(first['input'])[:60]})"
+    is_explained = first["type"] == "value_error" and isinstance(first["input"], (list, dict))
+    got = "" if is_explained else f" (got {reprlib.repr(first['input'])[:60]})"
     return f"{field}: {message}{got}" if field else f"{message}{got}"
 
 

@@ -20,16 +20,16 @@ FAULTS: dict[str, tuple[str, str]] = {
     "summary.json: best: must be": ("summary.json", json.dumps({**RUN_FILES["summary.json"], "best": None})),
     "summary.json: splits: must be": ("summary.json", json.dumps({**RUN_FILES["summary.json"], "splits": 3})),
     "summary.json: command is missing": ("summary.json", "{}"),
-    "line 1: epoch: must be": ("metrics.jsonl", LINE.replace('"epoch": 1.0', '"epoch": [1]') + "\n"),
+    "0.evaluation.epoch: must be": ("metrics.jsonl", LINE.replace('"epoch": 1.0', '"epoch": [1]') + "\n"),
     "more than 40 digits": ("metrics.jsonl", LINE.replace("1.0", "9" * 50) + "\n"),
     "nested more than": ("metrics.jsonl", LINE.replace("1.0", "[" * 99 + "]" * 99) + "\n"),
     "contains NUL": ("metrics.jsonl", LINE.replace("step", "\0") + "\n"),
     "has no evaluation": ("metrics.jsonl", LINE[:40]),
-    "dev.labels.0: must be": (
+    "splits.dev.labels.0: must be": (
         "predictions.json",
-        json.dumps({"dev": {"labels": [2**70], "predictions": [0]}}),
+        json.dumps({"label_names": ["a"], "splits": {"dev": {"labels": [2**70], "predictions": [0]}}}),
     ),
-    "folds: must be": ("folds.json", json.dumps({"folds": 10**9})),
+    "folds: must be": ("runs.json", json.dumps({"command": "finetune", "folds": 10**9})),
 }
 
 

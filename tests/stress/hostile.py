@@ -35,6 +35,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import torch
+from hostile_data import DATA_READERS
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_of
 
@@ -55,12 +56,12 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
-from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import load_gpt, save_gpt
 from colakit.storage.model_file import METADATA_KEY
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import ClassifierSummary
+from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 
 SECONDS = 20.0  # limit of one case
@@ -617,7 +618,7 @@ def with_metadata(raw: bytes, metadata: Any) -> bytes:
 def read_ckpt(folder: Path) -> object:
     try:
         StudentPredictor(folder)(["the cat"])
-    except (OSError, ColakitError) as error:
+    except ColakitError as error:
         _raise_exceeded_limit(error)
     read_origin(folder)
     return load_classifier(folder).encode(["the cat"])
@@ -721,19 +722,24 @@ def read_adapter_folder(folder: Path) -> object:
     return load_classifier(folder, base=str(base_with_tokenizer()))
 
 
-SCORES = {"loss": 0.5, "accuracy": 0.75, "mcc": 0.5}
+DECISIONS = {"accuracy": 0.75, "mcc": 0.5}
+SCORES = {"loss": 0.5, **DECISIONS}
 SPLIT = {**SCORES, "num_examples": 4, "majority_rate": 0.5}
 RUN_FILES: dict[str, Any] = {
     "summary.json": {
         **{"command": "finetune", "seed": 0, "experiment": "abc", "model": "finetune", "labels": ["a", "b"]},
         **{"best": {"epoch": 1.0}, "splits": {"val": SPLIT, "dev": SPLIT}, "threshold": 0.5, "seconds": 1.0},
+        **{"train_loss": "cross-entropy", "steps": 1, "max_steps": 1, "examples": 4},
     },
     "metrics.jsonl": {
-        **{"event": "evaluation", "step": 1, "epoch": 1.0},
-        **{"train": {"loss": 0.5}, "val": SCORES, "dev": {"dev": SCORES}},
+        **{"event": "evaluation", "step": 1, "epoch": 1.0, "train": {"loss": 0.5}},
+        **{"val": {**SCORES, "argmax": DECISIONS}, "dev": {"dev": SCORES}},
     },
-    "predictions.json": {"dev": {"labels": [0, 1, 1, 0], "predictions": [0, 1, 0, 0]}},
-    "folds.json": {"folds": 2},
+    "predictions.json": {
+        "label_names": ["a", "b"],
+        "splits": {"dev": {"labels": [0, 1, 1, 0], "predictions": [0, 1, 0, 0]}},
+    },
+    "runs.json": {"command": "finetune", "folds": 2},
 }
 
 
@@ -752,7 +758,7 @@ def run_cases() -> Cases:
 def read_run(folder: Path) -> object:
     """Read all files of a run folder that `plot` and `evaluate` read."""
     run = RunFolder(folder)
-    read = (lambda: open_folds(folder), lambda: run.read_summary(ClassifierSummary), run.read_evaluations)
+    read = (lambda: open_run_set(folder), lambda: run.read_summary(ClassifierSummary), run.read_metrics)
     return [each() for each in (*read, run.read_predictions)]
 
 
@@ -796,6 +802,7 @@ def readers() -> dict[str, Reader]:
         "tokenizer": Reader(tokenizer_cases(), read_tokenizer),
         "base": Reader(base_cases(), load_gpt),
         "adapter": Reader(adapter_cases(), read_adapter_folder),
+        **{name: Reader(cases(), read) for name, (cases, read) in DATA_READERS.items()},
     }
 
 

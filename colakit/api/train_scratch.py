@@ -19,7 +19,7 @@ from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
-from colakit.storage.run_schemas import ClassifierSummary
+from colakit.storage.run_schemas import Summary
 from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import CROSS_ENTROPY, line, supervised
@@ -81,7 +81,7 @@ def _match(session: Session, like: Path, seeds: Sequence[int] | None) -> Sequenc
     if not any(map(session.resolved.was_typed, BUDGET)):
         planned = settings.student_training.max_steps
         if run.summary.is_file():
-            planned = run.read_summary(ClassifierSummary).max_steps
+            planned = run.read_summary(Summary).max_steps or planned
         training = settings.student_training.model_copy(update={"max_steps": planned})
         scratch = settings.train_scratch.model_copy(update={"budget": "distill"})
         settings = settings.model_copy(update={"student_training": training, "train_scratch": scratch})

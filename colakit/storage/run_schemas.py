@@ -93,13 +93,14 @@ class Best(Document):
 
 
 class Summary(Document):
-    """summary.json of any finished run."""
+    """summary.json of any finished run or runs."""
 
     model_config = ConfigDict(extra="allow")
 
     command: str
     seed: Seed | None = None
     experiment: str | None = None  # of classifiers
+    max_steps: Step | None = None
 
 
 class ClassifierSummary(Summary):

@@ -27,6 +27,7 @@ from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
 from colakit.inference.decisions import probabilities
 from colakit.storage.output import Resume
+from colakit.storage.run_schemas import ClassifierSummary
 from colakit.storage.run_set import RunSet
 from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
@@ -156,7 +157,11 @@ def _report(session: Session, task: TaskData, runs: RunSet, plan: Plan) -> dict[
         logits = teacher.logits(task.train)  # of all of train: `distill` needs them later
         labels = teacher.classifier.predict_labels(logits)
         unseen = teacher.unseen(task.train)
-        outputs.append(FoldModel(run.path.name, fold, run.read_summary(), unseen, logits, labels))
+        outputs.append(
+            FoldModel(
+                run.path.name, fold, run.read_summary(ClassifierSummary).model_dump(), unseen, logits, labels
+            )
+        )
     labels = task.train.require_labels()
     result, predictions, logits = combine_folds(labels, outputs)
     summary = {

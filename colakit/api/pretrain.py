@@ -33,7 +33,14 @@ from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.meta_device import without_weights
 from colakit.runtime.device import compiles
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.gpt2 import (
+    base_fingerprint,
+    load_gpt,
+    load_tokenizer,
+    plan_config,
+    read_config,
+    resolve_base,
+)
 from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
 from colakit.training.estimate import EVALUATING, TRAINING, seconds_per_step
@@ -251,7 +258,7 @@ def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> 
 def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     """Return the tokenizer of the base or of `tokenizer`; None if one must be trained."""
     if settings.init_from is not None:
-        return SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
+        return load_tokenizer(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
         return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
     return None

@@ -24,6 +24,7 @@ from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side
 from colakit.storage.gpt2 import base_fingerprint, load_gpt
 from colakit.storage.output import Resume, check_writable, claim_run_folder
+from colakit.storage.run_schemas import Summary
 from colakit.storage.run_set import Kind, RunSet, check_seeds, open_run_set
 from colakit.training.classifier_trainer import MAY_CHANGE
 from colakit.training.job import differences, settings_identity
@@ -164,7 +165,8 @@ def train_run_set(
         missing = runs.unfinished()
         if not missing and runs.shared.summary.is_file():
             session.reporter.say(f"{runs.path} is finished; nothing to resume")
-            return {**runs.shared.read_summary(), "run": str(runs.path)}
+            finished = runs.shared.read_summary(Summary).model_dump(exclude_unset=True)
+            return {**finished, "run": str(runs.path)}
         runs.create(session.settings_yaml)
 
         def progress() -> str:

@@ -12,14 +12,14 @@ from torch import nn
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment, epoch_size
 from colakit.errors import ColakitError
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import Summary
 from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import CROSS_ENTROPY, line, supervised
@@ -76,9 +76,9 @@ def _match(session: Session, like: Path, seeds: Sequence[int] | None) -> Sequenc
     if not settings.distill.teacher:
         raise ColakitError(f"--like {like}: is not a run of distill", hint="Give a run folder of distill.")
     if not any(map(session.resolved.was_typed, BUDGET)):
-        planned = (
-            run.read_summary()["max_steps"] if run.summary.is_file() else settings.student_training.max_steps
-        )
+        planned = settings.student_training.max_steps
+        if run.summary.is_file():
+            planned = run.read_summary(Summary).max_steps or planned
         training = settings.student_training.model_copy(update={"max_steps": planned})
         scratch = settings.train_scratch.model_copy(update={"budget": "distill"})
         settings = settings.model_copy(update={"student_training": training, "train_scratch": scratch})
@@ -108,7 +108,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         train,
         settings.student,
         training,
-        tokenizer=SentenceTokenizer.from_folder(folder),
+        tokenizer=load_tokenizer(folder),
         max_tokens=base.config.num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),

@@ -154,7 +154,10 @@ def _differing(model: ModelInfo, rivals: Sequence[Mapping[str, Any]]) -> str:
     for key, leaf in zip(differing, leaves, strict=True):
         name, value = leaf if leaves.count(leaf) == 1 else key, model.settings[key]
         if isinstance(value, dict):
-            value = [f"{part}:{share:g}" for part, share in value.items()]
+            value = [
+                f"{part}:{share:g}" if isinstance(share, float) else f"{part}:{share}"
+                for part, share in value.items()
+            ]
         if value is True:
             texts.append(name)
         elif value is not False:

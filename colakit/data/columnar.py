@@ -12,22 +12,11 @@ from typing import IO, Any
 
 from colakit.data.json_records import Record
 from colakit.errors import ColakitError, first_line
+from colakit.utils.documents import library_errors
 from colakit.utils.extras import import_extra
 
 BATCH = 256  # rows in memory at a time
 HUB_PREFIX = "hf:"
-
-
-@contextlib.contextmanager
-def parquet_errors(where: str) -> Iterator[None]:
-    """Turn what pyarrow raises for a damaged file into `ColakitError`."""
-    arrow = import_extra("pyarrow", "data")
-    try:
-        yield
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise ColakitError(
-            f"{where}: cannot be read as Parquet ({first_line(error)})", hint="Write the file again."
-        ) from error
 
 
 @contextlib.contextmanager
@@ -36,14 +25,14 @@ def open_parquet(file: IO[bytes], where: str) -> Iterator[tuple[Any, Iterator[Re
     with tempfile.TemporaryFile() as unpacked:
         if not file.seekable():
             shutil.copyfileobj(file, unpacked)
-        with parquet_errors(where):
+        with library_errors(where, hint="Is it a Parquet file? Write it again."):
             parquet = import_extra("pyarrow.parquet", "data")
             table = parquet.ParquetFile(file if file.seekable() else unpacked)
         yield table.schema_arrow, _parquet_rows(table, where)
 
 
 def _parquet_rows(table: Any, where: str) -> Iterator[Record]:
-    with parquet_errors(where):
+    with library_errors(where, hint="Is it a Parquet file? Write it again."):
         batches = table.iter_batches(batch_size=BATCH)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
 
@@ -76,7 +65,7 @@ def open_hub(name: str) -> dict[str, HubSplit]:
     for words in _candidates(path):
         try:
             loaded = library.load_dataset(*words)
-        except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+        except Exception as error:  # of the library, of pyarrow, of the network
             errors.append(first_line(error))
             continue
         if colon and split not in loaded:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from colakit.data.columnar import parquet_errors
 from colakit.data.tables import Format
+from colakit.utils.documents import library_errors
 from colakit.utils.extras import import_extra
 from colakit.utils.unpacking import import_zstd
 
@@ -98,7 +98,7 @@ def _parquet_writer(path: Path, schema: Any) -> Iterator[Write]:
 
     def write(rows: Sequence[Mapping[str, Any]]) -> None:
         nonlocal writer
-        with parquet_errors(str(path)):
+        with library_errors(path):
             table = arrow.Table.from_pylist(list(rows), schema=schema if writer is None else writer.schema)
             writer = writer or parquet.ParquetWriter(path, table.schema)
             writer.write_table(table)

@@ -17,6 +17,7 @@ from colakit.data.delimited import MAX_COLUMNS, Fields, detect_delimiter, read_r
 from colakit.data.json_records import Record, read_json
 from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError, did_you_mean
+from colakit.utils.documents import check_text
 from colakit.utils.unpacking import DECODERS
 
 Format = Literal["text", "tsv", "csv", "json", "jsonl", "parquet"]
@@ -154,12 +155,7 @@ def cell_text(value: Any) -> str:
         ValueError: if it is neither text, number nor boolean, or cannot be written as UTF-8.
     """
     if isinstance(value, str):
-        if "\0" in value:
-            raise ValueError("a NUL character")
-        try:
-            value.isascii() or value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("half a surrogate pair") from None
+        check_text(value)
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

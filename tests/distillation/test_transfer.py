@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 
 from colakit.api.distill import tuned_sampler
@@ -130,6 +131,25 @@ def prose(tmp_path: Path) -> Path:
     path = tmp_path / "prose.txt"
     path.write_text("\n".join(f"The old farmer counted {i} tired sheep again." for i in range(2000)))
     return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv.xz", "jsonl.gz", "parquet"])
+def test_a_table_gives_the_sentences_of_its_column(ending: str, toy: Path, prose: Path) -> None:
+    frame = pandas.DataFrame({"line": prose.read_text().splitlines(), "other": "A sentence of no use."})
+    path = prose.with_name(f"table.{ending}")
+    match ending.partition(".")[0]:
+        case "parquet":
+            frame.to_parquet(path)
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case kind:
+            frame.to_csv(path, sep="\t" if kind == "tsv" else ",")
+    options = {"data": toy / "corpus", "size": 0.2, "sources": "{text: 1}"}
+    session, task = load_session(**options, text=path, text_column="line")
+    expected = draw_transfer_set(*load_session(**options, text=prose)).sentences
+    assert draw_transfer_set(session, task).sentences == expected
+    with pytest.raises(ColakitError, match=r"no setting names the column.*\n.*transfer\.text_column=NAME"):
+        draw_transfer_set(*load_session(**options, text=path))
 
 
 def test_evaluation_sentences_are_never_drawn(toy: Path, prose: Path) -> None:

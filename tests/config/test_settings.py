@@ -525,7 +525,7 @@ def test_a_typed_data_path_overrides_splits(sources: dict[str, Any], splits: dic
         ("seed=0x" + "f" * 5000, "not a number of up to 100 characters"),
         ("seed=1:30", "seed: should be a valid integer"),
         ("seed=!!int 1:30", "not a number of up to 100 characters"),
-        ("seed=" + "[" * 5000, "nested too deeply"),
+        ("seed=" + "[" * 5000, "nested more than 16 levels deep"),
         ("base=" + "x" * 70_000, "longer than 64 KiB"),
         ("student.hidden_size=1000000000", "less than or equal to 16384"),
         ("student.hidden_size=16384", "recurrent weights; at most 268,435,456"),

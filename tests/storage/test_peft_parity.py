@@ -38,7 +38,7 @@ STEPS = 20
 class Variant:
     """One adapter, in PEFT's words and in ours; both start from rank 4 and alpha 8."""
 
-    reference: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=dict)
     ours: dict[str, Any] = field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ def adapted_by_peft(base: Path, variant: str, **settings: Any) -> PeftModel:
         "modules_to_save": ["score"],
         "fan_in_fan_out": True,
     }
-    return get_peft_model(model, LoraConfig(**{**usual, **VARIANTS[variant].theirs, **settings}))
+    return get_peft_model(model, LoraConfig(**{**usual, **VARIANTS[variant].peft, **settings}))
 
 
 def our_config(variant: str, **settings: Any) -> LoRAConfig:

@@ -36,7 +36,7 @@ def empty_student(
     settings: StudentSettings, task: TaskData, vocab_size: int, reporter: Reporter
 ) -> DistilRNN:
     """Return a student without weights, for a dry run."""
-    reporter.say("of the student's embedding, only the rows of tokens in the training data train")
+    reporter.say("only embedding rows of tokens in the training data are trained")
     with without_weights():
         return DistilRNN(_config(settings, len(task.corpus.label_names), vocab_size))
 

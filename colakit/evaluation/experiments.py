@@ -127,12 +127,13 @@ def group_names(models: Sequence[ModelInfo]) -> list[str]:
     """
     seen: set[tuple[str, int | None, str | None]] = set()
     keys: list[str] = []
+    first: dict[str, ModelInfo] = {}  # experiment -> its first model
     for model in models:
         run = (model.experiment, model.seed, model.fold)
         repeated = model.seed is None or run in seen
         seen.add(run)
         keys.append(f"{model.experiment} {model.name}" if repeated else model.experiment)
-    first = dict(reversed(list(zip(keys, models, strict=True))))
+        first.setdefault(keys[-1], model)
     names = {}
     for key, model in first.items():
         rivals = [other.settings for other in first.values() if other.command == model.command]

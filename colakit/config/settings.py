@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field
 
+from colakit.config.baseline import BaselineSettings
 from colakit.config.data import DataSettings
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.pretrain import PretrainSettings, RealFakeSettings
@@ -80,6 +81,7 @@ class Settings(Section):
     distill: DistillSettings = DistillSettings()
     transfer: TransferSettings = TransferSettings()
     train_scratch: TrainScratchSettings = TrainScratchSettings()
+    baseline: BaselineSettings = BaselineSettings()
     generate: GenerateSettings = GenerateSettings()
     predict: PredictSettings = PredictSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CHECKPOINT_NAME = "ckpt.pt"
 STUDENT_NAME = "student.safetensors"
+BASELINE_NAME = "baseline.safetensors"
 COMPANION_NAME = "colakit.json"  # in an adapter folder: metadata that PEFT's two files have no field for
 METADATA_KEY = "colakit"  # one key only: safetensors writes several in random order
 
@@ -69,14 +70,31 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
     from colakit.storage.tensors import write_tensors
 
     # The round trip removes shared objects: pickle writes a string once or twice depending on identity.
-    plain = json.loads(json.dumps({"format": FORMAT, "colakit": __version__, **metadata}))
+    plain = json.loads(json.dumps(_with_version(metadata)))
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(path, {**plain, "tensors": on_cpu})
     if plain["kind"] == "rnn":
         plain["checkpoint_sha256"] = sha256_of(path)
         arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
-        with replacing(path.with_name(STUDENT_NAME)) as temporary:
-            temporary.write_bytes(save(arrays, {METADATA_KEY: json.dumps(plain)}))
+        _write_arrays(path.with_name(STUDENT_NAME), plain, arrays)
+
+
+def write_baseline_file(
+    folder: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]
+) -> Path:
+    """Write `baseline.safetensors` into a folder and return its path; equal content gives equal bytes."""
+    path = folder / BASELINE_NAME
+    _write_arrays(path, {**_with_version(metadata), "checkpoint_sha256": None}, arrays)
+    return path
+
+
+def _with_version(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": FORMAT, "colakit": __version__, **metadata}
+
+
+def _write_arrays(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), {METADATA_KEY: json.dumps(metadata)}))
 
 
 def read_model_file(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from colakit.api.session import Session
 from colakit.api.train_scratch import train_scratch
 from colakit.data.corpora import Split
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import experiment_key
+from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import best_threshold, measure
 from colakit.inference.baseline import BaselineClassifier
 from colakit.inference.decisions import predict_labels, probabilities

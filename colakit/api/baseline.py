@@ -98,6 +98,10 @@ def baseline(
 def _bag(session: Session) -> Session:
     """Return the session with the settings of an embedding bag that is trained on the labels alone."""
     settings = session.settings
+    if settings.student.pooling == "last":
+        raise ColakitError(
+            "student.pooling=last: a bag has mean, max or attention", hint="--set student.pooling=mean"
+        )
     changes = {
         "student": settings.student.model_copy(update={"cell": "bag"}),
         "train_scratch": settings.train_scratch.model_copy(update={"budget": "epochs"}),

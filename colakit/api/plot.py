@@ -40,12 +40,18 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     figures = {
         (single_out or folder.plots) / f"curves.{suffix}": draw_curves(each)
         for folder, each in zip(folders, data, strict=True)
+        if each.evaluations
     }
+    if len(data) == 1 and not figures:
+        raise ColakitError(
+            f"{folders[0].path}: a baseline has no curves", hint="Give other runs to compare it with."
+        )
     if len(data) > 1:
         out = session.out or COMPARISON_FOLDER
         splits = _split_scores([folder.read_predictions() for folder in folders], data)
         note = ONLY_VAL if "val" in splits else ""
-        figures[out / f"overlay.{suffix}"] = draw_overlay(data)
+        if trained := [each for each in data if each.evaluations]:
+            figures[out / f"overlay.{suffix}"] = draw_overlay(trained)
         figures[out / f"comparison.{suffix}"] = draw_comparison(splits, note)
     for path, figure in figures.items():
         if not session.dry_run:
@@ -78,7 +84,7 @@ def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData
         steps, evaluations = (
             [record for record in records if record.get("event") == event] for event in ("step", "evaluation")
         )
-        if not evaluations:
+        if not evaluations and summary.get("steps"):  # a baseline of n-grams takes no steps
             raise ColakitError(
                 f"{folder.path}: metrics.jsonl has no evaluation", hint="Give the folder of a training run."
             )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import Section, no_bool, split_commas
+from colakit.config.section import Section, list_of, no_bool
 
 Penalty = Annotated[float, Field(ge=1e-6, le=1e6), BeforeValidator(no_bool)]
 
@@ -25,7 +25,7 @@ class BaselineSettings(Section):
         5, ge=0, le=8, description="tfidf: longest n-gram of characters within a word, from 2; 0 for none."
     )
     penalties: Annotated[
-        tuple[Penalty, ...], BeforeValidator(split_commas), Field(min_length=1, max_length=16)
+        tuple[Penalty, ...], BeforeValidator(list_of), Field(min_length=1, max_length=16)
     ] = Field(
         (1.0, 10.0, 100.0),
         description="tfidf: inverse strengths of the squared penalty; the one with the highest MCC on the "

@@ -25,7 +25,7 @@ from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
-from colakit.models.rnn.config import CELLS, POOLINGS
+from colakit.models.rnn.config import CELLS, POOLINGS, RECURRENT_CELLS
 from colakit.models.rnn.fast_rnn import FastRNN
 from colakit.models.rnn.model import DistilRNN
 from colakit.models.rnn.numpy_rnn import NumpyRNN
@@ -65,6 +65,8 @@ every_path = pytest.mark.parametrize("path", [FastRNN, in_numpy], ids=["torch", 
 def test_fast_paths_equal_the_module(
     cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Forward]
 ) -> None:
+    if (cell, pooling) == ("bag", "last"):
+        pytest.skip("a bag has no last state")
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
     input_ids, mask = ragged()
     logits, fast = model(input_ids, mask), path(model)
@@ -76,7 +78,7 @@ def test_fast_paths_equal_the_module(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", RECURRENT_CELLS)
 def test_bf16_logits_are_near_those_of_fp32(cell: str) -> None:
     model = student(cell=cell, num_layers=2)
     logits, found = model(*ragged()), FastRNN(model, torch.bfloat16)(*ragged())

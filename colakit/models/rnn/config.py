@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from colakit.models.config_checks import check_shape
 
-CELLS = ("rnn", "gru", "lstm", "bag")
+RECURRENT_CELLS = ("rnn", "gru", "lstm")
+CELLS = (*RECURRENT_CELLS, "bag")
 POOLINGS = ("last", "mean", "max", "attention")
 RNN_SIZES = {
     "vocab_size": 2**24,

@@ -19,6 +19,7 @@ from colakit.inference.baseline import BaselineClassifier
 from colakit.inference.decisions import predict_labels, probabilities
 from colakit.models.ngrams import NgramConfig, NgramModel, fit_ngrams
 from colakit.storage.output import Resume
+from colakit.storage.run_schemas import Summary
 from colakit.training.result import choose_threshold, print_result, summary_of, write_predictions
 from colakit.training.task_data import TaskData
 
@@ -54,7 +55,7 @@ def baseline(
         folder = run.open()
         if run.is_finished:
             session.reporter.say(f"{folder.path} is finished; nothing to resume")
-            return {**folder.read_summary(), "run": str(folder.path)}
+            return {**folder.read_summary(Summary).model_dump(exclude_unset=True), "run": str(folder.path)}
         folder.create(session.settings_yaml, session.compute)
         begin = time.monotonic()
         model, penalty = _fit(config, task, settings.baseline.penalties)

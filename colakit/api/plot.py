@@ -15,15 +15,18 @@ from colakit.evaluation.budget import training_facts, training_table, unequal_co
 from colakit.evaluation.experiments import ModelInfo, group_names, named_settings
 from colakit.evaluation.metrics import STATISTICS, Bootstrap, Labels, indices_by_value
 from colakit.evaluation.tables import print_tables
+from colakit.inference.baseline import is_baseline
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.reports.figures.comparison import Score, SplitScores, draw_comparison
 from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
 from colakit.reports.figures.style import save_figure
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import ClassifierSummary, ResultSummary, Summary
 from colakit.storage.run_set import expand_runs
 from colakit.utils.console import Reporter
 
 COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
+MAX_CELLS = 2**25  # sentences x models x classes of a bootstrap
 ONLY_VAL = "The runs share no dev split. Epoch and threshold were chosen on the sentences shown here."
 
 
@@ -65,13 +68,18 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
 
 
 def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData]:
-    summaries = [folder.read_summary() for folder in folders]
-    for folder, summary in zip(folders, summaries, strict=True):
-        if "experiment" not in summary:
+    for folder in folders:
+        if folder.read_summary(Summary).experiment is None:
             raise ColakitError(
                 f"{folder.path}: is a run of pre-training; there is nothing to plot",
                 hint="Give runs of finetune, distill or train-scratch.",
             )
+    summaries = [
+        folder.read_summary(ResultSummary if is_baseline(folder.path) else ClassifierSummary).model_dump(
+            exclude_unset=True
+        )
+        for folder in folders
+    ]
     names = distinct_names([folder.path.resolve() for folder in folders])
     models = [_model_info(*run) for run in zip(folders, names, summaries, strict=True)]
     groups = group_names(models)
@@ -80,14 +88,10 @@ def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData
         reporter.warn(text)
     runs = []
     for folder, name, group, summary in zip(folders, names, groups, summaries, strict=True):
-        records = folder.read_metrics()
+        metrics = ([], []) if is_baseline(folder.path) else folder.read_metrics()
         steps, evaluations = (
-            [record for record in records if record.get("event") == event] for event in ("step", "evaluation")
+            [record.model_dump(exclude_unset=True) for record in records] for records in metrics
         )
-        if not evaluations and summary.get("steps"):  # a baseline of n-grams takes no steps
-            raise ColakitError(
-                f"{folder.path}: metrics.jsonl has no evaluation", hint="Give the folder of a training run."
-            )
         runs.append(RunData(name, group, steps, evaluations, summary))
     return runs
 

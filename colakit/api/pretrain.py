@@ -33,10 +33,16 @@ from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.meta_device import without_weights
 from colakit.runtime.device import compiles
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.gpt2 import (
+    base_fingerprint,
+    load_gpt,
+    load_tokenizer,
+    plan_config,
+    read_config,
+    resolve_base,
+)
 from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
-from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.estimate import EVALUATING, TRAINING, seconds_per_step
 from colakit.training.job import settings_identity
 from colakit.training.lm_trainer import LMJob, LMTrainer
@@ -95,8 +101,8 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
         return _plan(session)
     with session.training_run(resume) as run:
         if settings.objective == "real-fake":
-            job = real_fake.real_fake_job(session, real_fake.load_real_fake_data(session))
-            return ClassifierTrainer(job, run).train()
+            task = real_fake.load_real_fake_data(session)
+            return real_fake.real_fake_trainer(session, task, run).train()
         return LMTrainer(_lm_job(session), run).train()
 
 
@@ -138,7 +144,7 @@ def _plan(session: Session) -> dict[str, Any]:
         with without_weights():
             base = GPT(plan_config(session.settings.base, FLAG))
             model = base.classifier(len(real_fake.LABELS))
-        return session.plan(task, model, real_fake.measurable_stages(session, task))
+        return session.plan(task, model, session.measurable_stages(task, real_fake.real_fake_trainer))
     files = {name: text_files(path) for name, path in settings.text.items()}
     if settings.init_from is not None:
         config = plan_config(settings.init_from, FLAG)
@@ -252,7 +258,7 @@ def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> 
 def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     """Return the tokenizer of the base or of `tokenizer`; None if one must be trained."""
     if settings.init_from is not None:
-        return SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
+        return load_tokenizer(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
         return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
     return None

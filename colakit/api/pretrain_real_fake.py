@@ -7,7 +7,6 @@ with one corrupted copy.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 
@@ -17,12 +16,11 @@ from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
 from colakit.data.running_text import FORMAT, text_files, whole_sentences
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import set_dropout
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
 from colakit.training.averaging import StartAverage
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
@@ -30,10 +28,10 @@ from colakit.training.job import settings_identity
 from colakit.training.model_setup import base_origin
 from colakit.training.objectives import discrimination
 from colakit.training.optimizers import tuning_optimizer
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData, labelled_examples
 from colakit.utils.array_cache import pack_lines, unpack_lines
 from colakit.utils.files import sha256_of
-from colakit.utils.plan import Stage
 
 LABELS = ("corrupted", "real")
 WORDS = range(4, 23)  # allowed words in a sentence
@@ -117,15 +115,12 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
     return drawn
 
 
-def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
-    """Return a function that measures the stages; None if the base is not on this machine."""
-    local = session.with_local_base()
-    if local is None:
-        return None
-    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(real_fake_job(local, task), run))
+def real_fake_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+    """Return the trainer of the base with a classification head."""
+    return ClassifierTrainer(_job(session, task), run)
 
 
-def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
+def _job(session: Session, task: TaskData) -> ClassifierJob:
     """Load the base, add a classification head, and return the job that trains all of it."""
     settings, training = session.settings, session.settings.real_fake
     folder = resolve_base(settings.base, "--init-from")
@@ -136,7 +131,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
     model = base.classifier(len(LABELS)).requires_grad_(True)
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=SentenceTokenizer.from_folder(folder, prefix=True),
+        tokenizer=load_tokenizer(folder, prefix=True),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
         origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),

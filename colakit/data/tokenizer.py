@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from colakit.data.tokenizer_files import (
+    MAX_VALUES,
+    AddedTokenEntry,
+    TokenizerFile,
+    TokenizerState,
+    VocabularyFile,
+    pairs_of,
+    read_merges,
+    read_special_tokens,
+)
 from colakit.data.tokens import Tokens
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError
 from colakit.utils.array_cache import ArrayCache
+from colakit.utils.documents import library_errors, parse_document, read_document
 from colakit.utils.files import replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -33,7 +43,7 @@ class SentenceTokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Tokenizer,
         end_of_text_id: int,
         *,
         prefix: bool = False,
@@ -48,44 +58,62 @@ class SentenceTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
-        """Load the tokenizer of a base model with transformers.
+        """Load the tokenizer of a base model: tokenizer.json, or vocab.json and merges.txt.
 
         Raises:
-            ColakitError: if the folder has no valid tokenizer.
+            ColakitError: if the folder has no valid byte-level BPE tokenizer.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-            backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
-            if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
-                raise ValueError("no vocabulary")
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ColakitError(
-                f"{folder}: its tokenizer cannot be read ({first_line(error)})",
-                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
-            ) from error
-        if fast.eos_token_id is None:
-            raise ColakitError(
-                f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
+        hint = "The folder needs tokenizer.json, or vocab.json and merges.txt."
+        path = folder / "tokenizer.json"
+        facts = read_special_tokens(folder)
+        added: list[AddedTokenEntry] = []
+        if path.is_file():
+            file = read_document(path, TokenizerFile, max_items=MAX_VALUES, hint=hint)
+            vocab, added = file.model.vocab, file.added_tokens
+            merges = file.model.merges
+        else:
+            path = folder / "vocab.json"
+            try:
+                vocab = read_document(path, VocabularyFile, max_items=MAX_VALUES, hint=hint).root
+                merges = read_merges(folder / "merges.txt")
+            except FileNotFoundError as error:
+                raise ColakitError(f"{error.filename}: file not found", hint=hint) from None
+        with library_errors(path, hint=hint):
+            model = models.BPE(
+                vocab, pairs_of(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
             )
-        return cls(backend, int(fast.eos_token_id), prefix=prefix, suffix=suffix)
+            backend = Tokenizer(model)
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=facts.add_prefix_space)
+            backend.decoder = decoders.ByteLevel()
+            backend.post_processor = processors.TemplateProcessing(
+                single=["$A:0"], pair=["$A:0", "$B:1"], special_tokens=[]
+            )
+            backend.add_tokens([entry.token() for entry in added])
+            end_of_text_id = backend.token_to_id(facts.eos_token)
+            if end_of_text_id is None:
+                raise ValueError(f"the end-of-text token {facts.eos_token!r} is not in the vocabulary")
+            if not any(entry.content == facts.eos_token for entry in added):
+                backend.add_special_tokens([AddedToken(facts.eos_token, normalized=False, special=True)])
+        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
+    def from_state(cls, state: TokenizerState) -> SentenceTokenizer:
         """Return the tokenizer that `to_dict` described.
 
         Raises:
-            ValueError: if a field has the wrong type or range.
-            Exception: from the Rust tokenizer, if the JSON is invalid.
+            ColakitError: if it is not a valid byte-level BPE tokenizer.
         """
-        end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
-        backend = tokenizers.Tokenizer.from_str(state["json"])
-        if type(end_of_text_id) is not int or not 0 <= end_of_text_id < backend.get_vocab_size():
-            raise ValueError("end_of_text_id must be a token of the vocabulary")
-        if not (isinstance(prefix, bool) and isinstance(suffix, bool)):
-            raise ValueError("prefix and suffix must be true or false")
-        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
+        parse_document(state.json_, TokenizerFile, "tokenizer", max_items=MAX_VALUES)
+        with library_errors("tokenizer"):
+            backend = Tokenizer.from_str(state.json_)
+            if state.end_of_text_id >= backend.get_vocab_size():
+                raise ValueError("end_of_text_id must be a token of the vocabulary")
+        return cls(backend, state.end_of_text_id, prefix=state.prefix, suffix=state.suffix)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
+        """Return the tokenizer that `to_dict` described."""
+        return cls.from_state(TokenizerState(**state))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""

@@ -13,14 +13,13 @@ from typing import Any
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.student import TransferSettings
 from colakit.config.yaml import to_yaml
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.collector import rounds
 from colakit.distillation.samplers import BATCH_SIZE, LENGTHS, SENTENCE_TOKENS, WORD_TOKENS, SentenceSampler
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.training.estimate import plan_training
@@ -79,7 +78,7 @@ class TunedSampler:
         folder, is_tuned = resolve_base(self.base), self.transfer.sampler_epochs > 0
         identity = {
             "base": base_fingerprint(load_gpt(folder)),
-            "tokenizer": SentenceTokenizer.from_folder(folder).vocabulary(),
+            "tokenizer": load_tokenizer(folder).vocabulary(),
             "compute": (self.training_compute if is_tuned else self.compute).arithmetic,
         }
         if not is_tuned:
@@ -205,7 +204,8 @@ class TunedSampler:
     def measure_sentences(self, count: int) -> float:
         """Return the expected seconds to sample `count` sentences that are as long as those of train."""
         tokens, sampler = self._mean_tokens()
-        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS  # a base goes on
+        # a base that is not fine-tuned writes longer sentences
+        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS
         return _num_samples(count) * sampler.seconds_per_sample(tokens // 4, new)
 
     def measure_words(self, count: int) -> float:
@@ -214,20 +214,20 @@ class TunedSampler:
         return _num_samples(count) * sampler.seconds_per_sample(tokens // 2, WORD_TOKENS)
 
     def _mean_tokens(self) -> tuple[int, SentenceSampler]:
-        """Return the mean tokens of train's sentences, with an end, and a sampler before its tuning."""
+        """Return the mean length of train's sentences in tokens (end included), and the untuned sampler."""
         sampler = self._load(resolve_base(self.base))
         lengths = sampler.tokenizer.encode(self.task.train.sentences[:LENGTHS]).lengths
         return round(float(lengths.mean())) + 1, sampler
 
     @cached_property
     def sampler(self) -> SentenceSampler:
-        """The model, on its device."""
+        """The sampler with the fine-tuned model, on its device."""
         return self._load(self.folder())
 
     def _load(self, folder: Path) -> SentenceSampler:
         model = load_gpt(folder).requires_grad_(False).eval()
         self.compute.place(model)
-        tokenizer = SentenceTokenizer.from_folder(folder)
+        tokenizer = load_tokenizer(folder)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)
 
 

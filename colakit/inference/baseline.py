@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.errors import ColakitError, first_line
 from colakit.inference.decisions import Predictions, as_list
 from colakit.models.ngrams import NgramConfig, NgramModel
-from colakit.storage.model_file import (
-    BASELINE_NAME,
-    FORMAT,
-    check_metadata,
-    read_student_file,
-    write_baseline_file,
-)
+from colakit.storage.model_file import BASELINE_NAME, read_baseline_file, write_baseline_file
+from colakit.utils.documents import library_errors
 
 
 @dataclass
@@ -67,10 +61,9 @@ class BaselineClassifier:
     def save(self, folder: Path) -> Path:
         """Write `baseline.safetensors` into a folder, and return its path."""
         metadata = {
-            "kind": "ngrams",
-            "config": asdict(self.model.config),
+            "words": self.model.config.words,
+            "characters": self.model.config.characters,
             "label_names": list(self.label_names),
-            "max_tokens": None,
             "threshold": self.threshold,
             "origin": self.origin,
         }
@@ -87,20 +80,12 @@ def load_baseline(where: str | Path) -> BaselineClassifier:
     """Load the baseline at a path for which `is_baseline` holds; torch is not imported.
 
     Raises:
-        ColakitError: if the file cannot be read or is damaged.
+        DocumentError: if the file cannot be read or is damaged.
     """
     path = Path(where).expanduser()
     path = path if path.name == BASELINE_NAME else path / BASELINE_NAME
-    try:
-        metadata, tensors = read_student_file(path)
-        if metadata["kind"] != "ngrams" or metadata["format"] != FORMAT:
-            raise ValueError(f"format {metadata['format']}, not {FORMAT}")
-        model = NgramModel(NgramConfig(**metadata["config"]), tensors)
-        check_metadata(metadata, model.config.num_labels)
-    except Exception as error:  # missing or foreign content can raise anything
-        raise ColakitError(
-            f"{path}: not a baseline of colakit ({first_line(error)})", hint="Copy or train it again."
-        ) from error
-    return BaselineClassifier(
-        model, tuple(metadata["label_names"]), metadata["threshold"], metadata["origin"]
-    )
+    metadata, tensors = read_baseline_file(path)
+    with library_errors(path, hint="Copy or train it again."):
+        config = NgramConfig(len(metadata.label_names), metadata.words, metadata.characters)
+        model = NgramModel(config, tensors)
+    return BaselineClassifier(model, tuple(metadata.label_names), metadata.threshold, metadata.origin)

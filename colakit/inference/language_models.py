@@ -11,7 +11,7 @@ from colakit.errors import ColakitError
 from colakit.inference.classifier import load_base_of, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.storage.gpt2 import load_gpt, resolve_base
+from colakit.storage.gpt2 import load_gpt, load_tokenizer, resolve_base
 from colakit.storage.peft import apply_adapter, read_adapter
 from colakit.storage.run_set import expand_runs
 
@@ -93,4 +93,4 @@ def _base_folder(model: str) -> Path | None:
 
 
 def _load_base(folder: Path) -> LanguageModel:
-    return load_gpt(folder), SentenceTokenizer.from_folder(folder)
+    return load_gpt(folder), load_tokenizer(folder)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 WORD_PATTERN = r"\w+|[^\w\s]"  # words and single punctuation marks
+MAX_WORDS, MAX_CHARACTERS = 5, 8  # of an n-gram
 MAX_ITERATIONS = 1000  # of the optimizer
 SEPARATOR = "\n"  # occurs in no n-gram: words have no white space, and `char_wb` normalises it
 

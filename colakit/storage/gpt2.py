@@ -11,20 +11,23 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
-from colakit.errors import ColakitError, first_line, nearest
-from colakit.models.gpt.config import GPTConfig
+from colakit.errors import ColakitError, nearest
+from colakit.models.gpt.config import GPT_SIZES, GPTConfig
 from colakit.models.gpt.model import GPT, Transformer
 from colakit.models.meta_device import without_weights
 from colakit.storage.hub import fetch_from_hub
+from colakit.storage.run_schemas import Fraction
 from colakit.storage.tensors import read_weights_file
-from colakit.utils.files import read_json, replacing, write_text
+from colakit.utils.documents import Document, MissingError, library_errors, read_document
+from colakit.utils.files import replacing, write_text
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 CONFIG_NAMES = {  # key of config.json -> field of GPTConfig
@@ -45,6 +48,35 @@ FIXED_FEATURES = {
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
+
+
+class ConfigFile(Document):
+    """The fields of a GPT-2's config.json that colakit reads."""
+
+    model_type: Literal["gpt2"]
+    vocab_size: Annotated[int, Field(ge=1, le=GPT_SIZES["vocab_size"])] = 50257
+    n_positions: Annotated[int, Field(ge=1, le=GPT_SIZES["num_positions"])] = 1024
+    n_embd: Annotated[int, Field(ge=1, le=GPT_SIZES["width"])] = 768
+    n_layer: Annotated[int, Field(ge=1, le=GPT_SIZES["num_layers"])] = 12
+    n_head: Annotated[int, Field(ge=1, le=GPT_SIZES["num_heads"])] = 12
+    n_inner: Annotated[int, Field(ge=1, le=2**18)] | None = None
+    activation_function: str = ""
+    layer_norm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    embd_pdrop: Fraction = 0
+    attn_pdrop: Fraction = 0
+    resid_pdrop: Fraction = 0
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+    tie_word_embeddings: Literal[True] = True
+
+
+class ShardIndex(Document):
+    """model.safetensors.index.json: tensor -> file."""
+
+    weight_map: Annotated[dict[str, Annotated[str, Field(pattern=r"^[^/\\]+$")]], Field(min_length=1)]
+
+
+MAX_SHARDS = 2**8
 EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # the base `builtin`
 KNOWN_SHAPES = {
     "gpt2": GPTConfig(),
@@ -135,25 +167,29 @@ def read_config(folder: Path) -> GPTConfig:
     """
     path = folder / "config.json"
     try:
-        raw = read_json(path)
-    except FileNotFoundError:
+        file = read_document(path, ConfigFile, hint="Choose a GPT-2 base, or download the model again.")
+    except MissingError:
         raise ColakitError(
             f"{path}: file not found", hint="A base is a folder in the transformers layout."
         ) from None
-    except (OSError, ValueError) as error:
-        raise ColakitError(f"{path}: not JSON ({error})", hint="Download the model again.") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
-        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+    with library_errors(path):
+        given = file.model_dump(exclude_unset=True)
+        return GPTConfig(**{field: given[key] for key, field in CONFIG_NAMES.items() if key in given})
+
+
+def load_tokenizer(folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
+    """Return the tokenizer of a base.
+
+    Raises:
+        ColakitError: if it is broken, or the base has no embedding for some of its tokens.
+    """
+    tokenizer = SentenceTokenizer.from_folder(folder, prefix=prefix, suffix=suffix)
+    if tokenizer.vocab_size > (rows := read_config(folder).vocab_size):
         raise ColakitError(
-            f"{path}: model_type is {kind!r}; colakit loads 'gpt2'", hint="Choose a GPT-2 base."
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens; config.json says {rows:,}",
+            hint="Download the model again; both files must come from one checkpoint.",
         )
-    for key, needed in FIXED_FEATURES.items():
-        if raw.get(key, needed) != needed:
-            raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
-    try:
-        return GPTConfig(**{field: raw[key] for key, field in CONFIG_NAMES.items() if key in raw})
-    except (TypeError, ValueError) as error:
-        raise ColakitError(f"{path}: {error}") from error
+    return tokenizer
 
 
 def load_gpt(folder: Path) -> GPT:
@@ -192,12 +228,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        try:
-            names = {str(name) for name in read_json(index)["weight_map"].values()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ColakitError(f"{index}: not a shard index ({first_line(error)})") from error
-        if any(Path(name).name != name for name in names):
-            raise ColakitError(f"{index}: lists a shard outside its folder", hint="Do not use this model.")
+        names = set(read_document(index, ShardIndex, hint="Download the model again.").weight_map.values())
+        if len(names) > MAX_SHARDS:
+            raise ColakitError(f"{index}: lists {len(names):,} files; {MAX_SHARDS} are allowed")
         return [folder / name for name in sorted(names)]
     if older.is_file():
         return [older]

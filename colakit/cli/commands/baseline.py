@@ -10,7 +10,6 @@ from colakit.cli.options import (
     ResumeOption,
     SeedsOption,
     command,
-    parse_seeds,
 )
 from colakit.storage.output import Resume
 
@@ -25,4 +24,4 @@ def baseline_command(
     """
     from colakit.api.baseline import baseline
 
-    return baseline(session, resume=resume, seeds=parse_seeds(seeds))
+    return baseline(session, resume=resume, seeds=seeds)

@@ -39,9 +39,10 @@ def baseline(
     kind = settings.baseline.kind
     if kind == "bag":
         return train_scratch(_bag(session), resume=resume, seeds=seeds)
-    if seeds is not None or session.resolved.was_typed("seed"):
+    if seeds is not None:
         raise ColakitError(
-            f"baseline.kind={kind}: the model is the same with every seed", hint="Leave out the seeds."
+            f"--seeds with baseline.kind={kind}: the model is the same with every seed",
+            hint="Leave --seeds out.",
         )
     task = session.load_task()
     config = NgramConfig(len(task.corpus.label_names))

@@ -39,6 +39,7 @@ from colakit.storage.model_file import (
     check_origin,
     check_shapes,
     check_threshold,
+    read_baseline_file,
     read_companion,
     read_model_file,
     student_name,
@@ -149,7 +150,10 @@ def read_origin(where: str | Path) -> dict[str, Any]:
         ColakitError: if there is no classifier, or its file or settings.yaml cannot be read.
     """
     path = _locate(where)
-    origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
+    if path.name == BASELINE_NAME:
+        origin = read_baseline_file(path)[0].origin
+    else:
+        origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
     saved = path.resolve().parent / "settings.yaml"
     if not origin or not saved.is_file():
         return origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -58,15 +59,14 @@ every_path = pytest.mark.parametrize("path", [FastRNN, in_numpy], ids=["torch", 
 
 @torch.no_grad()
 @every_path
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    ("cell", "pooling"), sorted(set(itertools.product(CELLS, POOLINGS)) - {("bag", "last")})
+)
 @pytest.mark.parametrize("bidirectional", [True, False], ids=["both", "forward"])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_fast_paths_equal_the_module(
     cell: str, pooling: str, bidirectional: bool, num_layers: int, path: Callable[[DistilRNN], Forward]
 ) -> None:
-    if (cell, pooling) == ("bag", "last"):
-        pytest.skip("a bag has no last state")
     model = student(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=num_layers)
     input_ids, mask = ragged()
     logits, fast = model(input_ids, mask), path(model)

@@ -1,7 +1,8 @@
-"""Byte-level BPE tokenizers: loading, training, saving, and encoding with a cache on disk."""
+"""Tokenizers: loading, training, saving, and encoding with a cache on disk."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +15,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from colakit.data.tokenizer_files import (
     MAX_VALUES,
-    AddedTokenEntry,
+    SpecialTokens,
     TokenizerFile,
     TokenizerState,
     VocabularyFile,
+    check_files,
     pairs_of,
     read_merges,
     read_special_tokens,
@@ -29,11 +31,12 @@ from colakit.utils.documents import library_errors, parse_document, read_documen
 from colakit.utils.files import replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
+HINT = "The folder needs tokenizer.json, or vocab.json and merges.txt."
 MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
 
 
 class SentenceTokenizer:
-    """A byte-level BPE tokenizer with optional boundary tokens.
+    """A tokenizer with optional boundary tokens.
 
     Args:
         backend: the Rust tokenizer.
@@ -58,42 +61,26 @@ class SentenceTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
-        """Load the tokenizer of a base model: tokenizer.json, or vocab.json and merges.txt.
+        """Load the tokenizer of a base model as transformers does: GPT-2's without importing it.
 
         Raises:
-            ColakitError: if the folder has no valid byte-level BPE tokenizer.
+            ColakitError: if the folder has no valid tokenizer, or one that may take exponential time.
         """
-        hint = "The folder needs tokenizer.json, or vocab.json and merges.txt."
-        path = folder / "tokenizer.json"
-        facts = read_special_tokens(folder)
-        added: list[AddedTokenEntry] = []
-        if path.is_file():
-            file = read_document(path, TokenizerFile, max_items=MAX_VALUES, hint=hint)
-            vocab, added = file.model.vocab, file.added_tokens
-            merges = file.model.merges
+        facts, path = read_special_tokens(folder), folder / "tokenizer.json"
+        file = read_document(path, TokenizerFile, max_items=MAX_VALUES) if path.is_file() else None
+        end_of_text = facts.eos_token
+        if not facts.is_gpt2:
+            backend, end_of_text = _read_with_transformers(folder, facts)
+        elif file is not None and file.model.type != "BPE":
+            backend = _backend_of(path.read_text(encoding="utf-8"), path)
         else:
-            path = folder / "vocab.json"
-            try:
-                vocab = read_document(path, VocabularyFile, max_items=MAX_VALUES, hint=hint).root
-                merges = read_merges(folder / "merges.txt")
-            except FileNotFoundError as error:
-                raise ColakitError(f"{error.filename}: file not found", hint=hint) from None
-        with library_errors(path, hint=hint):
-            model = models.BPE(
-                vocab, pairs_of(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
+            backend = _gpt2_tokenizer(folder, file, facts)
+        end_of_text_id = backend.token_to_id(end_of_text)
+        if end_of_text_id is None:
+            raise ColakitError(
+                f"{folder}: the end-of-text token {end_of_text!r} is not in the vocabulary",
+                hint="Set eos_token in tokenizer_config.json.",
             )
-            backend = Tokenizer(model)
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=facts.add_prefix_space)
-            backend.decoder = decoders.ByteLevel()
-            backend.post_processor = processors.TemplateProcessing(
-                single=["$A:0"], pair=["$A:0", "$B:1"], special_tokens=[]
-            )
-            backend.add_tokens([entry.token() for entry in added])
-            end_of_text_id = backend.token_to_id(facts.eos_token)
-            if end_of_text_id is None:
-                raise ValueError(f"the end-of-text token {facts.eos_token!r} is not in the vocabulary")
-            if not any(entry.content == facts.eos_token for entry in added):
-                backend.add_special_tokens([AddedToken(facts.eos_token, normalized=False, special=True)])
         return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
 
     @classmethod
@@ -101,12 +88,11 @@ class SentenceTokenizer:
         """Return the tokenizer that `to_dict` described.
 
         Raises:
-            ColakitError: if it is not a valid byte-level BPE tokenizer.
+            ColakitError: if it is not valid.
         """
-        parse_document(state.json_, TokenizerFile, "tokenizer", max_items=MAX_VALUES)
+        backend = _backend_of(state.json_, "tokenizer")
         with library_errors("tokenizer"):
-            backend = Tokenizer.from_str(state.json_)
-            if state.end_of_text_id >= backend.get_vocab_size():
+            if backend.id_to_token(state.end_of_text_id) is None:
                 raise ValueError("end_of_text_id must be a token of the vocabulary")
         return cls(backend, state.end_of_text_id, prefix=state.prefix, suffix=state.suffix)
 
@@ -124,10 +110,10 @@ class SentenceTokenizer:
             "suffix": self.suffix,
         }
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Number of tokens in the vocabulary."""
-        return self.backend.get_vocab_size()
+        """Number of ids from 0 to the largest one."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def vocabulary(self) -> str:
         """Return a SHA-256 of vocabulary and merges, without boundary tokens."""
@@ -163,6 +149,49 @@ class SentenceTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
+def _backend_of(text: str, where: object) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json."""
+    parse_document(text, TokenizerFile, str(where), max_items=MAX_VALUES)
+    with library_errors(where):
+        return Tokenizer.from_str(text)
+
+
+def _read_with_transformers(folder: Path, facts: SpecialTokens) -> tuple[Tokenizer, str]:
+    """Return the tokenizer of a class of transformers, and its end-of-text token."""
+    check_files(folder)
+    from transformers import AutoTokenizer
+
+    with library_errors(folder, hint=HINT):
+        fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
+        return _backend_of(fast.backend_tokenizer.to_str(), folder), str(fast.eos_token or facts.eos_token)
+
+
+def _gpt2_tokenizer(folder: Path, file: TokenizerFile | None, facts: SpecialTokens) -> Tokenizer:
+    """Return a byte-level BPE tokenizer, equal to that of transformers."""
+    if file is not None:
+        path, added = folder / "tokenizer.json", file.added_tokens
+        vocab, merges = file.model.vocab, file.model.merges
+    else:
+        path, added = folder / "vocab.json", []
+        vocab = read_document(path, VocabularyFile, max_items=MAX_VALUES, hint=HINT).root
+        merges = read_merges(folder / "merges.txt")
+    with library_errors(path, hint=HINT):
+        model = models.BPE(
+            vocab, pairs_of(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
+        )
+        backend = Tokenizer(model)
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=facts.add_prefix_space)
+        backend.decoder = decoders.ByteLevel()
+        backend.post_processor = processors.TemplateProcessing(
+            single=["$A:0"], pair=["$A:0", "$B:1"], special_tokens=[]
+        )
+        backend.add_tokens([entry.token() for entry in added])
+        is_added = any(entry.content == facts.eos_token for entry in added)
+        if not is_added and backend.token_to_id(facts.eos_token) is not None:
+            backend.add_special_tokens([AddedToken(facts.eos_token, normalized=False, special=True)])
+    return backend
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
     """Train a byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2).
 
@@ -191,7 +220,9 @@ def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: in
         tokenizer.backend.save(str(temporary))
     end_of_text = tokenizer.backend.id_to_token(tokenizer.end_of_text_id)
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
-    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
+    is_gpt2 = isinstance(tokenizer.backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+    kind = "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast"
+    settings = {"tokenizer_class": kind, "model_max_length": max_tokens, **special}
     write_json(folder / "tokenizer_config.json", settings)
 
 

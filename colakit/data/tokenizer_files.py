@@ -1,28 +1,39 @@
-"""Files of byte-level BPE tokenizers: tokenizer.json, vocab.json, merges.txt, and their special tokens."""
+"""Files of tokenizers: tokenizer.json, vocab.json, merges.txt, and their special tokens."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel
 from tokenizers import AddedToken
 
-from colakit.utils.documents import Document, read_document, read_text
+from colakit.utils.documents import Document, DocumentError, read_bounded, read_document, read_text
 
 MAX_VALUES = 2**21
 MAX_ADDED = 2**10  # each one added slows down the next
 MAX_TOKEN = 2**10  # characters
 MAX_BYTES = 2**24
+MAX_ID = 2**24
+MAX_GROWTH = 64
+MAX_REPEATS = 2
+REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\})")
+BACKTRACKING = re.compile(r"\)[*+{]|\\[1-9kg]")  # a repeated group, or a reference to one
 END_OF_TEXT = "<|endoftext|>"
 
 
-def _checked_vocabulary(vocab: dict[str, Any]) -> dict[str, int]:
-    """Check types here, since pydantic would list a million faults."""
+def _checked_vocabulary(vocab: Any) -> Any:
+    """Check a vocabulary; pydantic would list a million faults. That of Unigram is a list."""
+    if not isinstance(vocab, dict):
+        if isinstance(vocab, list) and len(vocab) <= MAX_ID:
+            return vocab
+        raise ValueError("must be an object of ids")
     for token, number in vocab.items():
-        if type(number) is not int or not 0 <= number < len(vocab) + MAX_ADDED or len(token) > MAX_TOKEN:
+        if type(number) is not int or not 0 <= number < MAX_ID or len(token) > MAX_TOKEN:
             raise ValueError(
-                f"{token[:40]!r} must have an id below the number of tokens (got {str(number)[:40]})"
+                f"{token[:40]!r} must have at most {MAX_TOKEN} characters and an id below {MAX_ID} "
+                f"(got {str(number)[:40]})"
             )
     return vocab
 
@@ -36,7 +47,36 @@ def pairs_of(merges: list[Any]) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in pairs]
 
 
-Vocabulary = Annotated[dict[str, Any], AfterValidator(_checked_vocabulary)]
+def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
+    """Raise `ValueError` if a normalizer, pre-tokenizer or decoder may take far more than the text's length.
+
+    A pattern takes exponential time at most if a group repeats, otherwise polynomial time whose degree is the
+    number of its repeats. Replacements that lengthen text multiply.
+    """
+    growth, pending = 1.0, [rules]
+    while pending:
+        node = pending.pop()
+        pending += [each for each in node.values() if isinstance(each, dict)]
+        pending += [each for part in node.values() if isinstance(part, list) for each in part]
+        pending = [each for each in pending if isinstance(each, dict)]
+        if isinstance(pattern := node.get("Regex"), str):
+            is_long = any(len(REPEAT.findall(part)) > MAX_REPEATS for part in pattern.split("|"))
+            if is_long or BACKTRACKING.search(pattern) or len(pattern) > MAX_TOKEN:
+                raise ValueError(
+                    f"the pattern {pattern[:60]!r} may take exponential time: groups must not repeat, and an "
+                    f"alternative has at most {MAX_REPEATS} repeats"
+                )
+        if node.get("type") == "Replace":
+            replaced = node.get("pattern")
+            length = len(str(replaced.get("String", ""))) if isinstance(replaced, dict) else 0
+            growth *= max(1.0, (len(str(node.get("content"))) + (not length)) / max(1, length))
+        if growth > MAX_GROWTH:
+            raise ValueError(f"replacements may lengthen a text more than {MAX_GROWTH} times")
+    return rules
+
+
+Rules = Annotated[dict[str, Any], AfterValidator(check_rules)]
+Vocabulary = Annotated[Any, AfterValidator(_checked_vocabulary)]
 TokenText = Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)]
 
 
@@ -56,52 +96,24 @@ class AddedTokenEntry(Document):
         return AddedToken(**self.model_dump(exclude={"id"}))
 
 
-class ByteLevel(Document):
-    """The splitting of text that GPT-2 has."""
+class TokenizerModel(Document, extra="allow"):
+    """The part that maps pieces of text to ids; its other fields are checked by the library."""
 
-    type: Literal["ByteLevel"]
-    add_prefix_space: bool = False
-    trim_offsets: bool = True
-    use_regex: bool = True
-
-
-class BPEModel(Document, extra="forbid"):
-    """Vocabulary and merges."""
-
-    type: Literal["BPE"] = "BPE"
-    dropout: None = None
-    unk_token: str | None = None
-    continuing_subword_prefix: Literal[""] | None = None
-    end_of_word_suffix: Literal[""] | None = None
-    fuse_unk: bool = False
-    byte_fallback: bool = False
-    ignore_merges: bool = False
+    type: Literal["BPE", "Unigram", "WordLevel", "WordPiece"] = "BPE"
+    dropout: None = None  # random tokens
     vocab: Vocabulary
-    merges: list[Any]  # checked by the library, or by `pairs_of`
+    merges: list[Any] = Field([])  # checked by the library, or by `pairs_of`
+    max_input_chars_per_word: Annotated[int, Field(ge=1, le=1000)] = 100  # time grows with its square
 
 
-class TokenizerFile(Document, extra="forbid"):
-    """tokenizer.json of a byte-level BPE; whatever runs other rules or patterns on text is refused."""
+class TokenizerFile(Document):
+    """tokenizer.json."""
 
-    version: str | None = None
-    truncation: dict[str, Any] | None = None
-    padding: dict[str, Any] | None = None
     added_tokens: Annotated[list[AddedTokenEntry], Field(max_length=MAX_ADDED)] = Field([])
-    normalizer: None = None
-    pre_tokenizer: ByteLevel
-    post_processor: dict[str, Any] | None = None
-    decoder: ByteLevel
-    model: BPEModel
-
-    @model_validator(mode="after")
-    def _ids_are_dense(self) -> TokenizerFile:
-        """Embeddings have a row per token, so each id must be a row."""
-        ids = {**self.model.vocab, **{entry.content: entry.id for entry in self.added_tokens}}
-        if not ids or (largest := max(ids.values())) >= len(ids):
-            raise ValueError(
-                f"ids must be below the number of tokens, {len(ids):,} (got {largest if ids else None})"
-            )
-        return self
+    normalizer: Rules | None = None
+    pre_tokenizer: Rules | None = None
+    decoder: Rules | None = None
+    model: TokenizerModel
 
 
 class VocabularyFile(RootModel[Vocabulary]):
@@ -128,6 +140,14 @@ class SpecialTokens(Document):
 
     eos_token: Annotated[TokenText, BeforeValidator(_content)] = END_OF_TEXT
     add_prefix_space: bool = False
+    tokenizer_class: str | None = None
+    added_tokens_decoder: Annotated[dict[str, Any], Field(max_length=MAX_ADDED)] = Field({})
+    additional_special_tokens: Annotated[list[Any], Field(max_length=MAX_ADDED)] = Field([])
+
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether transformers would build GPT-2's tokenizer, whatever rules tokenizer.json has."""
+        return (self.tokenizer_class or "GPT2").removesuffix("Fast").removesuffix("Tokenizer") == "GPT2"
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
@@ -138,6 +158,23 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
             given = read_document(folder / name, SpecialTokens)
             tokens = tokens.model_copy(update=given.model_dump(exclude_unset=True))
     return tokens
+
+
+class AnyDocument(Document):
+    """A JSON object of any content."""
+
+
+def check_files(folder: Path) -> None:
+    """Check the bounds of all files from which transformers may make a tokenizer.
+
+    Raises:
+        DocumentError: if one is too large, or not JSON where it must be.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json":
+            read_document(path, AnyDocument, max_items=MAX_VALUES)
+        elif path.suffix in (".txt", ".model") and read_bounded(path, MAX_BYTES).count(b"\n") > MAX_VALUES:
+            raise DocumentError(f"{path}: more than {MAX_VALUES:,} lines")
 
 
 def read_merges(path: Path) -> list[str]:

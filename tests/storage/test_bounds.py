@@ -83,10 +83,12 @@ def test_a_torch_file_that_is_no_plain_data_is_refused(value: Any, fault: str, t
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"model": {"type": "Unigram"}}, "model.type"),
-        ({"pre_tokenizer": {"type": "Split"}}, "pre_tokenizer.type"),
+        ({"model": {"type": "Other", "vocab": {}}}, "model.type: must be"),
+        ({"model": {"type": "BPE"}}, "model.vocab is missing"),
+        ({"model": {"vocab": {"a": 2**24}}}, "model.vocab: 'a' must have"),
+        ({"pre_tokenizer": {"pattern": {"Regex": "(a+)+"}}}, "exponential time"),
         ({"added_tokens": [{"id": 1, "content": "x"}] * 2000}, "added_tokens"),
-        ({"added_tokens": [{"id": 9999, "content": "x"}]}, "ids must be below"),
+        ({"added_tokens": [{"id": 2**24, "content": "x"}]}, "added_tokens.0.id: must be less than"),
     ],
 )
 def test_a_fault_of_a_tokenizer_is_named(change: dict[str, Any], fault: str, tmp_path: Path) -> None:

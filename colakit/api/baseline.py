@@ -11,16 +11,14 @@ import numpy as np
 
 from colakit.api.session import Session
 from colakit.api.train_scratch import train_scratch
-from colakit.data.corpora import Split
 from colakit.errors import ColakitError
 from colakit.evaluation.experiments import experiment_key
-from colakit.evaluation.metrics import best_threshold, measure
+from colakit.evaluation.metrics import measure
 from colakit.inference.baseline import BaselineClassifier
-from colakit.inference.decisions import predict_labels, probabilities
 from colakit.models.ngrams import NgramConfig, NgramModel, fit_ngrams
 from colakit.storage.output import Resume
 from colakit.storage.run_schemas import Summary
-from colakit.training.result import choose_threshold, print_result, summary_of, write_predictions
+from colakit.training.result import print_result, summary_of, write_predictions
 from colakit.training.task_data import TaskData
 
 
@@ -63,12 +61,10 @@ def baseline(
         seconds = time.monotonic() - begin
         splits = {"val": task.val, **task.reports}
         logits = {name: model(split.sentences) for name, split in splits.items()}
-        rule = settings.student_training.threshold
         classifier = BaselineClassifier(
             model,
             task.corpus.label_names,
-            choose_threshold(rule, logits["val"], task.val.require_labels()),
-            {
+            origin={
                 "command": session.command,
                 "settings": session.portable_settings(),
                 "data": task.corpus.fingerprints(),
@@ -114,13 +110,7 @@ def _bag(session: Session) -> Session:
 def _fit(config: NgramConfig, task: TaskData, penalties: Sequence[float]) -> tuple[NgramModel, float | None]:
     """Return the model with the highest MCC on the validation split, and its penalty (None for majority)."""
     models = fit_ngrams(config, task.train.sentences, task.train.require_labels(), penalties)
-    scores = [_score(model, task.val) for model in models]
+    logits = [model(task.val.sentences) for model in models]
+    scores = [measure(each, task.val.require_labels(), each.argmax(axis=1)).mcc for each in logits]
     best = int(np.argmax(scores))
     return models[best], penalties[best] if config.analyzers() else None
-
-
-def _score(model: NgramModel, val: Split) -> float:
-    """Return the MCC on the validation split, with the best threshold if there are two labels."""
-    logits, labels = model(val.sentences), val.require_labels()
-    threshold = best_threshold(probabilities(logits)[:, 1], labels) if logits.shape[1] == 2 else None
-    return measure(logits, labels, predict_labels(logits, threshold)).mcc

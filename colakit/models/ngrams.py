@@ -103,6 +103,8 @@ def fit_ngrams(
 ) -> list[NgramModel]:
     """Return one model for each of `penalties`, fitted to (N,) labels by logistic regression.
 
+    Classes have equal weight, so that the argmax does not favour the most frequent one.
+
     Without features, the logits are the logarithms of the labels' frequencies, and `penalties` has no effect
     beyond its length.
 
@@ -139,7 +141,9 @@ def _regress(
         warnings.simplefilter(
             "ignore", ConvergenceWarning
         )  # weak penalties converge slowly and generalise alike
-        fitted = LogisticRegression(C=penalty, max_iter=MAX_ITERATIONS).fit(features, labels)
+        fitted = LogisticRegression(C=penalty, class_weight="balanced", max_iter=MAX_ITERATIONS).fit(
+            features, labels
+        )
     if len(fitted.classes_) > 2:
         return fitted.coef_, fitted.intercept_
     return np.concatenate([0 * fitted.coef_, fitted.coef_]), np.concatenate([[0.0], fitted.intercept_])

@@ -45,7 +45,9 @@ def test_probabilities_are_those_of_scikit_learn(toy: Path, tmp_path: Path, cola
     words = TfidfVectorizer(token_pattern=WORD_PATTERN, ngram_range=(1, 2), sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
     features = sparse.hstack([part.fit_transform(train.sentences) for part in (words, characters)])
-    fitted = LogisticRegression(C=10, max_iter=1000).fit(features, train.require_labels())
+    fitted = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(
+        features, train.require_labels()
+    )
     sentences = [*corpus.split("id_dev").sentences, "Ünseen words — only.", ""]
     expected = sparse.hstack([part.transform(sentences) for part in (words, characters)])
     np.testing.assert_allclose(model(sentences).probs, fitted.predict_proba(expected), atol=1e-5)

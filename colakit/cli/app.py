@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from colakit import __version__
+from colakit.cli.commands.baseline import baseline_command
 from colakit.cli.commands.config import (
     config_reference_command,
     config_schema_command,
@@ -49,6 +50,7 @@ app.add_typer(config_app, name="config")
 COMMANDS = {  # group, empty for none -> its commands
     "": (
         *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
+        baseline_command,
         *(evaluate_command, plot_command, predict_command, demo_command, doctor_command),
     ),
     "data": (data_fetch_command, data_check_command, data_write_command),

@@ -29,10 +29,17 @@ def no_bool(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+
+
+def list_of(value: Any) -> Any:
+    """Return a list of one number, or of the parts of a comma-separated text."""
+    return [value] if type(value) in (int, float) else split_commas(value)
+
+
 Numbers = Annotated[
     tuple[Annotated[int, Field(ge=0), BeforeValidator(no_bool)], ...],
     Field(min_length=1),
-    BeforeValidator(lambda value: split_commas([value] if type(value) is int else value)),
+    BeforeValidator(list_of),
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field
 
+from colakit.config.baseline import BaselineSettings
 from colakit.config.data import DataSettings
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.pretrain import PretrainSettings, RealFakeSettings
@@ -80,6 +81,7 @@ class Settings(Section):
     distill: DistillSettings = Field(default_factory=DistillSettings)
     transfer: TransferSettings = Field(default_factory=TransferSettings)
     train_scratch: TrainScratchSettings = Field(default_factory=TrainScratchSettings)
+    baseline: BaselineSettings = Field(default_factory=BaselineSettings)
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
     predict: PredictSettings = Field(default_factory=PredictSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)

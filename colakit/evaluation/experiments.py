@@ -21,6 +21,7 @@ SECTIONS = {
     "finetune": ("data", "lora", "finetune"),
     "distill": ("data", "lora", "finetune", "student", "student_training", "distill", "transfer"),
     "train-scratch": ("data", "student", "student_training", "distill", "transfer", "train_scratch"),
+    "baseline": ("data", "baseline"),
 }
 """Sections that a command reads. The sampler of `distill` is tuned by `lora` and `finetune`; the steps of
 `train-scratch` follow from `distill` and `transfer`."""

@@ -18,6 +18,7 @@ from colakit.utils.console import data_output
 from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
+    from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.classifier import SentenceClassifier
     from colakit.inference.decisions import Predictions
     from colakit.inference.numpy_predictor import StudentPredictor
@@ -47,12 +48,14 @@ def predict_command(
     --json prints one object with all predictions, by the index of the sentence from 0; --jsonl prints a line
     per sentence and needs little memory for any number of them.
     """
+    from colakit.inference.baseline import is_baseline, load_baseline
+
     session.check_out()
     if session.dry_run:
-        classifier = _load(session, model)
+        classifier = load_baseline(model) if is_baseline(model) else _load(session, model)
         _set_threshold(session, classifier)
         return _show(session, classifier)
-    predictor = _student(session, model) or _with_torch(session, model)
+    predictor = _without_torch(session, model) or _with_torch(session, model)
     chosen = "given" if _set_threshold(session, predictor) else "chosen on the validation split"
     names = predictor.label_names
     if predictor.threshold is not None:
@@ -86,7 +89,9 @@ def predict_command(
     }
 
 
-def _set_threshold(session: Session, model: SentenceClassifier | StudentPredictor | Predictor) -> bool:
+def _set_threshold(
+    session: Session, model: SentenceClassifier | BaselineClassifier | StudentPredictor | Predictor
+) -> bool:
     """Replace the model's threshold by that of the settings; return whether they have one."""
     from colakit.inference.decisions import check_threshold
 
@@ -98,12 +103,16 @@ def _set_threshold(session: Session, model: SentenceClassifier | StudentPredicto
     return True
 
 
-def _student(session: Session, model: str) -> StudentPredictor | None:
-    """Return a predictor that needs no torch.
+def _without_torch(session: Session, model: str) -> StudentPredictor | BaselineClassifier | None:
+    """Return a predictor that needs no torch: a baseline or a student.
 
     None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
     another device than the CPU or for bf16.
     """
+    from colakit.inference.baseline import is_baseline, load_baseline
+
+    if is_baseline(model):
+        return load_baseline(model)
     if _asks_for_torch(session):
         return None
     from colakit.inference.numpy_predictor import StudentPredictor
@@ -142,8 +151,13 @@ def _load(session: Session, model: str) -> SentenceClassifier:
     return load_classifier(model, base=base)
 
 
-def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
+def _show(session: Session, classifier: SentenceClassifier | BaselineClassifier) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
+    from colakit.inference.baseline import BaselineClassifier
+
+    if isinstance(classifier, BaselineClassifier):
+        session.reporter.result(f"would label sentences with {classifier.name} (without torch)")
+        return {"model": classifier.name, "compute": "cpu"}
     from colakit.models.rnn.model import DistilRNN
 
     alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)

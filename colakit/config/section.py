@@ -33,17 +33,23 @@ def number_to_text(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value
 
 
+def list_of(value: Any) -> Any:
+    """Return a list of one number, or of the parts of a comma-separated text."""
+    return split_commas(number_to_text(value))
+
+
 def _to_names(value: Any) -> Any:
-    value = split_commas(number_to_text(value))
+    value = list_of(value)
     return [number_to_text(no_bool(item)) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 Name = Annotated[str, BeforeValidator(number_to_text)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+NamesOrNumbers = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Numbers = Annotated[
     tuple[Annotated[int, Field(ge=0), BeforeValidator(no_bool)], ...],
     Field(min_length=1),
-    BeforeValidator(lambda value: split_commas([value] if type(value) is int else value)),
+    BeforeValidator(list_of),
 ]
 
 

@@ -15,6 +15,7 @@ from colakit.data.corpora import Split
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import Tokens
 from colakit.distillation.teachers import TeacherTargets
+from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.meta_device import without_weights
 from colakit.models.rnn.config import RNNConfig
@@ -36,7 +37,7 @@ def empty_student(
     settings: StudentSettings, task: TaskData, vocab_size: int, reporter: Reporter
 ) -> DistilRNN:
     """Return a student without weights, for a dry run."""
-    reporter.say("of the student's embedding, only the rows of tokens in the training data train")
+    reporter.say("only embedding rows of tokens in the training data are trained")
     with without_weights():
         return DistilRNN(_config(settings, len(task.corpus.label_names), vocab_size))
 
@@ -88,6 +89,11 @@ def student_job(
         epoch_size: sentences in an epoch, from which the number of steps follows; None for those of `train`.
     """
     predicts_tokens = bool(training.lm_weight or training.lm_weight_end)
+    if predicts_tokens and student.cell == "bag":
+        raise ColakitError(
+            "student_training.lm_weight with student.cell=bag: a bag reads no neighbouring tokens",
+            hint="Set student_training.lm_weight to 0, or choose a recurrent cell.",
+        )
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or max_tokens, max_tokens)
     tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id)  # no boundary tokens
@@ -195,5 +201,7 @@ def _copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArr
 def _describe(model: DistilRNN) -> str:
     config = model.config
     shape = f"{'bidirectional ' if config.bidirectional else ''}{config.cell}, hidden {config.hidden_size}"
+    if config.cell == "bag":
+        shape = f"bag of embeddings, width {config.width}"
     tokens = f"{config.vocab_size:,} tokens in {model.embedding.num_embeddings:,} embeddings"
     return f"student: {shape}, {config.pooling} pooling, {tokens}"

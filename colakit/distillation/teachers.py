@@ -20,6 +20,7 @@ from colakit.data.splits import left_out
 from colakit.errors import ColakitError
 from colakit.evaluation.experiments import experiment_key, fold_of
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
+from colakit.inference.decisions import require_labels
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
@@ -206,7 +207,7 @@ def load_teachers(
     teachers = []
     for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)
-        classifier.require_labels(label_names, f"--teacher {path}")
+        require_labels(classifier.label_names, label_names, f"--teacher {path}")
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
     first = teachers[0]
     if hidden_weight and not isinstance(first.classifier.model, GPTClassifier):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
+POWER = 0.8  # probability of finding a difference of the size `Bootstrap.detectable`
 MAX_NONPOSITIVE = 0.01  # share of resamples; less than (1 - CONFIDENCE) / 2
 STATISTICS = ("accuracy", "mcc")
 MAX_INDICES = 2**22  # sentence indices drawn at a time: 32 MB
@@ -159,6 +160,15 @@ class Bootstrap:
         other, resampled_other = self._means(statistic, second)
         return _interval(value - other, resampled - resampled_other)
 
+    def detectable(self, statistic: str, first: Indices, second: Indices) -> float:
+        """Return the difference of the means that these sentences show with a power of `POWER`.
+
+        A two-sided test at the level 1 - `CONFIDENCE`, with the bootstrap's standard error of the difference.
+        """
+        normal = NormalDist()
+        errors = self._means(statistic, first)[1] - self._means(statistic, second)[1]
+        return float((normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)) * errors.std(ddof=1))
+
     def ratio(self, statistic: str, first: Indices, second: Indices) -> Interval | None:
         """Return the mean over the models `first` divided by the mean over `second`.
 
@@ -202,6 +212,16 @@ def mcnemar(labels: Labels, first: Labels, second: Labels) -> float:
     if num_different == 0:
         return 1.0
     return float(binomtest(int((first_correct & ~second_correct).sum()), num_different).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of one family of tests, corrected by Holm's (1979) step-down method."""
+    corrected = np.zeros(len(p_values))
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected.tolist()
 
 
 def best_threshold(probs: NDArray[np.float64], labels: Labels) -> float:

@@ -109,12 +109,15 @@ def _pair_table(where: str, comparison: SplitComparison) -> Table:
             f"{row.first} - {row.second}",
             format_interval(row.accuracy, 100, 1, signed=True),
             format_interval(row.mcc, 1, 3, signed=True),
-            ", ".join(f"{p:.2g}" for p in row.mcnemar_p) or "-",
+            f"{row.detectable_mcc:.3f}",
+            ", ".join(f"{p:.2g}" for p in row.corrected_p) or "-",
         ]
         for row in comparison.pairs
     ]
-    columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"]
-    return f"{where}: differences, paired over sentences, seeds fixed", columns, rows
+    columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "detectable Δ MCC", "McNemar p"]
+    num_tests = sum(len(row.mcnemar_p) for row in comparison.pairs)
+    title = f"{where}: differences, paired over sentences, seeds fixed; detectable with 80 % power"
+    return f"{title}; p corrected for {num_tests} tests (Holm)", columns, rows
 
 
 def _teaching_table(where: str, rows: Sequence[TeachingRow]) -> Table:

@@ -31,6 +31,7 @@ from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
 from colakit.storage.model_file import (
+    BASELINE_NAME,
     CHECKPOINT_NAME,
     COMPANION_NAME,
     STUDENT_NAME,
@@ -38,6 +39,7 @@ from colakit.storage.model_file import (
     check_origin,
     check_shapes,
     check_threshold,
+    read_baseline_file,
     read_companion,
     read_model_file,
     student_name,
@@ -92,16 +94,6 @@ class SentenceClassifier:
     ) -> NDArray[np.float32]:
         """Return (N, C) logits of N sentences; the model must already be on the device of `compute`."""
         return compute_logits(self.model, tokens, compute, batch_size, done)
-
-    def require_labels(self, label_names: tuple[str, ...], where: str) -> None:
-        """Raise `ColakitError` unless the dataset's `label_names` are this model's."""
-        unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))  # of a folder that PEFT wrote
-        if self.label_names not in (label_names, unnamed):
-            raise ColakitError(
-                f"{where}: its labels are {', '.join(self.label_names)}; "
-                f"the dataset's are {', '.join(label_names)}",
-                hint="Model and dataset must be of one task.",
-            )
 
     def predict_labels(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return (N,) labels for (N, C) logits."""
@@ -158,7 +150,10 @@ def read_origin(where: str | Path) -> dict[str, Any]:
         ColakitError: if there is no classifier, or its file or settings.yaml cannot be read.
     """
     path = _locate(where)
-    origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
+    if path.name == BASELINE_NAME:
+        origin = read_baseline_file(path)[0].origin
+    else:
+        origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
     saved = path.resolve().parent / "settings.yaml"
     if not origin or not saved.is_file():
         return origin
@@ -175,7 +170,7 @@ def _locate(where: str | Path) -> Path:
         raise ColakitError(f"{path}: file or folder not found", hint=WHAT_TO_GIVE)
     if not path.is_dir():
         return path
-    for name in (CHECKPOINT_NAME, STUDENT_NAME):
+    for name in (CHECKPOINT_NAME, STUDENT_NAME, BASELINE_NAME):
         if (path / name).is_file():
             return path / name
     if (path / "adapter_config.json").is_file():
@@ -191,6 +186,11 @@ def _locate(where: str | Path) -> Path:
 
 
 def _from_model_file(path: Path) -> SentenceClassifier:
+    if path.name == BASELINE_NAME:
+        raise ColakitError(
+            f"{path}: is a baseline of n-grams; this command needs a neural network",
+            hint="`evaluate` and `predict` read baselines.",
+        )
     metadata, tensors = read_model_file(path)
     with library_errors(path, hint="Train or copy the model again."):
         model, lora = _build_empty(metadata, tensors)

@@ -46,6 +46,16 @@ def as_list(sentences: str | Sequence[str]) -> list[str]:
     return [sentences] if isinstance(sentences, str) else list(sentences)
 
 
+def require_labels(label_names: tuple[str, ...], of_data: tuple[str, ...], where: str) -> None:
+    """Raise `ColakitError` unless the labels of the model at `where` are those of the dataset."""
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(of_data)))  # of a folder that PEFT wrote
+    if label_names not in (of_data, unnamed):
+        raise ColakitError(
+            f"{where}: its labels are {', '.join(label_names)}; the dataset's are {', '.join(of_data)}",
+            hint="Model and dataset must be of one task.",
+        )
+
+
 def check_threshold(threshold: float, num_labels: int) -> None:
     """Raise `ColakitError` unless a model with `num_labels` classes can have a threshold."""
     if num_labels != 2:

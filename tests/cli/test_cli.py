@@ -511,7 +511,16 @@ FAULTS = {
     "misspelt flag": (["finetune", "--epoch", "1"], "Did you mean --epochs?"),
     "misspelt command": (["finetun"], "Did you mean 'finetune'?"),
     "rank of zero": (["finetune", "--rank", "0"], "--rank: lora.rank"),
-    "text for a number": (["finetune", "--lr", "fast"], "--lr: finetune.lr"),
+    "text for a number": (
+        ["finetune", "--lr", "fast"],
+        "--lr: finetune.lr: must be a number (got 'fast') hint: `colakit finetune --help` lists",
+    ),
+    "value of a nested command": (
+        ["data", "check", "--seed", "x"],
+        "hint: `colakit data check --help` lists",
+    ),
+    "value of --set": (["finetune", "--set", "seed=x"], "hint: `colakit config reference` lists"),
+    "too few folds": (["finetune", "--folds", "1"], "'--folds': must be at least 2"),
     "cell unknown": (["distill", "--cell", "lsmt"], "--cell: student.cell"),
     "missing config": (["finetune", "--config", "no.yaml"], "no.yaml"),
     "missing data": (["data", "check", "--data", "nowhere.zip"], "nowhere.zip: file not found"),

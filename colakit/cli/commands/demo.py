@@ -16,7 +16,7 @@ from colakit.storage.output import Resume
 PROMPT = "The children"
 
 
-FOLDERS = {"finetune", "distill", "train-scratch", "evaluation", "plots"}
+FOLDERS = {"baseline", "finetune", "distill", "train-scratch", "evaluation", "plots"}
 
 
 @command("demo", dict(BASE_AND_DATA), config="demo")
@@ -25,6 +25,7 @@ def demo_command(session: Session) -> dict[str, Any]:
 
     A demo that was stopped continues with --out: finished runs are kept.
     """
+    from colakit.api.baseline import baseline
     from colakit.api.distill import distill
     from colakit.api.evaluate import evaluate
     from colakit.api.finetune import finetune
@@ -37,7 +38,7 @@ def demo_command(session: Session) -> dict[str, Any]:
     if session.dry_run:
         return finetune(session)
     out = _demo_folder(session)
-    runs = [out / name for name in ("finetune", "distill", "train-scratch")]
+    runs = [out / name for name in ("finetune", "distill", "train-scratch", "baseline")]
 
     def progress() -> str:
         return f"{sum((run / 'summary.json').is_file() for run in runs)} of {len(runs)} runs are finished"
@@ -54,6 +55,7 @@ def demo_command(session: Session) -> dict[str, Any]:
         step("finetune", lambda s: finetune(s, resume=Resume.AUTO), "finetune")
         step("distill", lambda s: distill(s, resume=Resume.AUTO), "distill", distill=with_teacher)
         step("train-scratch", lambda s: train_scratch(s, resume=Resume.AUTO), "train-scratch")
+        step("baseline", lambda s: baseline(s, resume=Resume.AUTO), "baseline")
         comparison = step("evaluate", lambda s: evaluate(s, models=[str(run) for run in runs]), "evaluation")
         figures = step("plot", lambda s: plot(s, runs=runs), "plots")
     seconds = time.monotonic() - start

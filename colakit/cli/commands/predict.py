@@ -16,6 +16,7 @@ from colakit.utils.console import data_output
 
 if TYPE_CHECKING:
     from colakit.data.tables import Table
+    from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.classifier import SentenceClassifier
     from colakit.inference.numpy_predictor import StudentPredictor
     from colakit.inference.predicted_tables import WritePredictions
@@ -55,16 +56,17 @@ def predict_command(
     """
     from colakit.data.sentences import open_sentences, sentence_column
     from colakit.data.tables import Reading
+    from colakit.inference.baseline import is_baseline, load_baseline
     from colakit.inference.predicted_tables import named_predictions
 
     session.check_out()
     if output is not None and session.out is not None:
         raise ColakitError("--output with --out: both name where to write", hint="Remove one of them.")
     if session.dry_run:
-        classifier = _load(session, model)
+        classifier = load_baseline(model) if is_baseline(model) else _load(session, model)
         _set_threshold(session, classifier)
         return _show(session, classifier)
-    predictor = _student(session, model) or _with_torch(session, model)
+    predictor = _without_torch(session, model) or _with_torch(session, model)
     chosen = "given" if _set_threshold(session, predictor) else "chosen on the validation split"
     names = predictor.label_names
     if predictor.threshold is not None:
@@ -107,7 +109,9 @@ def predict_command(
     }
 
 
-def _set_threshold(session: Session, model: SentenceClassifier | StudentPredictor | Predictor) -> bool:
+def _set_threshold(
+    session: Session, model: SentenceClassifier | BaselineClassifier | StudentPredictor | Predictor
+) -> bool:
     """Replace the model's threshold by that of the settings; return whether they have one."""
     from colakit.inference.decisions import check_threshold
 
@@ -119,12 +123,16 @@ def _set_threshold(session: Session, model: SentenceClassifier | StudentPredicto
     return True
 
 
-def _student(session: Session, model: str) -> StudentPredictor | None:
-    """Return a predictor that needs no torch.
+def _without_torch(session: Session, model: str) -> StudentPredictor | BaselineClassifier | None:
+    """Return a predictor that needs no torch: a baseline or a student.
 
     None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
     another device than the CPU or for bf16.
     """
+    from colakit.inference.baseline import is_baseline, load_baseline
+
+    if is_baseline(model):
+        return load_baseline(model)
     if _asks_for_torch(session):
         return None
     from colakit.inference.numpy_predictor import StudentPredictor
@@ -163,8 +171,13 @@ def _load(session: Session, model: str) -> SentenceClassifier:
     return load_classifier(model, base=base)
 
 
-def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
+def _show(session: Session, classifier: SentenceClassifier | BaselineClassifier) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
+    from colakit.inference.baseline import BaselineClassifier
+
+    if isinstance(classifier, BaselineClassifier):
+        session.reporter.result(f"would label sentences with {classifier.name} (without torch)")
+        return {"model": classifier.name, "compute": "cpu"}
     from colakit.models.rnn.model import DistilRNN
 
     alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)

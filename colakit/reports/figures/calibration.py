@@ -31,15 +31,15 @@ def draw_calibration(split: str, rows: Sequence[CalibrationRow]) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.9 + lines * (WIDTH / columns + 0.3)))
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     names = shown_names([row.model for row in rows], 90 // columns)
-    least = min(bin.confidence for row in rows for of in (row.raw, row.calibrated) for bin in of.bins)
+    least = min(each.confidence for row in rows for of in (row.raw, row.calibrated) for each in of.bins)
     low = math.floor(10 * least) / 10
     handles: dict[str, Artist] = {}
     for axis, row in zip(axes.flat, rows, strict=False):
         axis.plot([low, 1], [low, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated exactly")
         for number, (label, of) in enumerate({"before": row.raw, "after": row.calibrated}.items()):
-            x, y = [bin.confidence for bin in of.bins], [bin.accuracy for bin in of.bins]
-            total = sum(bin.num_examples for bin in of.bins)
-            areas = [10 + MAX_AREA * bin.num_examples / total for bin in of.bins]
+            x, y = [each.confidence for each in of.bins], [each.accuracy for each in of.bins]
+            total = sum(each.num_examples for each in of.bins)
+            areas = [10 + MAX_AREA * each.num_examples / total for each in of.bins]
             axis.plot(x, y, color=colour(number), linestyle=("--", "-")[number], linewidth=1.2)
             handles[f"{label} calibration"] = axis.scatter(
                 x, y, s=areas, color=colour(number), marker="os"[number], alpha=0.8

@@ -35,15 +35,9 @@ def draw_confusion(split: str, reports: Sequence[ClassReport]) -> Figure:
         axis.imshow(shares, cmap=COLOURS, vmin=0, vmax=1, aspect="equal")
         axis.set_title(f"{names[report.model]}, macro F1 {report.macro_f1:.3f}")
         ticks = range(len(labels)) if len(labels) <= MAX_TICKS else []
-        rotation = 0 if len(labels) == 2 else 90
-        axis.set_xticks(ticks, texts[: len(ticks)], rotation=rotation, fontsize=FONT_SIZE - 2)
-        axis.set_yticks(
-            ticks,
-            texts[: len(ticks)],
-            rotation=90 if len(labels) == 2 else 0,
-            va="center",
-            fontsize=FONT_SIZE - 2,
-        )
+        few, style = len(labels) == 2, {"fontsize": FONT_SIZE - 2}
+        axis.set_xticks(ticks, texts[: len(ticks)], rotation=0 if few else 90, **style)
+        axis.set_yticks(ticks, texts[: len(ticks)], rotation=90 if few else 0, va="center", **style)
         axis.tick_params(length=0)
         axis.set_xlabel("predicted")
         axis.set_ylabel("label")

@@ -30,7 +30,7 @@ from colakit.cli.commands.plot import plot_command
 from colakit.cli.commands.predict import predict_command
 from colakit.cli.commands.pretrain import pretrain_command
 from colakit.cli.commands.train_scratch import train_scratch_command
-from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.errors import EXIT_FAILED, ColakitError, plain_rule
 from colakit.storage.output import Resume
 from colakit.utils.console import print_error
 
@@ -126,7 +126,7 @@ def _print_usage_error(error: TyperException) -> int:
     context = getattr(error, "ctx", None)
     hint = f"`{context.command_path} --help` lists arguments and options." if context else None
     if text := error.format_message():  # empty if a command without arguments printed its help
-        print_error(text, hint)
+        print_error(plain_rule(text), hint)
     return error.exit_code
 
 

@@ -207,7 +207,8 @@ def command(
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]
-        parameters = [*own, *generated, *_common_parameters()]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context, *own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")  # the terminal wraps them
@@ -233,6 +234,7 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
         flags={key: pair for key, pair in chosen.items() if pair[1] is not None},
         assignments=options.pop("assign") or (),
         config=config,
+        command=options.pop("context").command_path,
     )
     reporter = Reporter(quiet=options.pop("quiet"), results_on_stderr=as_json or data_on_stdout)
     return Session(name, resolved, reporter, out, options.pop("dry_run"), as_json)

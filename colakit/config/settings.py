@@ -6,12 +6,13 @@ the YAML file of `--config`, the default.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from colakit.config.baseline import BaselineSettings
 from colakit.config.data import DataSettings
@@ -50,11 +51,7 @@ class Settings(Section):
     base: str = Field(
         "gpt2", description="Pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name."
     )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?|mps)$",
-        description="Device: auto, cpu, cuda, cuda:N or mps.",
-    )
+    device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Precision of matrix products and frozen weights; auto: bf16 where it is faster, but "
@@ -86,6 +83,13 @@ class Settings(Section):
     predict: PredictSettings = Field(default_factory=PredictSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     plot: PlotSettings = Field(default_factory=PlotSettings)
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?|mps", device):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        return device
 
     @property
     def cache_folder(self) -> Path | None:

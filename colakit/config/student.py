@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import MAX_COUNT, MAX_EPOCHS, MAX_SEED, Names, Section, Share, no_bool
+from colakit.config.section import MAX_COUNT, MAX_EPOCHS, MAX_SEED, Name, Names, Section, Share, no_bool
 from colakit.config.training import TrainingSettings
 
 Cell = Literal["rnn", "gru", "lstm", "bag"]
@@ -144,7 +144,11 @@ class TransferSettings(Section):
         "(those, corrupted).",
     )
     text: str | None = Field(
-        None, description="Text file or folder (plain, .gz, .xz): one sentence a line, or prose."
+        None,
+        description="Text file or folder (plain, .gz, .xz, .zst): one sentence a line, prose, or a table.",
+    )
+    text_column: Name | None = Field(
+        None, description="Column of the sentences if `text` is a table; null: that of data.text_column."
     )
     language_model: str | None = Field(
         None, description="Base to sample from; null: the teacher's base before fine-tuning."

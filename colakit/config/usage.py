@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from colakit.config.section import MAX_BATCH, Names, Section
+from colakit.config.section import MAX_BATCH, Names, NamesOrNumbers, Section
 
 
 class GenerateSettings(Section):
@@ -50,7 +50,7 @@ class EvaluateSettings(Section):
 
     splits: Names = Field((), description="Splits to evaluate; default: every labelled split but train.")
     batch_size: int = Field(256, ge=1, le=MAX_BATCH, description="Sentences in a batch.")
-    group_by: Names = Field(
+    group_by: NamesOrNumbers = Field(
         (),
         description="Report subsets by `source` (CoLA's first column); with --pairs, by these fields "
         "(default: text fields with 2 to 100 distinct values).",

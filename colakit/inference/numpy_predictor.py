@@ -68,7 +68,7 @@ class StudentPredictor:
             self._tokenizer = SentenceTokenizer.from_state(metadata.tokenizer)
             check_shapes(metadata, self._model.config, self._model.config.num_labels, self._tokenizer)
         self.name = student_name(metadata.origin, self._model.config.cell)
-        self.label_names = tuple(metadata.label_names)
+        self.label_names, self.origin = tuple(metadata.label_names), metadata.origin
         self.max_tokens = metadata.max_tokens
         self.threshold, self.temperature = metadata.threshold, metadata.temperature
         self._batch_size = batch_size

@@ -42,7 +42,7 @@ class Predictor:
                     module.weight.data = module.weight.data.t().contiguous().t()
         self.classifier, self.compute, self.batch_size = classifier, compute, batch_size
         self._forward = fastest_forward(classifier.model, compute, student_dtype)
-        self.name, self.label_names = classifier.name, classifier.label_names
+        self.name, self.label_names, self.origin = classifier.name, classifier.label_names, classifier.origin
         self.max_tokens = classifier.max_tokens
         self.threshold, self.temperature = classifier.threshold, classifier.temperature
 

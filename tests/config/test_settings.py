@@ -184,6 +184,23 @@ def test_a_duplicate_key_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nlora:\n  rank: [1\nbase: x\n", "line 4, column 5: expected ',' or ']', but got ':'"),
+        ("lora:\n  rank: {1", "line 2, column 11: expected ',' or '}', but got the end of the text"),
+        ("lora:\n\trank: 1", "line 2, column 1: lines are indented by spaces, not tabs"),
+        ("lora: rank: 1", "line 1, column 11: `:` is not allowed here"),
+        ("seed: 1\nbase: \a", "line 2: the character U+0007 is not allowed"),
+        ("seed: 1\nseed: 2", "line 2, column 1: duplicate key 'seed'"),
+    ],
+)
+def test_a_fault_of_yaml_has_line_column_and_reason_in_plain_words(text: str, expected: str) -> None:
+    (fault,) = faults_of(lambda: from_yaml(text))
+    assert fault.startswith(f"cola.yaml: {expected}")
+    assert "<" not in fault
+
+
+@pytest.mark.parametrize(
     "tag",
     ["!!python/object/apply:os.mkdir [canary]", "!!python/object:os.system x", "!!python/name:os.system"],
 )
@@ -523,14 +540,19 @@ def test_a_typed_data_path_overrides_splits(sources: dict[str, Any], splits: dic
     [
         ("seed=" + "9" * 5000, "not a number of up to 100 characters"),
         ("seed=0x" + "f" * 5000, "not a number of up to 100 characters"),
-        ("seed=1:30", "seed: should be a valid integer"),
+        ("seed=1:30", "seed: must be a whole number"),
         ("seed=!!int 1:30", "not a number of up to 100 characters"),
         ("seed=" + "[" * 5000, "nested more than 16 levels deep"),
         ("base=" + "x" * 70_000, "longer than 64 KiB"),
-        ("student.hidden_size=1000000000", "less than or equal to 16384"),
+        ("student.hidden_size=1000000000", "must be at most 16384 (got 1000000000)"),
+        ("lora.rank=eight", "lora.rank: must be a whole number (got 'eight')"),
+        ("finetune.add_bos=5", "finetune.add_bos: must be true or false (got 5)"),
+        ("finetune.lr=-1", "finetune.lr: must be greater than 0 (got -1)"),
+        ("data.splits=3", "data.splits: must be a mapping (got 3)"),
+        ("lora.target_modules=3", "lora.target_modules: must be a list (got 3)"),
         ("student.hidden_size=16384", "recurrent weights; at most 268,435,456"),
         ("pretrain.width=16380", "parameters; at most 2,147,483,648"),
-        ("device=cuda:" + "9" * 20, "string should match pattern"),
+        ("device=cuda:" + "9" * 20, "must be auto, cpu, cuda, cuda:N or mps"),
         ("finetune.leave_out=1/" + "9" * 4000, "a fold is written i/k"),
         ("generate.temperature=1e-300", "temperature is 0 (greedy) or from 0.01 to 100"),
         (r'data.path="a\0b"', "without NUL and surrogates"),

@@ -41,9 +41,10 @@ from safetensors.torch import save as safetensors_of
 
 from colakit.config.resolve import resolve
 from colakit.data.annotations import read_annotations
-from colakit.data.corpora import Columns, Split, load_corpus
+from colakit.data.corpora import Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import verified_files
+from colakit.data.labelled_rows import Columns
 from colakit.data.minimal_pairs import group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
 from colakit.errors import ColakitError

@@ -22,7 +22,7 @@ NAME_CHARACTERS = 14
 @styled
 def draw_confusion(split: str, reports: Sequence[ClassReport]) -> Figure:
     """Draw the predictions by label; the colour is their share of the label's sentences."""
-    columns = min(COLUMNS, max(2, len(reports)))
+    columns = min(COLUMNS, max(3, len(reports)))
     lines = math.ceil(len(reports) / columns)
     figure = Figure(figsize=(WIDTH, 0.6 + lines * (WIDTH / columns + 0.5)))
     axes = figure.subplots(lines, columns, squeeze=False)

@@ -58,6 +58,19 @@ class EvaluateSettings(Section):
     annotations: str | None = Field(
         None, description="Table of grammatical features (0 or 1, with a header) to report subsets by."
     )
+    classes: bool = Field(
+        False,
+        description="Also print metrics and predictions by class, and calibration; --out always writes them.",
+    )
+    errors: int = Field(
+        0, ge=0, le=10**4, description="Sentences to list for each model: those it is most wrong about."
+    )
+    disagreements: int = Field(
+        0,
+        ge=0,
+        le=10**4,
+        description="Sentences to list for each pair of models: those they label differently.",
+    )
     pairs_bos: bool = Field(
         True, description="With --pairs, also score the first token, given the end-of-text token."
     )

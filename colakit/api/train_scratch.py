@@ -53,8 +53,7 @@ def train_scratch(
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
-    with session.training_run(resume) as run:
-        return _trainer(session, session.load_task(), run).train()
+    return session.train(resume, lambda run: _trainer(session, session.load_task(), run))
 
 
 def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:

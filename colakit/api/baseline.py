@@ -12,6 +12,7 @@ import numpy as np
 from colakit.api.session import Session
 from colakit.api.train_scratch import train_scratch
 from colakit.errors import ColakitError
+from colakit.evaluation.calibration import fit_temperature
 from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import measure
 from colakit.inference.baseline import BaselineClassifier
@@ -62,6 +63,7 @@ def baseline(
         classifier = BaselineClassifier(
             model,
             task.corpus.label_names,
+            temperature=fit_temperature(logits["val"], task.val.require_labels()),
             origin={
                 "command": session.command,
                 "settings": session.portable_settings(),
@@ -69,7 +71,8 @@ def baseline(
                 "train_fingerprint": task.train.fingerprint(),
             },
         )
-        measured = write_predictions(folder, splits, logits, classifier.label_names, classifier.threshold)
+        decision = (classifier.label_names, classifier.threshold, classifier.temperature)
+        measured = write_predictions(folder, splits, logits, *decision)
         path = classifier.save(folder.path)
         summary = {
             "command": session.command,
@@ -79,6 +82,7 @@ def baseline(
             "labels": list(classifier.label_names),
             "penalty": penalty,
             "threshold": classifier.threshold,
+            "temperature": classifier.temperature,
             "splits": summary_of(measured),
             "parameters": {"trainable": model.num_parameters, "total": model.num_parameters},
             "seconds": round(seconds, 2),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from colakit.config.section import MAX_SEED, Name, Names, Section
+from colakit.config.section import MAX_SEED, Name, Names, NamesOrNumbers, Section
 
 
 class DataSettings(Section):
@@ -25,7 +25,7 @@ class DataSettings(Section):
         None, description="Column of the text; required for a table with a header."
     )
     label_column: Name | None = Field(None, description="Column of the label; up to 1,000 classes.")
-    label_names: Names = Field(
+    label_names: NamesOrNumbers = Field(
         (), description="Labels in order of their index; default: the sorted labels of train."
     )
     split_column: Name | None = Field(

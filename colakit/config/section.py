@@ -44,7 +44,8 @@ def _to_names(value: Any) -> Any:
 
 
 Name = Annotated[str, BeforeValidator(number_to_text)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+NamesOrNumbers = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Numbers = Annotated[
     tuple[Annotated[int, Field(ge=0), BeforeValidator(no_bool)], ...],
     Field(min_length=1),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from colakit.data.delimited import MAX_LINE
 from colakit.data.json_records import Record
 from colakit.errors import ColakitError, first_line
 from colakit.utils.documents import library_errors
 from colakit.utils.extras import import_extra
+from colakit.utils.unpacking import MAX_RATIO, max_unpacked
 
 BATCH = 256  # rows in memory at a time
 HUB_PREFIX = "hf:"
@@ -25,16 +28,46 @@ def open_parquet(file: IO[bytes], where: str) -> Iterator[tuple[Any, Iterator[Re
     with tempfile.TemporaryFile() as unpacked:
         if not file.seekable():
             shutil.copyfileobj(file, unpacked)
+        source = file if file.seekable() else unpacked
         with library_errors(where, hint="Is it a Parquet file? Write it again."):
-            parquet = import_extra("pyarrow.parquet", "data")
-            table = parquet.ParquetFile(file if file.seekable() else unpacked)
-        yield table.schema_arrow, _parquet_rows(table, where)
+            arrow, parquet = import_extra("pyarrow", "data"), import_extra("pyarrow.parquet", "data")
+            table = parquet.ParquetFile(source)
+            _check_size(table.metadata, source, where)
+            schema = table.schema_arrow
+            texts = [column.name for column in schema if _is_text(arrow.types, column.type)]
+            # as a dictionary, a text that is repeated a million times is held once
+            table = parquet.ParquetFile(source, read_dictionary=texts)
+        yield schema, _parquet_rows(table, texts, where)
 
 
-def _parquet_rows(table: Any, where: str) -> Iterator[Record]:
+def _is_text(types: Any, column: Any) -> bool:
+    if types.is_dictionary(column):
+        column = column.value_type
+    return types.is_string(column) or types.is_large_string(column) or types.is_binary(column)
+
+
+def _check_size(metadata: Any, source: IO[bytes], where: str) -> None:
+    # `column(i)` would also tell, but aborts the process on some damaged files
+    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if unpacked > (limit := max_unpacked(source.seek(0, os.SEEK_END))):
+        raise ColakitError(
+            f"{where}: it unpacks to more than {limit >> 20} MiB, {MAX_RATIO} times its size",
+            hint="Write it again without compression.",
+        )
+
+
+def _parquet_rows(table: Any, texts: Sequence[str], where: str) -> Iterator[Record]:
+    compute = import_extra("pyarrow.compute", "data")
+    number = 0
     with library_errors(where, hint="Is it a Parquet file? Write it again."):
-        batches = table.iter_batches(batch_size=BATCH)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        for batch in table.iter_batches(batch_size=BATCH):
+            for name in texts:
+                lengths = compute.binary_length(batch.column(name).dictionary)
+                if (compute.max(lengths).as_py() or 0) > MAX_LINE:
+                    raise ValueError(f"a text is longer than {MAX_LINE >> 20} MiB")
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
 
 
 @dataclass(frozen=True)

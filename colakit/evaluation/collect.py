@@ -19,7 +19,7 @@ from colakit.evaluation.experiments import (
 from colakit.evaluation.teacher_agreement import match_teachers
 from colakit.inference.baseline import BaselineClassifier, is_baseline, load_baseline
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
-from colakit.inference.decisions import predict_labels, require_labels
+from colakit.inference.decisions import predict_labels, raw_threshold, require_labels
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
@@ -53,7 +53,7 @@ def collect_predictions(
     Students whose teachers are not among the models are named in a note.
     """
     models: list[ModelInfo] = []
-    outputs = []
+    outputs, temperatures = [], []
     names = distinct_names([run_folder(path) for path in paths])
     with reporter.progress("evaluate", len(paths)) as bar:
         for path, name in zip(paths, names, strict=True):
@@ -71,8 +71,9 @@ def collect_predictions(
                 else:
                     tokens = encode_split(classifier, corpus.split(split), arrays, reporter, f"{name}, ")
                     logits = classifier.logits(tokens, compute, batch_size)
-                output[split] = logits, predict_labels(logits, classifier.threshold)
+                output[split] = logits, predict_labels(logits, classifier.threshold, classifier.temperature)
             outputs.append(output)
+            temperatures.append(classifier.temperature)
             bar.advance(note=name)
     matched = match_teachers(models)
     if missing := [model.name for i, model in enumerate(models) if model.teachers and i not in matched]:
@@ -82,8 +83,8 @@ def collect_predictions(
     groups = group_names(models)
     predictions = {
         split: [
-            ModelPredictions(model.name, group, model.seed, *output[split], fold=model.fold)
-            for model, group, output in zip(models, groups, outputs, strict=True)
+            ModelPredictions(model.name, group, model.seed, *output[split], model.fold, temperature)
+            for model, group, output, temperature in zip(models, groups, outputs, temperatures, strict=True)
         ]
         for split in splits
     }
@@ -106,7 +107,7 @@ def _model_info(classifier: SentenceClassifier | BaselineClassifier, name: str) 
         fingerprint=fingerprint,
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(origin)),
         num_parameters=num_parameters,
-        threshold=classifier.threshold,
+        threshold=raw_threshold(classifier.threshold, classifier.temperature),
         settings=named_settings(origin),
         facts=training_facts(origin),
     )

@@ -29,7 +29,12 @@ from colakit.evaluation.metrics import (
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """Predictions of one model on one split; `group` is the name of its experiment."""
+    """Predictions of one model on one split.
+
+    Attributes:
+        group: name of its experiment.
+        temperature: of its calibrated probabilities.
+    """
 
     model: str
     group: str
@@ -37,6 +42,7 @@ class ModelPredictions:
     logits: NDArray[np.float32]  # (N, C)
     predictions: Labels  # (N,)
     fold: str | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)

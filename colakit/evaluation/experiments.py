@@ -98,6 +98,7 @@ class ModelInfo:
         fold: of train that it left out, if any.
         teachers: fingerprints of the models it was distilled from.
         num_parameters: all, frozen ones included.
+        threshold: on uncalibrated probabilities.
         settings: `named_settings` of its origin.
         facts: about its training, see `evaluation.budget`.
     """

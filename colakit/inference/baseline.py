@@ -26,6 +26,7 @@ class BaselineClassifier:
 
     Attributes:
         threshold: class 1 is predicted if its probability is at least this; None predicts the argmax.
+        temperature: calibrates the probabilities, of which `threshold` is one.
         origin: plain data on how the model was made: command, settings, data.
         max_tokens: None; sentences are never truncated.
     """
@@ -33,6 +34,7 @@ class BaselineClassifier:
     model: NgramModel
     label_names: tuple[str, ...]
     threshold: float | None = None
+    temperature: float = 1.0
     origin: dict[str, Any] = field(default_factory=dict)
     max_tokens: None = None
 
@@ -44,7 +46,7 @@ class BaselineClassifier:
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
         logits = self.logits(as_list(sentences))
-        return Predictions.of(logits, self.label_names, self.threshold, num_truncated=0)
+        return Predictions.of(logits, self.label_names, self.threshold, 0, self.temperature)
 
     def logits(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return (N, C) logits of N sentences."""
@@ -65,6 +67,7 @@ class BaselineClassifier:
             "characters": self.model.config.characters,
             "label_names": list(self.label_names),
             "threshold": self.threshold,
+            "temperature": self.temperature,
             "origin": self.origin,
         }
         return write_baseline_file(folder, metadata, self.model.tensors)
@@ -88,4 +91,6 @@ def load_baseline(where: str | Path) -> BaselineClassifier:
     with library_errors(path, hint="Copy or train it again."):
         config = NgramConfig(len(metadata.label_names), metadata.words, metadata.characters)
         model = NgramModel(config, tensors)
-    return BaselineClassifier(model, tuple(metadata.label_names), metadata.threshold, metadata.origin)
+    return BaselineClassifier(
+        model, tuple(metadata.label_names), metadata.threshold, metadata.temperature, metadata.origin
+    )

@@ -62,6 +62,7 @@ class SentenceClassifier:
         model: maps (input_ids, attention_mask) to (B, C) logits.
         max_tokens: longer sentences are truncated.
         threshold: class 1 is predicted if its probability is at least this; None predicts the argmax.
+        temperature: calibrates the probabilities, of which `threshold` is one.
         lora: configuration of a GPT's adapter, if it has one.
         origin: plain data on how the model was made: command, seed, base, settings.
     """
@@ -73,6 +74,7 @@ class SentenceClassifier:
     threshold: float | None = None
     lora: LoRAConfig | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:
@@ -97,7 +99,7 @@ class SentenceClassifier:
 
     def predict_labels(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return (N,) labels for (N, C) logits."""
-        return predict_labels(logits, self.threshold)
+        return predict_labels(logits, self.threshold, self.temperature)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that determines a sentence's logits."""
@@ -123,8 +125,13 @@ class SentenceClassifier:
         return {"kind": kind, "config": asdict(self.model.config), "lora": lora}
 
     def _decision(self) -> dict[str, Any]:
-        decision = {"max_tokens": self.max_tokens, "threshold": self.threshold, "origin": self.origin}
-        return {"label_names": list(self.label_names), **decision}
+        return {
+            "label_names": list(self.label_names),
+            "max_tokens": self.max_tokens,
+            "threshold": self.threshold,
+            "temperature": self.temperature,
+            "origin": self.origin,
+        }
 
 
 def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceClassifier:
@@ -211,6 +218,7 @@ def _from_model_file(path: Path) -> SentenceClassifier:
             metadata.threshold,
             lora,
             metadata.origin,
+            metadata.temperature,
         )
 
 
@@ -258,6 +266,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         companion.threshold,
         adapter.config,
         companion.origin or {"command": "adapter", "base": base or adapter.base},
+        companion.temperature,
     )
 
 

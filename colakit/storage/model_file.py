@@ -101,6 +101,7 @@ def check_origin(origin: dict[str, Any]) -> dict[str, Any]:
 
 
 OriginDict = Annotated[dict[str, Any], AfterValidator(check_origin)]  # kept whole and in its order
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -125,6 +126,7 @@ class DecisionMetadata(Document):
     format: int
     label_names: LabelNames
     threshold: Fraction | None
+    temperature: Temperature = 1.0
     origin: OriginDict
 
     @field_validator("format")
@@ -167,6 +169,7 @@ class Companion(Document):
     label_names: LabelNames | None = None
     max_tokens: MaxTokens | None = None
     threshold: Fraction | None = None
+    temperature: Temperature = 1.0
     origin: OriginDict = Field({})
     prefix: bool = False
     suffix: bool = False
@@ -203,7 +206,7 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
 
     Args:
         metadata: `kind` (`rnn` or `gpt`), `config`, `lora`, `tokenizer`, `label_names`, `max_tokens`,
-            `threshold` and `origin`, JSON-serialisable.
+            `threshold`, `temperature` and `origin`, JSON-serialisable.
     """
     from colakit.storage.tensors import write_tensors
 

@@ -111,6 +111,7 @@ class ResultSummary(Summary):
     labels: LabelNames
     splits: Annotated[dict[str, SplitSummary], Field(max_length=MAX_SPLITS)]
     threshold: Fraction | None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     train_fingerprint: str | None = None
 
     @field_validator("splits")

@@ -17,6 +17,7 @@ from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Batch, Examples
 from colakit.data.corpora import Split
 from colakit.data.tokens import Tokens
+from colakit.evaluation.calibration import fit_temperature
 from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import (
     STATISTICS,
@@ -218,9 +219,9 @@ class ClassifierTrainer(Trainer):
         """Return the (N, C) logits of N sentences with the current weights."""
         return compute_logits(self.job.classifier.model, data.tokens, self.compute, states=data.states)
 
-    def best_threshold(self, logits: NDArray[np.float32]) -> float | None:
+    def best_threshold(self, logits: NDArray[np.float32], temperature: float = 1.0) -> float | None:
         """Return the best threshold for the (N, C) logits of the validation split; None for argmax."""
-        return choose_threshold(self.settings.threshold, logits, self.job.val.labels)
+        return choose_threshold(self.settings.threshold, logits, self.job.val.labels, temperature)
 
     # -- checkpoints
 
@@ -241,17 +242,17 @@ class ClassifierTrainer(Trainer):
     # -- result
 
     def finish(self) -> dict[str, Any]:
-        """Load the best weights, choose the threshold, evaluate dev once, write and print the result."""
+        """Load the best weights, fit the decision, evaluate dev once, write and print the result."""
         job, classifier = self.job, self.job.classifier
         if self.is_stale():
             self.reporter.say(f"stopped early: no improvement in {self.progress.stale} evaluations")
         best = self.load_best()
         classifier.model.eval()
         logits = {name: self.logits(data) for name, data in {"val": job.val, **job.dev}.items()}
-        classifier.threshold = self.best_threshold(logits["val"])
-        measured = write_predictions(
-            self.folder, job.splits, logits, classifier.label_names, classifier.threshold
-        )
+        classifier.temperature = fit_temperature(logits["val"], job.val.labels)
+        classifier.threshold = self.best_threshold(logits["val"], classifier.temperature)
+        decision = (classifier.label_names, classifier.threshold, classifier.temperature)
+        measured = write_predictions(self.folder, job.splits, logits, *decision)
         classifier.origin |= {"steps": self.step, "max_steps": self.max_steps, "examples": self.counted}
         self._write_model()
         summary = self.write_summary(
@@ -262,6 +263,7 @@ class ClassifierTrainer(Trainer):
             best=best,
             train_loss=job.train_loss,
             threshold=classifier.threshold,
+            temperature=classifier.temperature,
             splits=summary_of(measured),
             parameters=count_parameters(classifier.model).as_dict(),
         )

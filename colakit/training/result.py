@@ -21,11 +21,13 @@ Logits = NDArray[np.float32]  # (N, C)
 Measured = Mapping[str, tuple[Metrics, dict[str, list[float]]]]  # split -> metrics, ends of their intervals
 
 
-def choose_threshold(rule: str, logits: Logits, labels: NDArray[np.int64]) -> float | None:
+def choose_threshold(
+    rule: str, logits: Logits, labels: NDArray[np.int64], temperature: float = 1.0
+) -> float | None:
     """Return the threshold for logits of the validation split by a setting; None is argmax."""
     if rule == "argmax" or logits.shape[1] != 2:
         return None
-    return best_threshold(probabilities(logits)[:, 1], labels)
+    return best_threshold(probabilities(logits, temperature)[:, 1], labels)
 
 
 def write_predictions(
@@ -34,12 +36,16 @@ def write_predictions(
     logits: Mapping[str, Logits],
     label_names: Sequence[str],
     threshold: float | None,
+    temperature: float,
 ) -> Measured:
     """Write predictions.json, and return the metrics of every split."""
-    predictions = {name: predict_labels(logits[name], threshold) for name in splits}
+    predictions = {name: predict_labels(logits[name], threshold, temperature) for name in splits}
     folder.write_predictions(
         label_names,
-        {name: (split, predictions[name], probabilities(logits[name])) for name, split in splits.items()},
+        {
+            name: (split, predictions[name], probabilities(logits[name], temperature))
+            for name, split in splits.items()
+        },
     )
     return {
         name: measure_with_intervals(split.require_labels(), logits[name], predictions[name])

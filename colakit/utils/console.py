@@ -115,7 +115,7 @@ class Reporter:
             _print(self._results, text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; columns after the first are right-aligned.
+        """Print a table of results; columns of numbers are right-aligned.
 
         A table that cannot fit into the terminal is printed as lines `column: cell`.
         """
@@ -136,7 +136,8 @@ class Reporter:
         self._results.print(Text(title, "bold"), soft_wrap=False)
         table = Table(header_style="bold")
         for index, (column, width) in enumerate(zip(header, widths, strict=True)):
-            table.add_column(column, justify="right" if index else "left", width=width)
+            is_text = any(map(str.isalpha, "".join(row[index] for row in body)))
+            table.add_column(column, justify="left" if is_text or not index else "right", width=width)
         for row in body:
             table.add_row(*row)
         self._results.print(table, soft_wrap=False)

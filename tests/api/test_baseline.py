@@ -19,6 +19,7 @@ from colakit.data.corpora import Corpus
 from colakit.data.loading import load_dataset
 from colakit.data.splits import train_val_split
 from colakit.inference.baseline import BaselineClassifier
+from colakit.inference.decisions import probabilities
 from colakit.models.ngrams import WORD_PATTERN
 from colakit.utils.console import SilentReporter
 
@@ -50,7 +51,11 @@ def test_probabilities_are_those_of_scikit_learn(toy: Path, tmp_path: Path, cola
     )
     sentences = [*corpus.split("id_dev").sentences, "Ünseen words — only.", ""]
     expected = sparse.hstack([part.transform(sentences) for part in (words, characters)])
-    np.testing.assert_allclose(model(sentences).probs, fitted.predict_proba(expected), atol=1e-5)
+    np.testing.assert_allclose(
+        probabilities(model.logits(sentences)), fitted.predict_proba(expected), atol=1e-5
+    )
+    calibrated = probabilities(model.logits(sentences), model.temperature)
+    np.testing.assert_array_equal(model(sentences).probs, calibrated)
 
 
 def test_equal_runs_write_equal_bytes_without_pickle(toy: Path, tmp_path: Path, colakit: Command) -> None:
@@ -80,7 +85,9 @@ def test_the_majority_is_the_most_frequent_label(toy: Path, tmp_path: Path, cola
         assert split["mcc"] == 0
     train, _ = train_val_split(corpus_of(toy).split("train"), 0.1, 0)
     frequencies = np.bincount(train.require_labels()) / len(train)
-    np.testing.assert_allclose(load(tmp_path / "run")("Any sentence.").probs[0], frequencies, rtol=1e-6)
+    model = load(tmp_path / "run")
+    assert isinstance(model, BaselineClassifier)
+    np.testing.assert_allclose(probabilities(model.logits(["Any sentence."]))[0], frequencies, rtol=1e-6)
 
 
 def test_baselines_are_compared_predicted_and_resumed_as_other_runs(

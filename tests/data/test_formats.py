@@ -371,3 +371,20 @@ def test_a_dataset_that_is_not_in_the_cache_is_named(hub: Path) -> None:
     for name in ("hf:someone/else", "hf:nothing"):
         with pytest.raises(ColakitError, match=f"^{name}: cannot be loaded"):
             load_corpus(name, columns=TEXT_LABEL)
+
+
+@pytest.mark.parametrize(
+    ("size", "compression", "message"),
+    [(2**20, "zstd", "unpacks to more than 1 MiB"), (2**21, "none", "a text is longer than 1 MiB")],
+    ids=["packed", "repeated"],
+)
+def test_a_parquet_bomb_is_refused_in_bounded_memory(
+    size: int, compression: str, message: str, tmp_path: Path
+) -> None:
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), ["x" * size])
+    path = tmp_path / "bomb.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression=compression)
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(ColakitError, match=message):
+        load_corpus(path, columns=Columns("text", None))
+    assert pyarrow.total_allocated_bytes() - before < 2**24

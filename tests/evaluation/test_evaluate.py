@@ -47,6 +47,9 @@ def annotations(toy: Path, tmp_path: Path) -> Path:
     return path
 
 
+DEV_SPLITS = ("id_dev", "ood_dev", "dev")
+
+
 def evaluated(colakit: Run, *arguments: object) -> dict[str, Any]:
     code, out, err = colakit("evaluate", *arguments, "--json")
     assert code == 0, err
@@ -183,7 +186,9 @@ def test_slices_are_planned_printed_and_drawn_in_the_chosen_format(
     assert "dev: MCC by phenomenon" in out
     assert f"sentences are missing from {annotations} and are in no slice" in " ".join(err.split())
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"evaluation.json", "evaluation.md", "source-dev.svg", "phenomenon-dev.svg"}
+    of_models = {f"{kind}-{split}.svg" for kind in ("confusion", "calibration") for split in DEV_SPLITS}
+    slices = {"source-dev.svg", "phenomenon-dev.svg"}
+    assert names == {"evaluation.json", "evaluation.md", *slices, *of_models}
 
 
 @pytest.mark.parametrize(

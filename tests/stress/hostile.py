@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import lzma
+import operator
 import os
 import resource
 import shutil
@@ -34,8 +35,11 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
-from hostile_data import DATA_READERS
+from backports import zstd
+from hostile_data import DATA_READERS, json_text
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_of
 
@@ -363,11 +367,33 @@ def table_cases() -> Cases:
     return corpus | tables | st.fixed_dictionaries({"train.tsv": rows, "test.tsv": rows})
 
 
+RECORDS = [
+    {"text": text, "mood": mood} for text, mood in zip(["fine", "plain", "\u2028"], "xyx", strict=True)
+]
+
+
+def record_cases() -> Cases:
+    """Return tables of JSON and Parquet, packed or not."""
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS * 9), out)
+    lines = "\n".join(map(json.dumps, RECORDS)).encode()
+    files = {
+        "own.jsonl": mutated(lines) | altered(RECORDS).map(json_text).map(str.encode),
+        "own.json": mutated(json.dumps(RECORDS, indent=1).encode()),
+        "own.parquet": mangled(out.getvalue()),
+        "own.jsonl.zst": mangled(zstd.compress(lines * 9)) | mutated(lines).map(zstd.compress),
+        "own.parquet.gz": mangled(out.getvalue()).map(gzip.compress),
+    }
+    cases = [st.fixed_dictionaries({name: content}) for name, content in files.items()]
+    return functools.reduce(operator.or_, cases)
+
+
 def read_table(folder: Path) -> object:
     own = sorted(folder.glob("own.*")) + sorted(folder.glob("dev.*"))
     if not own:
         return load_corpus(folder)
-    return load_corpus(files={path.stem: path for path in own}, columns=Columns("text", "mood"))
+    files = {path.name.partition(".")[0]: path for path in own}
+    return load_corpus(files=files, columns=Columns("text", "mood"))
 
 
 MARKS = b"Source\tDomain\tAcceptability\tSentence\tSimple\tCopula\na1\tIn\t1\tThe cat sleeps.\t1\t0\n"
@@ -792,6 +818,7 @@ def readers() -> dict[str, Reader]:
     """Return all readers by the kind of file."""
     return {
         "TSV, CSV": Reader(table_cases(), read_table),
+        "JSON, Parquet": Reader(record_cases(), read_table),
         "annotations": Reader(annotation_cases(), read_marks),
         "YAML": Reader(yaml_cases(), lambda folder: resolve(config=folder / "settings.yaml", environment={})),
         "zip": Reader(zip_cases(), read_zip),

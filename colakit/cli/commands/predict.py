@@ -42,13 +42,14 @@ def predict_command(
             "`-`: stdin)."
         ),
     ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Write the probabilities before calibration.")] = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Write JSON lines.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="File to write; its name tells the format: .tsv, .csv, .jsonl, .json, .parquet."),
     ] = None,
 ) -> dict[str, Any]:
-    """Label sentences, with probabilities.
+    """Label sentences, with probabilities calibrated on the validation split.
 
     A table is written in its own format, with its columns and those of the predictions. --json prints one
     object with all predictions, by the index of the sentence from 0; --jsonl prints a line per sentence and
@@ -57,6 +58,7 @@ def predict_command(
     from colakit.data.sentences import open_sentences, sentence_column
     from colakit.data.tables import Reading
     from colakit.inference.baseline import is_baseline, load_baseline
+    from colakit.inference.decisions import raw_threshold
     from colakit.inference.predicted_tables import named_predictions
 
     session.check_out()
@@ -67,6 +69,9 @@ def predict_command(
         _set_threshold(session, classifier)
         return _show(session, classifier)
     predictor = _without_torch(session, model) or _with_torch(session, model)
+    if raw:
+        predictor.threshold = raw_threshold(predictor.threshold, predictor.temperature)
+        predictor.temperature = 1.0
     chosen = "given" if _set_threshold(session, predictor) else "chosen on the validation split"
     names = predictor.label_names
     if predictor.threshold is not None:

@@ -120,7 +120,7 @@ def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
         if (folder := local_base(base)) is None:
             return session.plan(task, _empty_student(session, task, first), None)
         sampler = tuned_sampler(session, task, str(folder))
-    stages = partial(_stages, session, task, teachers, sampler)
+    stages = partial(distillation_stages, session, task, teachers, sampler)
     return session.plan(task, _empty_student(session, task, first), stages)
 
 
@@ -129,7 +129,7 @@ def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> Distil
     return empty_student(session.settings.student, task, vocab_size, session.reporter)
 
 
-def _stages(
+def distillation_stages(
     session: Session, task: TaskData, teachers: list[Teacher], sampler: TunedSampler | None
 ) -> list[Stage]:
     """Return the stages of a distillation with their estimated seconds."""
@@ -193,7 +193,7 @@ def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
         base = settings.transfer.language_model or teachers[0].untuned_base(_typed_base(session))
         sampler = tuned_sampler(session, task, base)
     needs_plan = not (reporter.quiet or run.is_finished)
-    run.plan = Plan(_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
+    run.plan = Plan(distillation_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
     run.plan.show(reporter.say)
     if sampler is not None and cached_transfer_set(task, settings.transfer, session.arrays, sampler) is None:
         with run.plan.stage(TUNING):

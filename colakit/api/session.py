@@ -191,16 +191,21 @@ class Session:
             "stages": plan.as_dict(),
         }
 
-    def measurable_stages(
-        self, task: TaskData, make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer]
-    ) -> Callable[[], list[Stage]] | None:
-        """Return a function that measures the stages of a training; None if the base must be downloaded."""
+    def with_local_base(self) -> Session | None:
+        """Return the session with the folder of its base; None if the base must be downloaded."""
         from colakit.storage.gpt2 import local_base
 
         if (folder := local_base(self.settings.base)) is None:
             return None
         settings = self.settings.model_copy(update={"base": str(folder)})
-        local = replace(self, resolved=replace(self.resolved, settings=settings))
+        return replace(self, resolved=replace(self.resolved, settings=settings))
+
+    def measurable_stages(
+        self, task: TaskData, make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer]
+    ) -> Callable[[], list[Stage]] | None:
+        """Return a function that measures the stages of a training; None if the base must be downloaded."""
+        if (local := self.with_local_base()) is None:
+            return None
         return lambda: local.trainer_stages(lambda run: make_trainer(local, task, run))
 
     def trainer_stages(self, make_trainer: Callable[[TrainingRun], Trainer]) -> list[Stage]:

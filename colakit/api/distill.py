@@ -174,7 +174,7 @@ def _lines(teachers: list[Teacher], metrics: Metrics, transfer: Split, num_out_o
 def _token_embeddings(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the (V, D) token embeddings; those of a recurrent teacher may share rows."""
     if isinstance(model, GPTClassifier):
-        weight = model.transformer.wte.weight
+        weight = model.body.embedding.weight
     else:
         weight = model.embedding.weight[model.embedding_rows(torch.arange(model.config.vocab_size))]
     return weight.detach().float().cpu().numpy()

@@ -160,7 +160,7 @@ def _lm_job(session: Session) -> LMJob:
     session.compute.place(model)
     compiled, how = compiles(session.compute.device, settings.compile)
     if compiled:
-        model.transformer.compile()
+        model.body.compile()
     vocabulary = Vocabulary.of(tokenizer)
 
     def windows(streams: dict[str, Stream], repeats: dict[str, int], num_tokens: int) -> Windows:

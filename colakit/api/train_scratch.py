@@ -44,7 +44,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         max_tokens=read_config(folder).num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
-        base_embeddings=lambda: load_gpt(folder).transformer.wte.weight.detach().float().numpy(),
+        base_embeddings=lambda: load_gpt(folder).body.embedding.weight.detach().float().numpy(),
         summary={"augmented": len(train) - len(task.train)},
         settings_dump=settings.model_dump(mode="json"),
         compute=session.compute,

@@ -42,7 +42,7 @@ def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> 
                 hint="Give a run of finetune, an adapter folder, or a base with --base.",
             )
         tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
-        return classifier.model.transformer.language_model(), tokenizer
+        return classifier.model.language_model(), tokenizer
     weights = read_adapter(path)
     if weights.base and not base_typed:
         base = weights.base

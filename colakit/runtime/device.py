@@ -97,7 +97,7 @@ class Compute:
     def place(self, model: nn.Module) -> nn.Module:
         """Move `model` to the device: a GPT's frozen matrices in `dtype`, all other parameters in fp32."""
         model.to(self.device).float()
-        body = getattr(model, "transformer", None)
+        body = getattr(model, "body", None)
         for module in body.modules() if isinstance(body, nn.Module) else ():
             if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.requires_grad:
                 module.weight.data = module.weight.data.to(self.dtype)

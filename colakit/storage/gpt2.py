@@ -19,10 +19,11 @@ from torch import Tensor
 
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
 from colakit.errors import ColakitError, first_line
-from colakit.models.gpt.config import GPTConfig
-from colakit.models.gpt.model import GPT, Transformer
+from colakit.models.gpt.config import FAMILIES, GPTConfig
+from colakit.models.gpt.model import GPT
 from colakit.models.meta_device import without_weights
 from colakit.storage.hub import fetch_from_hub
+from colakit.storage.llama import llama_config, llama_json
 from colakit.storage.tensors import read_weights_file
 from colakit.utils.files import read_json, replacing, write_text
 
@@ -35,7 +36,7 @@ CONFIG_NAMES = {  # key of config.json -> field of GPTConfig
     "n_head": "num_heads",
     "n_inner": "mlp_width",
     "activation_function": "activation",
-    "layer_norm_epsilon": "layer_norm_epsilon",
+    "layer_norm_epsilon": "norm_epsilon",
     "embd_pdrop": "embedding_dropout",
     "attn_pdrop": "attention_dropout",
     "resid_pdrop": "residual_dropout",
@@ -124,17 +125,20 @@ def read_config(folder: Path) -> GPTConfig:
         ) from None
     except (OSError, ValueError) as error:
         raise ColakitError(f"{path}: not JSON ({error})", hint="Download the model again.") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
+    if not isinstance(raw, dict) or raw.get("model_type") not in FAMILIES:
         kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
         raise ColakitError(
-            f"{path}: model_type is {kind!r}; colakit loads 'gpt2'", hint="Choose a GPT-2 base."
+            f"{path}: model_type is {kind!r}; colakit loads {', '.join(FAMILIES)}",
+            hint="Choose a base of one of these families.",
         )
-    for key, needed in FIXED_FEATURES.items():
+    for key, needed in FIXED_FEATURES.items() if raw["model_type"] == "gpt2" else ():
         if raw.get(key, needed) != needed:
             raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
     try:
+        if raw["model_type"] != "gpt2":
+            return llama_config(raw)
         return GPTConfig(**{field: raw[key] for key, field in CONFIG_NAMES.items() if key in raw})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ColakitError(f"{path}: {error}") from error
 
 
@@ -148,6 +152,8 @@ def load_gpt(folder: Path) -> GPT:
     with without_weights():  # skip initialisation; the file replaces all weights
         model = GPT(config)
     weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
+    if config.tied_embeddings:
+        weights.pop("lm_head.weight", None)
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
@@ -156,12 +162,13 @@ def load_gpt(folder: Path) -> GPT:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the folder's tensors in fp32, with colakit's names and `nn.Linear`'s (out, in)."""
     tensors: dict[str, Tensor] = {}
+    body = read_config(folder).body_name
     for path in _weight_files(folder):
         for name, tensor in read_weights_file(path, hint="Download the file again.").items():
-            if not name.startswith(("transformer.", "score.", "lm_head.")):
-                name = f"transformer.{name}"
-            if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
-                continue  # causal masks, and the output layer, which is tied to the embedding
+            if not name.startswith((f"{body}.", "score.", "lm_head.")):
+                name = f"{body}.{name}"
+            if name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
+                continue  # buffers: causal masks and rotary frequencies
             if name.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # other shapes are rejected later
                 tensor = tensor.t()
             tensors[name] = tensor.contiguous()
@@ -211,13 +218,10 @@ def save_gpt(
     """Write config.json and model.safetensors to `folder`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        **(gpt2_json(model.config) if model.config.family == "gpt2" else llama_json(model.config)),
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "dtype": str(dtype).removeprefix("torch."),
-        **{key: getattr(model.config, field) for key, field in CONFIG_NAMES.items()},
-        **FIXED_FEATURES,
     }
     tensors = {
         name: (tensor.t() if name.endswith(CONV1D_TAILS) else tensor).to(dtype).contiguous()
@@ -228,10 +232,20 @@ def save_gpt(
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def write_base(body: Transformer, tokenizer: SentenceTokenizer, folder: Path) -> None:
-    """Write a body as a bf16 language model, and its tokenizer, to `folder`."""
-    save_gpt(body.language_model(), folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
-    save_tokenizer(tokenizer, folder, max_tokens=body.config.num_positions)
+def gpt2_json(config: GPTConfig) -> dict[str, Any]:
+    """Return the content of config.json for a GPT-2, without token ids and dtype."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{key: getattr(config, field) for key, field in CONFIG_NAMES.items()},
+        **FIXED_FEATURES,
+    }
+
+
+def write_base(model: GPT, tokenizer: SentenceTokenizer, folder: Path) -> None:
+    """Write a language model in bf16, and its tokenizer, to `folder`."""
+    save_gpt(model, folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
+    save_tokenizer(tokenizer, folder, max_tokens=model.config.num_positions)
 
 
 def base_fingerprint(model: GPT) -> str:

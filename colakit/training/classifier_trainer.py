@@ -241,7 +241,7 @@ class ClassifierTrainer(Trainer):
         if self.job.base is not None:
             assert isinstance(classifier.model, GPTClassifier)
             with self.job.base.applied():
-                write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
+                write_base(classifier.model.language_model(), classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
             base = base_address(classifier.origin["base"])

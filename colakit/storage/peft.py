@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError, first_line
-from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, matches_suffix
+from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers, matches_suffix
 from colakit.storage.tensors import read_weights_file
 from colakit.utils.files import read_json, replacing, write_json
 
@@ -302,11 +302,13 @@ def _peft_config(
         "r": usual_rank,
         "lora_alpha": usual_alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.target_modules),
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers})
+        if ALL_LINEAR in config.target_modules
+        else list(config.target_modules),
         "layers_to_transform": config.layers_to_transform,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != usual_rank},
         "alpha_pattern": {name: alpha(name) for name in layers if not math.isclose(alpha(name), usual_alpha)},
-        "fan_in_fan_out": True,
+        "fan_in_fan_out": any(name.startswith("transformer.") for name in layers),  # GPT-2's Conv1D
         "bias": "none",
         "init_lora_weights": True,
         "use_rslora": config.rslora,

@@ -154,6 +154,8 @@ def load_gpt(folder: Path) -> GPT:
     weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
     if config.tied_embeddings:
         weights.pop("lm_head.weight", None)
+    elif "lm_head.weight" not in weights:  # a classifier; `GPT.output_weight` refuses to predict tokens
+        del model.lm_head
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()

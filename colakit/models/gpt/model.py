@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colakit.errors import ColakitError
 from colakit.kernels.linear_cross_entropy import Reduce, linear_cross_entropy
 from colakit.models.gpt.attention import Attention
 from colakit.models.gpt.config import GPTConfig
@@ -41,8 +42,19 @@ class GPT(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """Weight (V, D) of the output layer."""
-        return self.body.embedding.weight if self.config.tied_embeddings else self.lm_head.weight
+        """Weight (V, D) of the output layer.
+
+        Raises:
+            ColakitError: if it was not in the files, which happens with a classifier of another program.
+        """
+        if self.config.tied_embeddings:
+            return self.body.embedding.weight
+        if not hasattr(self, "lm_head"):
+            raise ColakitError(
+                "the model has no output layer (lm_head), so it cannot predict tokens",
+                hint="Name a language model with --base.",
+            )
+        return self.lm_head.weight
 
     def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return next-token logits (B, T, V) for `input_ids` (B, T).
@@ -112,14 +124,13 @@ class GPTClassifier(nn.Module):
     def language_model(self) -> GPT:
         """Return a language model that shares this body.
 
-        Raises:
-            ValueError: if the output layer is not the token embedding.
+        Its output layer is missing if it is not the token embedding.
         """
-        if not self.config.tied_embeddings:
-            raise ValueError("the output layer is not the token embedding, and a classifier has none")
         with without_weights():
             model = GPT(self.config)
         setattr(model, self.config.body_name, self.body)
+        if not self.config.tied_embeddings:
+            del model.lm_head
         return model
 
 

@@ -114,7 +114,7 @@ def random_student(base: Path, **sizes: int) -> SentenceClassifier:
     Args:
         sizes: fields of `RNNConfig` other than their defaults.
     """
-    tokenizer = SentenceTokenizer.from_folder(base)
+    tokenizer = SentenceTokenizer.from_base(base)
     torch.manual_seed(0)
     model = DistilRNN(RNNConfig(tokenizer.vocab_size, **sizes))  # type: ignore[arg-type]
     return SentenceClassifier(model, tokenizer, COLA_LABELS, 1024)

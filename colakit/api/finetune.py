@@ -95,7 +95,7 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
     settings, tuning = session.settings, session.settings.finetune
     seed_everything(settings.seed)
     base = load_base(settings.base, tuning)
-    tokenizer = SentenceTokenizer.from_folder(
+    tokenizer = SentenceTokenizer.from_base(
         resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos
     )
     fingerprint = base_fingerprint(base)

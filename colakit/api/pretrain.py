@@ -219,9 +219,9 @@ def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> 
 def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     """Return the tokenizer of the base or of `tokenizer`; None if one must be trained."""
     if settings.init_from is not None:
-        return SentenceTokenizer.from_folder(resolve_base(settings.init_from, FLAG))
+        return SentenceTokenizer.from_base(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
-        return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
+        return SentenceTokenizer.from_base(Path(settings.tokenizer).expanduser())
     return None
 
 

@@ -40,7 +40,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         train,
         settings.student,
         training,
-        tokenizer=SentenceTokenizer.from_folder(folder),
+        tokenizer=SentenceTokenizer.from_base(folder),
         max_tokens=read_config(folder).num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),

@@ -13,6 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from colakit.data.gguf_tokenizer import read_gguf_tokenizer
 from colakit.data.tokens import Tokens
 from colakit.errors import ColakitError, first_line
 from colakit.utils.array_cache import ArrayCache
@@ -27,8 +28,9 @@ class SentenceTokenizer:
 
     Args:
         backend: the Rust tokenizer.
-        end_of_text_id: GPT-2's one special token; also encodes an empty sentence.
-        prefix, suffix: whether to add `end_of_text_id` before and after each sentence.
+        end_of_text_id: token between texts; also encodes an empty sentence.
+        prefix, suffix: whether to add `start_id` before and `end_of_text_id` after each sentence.
+        start_id: token before a text; None means `end_of_text_id`, GPT-2's one special token.
     """
 
     def __init__(
@@ -38,38 +40,48 @@ class SentenceTokenizer:
         *,
         prefix: bool = False,
         suffix: bool = False,
+        start_id: int | None = None,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.end_of_text_id = end_of_text_id
+        self.start_id = end_of_text_id if start_id is None else start_id
         self.prefix = prefix
         self.suffix = suffix
 
     @classmethod
-    def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
-        """Load the tokenizer of a base model with transformers.
+    def from_base(
+        cls, path: Path, *, prefix: bool = False, suffix: bool = False, start_token: str | None = None
+    ) -> SentenceTokenizer:
+        """Load the tokenizer of a base model: a folder, by transformers, or a GGUF file.
+
+        Texts are separated by `<|endoftext|>` if the vocabulary has it, otherwise they start with the BOS token
+        and end with the EOS token. Chat models name tokens of their dialogues as BOS and EOS, which suit single
+        sentences less (docs/results.md).
+
+        Args:
+            start_token: replaces the token before a text.
 
         Raises:
-            ColakitError: if the folder has no valid tokenizer.
+            ColakitError: if there is no valid tokenizer, or it lacks `start_token`.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-            backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
-            if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
-                raise ValueError("no vocabulary")
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        backend, bos, eos = read_gguf_tokenizer(path) if path.suffix == ".gguf" else _from_folder(path)
+        separator = backend.token_to_id(END_OF_TEXT)
+        end = separator if separator is not None else eos
+        if end is None:
             raise ColakitError(
-                f"{folder}: its tokenizer cannot be read ({first_line(error)})",
-                hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
-            ) from error
-        if fast.eos_token_id is None:
-            raise ColakitError(
-                f"{folder}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
+                f"{path}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
             )
-        return cls(backend, int(fast.eos_token_id), prefix=prefix, suffix=suffix)
+        start: int | None = end if separator is not None or bos is None else bos
+        if start_token is not None:
+            start = backend.token_to_id(start_token)
+            if start is None:
+                raise ColakitError(
+                    f"start_token: {start_token!r} is not in the vocabulary of {path}",
+                    hint="Name a token of the base, or leave it unset.",
+                )
+        return cls(backend, end, prefix=prefix, suffix=suffix, start_id=start)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
@@ -80,21 +92,30 @@ class SentenceTokenizer:
             Exception: from the Rust tokenizer, if the JSON is invalid.
         """
         end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
+        start_id = state["start_id"]
         backend = tokenizers.Tokenizer.from_str(state["json"])
-        if type(end_of_text_id) is not int or not 0 <= end_of_text_id < backend.get_vocab_size():
-            raise ValueError("end_of_text_id must be a token of the vocabulary")
+        for token in (end_of_text_id, start_id):
+            if type(token) is not int or not 0 <= token < backend.get_vocab_size():
+                raise ValueError("end_of_text_id and start_id must be tokens of the vocabulary")
         if not (isinstance(prefix, bool) and isinstance(suffix, bool)):
             raise ValueError("prefix and suffix must be true or false")
-        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
+        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix, start_id=start_id)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""
         return {
             "json": self.backend.to_str(),
             "end_of_text_id": self.end_of_text_id,
+            "start_id": self.start_id,
             "prefix": self.prefix,
             "suffix": self.suffix,
         }
+
+    def with_boundaries(self, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
+        """Return the tokenizer with or without boundary tokens."""
+        return SentenceTokenizer(
+            self.backend, self.end_of_text_id, prefix=prefix, suffix=suffix, start_id=self.start_id
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -116,7 +137,7 @@ class SentenceTokenizer:
             max_tokens: maximum length, boundary tokens included. Longer sentences lose their last tokens (but
                 no boundary token) and count in `num_truncated`; only `MAX_CHARACTERS` of one are read.
         """
-        before = [self.end_of_text_id] if self.prefix else []
+        before = [self.start_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
         room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
         rows: list[list[int]] = []
@@ -133,6 +154,23 @@ class SentenceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+def _from_folder(folder: Path) -> tuple[Tokenizer, int | None, int | None]:
+    """Return the tokenizer of a folder, and its BOS and EOS tokens."""
+    from transformers import AutoTokenizer
+
+    try:
+        fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
+        backend = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+        if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
+            raise ValueError("no vocabulary")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ColakitError(
+            f"{folder}: its tokenizer cannot be read ({first_line(error)})",
+            hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
+        ) from error
+    return backend, fast.bos_token_id, fast.eos_token_id
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
@@ -161,8 +199,8 @@ def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: in
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "tokenizer.json") as temporary:
         tokenizer.backend.save(str(temporary))
-    end_of_text = tokenizer.backend.id_to_token(tokenizer.end_of_text_id)
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
+    start, end = map(tokenizer.backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
+    special = {"bos_token": start, "eos_token": end, "unk_token": end}
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
     write_json(folder / "tokenizer_config.json", settings)
 

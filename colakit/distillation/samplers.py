@@ -113,7 +113,7 @@ class SentenceSampler:
     ) -> Iterator[tuple[list[int], list[list[int]], list[list[int]]]]:
         """Yield batches of prompts of equal length: their indices, prompt tokens and sampled tokens."""
         encoded = self.tokenizer.encode(heads)
-        begin = self.tokenizer.end_of_text_id
+        begin = self.tokenizer.start_id
         prompts = [[begin, *(encoded.sentence(i).tolist() if head else [])] for i, head in enumerate(heads)]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         same_length = (list(rows) for _, rows in itertools.groupby(by_length, key=lambda i: len(prompts[i])))

@@ -87,7 +87,7 @@ def student_job(
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id),
+        tokenizer=tokenizer.with_boundaries(),
         label_names=task.corpus.label_names,
         max_tokens=min(data_max_tokens or max_tokens, max_tokens),
         origin={"command": command, "seed": seed, "settings": dict(settings_dump), **facts},

@@ -75,7 +75,7 @@ class TunedSampler:
         folder, is_tuned = resolve_base(self.base), self.transfer.sampler_epochs > 0
         identity = {
             "base": base_fingerprint(load_gpt(folder)),
-            "tokenizer": SentenceTokenizer.from_folder(folder).vocabulary(),
+            "tokenizer": SentenceTokenizer.from_base(folder).vocabulary(),
             "compute": (self.training_compute if is_tuned else self.compute).arithmetic,
         }
         if not is_tuned:
@@ -184,5 +184,5 @@ class TunedSampler:
         folder = self.folder()
         model = load_gpt(folder).requires_grad_(False).eval()
         self.compute.place(model)
-        tokenizer = SentenceTokenizer.from_folder(folder)
+        tokenizer = SentenceTokenizer.from_base(folder)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)

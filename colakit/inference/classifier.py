@@ -240,7 +240,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     except ValueError as error:
         raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
     prefix, suffix = bool(companion.get("prefix")), bool(companion.get("suffix"))
-    tokenizer = SentenceTokenizer.from_folder(base_folder, prefix=prefix, suffix=suffix)
+    tokenizer = SentenceTokenizer.from_base(base_folder, prefix=prefix, suffix=suffix)
     return SentenceClassifier(model.eval(), tokenizer, lora=adapter.config, **_decision_of(metadata))
 
 

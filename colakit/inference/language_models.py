@@ -41,8 +41,7 @@ def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> 
                 f"{path}: a recurrent student is not a language model",
                 hint="Give a run of finetune, an adapter folder, or a base with --base.",
             )
-        tokenizer = SentenceTokenizer(classifier.tokenizer.backend, classifier.tokenizer.end_of_text_id)
-        return classifier.model.language_model(), tokenizer
+        return classifier.model.language_model(), classifier.tokenizer.with_boundaries()
     weights = read_adapter(path)
     if weights.base and not base_typed:
         base = weights.base
@@ -96,4 +95,4 @@ def _base_folder(model: str) -> Path | None:
 
 
 def _load_base(folder: Path) -> LanguageModel:
-    return load_gpt(folder), SentenceTokenizer.from_folder(folder)
+    return load_gpt(folder), SentenceTokenizer.from_base(folder)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from colakit.errors import ColakitError, did_you_mean
 from colakit.kernels.fused import lora_linear
 
-
 ALL_LINEAR = "all-linear"  # of `target_modules`: every linear layer of the blocks, as in PEFT
 ALL_NORMS = "all-norms"  # of `modules_to_save`: every norm
 NORMS = (nn.LayerNorm, nn.RMSNorm)

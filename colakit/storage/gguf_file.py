@@ -1,7 +1,7 @@
-"""Bases in GGUF files, llama.cpp's format: config, weights and tokenizer of one file.
+"""Bases in GGUF files, the format of llama.cpp: config and weights.
 
-GGUF stores quantised matrices, which the package `gguf` dequantises, and metadata. Matrices of queries and keys
-of the architecture `llama` are stored with their rows permuted for another order of the rotary dimensions.
+GGUF stores quantised matrices, which the package `gguf` dequantises, and metadata. The architecture `llama`
+stores matrices of queries and keys with their rows permuted for another order of the rotary dimensions.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from colakit.data.gguf_tokenizer import metadata, open_gguf
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.layers import rotary_frequencies
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 TENSORS = {  # name in a GGUF block -> name in a block of the model
@@ -42,33 +39,6 @@ OUTSIDE = {
     "output.weight": "lm_head.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's scaling as a tensor, (d/2,)
-CONTROL, USER_DEFINED = 3, 4  # token types
-LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-def open_gguf(path: Path) -> GGUFReader:
-    """Return the reader of a GGUF file, which maps the file into memory.
-
-    Raises:
-        ColakitError: if it cannot be read, or is not GGUF.
-    """
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    except Exception as error:  # numpy and the reader raise many types on a damaged file
-        raise ColakitError(
-            f"{path}: not a GGUF file ({first_line(error)})", hint="Download the file again."
-        ) from error
-
-
-def metadata(reader: GGUFReader) -> dict[str, Any]:
-    """Return the metadata as plain data."""
-    return {name: field.contents() for name, field in reader.fields.items()}
 
 
 def gguf_config(path: Path) -> GPTConfig:
@@ -123,16 +93,14 @@ def _config(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> GPTConfig:
     )
 
 
-def _scaling(
-    kind: str, factor: float, theta: float, size: int, tensors: Mapping[str, Any]
-) -> dict[str, Any]:
+def _scaling(kind: str, factor: float, theta: float, size: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the rotary scaling; Llama 3's is a tensor of divisors, (d/2,)."""
     if ROPE_FACTORS not in tensors:
         if kind not in ("none", "linear"):
             raise ValueError(f"rope.scaling.type is {kind!r}; none and linear are supported")
         return {"rope_factor": float(factor) if kind == "linear" else 1.0}
     divisors = torch.tensor(tensors[ROPE_FACTORS].data)
-    fields = {"rope_factor": float(divisors.max()), "rope_original_positions": 8192}
+    fields: dict[str, Any] = {"rope_factor": float(divisors.max()), "rope_original_positions": 8192}
     plain = GPTConfig(family="llama", head_width=size, rope_theta=theta)
     expected = rotary_frequencies(plain) / rotary_frequencies(replace(plain, **fields))
     if divisors.shape != expected.shape or not torch.allclose(divisors, expected, rtol=1e-3):
@@ -153,7 +121,9 @@ def gguf_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
         if stored.name == ROPE_FACTORS:
             continue
         try:
-            tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).astype("float32", copy=True))
+            tensor = torch.from_numpy(
+                dequantize(stored.data, stored.tensor_type).astype("float32", copy=True)
+            )
         except (NotImplementedError, ValueError) as error:
             raise ColakitError(
                 f"{path}: {stored.name} has the type {stored.tensor_type.name}, which `gguf` cannot read "

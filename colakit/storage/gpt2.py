@@ -22,6 +22,7 @@ from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import FAMILIES, GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.models.meta_device import without_weights
+from colakit.storage.gguf_file import gguf_config, gguf_weights
 from colakit.storage.hub import fetch_from_hub
 from colakit.storage.llama import llama_config, llama_json
 from colakit.storage.tensors import read_weights_file
@@ -66,14 +67,14 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
         ColakitError: if `name` is not a folder and cannot be downloaded.
     """
     path = EMBEDDED if name == "builtin" else Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if name == "builtin":
         raise ColakitError(f"{flag} builtin: {EMBEDDED} not found", hint="Reinstall colakit.")
     if path.exists() or name.startswith((".", "/", "~")):
         fault = "is a file" if path.exists() else "not found"
         raise ColakitError(
-            f"{flag}: {name!r} {fault}; must be a folder or a hub name",
+            f"{flag}: {name!r} {fault}; must be a folder, a GGUF file or a hub name",
             hint="A base folder contains config.json, model.safetensors and the tokenizer's files.",
         )
     return fetch_from_hub(name, flag)
@@ -116,6 +117,8 @@ def read_config(folder: Path) -> GPTConfig:
     Raises:
         ColakitError: if the file is missing, broken, or not of a plain GPT-2.
     """
+    if folder.suffix == ".gguf":
+        return gguf_config(folder)
     path = folder / "config.json"
     try:
         raw = read_json(path)
@@ -164,6 +167,8 @@ def load_gpt(folder: Path) -> GPT:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the folder's tensors in fp32, with colakit's names and `nn.Linear`'s (out, in)."""
     tensors: dict[str, Tensor] = {}
+    if folder.suffix == ".gguf":
+        return gguf_weights(folder, gguf_config(folder))
     body = read_config(folder).body_name
     for path in _weight_files(folder):
         for name, tensor in read_weights_file(path, hint="Download the file again.").items():

@@ -82,7 +82,7 @@ def _biases(values: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _rotary(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rotary fields: transformers 5 writes `rope_parameters`, 4 `rope_theta` and `rope_scaling`."""
+    """Return the rotary fields; transformers 4 wrote `rope_theta` and `rope_scaling`, 5 `rope_parameters`."""
     given = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta", 10_000.0)}
     given = {**given, **(raw.get("rope_scaling") or {})}
     kind = given.get("rope_type", given.get("type", "default"))

@@ -107,7 +107,7 @@ def sentence_lm_job(
     """
     seed_everything(seed)
     model = load_base(base, settings)
-    tokenizer = SentenceTokenizer.from_folder(resolve_base(base), prefix=True, suffix=True)
+    tokenizer = SentenceTokenizer.from_base(resolve_base(base), prefix=True, suffix=True)
     fingerprint, positions = base_fingerprint(model), model.config.num_positions
     make_trainable(model, settings, lora)
     longest = min(max_tokens or positions, positions)

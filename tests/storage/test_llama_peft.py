@@ -67,7 +67,11 @@ def same(actual: Tensor, expected: Tensor) -> None:
 def test_colakit_reads_an_adapter_of_peft(base: Path, dora: bool, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(base)
     config = LoraConfig(
-        task_type="SEQ_CLS", r=4, target_modules="all-linear", modules_to_save=["score", *NORMS], use_dora=dora
+        task_type="SEQ_CLS",
+        r=4,
+        target_modules="all-linear",
+        modules_to_save=["score", *NORMS],
+        use_dora=dora,
     )
     peer = get_peft_model(model, config).eval()
     move(peer)

@@ -77,7 +77,7 @@ class GPT(nn.Module):
 
 
 class GPTClassifier(nn.Module):
-    """Classifier with a bias-free head `score` on the last real token, as in `GPT2ForSequenceClassification`."""
+    """Classifier with a bias-free head `score` on the last real token, as transformers' classes have it."""
 
     def __init__(self, transformer: Transformer, num_labels: int) -> None:
         super().__init__()

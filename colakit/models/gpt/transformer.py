@@ -1,4 +1,4 @@
-"""Bodies of decoder-only transformers: blocks of GPT-2 and of the Llama family, in three layouts of the tokens.
+"""Bodies of decoder-only transformers: GPT-2 and the Llama family, in three layouts of the tokens.
 
 Shapes: B batch, T tokens, N rows (the tokens of packed sentences), D width.
 

@@ -56,9 +56,9 @@ class SentenceTokenizer:
     ) -> SentenceTokenizer:
         """Load the tokenizer of a base model: a folder, by transformers, or a GGUF file.
 
-        Texts are separated by `<|endoftext|>` if the vocabulary has it, otherwise they start with the BOS token
-        and end with the EOS token. Chat models name tokens of their dialogues as BOS and EOS, which suit single
-        sentences less (docs/results.md).
+        Texts are separated by `<|endoftext|>` if the vocabulary has it. Otherwise they start with the BOS
+        token and end with the EOS token. Chat models name tokens of their dialogues as BOS and EOS, which
+        suit single sentences less (docs/results.md).
 
         Args:
             start_token: replaces the token before a text.

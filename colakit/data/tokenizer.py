@@ -52,7 +52,7 @@ class SentenceTokenizer:
 
     @classmethod
     def from_base(
-        cls, path: Path, *, prefix: bool = False, suffix: bool = False, start_token: str | None = None
+        cls, path: Path, *, prefix: bool = False, suffix: bool = False, start: str | None = None
     ) -> SentenceTokenizer:
         """Load the tokenizer of a base model: a folder, by transformers, or a GGUF file.
 
@@ -61,10 +61,10 @@ class SentenceTokenizer:
         suit single sentences less (docs/results.md).
 
         Args:
-            start_token: replaces the token before a text.
+            start: replaces the token before a text.
 
         Raises:
-            ColakitError: if there is no valid tokenizer, or it lacks `start_token`.
+            ColakitError: if there is no valid tokenizer, or it lacks `start`.
         """
         backend, bos, eos = read_gguf_tokenizer(path) if path.suffix == ".gguf" else _from_folder(path)
         separator = backend.token_to_id(END_OF_TEXT)
@@ -73,15 +73,15 @@ class SentenceTokenizer:
             raise ColakitError(
                 f"{path}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
             )
-        start: int | None = end if separator is not None or bos is None else bos
-        if start_token is not None:
-            start = backend.token_to_id(start_token)
-            if start is None:
+        start_id: int | None = end if separator is not None or bos is None else bos
+        if start is not None:
+            start_id = backend.token_to_id(start)
+            if start_id is None:
                 raise ColakitError(
-                    f"start_token: {start_token!r} is not in the vocabulary of {path}",
+                    f"start_token: {start!r} is not in the vocabulary of {path}",
                     hint="Name a token of the base, or leave it unset.",
                 )
-        return cls(backend, end, prefix=prefix, suffix=suffix, start_id=start)
+        return cls(backend, end, prefix=prefix, suffix=suffix, start_id=start_id)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:

@@ -3,9 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/builtin-cola.yaml
-SEEDS ?= 0 1 2
+SEEDS ?= 0,1,2
 RUNS ?= runs/$(basename $(notdir $(CONFIG)))
-JOBS ?= 2
 THREADS ?= 1
 
 BIN := $(VENV)/bin
@@ -68,34 +67,25 @@ test-gpu: install-dev ## run the tests that need a CUDA GPU
 demo: install ## fine-tune and distil with the built-in base and corpus (minutes, offline)
 	$(COLAKIT) demo
 
-# A run is finished when its summary.json exists; interrupted runs are resumed. JOBS runs with one thread each use
-# the cores better than one run with several threads.
-COMMANDS := finetune distill train-scratch
-RUN_FOLDERS = $(foreach command,$(COMMANDS),$(SEEDS:%=$(RUNS)/$(command)-%))
-RUN_FLAGS = --config $(CONFIG) --seed $* --out $(@D) --resume auto
+# Finished runs are kept; interrupted runs are resumed. Runs with one thread each, side by side, use the cores better
+# than one run with several threads.
+EXPERIMENTS := $(RUNS)/finetune $(RUNS)/distill $(RUNS)/train-scratch
+TRAIN_FLAGS = --config $(CONFIG) --seeds $(SEEDS) --resume auto --out
 
-$(RUNS)/finetune-%/summary.json: | install
-	$(COLAKIT) finetune $(RUN_FLAGS)
+reproduce%: export OMP_NUM_THREADS = $(THREADS)
 
-$(RUNS)/distill-%/summary.json: | $(RUNS)/finetune-%/summary.json
-	$(COLAKIT) distill $(RUN_FLAGS) --teacher $(RUNS)/finetune-$*
+reproduce-lora: install ## fine-tune the base; set CONFIG=FILE SEEDS=0,1,2
+	$(COLAKIT) finetune $(TRAIN_FLAGS) $(RUNS)/finetune
 
-$(RUNS)/train-scratch-%/summary.json: | install
-	$(COLAKIT) train-scratch $(RUN_FLAGS)
+reproduce-distill: reproduce-lora ## ... and distil each fine-tuned model
+	$(COLAKIT) distill $(TRAIN_FLAGS) $(RUNS)/distill --teacher $(RUNS)/finetune
 
-.SECONDARY:
+reproduce-scratch: install ## train the students without a teacher (control)
+	$(COLAKIT) train-scratch $(TRAIN_FLAGS) $(RUNS)/train-scratch
 
-reproduce-lora: $(SEEDS:%=$(RUNS)/finetune-%/summary.json) ## fine-tune the base; set CONFIG=FILE SEEDS="0 1 2"
-
-reproduce-distill: $(SEEDS:%=$(RUNS)/distill-%/summary.json) ## ... and distil each fine-tuned model
-
-reproduce-scratch: $(SEEDS:%=$(RUNS)/train-scratch-%/summary.json) ## train the students without a teacher (control)
-
-reproduce: install ## run all three, compare and plot them
-	OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory --jobs $(JOBS) \
-		reproduce-lora reproduce-distill reproduce-scratch
-	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(RUN_FOLDERS)
-	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(RUN_FOLDERS)
+reproduce: reproduce-lora reproduce-distill reproduce-scratch ## run all three, compare and plot them
+	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(EXPERIMENTS)
+	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(EXPERIMENTS)
 
 ablation: install ## ablation of distillation over five seeds (hours on two cores)
 	$(BIN)/python experiments/ablation.py --config $(CONFIG) --out runs/ablation \

@@ -40,6 +40,12 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the nearest allowed name, or a list of the allowed names."""
     names = list(allowed)
-    if near := difflib.get_close_matches(wrong, names, n=1, cutoff=0.6):
-        return f" Did you mean {near[0]}?"
+    if near := nearest(wrong, names):
+        return f" Did you mean {near}?"
     return f" Allowed: {', '.join(names)}." if names else ""
+
+
+def nearest(wrong: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed name that is most like a wrong one; None if none is."""
+    near = difflib.get_close_matches(wrong, list(allowed), n=1, cutoff=0.6)
+    return near[0] if near else None

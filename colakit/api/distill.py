@@ -2,55 +2,156 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from colakit.api.recorded_data import recorded_data
+from colakit.api.run_set import chosen_runs
+from colakit.api.seeds import plan_seeds, teachers_by_seed, train_seeds
 from colakit.api.session import Session
+from colakit.config.student import DistillSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.teachers import Teacher, TeacherTargets, load_teachers, mean_logits, train_logits
-from colakit.distillation.transfer_set import make_transfer_set
-from colakit.distillation.tuned_sampler import TunedSampler
+from colakit.distillation.transfer_set import (
+    cached_transfer_set,
+    make_transfer_set,
+    measure_transfer_set,
+    transfer_size,
+)
+from colakit.distillation.tuned_sampler import TUNING, TunedSampler
 from colakit.evaluation.metrics import Metrics, measure
 from colakit.evaluation.tables import percent
+from colakit.inference.classifier import read_origin
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import expand_folds
+from colakit.storage.gpt2 import local_base
 from colakit.storage.output import Resume
+from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
-from colakit.training.objectives import distillation, line
+from colakit.training.objectives import CROSS_ENTROPY, distillation, line
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
+from colakit.utils.array_cache import ArrayCache
+from colakit.utils.plan import Plan, Stage
+
+MAKING, LABELLING = "making sentences", "labelling with teachers"
 
 
-def distill(session: Session, *, resume: Resume = Resume.NEVER) -> dict[str, Any]:
+def distill(
+    session: Session, *, resume: Resume = Resume.NEVER, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Train a student on its teachers' outputs, write the run folder and return the summary (or the plan).
 
-    If the settings name no data, the data that the teachers were trained on is used.
+    If the settings name no data, the data that the teachers were trained on is used. The base of the first
+    teacher is recorded in the settings.
+
+    Args:
+        seeds: train one student for each seed; a teacher folder of seeds gives each the teacher of its seed.
     """
-    data = recorded_data(session, expand_folds(session.settings.distill.teacher))
-    if data is not None:
-        settings = session.settings.model_copy(update={"data": data})
-        session.resolved = replace(session.resolved, settings=settings)
+    runs = chosen_runs(session, resume, seeds=seeds)
+    seeds = None if runs is None else runs[1]
+    _record_data_and_base(session)
     if session.dry_run:
-        return _plan(session)
-    with session.training_run(resume) as run:
-        return ClassifierTrainer(_job(session, session.load_task()), run).train()
+        return plan_seeds(session, seeds, lambda: _dry_run(session, seeds))
+    if seeds is None:
+        with session.training_run(resume) as run:
+            return ClassifierTrainer(_job(session, session.load_task(), run), run).train()
+    teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
+    base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
+
+    def words(seed: int) -> list[str]:
+        return [*(word for path in teachers[seed] for word in ("--teacher", path)), *base_words]
+
+    return train_seeds(
+        session,
+        seeds,
+        resume=resume,
+        check=lambda: _load_teachers(session, session.load_task()),
+        words=words,
+    )
 
 
-def _plan(session: Session) -> dict[str, Any]:
+def _record_data_and_base(session: Session) -> None:
+    """Set the data and the base of the settings to those of the teachers, unless they are given."""
+    teachers = expand_runs(session.settings.distill.teacher)
+    changes: dict[str, Any] = {}
+    if (data := recorded_data(session, teachers)) is not None:
+        changes["data"] = data
+    if teachers and _typed_base(session) is None and (base := read_origin(teachers[0]).get("base")):
+        changes["base"] = base
+    settings = session.settings.model_copy(update=changes)
+    session.resolved = replace(session.resolved, settings=settings)
+
+
+def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
+    """Print the plan of a run, with seeds that of the first, and return it as plain data."""
     settings, task = session.settings, session.load_task()
-    first = _load_teachers(session, task)[0]
-    if settings.transfer.needs_sampler and settings.transfer.language_model is None:
-        first.base(_typed_base(session))  # raises if there is none
-    vocab_size = first.classifier.tokenizer.vocab_size
-    return session.plan(task, empty_student(settings.student, task, vocab_size, session.reporter))
+    teachers = _load_teachers(session, task)
+    if seeds is not None:
+        own = expand_runs(teachers_by_seed(settings.distill.teacher, seeds)[seeds[0]])
+        teachers = [teacher for teacher in teachers if teacher.path in own]
+    first, sampler = teachers[0], None
+    if settings.transfer.needs_sampler:
+        base = settings.transfer.language_model or first.base(_typed_base(session))  # raises if there is none
+        if (folder := local_base(base)) is None:
+            return session.plan(task, _empty_student(session, task, first), None)
+        sampler = tuned_sampler(session, task, str(folder))
+    stages = partial(_stages, session, task, teachers, sampler)
+    return session.plan(task, _empty_student(session, task, first), stages)
+
+
+def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> DistilRNN:
+    vocab_size = teacher.classifier.tokenizer.vocab_size
+    return empty_student(session.settings.student, task, vocab_size, session.reporter)
+
+
+def _stages(
+    session: Session, task: TaskData, teachers: list[Teacher], sampler: TunedSampler | None
+) -> list[Stage]:
+    """Return the stages of a distillation with their estimated seconds."""
+    settings = session.settings.transfer
+    size = transfer_size(settings, len(task.train))
+    transfer, stages = cached_transfer_set(task, settings, session.arrays, sampler), []
+    if size:
+        if sampler is not None:
+            stages += sampler.plan_tuning() if transfer is None else [Stage(TUNING, estimate=0.0)]
+        seconds = measure_transfer_set(task, settings, sampler) if transfer is None else 0.0
+        stages.append(Stage(MAKING, sentences=size, estimate=seconds))
+    labelled, missing = [task.train, task.val, *([] if transfer is None else [transfer])], 0
+    for index, teacher in enumerate(teachers):
+        hidden = session.settings.distill.hidden_weight > 0 and index == 0
+        missing += sum(
+            teacher.num_missing(split, hidden=hidden and split is not task.val) for split in labelled
+        )
+        missing += size * (1 + hidden) if transfer is None else 0
+    seconds = missing * teachers[0].seconds_per_sentence(task.train) if missing else 0.0
+    stages.append(Stage(LABELLING, sentences=missing, estimate=seconds))
+    if transfer is None:  # train, repeated, takes its place in the measurement
+        transfer = Split("transfer", tuple(islice(cycle(task.train.sentences), size)))
+    arrays = ArrayCache(session.cache_folder, read_only=True)
+    targets = {
+        split.name: _blank_targets(session, task, teachers[0], split) for split in (task.train, transfer)
+    }
+    job = _student_job(session, task, teachers, transfer, targets, arrays=arrays, lines=[], summary={})
+    return [*stages, *session.trainer_stages(lambda run: ClassifierTrainer(job, run))]
+
+
+def _blank_targets(session: Session, task: TaskData, teacher: Teacher, split: Split) -> TeacherTargets:
+    logits = np.zeros((len(split), len(task.corpus.label_names)), dtype=np.float32)
+    if not session.settings.distill.hidden_weight:
+        return TeacherTargets(logits)
+    width = teacher.hidden_width
+    return TeacherTargets(logits, np.zeros((len(split), width), dtype=np.float16))
 
 
 def _typed_base(session: Session) -> str | None:
@@ -65,25 +166,72 @@ def _load_teachers(session: Session, task: TaskData) -> list[Teacher]:
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,
+        hidden_weight=session.settings.distill.hidden_weight,
     )
 
 
-def _job(session: Session, task: TaskData) -> ClassifierJob:
-    settings, training, kd = session.settings, session.settings.student_training, session.settings.distill
+def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
+    """Make the transfer set, let the teachers label it, and return the job of the student."""
+    settings, reporter = session.settings, session.reporter
     teachers = _load_teachers(session, task)
-    first = teachers[0].classifier
-    transfer = _transfer_set(session, task, teachers[0])
-    logits, num_out_of_fold = train_logits(teachers, task.train)
-    metrics = _val_metrics(session, teachers, task)
-    parts, part_logits = [task.train], [logits]
+    sampler = None
+    if settings.transfer.needs_sampler:
+        base = settings.transfer.language_model or teachers[0].untuned_base(_typed_base(session))
+        sampler = tuned_sampler(session, task, base)
+    needs_plan = not (reporter.quiet or run.is_finished)
+    run.plan = Plan(_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
+    run.plan.show(reporter.say)
+    if sampler is not None and cached_transfer_set(task, settings.transfer, session.arrays, sampler) is None:
+        with run.plan.stage(TUNING):
+            sampler.folder()
+    with run.plan.stage(MAKING):
+        transfer = make_transfer_set(task, settings.transfer, session.arrays, reporter, sampler)
+    with run.plan.stage(LABELLING):
+        logits, num_out_of_fold = train_logits(teachers, task.train)
+        metrics = _val_metrics(session, teachers, task)
+        targets = {"train": TeacherTargets(logits)}
+        if len(transfer):
+            targets["transfer"] = TeacherTargets(mean_logits(teachers, transfer))
+        if settings.distill.hidden_weight:
+            for split in (task.train, transfer)[: len(targets)]:
+                hidden = teachers[0].hidden_states(split)
+                targets[split.name] = TeacherTargets(targets[split.name].logits, hidden)
+    return _student_job(
+        session,
+        task,
+        teachers,
+        transfer,
+        targets,
+        arrays=session.arrays,
+        lines=_lines(teachers, metrics, transfer, num_out_of_fold),
+        summary={
+            "teachers": [teacher.summary() for teacher in teachers],
+            "teachers_val": metrics.as_dict(),
+            "transfer": {"sentences": len(transfer), "fingerprint": transfer.fingerprint()},
+            "out_of_fold": num_out_of_fold,
+        },
+    )
+
+
+def _student_job(
+    session: Session,
+    task: TaskData,
+    teachers: list[Teacher],
+    transfer: Split,
+    targets: Mapping[str, TeacherTargets],
+    *,
+    arrays: ArrayCache,
+    lines: list[str],
+    summary: dict[str, Any],
+) -> ClassifierJob:
+    """Return the job that trains the student on the `targets` of train and of the transfer set, by name."""
+    settings, training, kd = session.settings, session.settings.student_training, session.settings.distill
+    first, parts = teachers[0].classifier, [task.train]
     if len(transfer):
         unlabelled = np.full(len(transfer), UNLABELLED, dtype=np.int64)
         parts = [*parts * kd.upsample, Split(transfer.name, transfer.sentences, unlabelled)]
-        part_logits = [*part_logits * kd.upsample, mean_logits(teachers, transfer)]
-    hidden = None
-    if kd.hidden_weight:
-        states = {split.name: teachers[0].hidden_states(split) for split in (parts[0], parts[-1])}
-        hidden = np.concatenate([states[part.name] for part in parts])
+    chosen = [targets[part.name] for part in parts]
+    hidden = np.concatenate([each.hidden for each in chosen]) if kd.hidden_weight else None
     seed_everything(settings.seed)  # the same initial weights as the control, whatever was drawn before
     return student_job(
         task,
@@ -100,33 +248,30 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
             hidden_weight=kd.hidden_weight,
             lm_weight=line(training.lm_weight, training.lm_weight_end),
         ),
+        train_loss=_train_loss(kd),
         base_embeddings=lambda: _token_embeddings(first.model),
-        targets=TeacherTargets(np.concatenate(part_logits), hidden),
+        targets=TeacherTargets(np.concatenate([each.logits for each in chosen]), hidden),
         identity={
             **settings_identity(distill=kd.model_dump(mode="json", exclude={"teacher"})),
             "teacher": [teacher.fingerprint for teacher in teachers],
         },
-        lines=_lines(teachers, metrics, transfer, num_out_of_fold),
-        summary={
-            "teachers": [teacher.summary() for teacher in teachers],
-            "teachers_val": metrics.as_dict(),
-            "transfer": {"sentences": len(transfer), "fingerprint": transfer.fingerprint()},
-            "out_of_fold": num_out_of_fold,
-        },
-        settings_dump=settings.model_dump(mode="json"),
+        lines=lines,
+        summary=summary,
+        settings_dump=session.portable_settings(),
         compute=session.compute,
-        arrays=session.arrays,
+        arrays=arrays,
         reporter=session.reporter,
         **session.job_options(),
     )
 
 
-def _transfer_set(session: Session, task: TaskData, teacher: Teacher) -> Split:
-    settings, sampler = session.settings.transfer, None
-    if settings.needs_sampler:
-        base = settings.language_model or teacher.untuned_base(_typed_base(session))
-        sampler = tuned_sampler(session, task, base)
-    return make_transfer_set(task, settings, session.arrays, session.reporter, sampler)
+def _train_loss(kd: DistillSettings) -> str:
+    soft, end = {"kl": "KL", "mse": "MSE of logits"}[kd.soft_loss], kd.kd_weight_end
+    if end is None or end == kd.kd_weight:
+        mixture = f"{1 - kd.kd_weight:.3g}·{CROSS_ENTROPY} + {kd.kd_weight:.3g}·{soft}"
+    else:
+        mixture = f"(1-w)·{CROSS_ENTROPY} + w·{soft}, w from {kd.kd_weight:.3g} to {end:.3g}"
+    return f"{mixture} + hidden states" if kd.hidden_weight else mixture
 
 
 def tuned_sampler(session: Session, task: TaskData, base: str) -> TunedSampler:

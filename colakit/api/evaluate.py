@@ -9,13 +9,15 @@ from typing import Any
 from colakit.api.recorded_data import load_corpus_of
 from colakit.api.session import Session
 from colakit.errors import ColakitError
+from colakit.evaluation.budget import training_table, unequal_controls
 from colakit.evaluation.collect import collect_predictions
 from colakit.evaluation.slices import SplitSlices, slice_splits
 from colakit.evaluation.split_report import report_split
 from colakit.evaluation.tables import print_tables, write_results
 from colakit.reports.figures.heatmaps import draw_slices
-from colakit.reports.figures.plots import save_figure
-from colakit.storage.folds import expand_folds
+from colakit.reports.figures.style import save_figure
+from colakit.storage.run_set import expand_runs
+from colakit.utils.text import file_name
 
 
 def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         ColakitError: if a model, a split or a field of slices cannot be read.
     """
     session.check_out()
-    models = expand_folds(models)
+    models = expand_runs(models)
     corpus = load_corpus_of(session, models)
     settings, reporter = session.settings.evaluate, session.reporter
     splits = settings.splits or corpus.report_splits()
@@ -52,19 +54,24 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         base=session.settings.base if session.resolved.was_typed("base") else None,
     )
     reports = {name: report_split(inputs, name, slices) for name in splits}
-    tables = [table for report in reports.values() for table in report.tables()]
+    training = training_table(inputs.models, inputs.groups)
+    tables = [training, *(table for report in reports.values() for table in report.tables())]
     print_tables(tables, reporter)
+    for text in (unequal := unequal_controls(inputs.models, inputs.groups)):
+        reporter.warn(text)
     for report in reports.values():
         report.print_warnings(inputs.corpus.label_names, reporter)
     results = {
         "corpus": inputs.corpus.name,
+        "training": [{"model": model.name, **model.facts} for model in inputs.models],
+        "unequal": unequal,
         "splits": {name: report.as_dict() for name, report in reports.items()},
     }
     write_results(session.out, "evaluation", results, tables, reporter)
     if session.out is not None:
         plot = session.settings.plot
         for sliced in (each for report in reports.values() for each in report.slices):
-            path = session.out / f"{sliced.slices.field}-{sliced.slices.split}.{plot.format}"
+            path = session.out / f"{sliced.slices.field}-{file_name(sliced.slices.split)}.{plot.format}"
             save_figure(draw_slices(sliced), path, dpi=plot.dpi)
     return results
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-from colakit.api import cross_validation
+from colakit.api.cross_validation import cross_validate
+from colakit.api.run_set import chosen_runs
+from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
@@ -13,7 +17,6 @@ from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
@@ -31,7 +34,9 @@ from colakit.training.model_setup import (
 )
 from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData, labelled_examples
+from colakit.utils.plan import Stage
 
 CLASSIFIER_ONLY = (
     *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "metric_for_best_model"),
@@ -42,41 +47,63 @@ Its sentences are always between two end-of-text tokens."""
 
 
 def finetune(
-    session: Session, *, resume: Resume = Resume.NEVER, num_folds: int | None = None
+    session: Session,
+    *,
+    resume: Resume = Resume.NEVER,
+    num_folds: int | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the base, write the run folder and return the summary (or the plan of a dry run).
 
     Args:
-        num_folds: train this many models, each without one fold of train; a resumed command reads it from
-            its folder.
+        num_folds: train this many models, each without one fold of train.
+        seeds: train one model for each seed. A resumed command reads folds and seeds from its folder.
     """
-    if num_folds is None and resume is not Resume.NEVER and session.out is not None:
-        folds = open_folds(session.out)
-        num_folds = None if folds is None else folds.count
-    if num_folds is not None:
-        return cross_validation.cross_validate(session, num_folds, build_model, resume=resume)
-    is_classifier = session.settings.finetune.objective == "classification"
-    if not is_classifier:
+    runs = chosen_runs(session, resume, folds=num_folds, seeds=seeds)
+    objective = session.settings.finetune.objective
+    if runs is not None and objective != "classification":
+        raise ColakitError(
+            f"--{runs[0]} with finetune.objective={objective}: {runs[0]} are for classification",
+            hint=f"Remove --{runs[0]}.",
+        )
+    if runs is not None and runs[0] == "folds":
+        return cross_validate(session, len(runs[1]), build_model, measurable_stages, resume=resume)
+    seeds = None if runs is None else runs[1]
+    if seeds is not None and not session.dry_run:
+        return train_seeds(
+            session, seeds, resume=resume, check=lambda: build_model(session, session.load_task())
+        )
+    if objective != "classification":
         _refuse_classifier_settings(session)
     if session.dry_run:
         task = session.load_task()
-        return session.plan(task, build_model(session, task))
+        model, measure = build_model(session, task), measurable_stages(session, task)
+        return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     with session.training_run(resume) as run:
-        task = session.load_task()
-        if is_classifier:
-            return ClassifierTrainer(classifier_job(session, task), run).train()
-        settings = session.settings
-        job = sentence_lm_job(
-            task,
-            settings.base,
-            settings.finetune,
-            settings.lora,
-            max_tokens=settings.data.max_tokens,
-            compute=session.gpt_training_compute,
-            reporter=session.reporter,
-            **session.job_options(),
-        )
-        return SentenceLMTrainer(job, run).train()
+        return _trainer(session, session.load_task(), run).train()
+
+
+def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
+    """Return a function that measures the stages; None if the base is not on this machine."""
+    local = session.with_local_base()
+    return None if local is None else partial(local.trainer_stages, partial(_trainer, local, task))
+
+
+def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer | SentenceLMTrainer:
+    settings = session.settings
+    if settings.finetune.objective == "classification":
+        return ClassifierTrainer(classifier_job(session, task), run)
+    job = sentence_lm_job(
+        task,
+        settings.base,
+        settings.finetune,
+        settings.lora,
+        max_tokens=settings.data.max_tokens,
+        compute=session.gpt_training_compute,
+        reporter=session.reporter,
+        **session.job_options(),
+    )
+    return SentenceLMTrainer(job, run)
 
 
 def build_model(session: Session, task: TaskData, base: GPT | None = None) -> GPT | GPTClassifier:
@@ -108,7 +135,11 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
         max_tokens=min(settings.data.max_tokens or base.config.num_positions, base.config.num_positions),
         lora=lora_config(settings.lora) if tuning.method == "lora" else None,
         origin=base_origin(
-            session.command, settings.seed, settings.base, fingerprint, settings.model_dump(mode="json")
+            session.command,
+            settings.seed,
+            fingerprint,
+            session.portable_settings(),
+            task.corpus.fingerprints(),
         ),
     )
     session.compute.place(model)
@@ -145,13 +176,14 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
         graph_width=base.config.num_positions,
         lines=[f"base: {start}{settings.base} ({shape}), {tuning.method}"],
         summary={
-            "base": settings.base,
+            "base": classifier.origin["base"],
             **({"leave_out": tuning.leave_out} if tuning.leave_out else {}),
         },
         classifier=classifier,
         train=train,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        splits={"val": task.val, **task.reports},
         frozen_cache_mib=tuning.frozen_cache_mib,
     )
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from colakit.api.session import Session
 from colakit.config.resolve import Resolved, resolve
 from colakit.config.settings import Settings
+from colakit.errors import ColakitError
 from colakit.storage.output import Resume
 from colakit.utils.console import Reporter
 
@@ -52,6 +53,7 @@ def finetune(
     out: str | Path | None = None,
     resume: bool = False,
     folds: int | None = None,
+    seeds: Sequence[int] | None = None,
     quiet: bool = False,
 ) -> Run:
     """Fine-tune a base model with LoRA, or all of its weights (`finetune.method`).
@@ -60,6 +62,7 @@ def finetune(
         out: run folder; by default the next free `runs/finetune-NNN`.
         resume: continue the run in `out` if there is one.
         folds: train this many models, each without one fold of train; the run is usable as a teacher.
+        seeds: train one model for each seed, side by side; the summary has mean and deviation.
         quiet: print warnings only.
 
     Raises:
@@ -67,7 +70,7 @@ def finetune(
     """
     from colakit.api.finetune import finetune as run
 
-    return _train(run, "finetune", settings, out, resume, quiet, num_folds=folds)
+    return _train(run, "finetune", settings, out, resume, quiet, num_folds=folds, seeds=seeds)
 
 
 def distill(
@@ -76,24 +79,43 @@ def distill(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    seeds: Sequence[int] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train a recurrent student on the outputs of one or several teachers; arguments as in `finetune`."""
+    """Train a recurrent student on the outputs of one or several teachers; arguments as in `finetune`.
+
+    With `seeds`, a teacher that has seeds as well gives each student the teacher of its seed.
+    """
     from colakit.api.distill import distill as run
 
     teachers = teacher if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
     section = settings.distill.model_copy(update={"teacher": tuple(map(_path, teachers))})
     settings = settings.model_copy(update={"distill": section})
-    return _train(run, "distill", settings, out, resume, quiet)
+    return _train(run, "distill", settings, out, resume, quiet, seeds=seeds)
 
 
 def train_scratch(
-    settings: Settings, *, out: str | Path | None = None, resume: bool = False, quiet: bool = False
+    settings: Settings | None = None,
+    *,
+    like: Run | str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seeds: Sequence[int] | None = None,
+    quiet: bool = False,
 ) -> Run:
-    """Train the same student without a teacher: the control for `distill`; arguments as in `finetune`."""
+    """Train the same student without a teacher: the control for `distill`; arguments as in `finetune`.
+
+    Args:
+        settings: not with `like`.
+        like: a run of `distill`, whose data, base, student, steps and seed are taken.
+    """
     from colakit.api.train_scratch import train_scratch as run
 
-    return _train(run, "train-scratch", settings, out, resume, quiet)
+    if (settings is None) == (like is None):
+        raise ColakitError("train_scratch: takes either settings or `like`")
+    path = None if like is None else Path(_path(like))
+    settings = settings or load_settings(path / "settings.yaml")  # type: ignore[operator]
+    return _train(run, "train-scratch", settings, out, resume, quiet, like=path, seeds=seeds)
 
 
 def evaluate(
@@ -119,7 +141,7 @@ def evaluate(
 
 
 def load(model: Run | str | Path) -> Predictor | StudentPredictor:
-    """Return a callable that labels sentences: `load(run)(["The cat sleep."]).labels`.
+    """Return a callable that labels sentences: `load(run)("The cat sleep.").names`.
 
     A student is loaded without torch if its run folder has `student.safetensors`.
 
@@ -131,7 +153,7 @@ def load(model: Run | str | Path) -> Predictor | StudentPredictor:
     path = _path(model)
     try:
         return StudentPredictor(path)
-    except (OSError, ValueError):  # not a student, or one without that file
+    except ColakitError:  # not a student, or one without that file
         from colakit.inference.classifier import load_classifier
         from colakit.inference.predictor import Predictor
         from colakit.runtime.device import resolve_compute

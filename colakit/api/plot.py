@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from colakit.api.session import Session
+from colakit.config.yaml import read_yaml
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import ModelInfo, group_names
-from colakit.evaluation.metrics import STATISTICS, Bootstrap
+from colakit.evaluation.budget import training_facts, training_table, unequal_controls
+from colakit.evaluation.comparison import ModelInfo, group_names, named_settings
+from colakit.evaluation.metrics import STATISTICS, Bootstrap, Labels, indices_by_value
+from colakit.evaluation.tables import print_tables
 from colakit.inference.model_names import distinct_names, run_folder
-from colakit.reports.figures.plots import (
-    Bar,
-    Bars,
-    RunData,
-    draw_comparison,
-    draw_curves,
-    draw_overlay,
-    save_figure,
-)
-from colakit.storage.folds import expand_folds
+from colakit.reports.figures.comparison import Score, SplitScores, draw_comparison
+from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
+from colakit.reports.figures.style import save_figure
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_set import expand_runs
+from colakit.utils.console import Reporter
 
 COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
+ONLY_VAL = "The runs share no dev split. Epoch and threshold were chosen on the sentences shown here."
 
 
 def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
@@ -34,8 +33,8 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     The curves of a single run go to `--out` if it is given.
     """
     session.check_out()
-    folders = [RunFolder(Path(path)) for path in expand_folds([str(run_folder(run)) for run in runs])]
-    data = _read_runs(folders)
+    folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
+    data = _read_runs(folders, session.reporter)
     suffix, dpi = session.settings.plot.format, session.settings.plot.dpi
     single_out = session.out if len(folders) == 1 else None
     figures = {
@@ -44,9 +43,10 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     }
     if len(data) > 1:
         out = session.out or COMPARISON_FOLDER
-        rates = {name: split["majority_rate"] for name, split in data[0].summary["splits"].items()}
+        splits = _split_scores([folder.read_predictions() for folder in folders], data)
+        note = ONLY_VAL if "val" in splits else ""
         figures[out / f"overlay.{suffix}"] = draw_overlay(data)
-        figures[out / f"comparison.{suffix}"] = draw_comparison(_group_bars(folders, data), rates)
+        figures[out / f"comparison.{suffix}"] = draw_comparison(splits, note)
     for path, figure in figures.items():
         if not session.dry_run:
             try:
@@ -58,7 +58,7 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     return {"figures": [str(path) for path in figures]}
 
 
-def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
+def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData]:
     summaries = [folder.read_summary() for folder in folders]
     for folder, summary in zip(folders, summaries, strict=True):
         if "experiment" not in summary:
@@ -67,40 +67,63 @@ def _read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
                 hint="Give runs of finetune, distill or train-scratch.",
             )
     names = distinct_names([folder.path.resolve() for folder in folders])
-    models = [
-        ModelInfo(name, summary["model"], summary["experiment"], summary["seed"], summary.get("leave_out"))
-        for name, summary in zip(names, summaries, strict=True)
-    ]
+    models = [_model_info(*run) for run in zip(folders, names, summaries, strict=True)]
+    groups = group_names(models)
+    print_tables([training_table(models, groups)], reporter)
+    for text in unequal_controls(models, groups):
+        reporter.warn(text)
     runs = []
-    for folder, name, group, summary in zip(folders, names, group_names(models), summaries, strict=True):
-        records = [record for record in folder.read_metrics() if record.get("event") == "evaluation"]
-        if not records:
+    for folder, name, group, summary in zip(folders, names, groups, summaries, strict=True):
+        records = folder.read_metrics()
+        steps, evaluations = (
+            [record for record in records if record.get("event") == event] for event in ("step", "evaluation")
+        )
+        if not evaluations:
             raise ColakitError(
                 f"{folder.path}: metrics.jsonl has no evaluation", hint="Give the folder of a training run."
             )
-        runs.append(RunData(name, group, records, summary))
+        runs.append(RunData(name, group, steps, evaluations, summary))
     return runs
 
 
-def _group_bars(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> dict[str, Bars]:
-    """Return experiment -> accuracy and MCC on the dev splits that all runs have."""
-    predictions = [folder.read_predictions() for folder in folders]
-    splits = [name for name in predictions[0] if name != "val" and all(name in each for each in predictions)]
-    for split in splits:
-        if any(not np.array_equal(each[split][0], predictions[0][split][0]) for each in predictions):
+def _model_info(folder: RunFolder, name: str, summary: Mapping[str, Any]) -> ModelInfo:
+    settings = read_yaml(folder.settings) if folder.settings.is_file() else {}
+    return ModelInfo(
+        name,
+        summary["model"],
+        summary["experiment"],
+        summary["seed"],
+        summary.get("leave_out"),
+        settings=named_settings({**summary, "settings": settings}),
+        facts=training_facts(summary),
+    )
+
+
+def _split_scores(
+    predictions: Sequence[Mapping[str, tuple[Labels, Labels]]], runs: Sequence[RunData]
+) -> dict[str, SplitScores]:
+    """Return the scores on the dev splits that all runs have, on `val` if there are none.
+
+    Raises:
+        ColakitError: if the runs were evaluated on different sentences.
+    """
+    common = [name for name in predictions[0] if all(name in each for each in predictions)]
+    groups = indices_by_value([run.group for run in runs])
+    splits = {}
+    for split in [name for name in common if name != "val"] or ["val"]:
+        labels = predictions[0][split][0]
+        if any(not np.array_equal(each[split][0], labels) for each in predictions):
             raise ColakitError(
                 f"{split}: the runs were evaluated on different data", hint="Plot runs on the same dataset."
             )
-    groups: dict[str, Bars] = {}
-    for group in dict.fromkeys(run.group for run in runs):
-        members = [each for each, run in zip(predictions, runs, strict=True) if run.group == group]
-        num_labels = len(next(run for run in runs if run.group == group).summary["labels"])
-        bars: dict[str, dict[str, Bar]] = {}
-        for split in splits:
-            sample = Bootstrap(members[0][split][0], [each[split][1] for each in members], num_labels)
-            bars[split] = {}
-            for key in STATISTICS:
-                mean = sample.mean(key, range(len(members)))
-                bars[split][key] = Bar(mean.value, mean.low, mean.high, sample.values[key].tolist())
-        groups[group] = bars
-    return groups
+        num_labels = max(len(run.summary["labels"]) for run in runs)
+        sample = Bootstrap(labels, [each[split][1] for each in predictions], num_labels)
+        scores = {
+            group: {
+                name: Score(sample.mean(name, members), sample.values[name][members].tolist())
+                for name in STATISTICS
+            }
+            for group, members in groups.items()
+        }
+        splits[split] = SplitScores(float(np.bincount(labels).max() / len(labels)), scores)
+    return splits

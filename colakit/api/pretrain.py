@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from colakit.api import pretrain_real_fake as real_fake
 from colakit.api.session import Session
 from colakit.config.pretrain import PretrainSettings
+from colakit.data.batches import Batch
 from colakit.data.running_text import (
     FORMAT,
     Stream,
@@ -35,12 +37,15 @@ from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_c
 from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
 from colakit.training.classifier_trainer import ClassifierTrainer
+from colakit.training.estimate import EVALUATING, TRAINING, seconds_per_step
 from colakit.training.job import settings_identity
 from colakit.training.lm_trainer import LMJob, LMTrainer
+from colakit.training.loop import StepBatch
 from colakit.training.objectives import language_modelling
 from colakit.training.optimizers import pretraining_optimizer
 from colakit.utils.array_cache import Arrays, pack_lines, unpack_lines
 from colakit.utils.files import sha256_of
+from colakit.utils.plan import Plan, Stage
 
 MAY_CHANGE = {
     *("text", "init_from", "tokenizer"),
@@ -49,6 +54,7 @@ MAY_CHANGE = {
 """Settings that may differ on resume. First row: covered by fingerprints. Second row: no influence on the
 weights (`tokens` may grow until the learning rate begins to fall)."""
 FLAG = "--init-from"
+MEASURED_STEPS = 4  # of a dry run
 SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
 
 
@@ -131,7 +137,8 @@ def _plan(session: Session) -> dict[str, Any]:
         task = real_fake.load_real_fake_data(session)
         with without_weights():
             base = GPT(plan_config(session.settings.base, FLAG))
-            return session.plan(task, base.classifier(len(real_fake.LABELS)))
+            model = base.classifier(len(real_fake.LABELS))
+        return session.plan(task, model, real_fake.measurable_stages(session, task))
     files = {name: text_files(path) for name, path in settings.text.items()}
     if settings.init_from is not None:
         config = plan_config(settings.init_from, FLAG)
@@ -145,8 +152,34 @@ def _plan(session: Session) -> dict[str, Any]:
         session.reporter.result(f"{name}: {len(paths)} files, {size:,} bytes")
     steps = settings.max_steps
     session.reporter.result(f"{steps:,} steps of {settings.step_tokens:,} tokens")
+    seconds = steps * _step_seconds(session, config)
+    stages = [Stage("reading text"), Stage(TRAINING, steps=steps, estimate=seconds), Stage(EVALUATING)]
+    plan = Plan(stages, session.reporter)
+    plan.show(session.reporter.result)
     session.reporter.result("dry run: nothing was written")
-    return {"parameters": parameters, "steps": steps, "files": {n: len(f) for n, f in files.items()}}
+    counts = {name: len(paths) for name, paths in files.items()}
+    return {"parameters": parameters, "steps": steps, "files": counts, "stages": plan.as_dict()}
+
+
+def _step_seconds(session: Session, config: GPTConfig) -> float:
+    """Measure optimizer steps on random tokens, without torch.compile."""
+    settings = session.settings.pretrain
+    shape = (settings.batch_size, settings.window_tokens + 1)
+    ids = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    micro_batches = Batch(ids, torch.ones_like(ids)).split(settings.micro_batch_size)
+    step = StepBatch(micro_batches, settings.step_tokens, 0, "random tokens")
+    model = GPT(config)
+    session.compute.place(model)
+    return seconds_per_step(
+        model,
+        pretraining_optimizer(
+            model, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=0.0
+        ),
+        repeat(step, MEASURED_STEPS),
+        language_modelling,
+        compute=session.gpt_training_compute,
+        max_grad_norm=settings.max_grad_norm,
+    )
 
 
 def _lm_job(session: Session) -> LMJob:

@@ -7,6 +7,7 @@ with one corrupted copy.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from colakit.models.gpt.model import set_dropout
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.training.averaging import StartAverage
-from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob
+from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
 from colakit.training.job import settings_identity
 from colakit.training.model_setup import base_origin
@@ -32,6 +33,7 @@ from colakit.training.optimizers import tuning_optimizer
 from colakit.training.task_data import TaskData, labelled_examples
 from colakit.utils.array_cache import pack_lines, unpack_lines
 from colakit.utils.files import sha256_of
+from colakit.utils.plan import Stage
 
 LABELS = ("corrupted", "real")
 WORDS = range(4, 23)  # allowed words in a sentence
@@ -115,6 +117,14 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
     return drawn
 
 
+def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
+    """Return a function that measures the stages; None if the base is not on this machine."""
+    local = session.with_local_base()
+    if local is None:
+        return None
+    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(real_fake_job(local, task), run))
+
+
 def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
     """Load the base, add a classification head, and return the job that trains all of it."""
     settings, training = session.settings, session.settings.real_fake
@@ -129,9 +139,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
         tokenizer=SentenceTokenizer.from_base(folder, prefix=True),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
-        origin=base_origin(
-            session.command, settings.seed, settings.base, fingerprint, settings.model_dump(mode="json")
-        ),
+        origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),
     )
     session.compute.place(model)
     train, val = (
@@ -157,10 +165,11 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
         },
         compute=session.gpt_training_compute,
         lines=[f"sentences: {len(task.train):,}, half of them corrupted"],
-        summary={"base": settings.base},
+        summary={"base": classifier.origin["base"]},
         classifier=classifier,
         train=PairExamples(**vars(train)),
         val=val,
         dev={},
+        splits={"val": task.val},
         base=StartAverage(model, settings.pretrain.start_weight),
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from colakit.api.session import Session
-from colakit.config.settings import DataSettings
+from colakit.config.data import DataSettings
+from colakit.data.builtin.corpus import BUILTIN_NAMES
 from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
 from colakit.inference.classifier import read_origin
 
-FILE_SETTINGS = ("path", "splits")  # the settings of `data` that name files
+NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
+FILES = ("path", "splits")  # settings of `data` that name files
+TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
+Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
 
 
 def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
@@ -23,42 +26,39 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     Raises:
         ColakitError: if the models record different data, or the recorded files are not found.
     """
-    data = recorded_data(session, models)
+    recorded = _recorded(models)
+    data = _data_settings(session, recorded)
+    if data is None:
+        return session.load_corpus()
+    files_given = bool(_given(session).intersection(FILES))
     try:
-        return session.load_corpus(data)
+        corpus = session.load_corpus(data)
     except ColakitError as error:
-        if data is None:
-            raise
-        hint = f"{error.hint or ''} The path is as recorded when the model was trained; --data replaces it."
-        raise ColakitError(error.message, hint=hint.strip(), exit_code=error.exit_code) from error
+        origin = "The path is as recorded when the model was trained; --data replaces it."
+        if files_given:
+            origin = "Columns are as the model was trained with; --set data.text_column=null reads CoLA's."
+        hint = f"{error.hint or ''} {origin}".strip()
+        raise ColakitError(error.message, hint=hint, exit_code=error.exit_code) from error
+    if files_given:
+        return corpus
+    fingerprints = corpus.fingerprints()
+    for model, (_, before) in recorded.items():
+        if changed := [name for name in before if fingerprints.get(name, before[name]) != before[name]]:
+            session.reporter.warn(f"{corpus.name}: {', '.join(changed)} changed since {model} was trained")
+    return corpus
 
 
 def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | None:
-    """Return the data settings that `models` record; None if none do or if the settings name files.
+    """Return the data settings that `models` record, with those that are given; None if they record none.
 
-    Given settings of `data` that name no files, such as a column, replace the recorded ones. Models without
-    recorded data, such as adapters written by PEFT, are assumed to have the data of the others.
+    Given settings of `data` replace the recorded ones: columns and label names of the models also apply to
+    other files. Models without recorded data, such as adapters written by PEFT, are assumed to have the data
+    of the others.
 
     Raises:
-        ColakitError: if the models record different data.
+        ColakitError: if the settings name no files and the models record different data.
     """
-    given = {key.removeprefix("data.") for key in session.resolved.origins if key.startswith("data.")}
-    if given.intersection(FILE_SETTINGS):
-        return None
-    recorded = {model: data for model in models if (data := _recorded(model)) is not None}
-    if not recorded:
-        return None
-    first, data = next(iter(recorded.items()))
-    for model, other in recorded.items():
-        if _identity(other) != _identity(data):
-            raise ColakitError(
-                f"{first} was trained on {_describe(data)}, {model} on {_describe(other)}",
-                hint="Name the data: --data PATH, or --config RUN/settings.yaml.",
-            )
-    session.reporter.say(f"data: {_describe(data)}, recorded by {first}")
-    return DataSettings.model_validate(
-        {**data.model_dump(), **session.settings.data.model_dump(include=given)}
-    )
+    return _data_settings(session, _recorded(models))
 
 
 def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) -> None:
@@ -73,27 +73,62 @@ def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) ->
             raise ColakitError(f"{origin} with {flag}: {reason}", hint="Leave one of them out.")
 
 
-def _recorded(model: str) -> DataSettings | None:
-    origin = read_origin(model)
-    if origin.get("command") == "pretrain":  # trained on running text; its `data` settings are unused
+def _given(session: Session) -> set[str]:
+    """Return the names of the settings of `data` that are set."""
+    return {key.removeprefix("data.") for key in session.resolved.origins if key.startswith("data.")}
+
+
+def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
+    given, data = _given(session), session.settings.data
+    if not recorded:
         return None
-    settings: Any = origin.get("settings")
-    data = settings.get("data") if isinstance(settings, dict) else None
-    try:
-        return None if data is None else DataSettings.model_validate(data)
-    except ValidationError as error:
-        raise ColakitError(
-            f"{model}: its recorded data settings are invalid ({error.errors()[0]['msg']})",
-            hint="Name the data with --data.",
-        ) from error
+    (first, (settings, fingerprints)), *others = recorded.items()
+    if given.intersection(FILES):
+        if not data.splits and data.path in NAMED:  # their layout is known
+            return None
+        rows = [row.model_dump(exclude={*TRAINING, *FILES}) for row, _ in recorded.values()]
+        shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
+        if (text := shared.get("text_column")) and "text_column" not in given:
+            session.reporter.say(f"columns {text}, {shared.get('label_column')}, recorded by {first}")
+        merged = {**data.model_dump(), **shared, **data.model_dump(include={*given, *FILES})}
+        return DataSettings.model_validate(merged)
+    for model, (other, other_fingerprints) in others:
+        common = fingerprints.keys() & other_fingerprints.keys()
+        if not common or any(fingerprints[name] != other_fingerprints[name] for name in common):
+            raise ColakitError(
+                f"{first} was trained on {_describe(settings)}, {model} on {_describe(other)}",
+                hint="Name the data: --data PATH, or --config RUN/settings.yaml.",
+            )
+    for model, (other, _) in others:  # a model outside its run folder records names without folders
+        if not _exist(settings) and _exist(other):
+            first, settings = model, other
+    session.reporter.say(f"data: {_describe(settings)}, recorded by {first}")
+    return DataSettings.model_validate({**settings.model_dump(), **data.model_dump(include=given)})
 
 
-def _identity(data: DataSettings) -> tuple[Any, ...]:
-    """Return the resolved paths of the files, and the columns to read."""
-    paths = sorted(data.splits.items()) or [("", data.path)]
-    files = [(name, Path(path).expanduser()) for name, path in paths]
-    resolved = [(name, str(path.resolve() if path.exists() else path)) for name, path in files]
-    return *resolved, data.text_column, data.label_column
+def _recorded(models: Sequence[str]) -> Recorded:
+    """Return the data of the models that record some; bases were trained on text and record none."""
+    recorded = {}
+    for model in models:
+        origin = read_origin(model)
+        settings, fingerprints = origin.get("settings"), origin.get("data")
+        if not isinstance(settings, dict) or not isinstance(fingerprints, dict) or not fingerprints:
+            continue
+        try:
+            recorded[model] = DataSettings.model_validate(settings.get("data", {})), fingerprints
+        except ValidationError as error:
+            raise ColakitError(
+                f"{model}: its recorded data settings are invalid ({error.errors()[0]['msg']})",
+                hint="Name the data with --data.",
+            ) from error
+    return recorded
+
+
+def _exist(data: DataSettings) -> bool:
+    """Return whether all files of the data exist, or it is a dataset with a name."""
+    if not data.splits and data.path in NAMED:
+        return True
+    return all(Path(path).expanduser().exists() for path in data.splits.values() or [data.path])
 
 
 def _describe(data: DataSettings) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from colakit.config.data import DataSettings
+from colakit.config.paths import absolute_path, map_paths, portable_name
 from colakit.config.resolve import Resolved
 from colakit.config.settings import Settings
 from colakit.storage.output import check_writable
-from colakit.utils.console import Reporter
+from colakit.utils.console import Reporter, SilentReporter
 
 if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict` start without torch
     from torch import nn
@@ -23,7 +25,9 @@ if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict`
     from colakit.storage.output import Resume
     from colakit.training.run import TrainingRun
     from colakit.training.task_data import TaskData
+    from colakit.training.trainer import Trainer
     from colakit.utils.array_cache import ArrayCache
+    from colakit.utils.plan import Stage
 
 
 @dataclass
@@ -76,7 +80,10 @@ class Session:
     @cached_property
     def gpt_training_compute(self) -> Compute:
         """Device and precision for training a GPT: with CPU kernels, compiled on first use, if enabled."""
-        return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
+        if not self.dry_run:
+            return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
+        with TemporaryDirectory() as folder:  # a dry run measures with kernels, and leaves no file
+            return self.compute.with_kernels(self.settings.cpu_kernels, Path(folder))
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
         """Return the corpus of `data` (default: the settings); a dry run downloads nothing."""
@@ -93,15 +100,23 @@ class Session:
 
     def job_options(self) -> dict[str, Any]:
         """Return the fields of a `TrainJob` that are the same for every command."""
-        from colakit.config.yaml import to_yaml
-
-        settings = self.settings
         return {
             "command": self.command,
-            "seed": settings.seed,
-            "settings_yaml": to_yaml(settings),
-            "cpu_kernels": settings.cpu_kernels,
+            "seed": self.settings.seed,
+            "settings_yaml": self.settings_yaml,
+            "cpu_kernels": self.settings.cpu_kernels,
         }
+
+    @property
+    def settings_yaml(self) -> str:
+        """All settings as YAML for a run folder, with absolute paths: valid from any working folder."""
+        from colakit.config.yaml import to_yaml
+
+        return to_yaml(map_paths(self.settings, absolute_path))
+
+    def portable_settings(self) -> dict[str, Any]:
+        """Return all settings as plain data for a model file, without folders of this machine."""
+        return {**map_paths(self.settings, portable_name).model_dump(mode="json"), "cache": None}
 
     @contextmanager
     def training_run(self, resume: Resume) -> Iterator[TrainingRun]:
@@ -121,9 +136,16 @@ class Session:
         if self.out is not None:
             check_writable(self.out)
 
-    def plan(self, task: TaskData, model: nn.Module) -> dict[str, Any]:
-        """Print what a training would do, and return it as plain data."""
+    def plan(
+        self, task: TaskData, model: nn.Module, make_stages: Callable[[], list[Stage]] | None
+    ) -> dict[str, Any]:
+        """Print what a training would do, and return it as plain data.
+
+        Args:
+            make_stages: measures the stages; None if the weights that it needs are not on this machine.
+        """
         from colakit.models.gpt.model import num_frozen_blocks
+        from colakit.utils.plan import Plan
 
         parameters = self.print_parameters(model)
         if frozen := num_frozen_blocks(model):
@@ -131,6 +153,10 @@ class Session:
         self.reporter.result(f"compute: {self.compute}")
         sizes = ", ".join(f"{size} {name}" for name, size in task.sizes().items())
         self.reporter.result(f"sentences: {sizes}")
+        plan = Plan([] if make_stages is None else make_stages(), self.reporter)
+        plan.show(self.reporter.result)
+        if make_stages is None:
+            self.reporter.result("time unknown: the base is not on this machine; a dry run downloads nothing")
         self.reporter.result("dry run: nothing was written")
         return {
             "command": self.command,
@@ -138,7 +164,27 @@ class Session:
             "parameters": parameters,
             "sentences": task.sizes(),
             "compute": str(self.compute),
+            "stages": plan.as_dict(),
         }
+
+    def with_local_base(self) -> Session | None:
+        """Return the session with the folder of the base, or None if the base must be downloaded."""
+        from colakit.storage.gpt2 import local_base
+
+        if (folder := local_base(self.settings.base)) is None:
+            return None
+        settings = self.settings.model_copy(update={"base": str(folder)})
+        return replace(self, resolved=replace(self.resolved, settings=settings))
+
+    def trainer_stages(self, make_trainer: Callable[[TrainingRun], Trainer]) -> list[Stage]:
+        """Return the stages of a training that does not run, with their measured seconds."""
+        from colakit.runtime.distributed import Processes
+        from colakit.storage.output import Resume
+        from colakit.training.estimate import plan_training
+        from colakit.training.run import TrainingRun
+
+        run = TrainingRun(self.command, None, Resume.NEVER, Processes(), SilentReporter())
+        return plan_training(make_trainer(run))
 
     def print_parameters(self, model: nn.Module) -> dict[str, object]:
         """Print the table of parameters by module, and return it as plain data."""

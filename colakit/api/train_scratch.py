@@ -2,38 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from colakit.api.run_set import chosen_runs
+from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.student import empty_student, student_job
-from colakit.distillation.transfer_set import augment
+from colakit.distillation.transfer_set import augment, epoch_size
+from colakit.errors import ColakitError
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
 from colakit.storage.output import Resume
+from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
-from colakit.training.objectives import line, supervised
+from colakit.training.objectives import CROSS_ENTROPY, line, supervised
 from colakit.training.task_data import TaskData
+from colakit.utils.plan import Stage
 
 
-def train_scratch(session: Session, *, resume: Resume = Resume.NEVER) -> dict[str, Any]:
+def train_scratch(
+    session: Session,
+    *,
+    resume: Resume = Resume.NEVER,
+    like: Path | None = None,
+    seeds: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Train the control, write the run folder and return the summary (or the plan of a dry run).
 
     The base supplies the tokenizer and, by default, the token embeddings.
+
+    Args:
+        like: a run of `distill`, or its folder of seeds, whose settings the session has. Its steps are taken,
+            and its seeds if none are given.
+        seeds: train one control for each seed.
     """
+    if like is not None:
+        seeds = _match(session, like, seeds)
+    runs = chosen_runs(session, resume, seeds=seeds)
+    seeds = None if runs is None else runs[1]
     if session.dry_run:
-        task, vocab_size = session.load_task(), plan_config(session.settings.base).vocab_size
-        return session.plan(task, empty_student(session.settings.student, task, vocab_size, session.reporter))
+        task = session.load_task()
+        model, measure = _model(session, task), _measurable_stages(session, task)
+        return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
+    if seeds is not None:
+        return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
     with session.training_run(resume) as run:
         return ClassifierTrainer(_job(session, session.load_task()), run).train()
+
+
+def _measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
+    local = session.with_local_base()
+    if local is None:
+        return None
+    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(_job(local, task), run))
+
+
+BUDGET = ("student_training.max_steps", "student_training.epochs", "train_scratch.budget")
+
+
+def _match(session: Session, like: Path, seeds: Sequence[int] | None) -> Sequence[int] | None:
+    """Set the number of steps to that of a run of `distill`, unless one is typed; return the seeds to train.
+
+    The steps of a run that is not finished follow from its settings.
+
+    Raises:
+        ColakitError: if it is not a run of `distill`.
+    """
+    settings, run, runs = session.settings, RunFolder(like), open_run_set(like)
+    if not settings.distill.teacher:
+        raise ColakitError(f"--like {like}: is not a run of distill", hint="Give a run folder of distill.")
+    if not any(map(session.resolved.was_typed, BUDGET)):
+        planned = (
+            run.read_summary()["max_steps"] if run.summary.is_file() else settings.student_training.max_steps
+        )
+        training = settings.student_training.model_copy(update={"max_steps": planned})
+        scratch = settings.train_scratch.model_copy(update={"budget": "distill"})
+        settings = settings.model_copy(update={"student_training": training, "train_scratch": scratch})
+        session.resolved = replace(session.resolved, settings=settings)
+    is_chosen = seeds is not None or session.resolved.was_typed("seed")
+    return seeds if is_chosen or runs is None else runs.values
+
+
+def _model(session: Session, task: TaskData) -> nn.Module:
+    """Return the student without weights."""
+    vocab_size = plan_config(session.settings.base).vocab_size
+    return empty_student(session.settings.student, task, vocab_size, session.reporter)
 
 
 def _job(session: Session, task: TaskData) -> ClassifierJob:
     settings, training = session.settings, session.settings.student_training
     folder = resolve_base(settings.base)
-    train = task.train
+    base = load_gpt(folder)
+    train, epoch = task.train, None
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)
+    if settings.train_scratch.budget == "distill":
+        epoch = epoch_size(settings.transfer, len(task.train), settings.distill.upsample)
     seed_everything(settings.seed)  # same initial weights as `distill`, whatever was drawn before
     return student_job(
         task,
@@ -41,12 +112,14 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         settings.student,
         training,
         tokenizer=SentenceTokenizer.from_base(folder),
-        max_tokens=read_config(folder).num_positions,
+        max_tokens=base.config.num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
-        base_embeddings=lambda: load_gpt(folder).body.embedding.weight.detach().float().numpy(),
-        summary={"augmented": len(train) - len(task.train)},
-        settings_dump=settings.model_dump(mode="json"),
+        train_loss=CROSS_ENTROPY,
+        base_embeddings=lambda: base.body.embedding.weight.detach().float().numpy(),
+        summary={"augmented": len(train) - len(task.train), "base_fingerprint": base_fingerprint(base)},
+        epoch_size=epoch,
+        settings_dump=session.portable_settings(),
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,

@@ -10,9 +10,14 @@ from io import TextIOWrapper
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from colakit import __version__
-from colakit.cli.commands.config import config_schema_command, config_show_command
+from colakit.cli.commands.config import (
+    config_reference_command,
+    config_schema_command,
+    config_show_command,
+)
 from colakit.cli.commands.data import data_check_command, data_fetch_command, data_write_command
 from colakit.cli.commands.demo import demo_command
 from colakit.cli.commands.distill import distill_command
@@ -36,18 +41,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Fetch CoLA, write the built-in corpus, check a corpus.", no_args_is_help=True)
-config_app = typer.Typer(help="Show the resolved settings or their schema.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="Show the resolved settings, their schema or their reference.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-for _command in (
-    *(generate_command, pretrain_command, finetune_command, distill_command),
-    *(train_scratch_command, evaluate_command, plot_command, predict_command, demo_command, doctor_command),
-):
-    _command.add_to(app)
-for _command in (data_fetch_command, data_check_command, data_write_command):
-    _command.add_to(data_app)
-for _command in (config_show_command, config_schema_command):
-    _command.add_to(config_app)
+COMMANDS = {  # group, empty for none -> its commands
+    "": (
+        *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
+        *(evaluate_command, plot_command, predict_command, demo_command, doctor_command),
+    ),
+    "data": (data_fetch_command, data_check_command, data_write_command),
+    "config": (config_show_command, config_schema_command, config_reference_command),
+}
+for _group, _app in {"": app, "data": data_app, "config": config_app}.items():
+    for _command in COMMANDS[_group]:
+        _command.add_to(_app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,12 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # sentences may hold any letter, whatever the locale
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
+    words = with_bare_resume(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=with_bare_resume(sys.argv[1:] if arguments is None else arguments), prog_name="colakit")
+        _check_encoding(words)
+        code = app(args=words, prog_name="colakit", standalone_mode=False)  # errors are raised
     except ColakitError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
             print_error(error.message, error.hint)
         return error.exit_code
+    except TyperException as error:
+        return _print_usage_error(error)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -93,7 +106,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _check_encoding(words: Sequence[str]) -> None:
+    """Raise `ColakitError` if an argument is not UTF-8: it could be written to no JSON or YAML file."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ColakitError(
+                f"argument {word[:80]!r}: is not UTF-8", hint="Rename the file, or write the text in UTF-8."
+            ) from None
+
+
+def _print_usage_error(error: TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    hint = f"`{context.command_path} --help` lists arguments and options." if context else None
+    if text := error.format_message():  # empty if a command without arguments printed its help
+        print_error(text, hint)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, ClassVar, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -16,7 +17,7 @@ from typer.core import TyperCommand, TyperOption
 from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.config.settings import describe_type, leaf_fields
-from colakit.errors import EXIT_INTERRUPTED, ColakitError
+from colakit.errors import EXIT_INTERRUPTED, ColakitError, nearest
 from colakit.storage.output import Resume
 from colakit.utils.console import Reporter, print_json
 
@@ -39,6 +40,25 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+SeedsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="0,1,2",
+        help="Train one run for each seed, side by side, in --out/seed-0, seed-1 …; report mean ± sd.",
+        show_default=False,
+    ),
+]
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """Return the seeds of `--seeds`."""
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ColakitError(
+            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
+        ) from None
 
 
 def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
@@ -46,8 +66,12 @@ def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
     field = FIELDS[key]
     default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
     kind = describe_type(field.annotation)
-    option = typer.Option(flag, help=f"{field.description}{default}", metavar=kind, show_default=False)
-    text = list[str] | None if get_origin(field.annotation) is tuple else str | None
+    text: Any
+    if field.annotation is bool:  # a switch; its opposite overrides a file
+        names, kind, text = f"{flag}/--no-{flag.removeprefix('--')}", "", bool | None
+    else:
+        names, text = flag, list[str] | None if get_origin(field.annotation) is tuple else str | None
+    option = typer.Option(names, help=f"{field.description}{default}", metavar=kind, show_default=False)
     return inspect.Parameter(
         _parameter_name(flag),
         inspect.Parameter.KEYWORD_ONLY,
@@ -74,7 +98,10 @@ def _common_parameters() -> list[inspect.Parameter]:
         ),
         "out": (Path | None, typer.Option("--out", help="Folder to write to.", metavar="DIR")),
         "as_json": (bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")),
-        "dry_run": (bool, typer.Option("--dry-run", help="Check everything, print the plan, touch nothing.")),
+        "dry_run": (
+            bool,
+            typer.Option("--dry-run", help="Check everything, print the plan and its time, touch nothing."),
+        ),
         "quiet": (bool, typer.Option("--quiet", help="Results, warnings and errors only.")),
     }
     return [
@@ -88,17 +115,43 @@ def _common_parameters() -> list[inspect.Parameter]:
     ]
 
 
-class _WarnsOfRepeats(TyperCommand):
-    """Warns if an option with one value is given twice; Typer silently takes the last."""
+class _Parser(TyperCommand):
+    """Warns if an option with one value is given twice, and suggests options for an unknown one."""
+
+    flags: ClassVar[Mapping[str, str]] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words after the name of the command."""
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        """Parse the words after the name of the command; Typer silently takes the last of repeated values."""
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        except Exception as error:
+            unknown = getattr(error, "option_name", None)
+            if hasattr(error, "possibilities") and (options := self._suggest(str(unknown))):
+                error.message = f"No such option: {unknown}. Did you mean {' or '.join(options)}?"  # type: ignore[attr-defined]
+                error.possibilities = None
+            raise
         for option, times in Counter(given).items():
             takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
             if takes_one and times > 1:
                 Reporter().warn(f"{option.opts[0]} was given {times} times; the last value is used")
         return super().parse_args(ctx, args)
+
+    def _suggest(self, unknown: str) -> list[str]:
+        """Return options like an unknown one: of the same setting, of these words, or spelt alike."""
+        name = unknown.removeprefix("--").replace("-", "_")
+        flag_of = {key: flag for flag, key in self.flags.items()}
+        sections = {key.rpartition(".")[0] for key in flag_of}
+        keys = [key.rpartition(".") for key in FIELDS]
+        if same := ["".join(key) for key in keys if key[0] in sections and key[2] == name]:
+            return [flag_of.get(key, f"--set {key}=VALUE") for key in same]
+        options = [option for option in self.params if isinstance(option, TyperOption)]
+        helps = {option.opts[0]: (option.help or "").lower() for option in options}
+        words = set(name.split("_"))
+        described = [flag for flag, text in helps.items() if words <= set(re.findall(r"\w+", text))]
+        if described and len(words) > 1:
+            return [min(described, key=lambda flag: len(helps[flag]))]  # the most specific help
+        near = nearest(unknown, helps)
+        return [near] if near else []
 
 
 @dataclass(frozen=True)
@@ -109,15 +162,18 @@ class Command:
         name: after `colakit` or its group.
         callback: called by Typer with all options.
         help: text of `--help`.
+        flags: flag -> dotted key of the setting it sets.
     """
 
     name: str
     callback: Callable[..., None]
     help: str
+    flags: Mapping[str, str]
 
     def add_to(self, group: typer.Typer) -> None:
         """Register the command."""
-        group.command(self.name, cls=_WarnsOfRepeats, help=self.help)(self.callback)
+        parser = type("Parser", (_Parser,), {"flags": self.flags})
+        group.command(self.name, cls=parser, help=self.help)(self.callback)
 
 
 def command(
@@ -152,7 +208,8 @@ def command(
         parameters = [*own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        return Command(name, callback, inspect.cleandoc(function.__doc__ or ""))
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")  # the terminal wraps them
+        return Command(name, callback, "\n\n".join(" ".join(each.split()) for each in paragraphs), all_flags)
 
     return register
 
@@ -161,6 +218,12 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
     """Remove the common options and the flags of settings from `options`; return the session they define."""
     chosen = {key: (flag, _joined(options.pop(_parameter_name(flag)))) for flag, key in flags.items()}
     config, out, as_json = options.pop("config"), options.pop("out"), options.pop("as_json")
+    if (like := options.get("like")) is not None:
+        if config is not None:
+            raise ColakitError(
+                "--like with --config: --like takes the settings of its run", hint="Remove one of them."
+            )
+        config = like / "settings.yaml"
     if config is None and out is not None and options.get("resume", Resume.NEVER) is not Resume.NEVER:
         saved = out / "settings.yaml"
         config = saved if saved.is_file() else None
@@ -173,7 +236,7 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
     return Session(name, resolved, reporter, out, options.pop("dry_run"), as_json)
 
 
-def _joined(value: str | list[str] | None) -> str | None:
+def _joined(value: str | bool | list[str] | None) -> str | bool | None:
     """Join the values of a repeatable flag by commas."""
     return ",".join(value) or None if isinstance(value, list) else value
 

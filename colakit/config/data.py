@@ -18,7 +18,7 @@ class DataSettings(Section):
     text_column: str | None = Field(
         None, description="Column of the text; required for a table with a header."
     )
-    label_column: str | None = Field(None, description="Column of the label; any number of classes.")
+    label_column: str | None = Field(None, description="Column of the label; up to 1,000 classes.")
     label_names: Names = Field(
         (), description="Labels in order of their index; default: the sorted labels of train."
     )
@@ -35,6 +35,6 @@ class DataSettings(Section):
         description="Random seed of the validation split; runs to be compared must share it.",
     )
     max_tokens: int | None = Field(
-        None, ge=3, description="Maximum sentence length in tokens; null: the model's maximum."
+        None, ge=3, le=2**20, description="Maximum sentence length in tokens; null: the model's maximum."
     )
     mirrors: Names = Field((), description="URLs of CoLA's zip, tried before the CoLA site.")

@@ -7,14 +7,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import Names, Numbers, Section, Share, no_bool
+from colakit.config.section import MAX_COUNT, Names, Numbers, Section, Share, no_bool
 from colakit.config.training import TrainingSettings
+
+MAX_RANK = 2**13
+MAX_FOLDS = 1000
 
 
 class LoRASettings(Section):
     """LoRA adapters."""
 
-    rank: int = Field(8, ge=1, description="Rank R of the adapters.")
+    rank: int = Field(8, ge=1, le=MAX_RANK, description="Rank R of the adapters.")
     alpha: float = Field(16.0, gt=0, description="Numerator of the scaling alpha/rank.")
     dropout: Share = Field(0.0, description="Dropout probability on the adapters' input.")
     target_modules: Names = Field(
@@ -22,7 +25,7 @@ class LoRASettings(Section):
         min_length=1,
         description="Linear layers to adapt, by exact dotted suffix; all-linear: those of all blocks.",
     )
-    rank_pattern: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(
+    rank_pattern: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=MAX_RANK)]] = Field(
         {}, description="Module suffix -> rank; the longest matching suffix decides."
     )
     alpha_pattern: dict[str, Annotated[float, BeforeValidator(no_bool), Field(gt=0)]] = Field(
@@ -73,6 +76,7 @@ class FinetuneSettings(TrainingSettings):
     frozen_cache_mib: int = Field(
         1024,
         ge=0,
+        le=MAX_COUNT,
         description="Maximum memory per process, in MiB, to cache the hidden states below the lowest "
         "adapted block; if they do not fit, they are computed at every step.",
     )
@@ -81,8 +85,9 @@ class FinetuneSettings(TrainingSettings):
     @classmethod
     def _check_fold(cls, value: str | None) -> str | None:
         number, _, folds = (value or "1/2").partition("/")
-        if not (number.isdecimal() and folds.isdecimal() and 1 <= int(number) <= int(folds) != 1):
-            raise ValueError(f"a fold is written i/k with 1 ≤ i ≤ k and k > 1, such as 2/5 (got {value!r})")
+        is_fold = len(folds) <= 4 >= len(number) and number.isdecimal() and folds.isdecimal()
+        if not (is_fold and 1 <= int(number) <= int(folds) and 1 < int(folds) <= MAX_FOLDS):
+            raise ValueError(f"a fold is written i/k with 1 ≤ i ≤ k and 1 < k ≤ {MAX_FOLDS}, such as 2/5")
         return value
 
     @model_validator(mode="after")

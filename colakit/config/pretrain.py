@@ -7,12 +7,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import Share, no_bool
+from colakit.config.section import MAX_BATCH, MAX_COUNT, MAX_EPOCHS, Share, no_bool
 from colakit.config.training import LoopSettings, TrainingSettings
+
+MAX_PARAMETERS = 2**31  # 8 GiB of weights
 
 
 class PretrainSettings(LoopSettings):
-    """Pre-training on running text; all but `text`, `upsample` and `init_from` is of language modelling."""
+    """Pre-training on running text.
+
+    `objective: real-fake` uses only `text`, `upsample`, `init_from` and `start_weight`.
+    """
 
     HAS_LARGEST: ClassVar[bool] = True
 
@@ -21,7 +26,7 @@ class PretrainSettings(LoopSettings):
         description="Predict the next token, or tell real sentences from corrupted ones (section real_fake).",
     )
     text: dict[str, str] = Field({}, description="Name -> text file or folder (plain, .gz, .xz).")
-    upsample: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1)]] = Field(
+    upsample: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=1000)]] = Field(
         {}, description="Name -> passes over this text in an epoch; default 1."
     )
     init_from: str | None = Field(
@@ -32,14 +37,15 @@ class PretrainSettings(LoopSettings):
         0.0, description="Weight of `init_from` in the average with the trained weights that is saved."
     )
     tokenizer: str | None = Field(None, description="Folder of a tokenizer; null trains one on the text.")
-    vocab_size: int = Field(8192, ge=257, description="Vocabulary size of a trained tokenizer.")
-    num_layers: int = Field(6, ge=1, description="Number of blocks.")
-    width: int = Field(384, ge=1, description="Width of the residual stream.")
-    num_heads: int = Field(6, ge=1, description="Number of attention heads.")
-    num_positions: int = Field(128, ge=8, description="Maximum sequence length in tokens.")
+    vocab_size: int = Field(8192, ge=257, le=2**20, description="Vocabulary size of a trained tokenizer.")
+    num_layers: int = Field(6, ge=1, le=2**8, description="Number of blocks.")
+    width: int = Field(384, ge=1, le=2**14, description="Width of the residual stream.")
+    num_heads: int = Field(6, ge=1, le=2**14, description="Number of attention heads.")
+    num_positions: int = Field(128, ge=8, le=2**17, description="Maximum sequence length in tokens.")
     window: int | None = Field(
         None,
         ge=8,
+        le=2**17,
         description="Tokens predicted in a training window, with `init_from`; null: num_positions.",
     )
     dropout: Share = Field(
@@ -48,6 +54,7 @@ class PretrainSettings(LoopSettings):
     tokens: int = Field(
         300_000_000,
         ge=1,
+        le=10**13,
         description="Training tokens in total; a resumed run may raise it until the learning rate starts "
         "to decay.",
     )
@@ -59,15 +66,15 @@ class PretrainSettings(LoopSettings):
     )
     val_fraction: Share = Field(0.01, description="Fraction of each text held out as the validation split.")
     evaluate_windows: int = Field(
-        512, ge=1, description="Validation windows of each text in an evaluation during training."
+        512, ge=1, le=10**6, description="Validation windows of each text in an evaluation during training."
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile; auto: if a compiler is available."
     )
     lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
-    batch_size: int = Field(128, ge=1, description="Windows in a step, over all processes.")
+    batch_size: int = Field(128, ge=1, le=MAX_BATCH, description="Windows in a step, over all processes.")
     micro_batch_size: int | None = Field(
-        32, ge=1, description="Windows in a backward pass; null: the whole batch."
+        32, ge=1, le=MAX_BATCH, description="Windows in a backward pass; null: the whole batch."
     )
     weight_decay: float = Field(
         0.1,
@@ -81,8 +88,10 @@ class PretrainSettings(LoopSettings):
         le=1,
         description="Fraction of the steps after warm-up, at the end, with a falling learning rate.",
     )
-    evaluate_every_steps: int | None = Field(500, ge=1, description="Steps between evaluations.")
-    save_every_steps: int | None = Field(100, ge=1, description="Steps between checkpoints.")
+    evaluate_every_steps: int | None = Field(
+        500, ge=1, le=MAX_COUNT, description="Steps between evaluations."
+    )
+    save_every_steps: int | None = Field(100, ge=1, le=MAX_COUNT, description="Steps between checkpoints.")
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:
@@ -101,6 +110,13 @@ class PretrainSettings(LoopSettings):
     def _check_shape(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
+        parameters = 12 * self.num_layers * self.width**2
+        parameters += (self.vocab_size + self.num_positions) * self.width
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"width, num_layers, vocab_size and num_positions give {parameters:,} parameters; "
+                f"at most {MAX_PARAMETERS:,} are allowed"
+            )
         return self
 
     @property
@@ -122,7 +138,9 @@ class PretrainSettings(LoopSettings):
 class RealFakeSettings(TrainingSettings):
     """`pretrain.objective: real-fake`: classification of real sentences and corrupted copies."""
 
-    sentences: int = Field(400_000, ge=10, description="Real sentences; each adds one corrupted copy.")
+    sentences: int = Field(
+        400_000, ge=10, le=MAX_COUNT, description="Real sentences; each adds one corrupted copy."
+    )
     val_fraction: Share = Field(
         0.01, description="Fraction of the sentence pairs held out as the validation split."
     )
@@ -134,11 +152,17 @@ class RealFakeSettings(TrainingSettings):
         ge=0,
         description="Weight of the loss that prefers a real sentence's likelihood to its corrupted copy's.",
     )
-    epochs: int = Field(1, ge=1, description="Passes over the sentences.")
+    epochs: int = Field(1, ge=1, le=MAX_EPOCHS, description="Passes over the sentences.")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate.")
-    batch_size: int = Field(64, ge=2, multiple_of=2, description="Sentences in a step, over all processes.")
+    batch_size: int = Field(
+        64, ge=2, le=MAX_BATCH, multiple_of=2, description="Sentences in a step, over all processes."
+    )
     micro_batch_size: int | None = Field(
-        None, ge=2, multiple_of=2, description="Sentences in a backward pass; null: the whole batch."
+        None,
+        ge=2,
+        le=MAX_BATCH,
+        multiple_of=2,
+        description="Sentences in a backward pass; null: the whole batch.",
     )
     warmup: Share = Field(0.02, description="Fraction of the steps with a rising learning rate.")
     decay: float = Field(
@@ -147,4 +171,6 @@ class RealFakeSettings(TrainingSettings):
         le=1,
         description="Fraction of the steps after warm-up, at the end, with a falling learning rate.",
     )
-    evaluate_every_steps: int | None = Field(500, ge=1, description="Steps between evaluations.")
+    evaluate_every_steps: int | None = Field(
+        500, ge=1, le=MAX_COUNT, description="Steps between evaluations."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from colakit.config.settings import Settings, leaf_fields
-from colakit.errors import ColakitError, did_you_mean
+from colakit.errors import ColakitError, did_you_mean, nearest
 
 ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # the folder of real data for tests
@@ -70,9 +71,11 @@ def resolve(
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ColakitError(f"--set {assignment}: `=` is missing", hint="Write --set section.key=value")
+            raise ColakitError(
+                f"--set {_cut(assignment)}: `=` is missing", hint="Write --set section.key=value"
+            )
         value = _parse_value(text, "--set")
-        layers |= {leaf: (f"--set {assignment}", v) for leaf, v in _flatten_value(key.strip(), value)}
+        layers |= {leaf: (f"--set {_cut(assignment)}", v) for leaf, v in _flatten_value(key.strip(), value)}
     layers |= dict(flags or {})
     layers = _fold_mappings(layers)
     typed = {key for key, (origin, _) in layers.items() if origin.startswith(TYPED)}
@@ -96,7 +99,7 @@ def resolve(
             faults.append(f"and {len(wrong) - MAX_FAULTS} more errors")
         settings = Settings()
     if faults:
-        raise ColakitError("\n".join(faults), hint="`colakit config schema` lists every setting.")
+        raise ColakitError("\n".join(faults), hint="`colakit config reference` lists every setting.")
     return Resolved(settings, {key: origin for key, (origin, _) in layers.items()})
 
 
@@ -130,7 +133,7 @@ def _parse_value(text: str, where: str) -> Any:
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise ColakitError(f"{where}: {text!r} is not valid YAML ({error})") from error
+        raise ColakitError(f"{where}: {_shown(text)} is not valid YAML ({error})") from error
 
 
 def _flatten_value(key: str, value: Any) -> list[tuple[str, Any]]:
@@ -150,8 +153,20 @@ def _unknown_key(key: str, origin: str, known: set[str]) -> str:
     siblings = sorted(name for name in known if name.startswith(f"{section}."))
     if siblings and not dot:
         return f"{origin}: {key} is a section, not a setting; set {key}.KEY"
-    alike = (siblings or sorted(known)) if dot else sorted({name.partition(".")[0] for name in known})
-    return f"{origin}: {key} is not a setting.{did_you_mean(key, alike)}"
+    return f"{origin}: {_cut(key)} is not a setting.{_suggest_key(key, siblings, sorted(known))}"
+
+
+def _suggest_key(key: str, siblings: list[str], known: list[str]) -> str:
+    """Return ` Did you mean X?`: a key of the section, or one of another section with this name."""
+    top = sorted({other.partition(".")[0] for other in known})
+    alike, name = siblings if "." in key else top, key.rpartition(".")[2]
+    leaves = sorted({other.rpartition(".")[2] for other in known})
+    if name not in leaves and (near := nearest(key, alike)):
+        return f" Did you mean {near}?"
+    if leaf := nearest(name, leaves):
+        same = [other for other in known if other.rpartition(".")[2] == leaf]
+        return f" Did you mean {nearest(key, same) or ' or '.join(same)}?"
+    return did_you_mean(key, alike or top)
 
 
 def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
@@ -164,9 +179,29 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
         origins = sorted(set((named or inside).values()))
         return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
     origin, value = layers[key]
-    written = repr(value)
-    got = written if len(written) <= MAX_VALUE_SHOWN else written[:MAX_VALUE_SHOWN] + "…"
-    return f"{origin}: {path}: {_plain(fault['msg'])} (got {got})"
+    got, suggestion = _shown(value), _suggest_value(fault, value)
+    return f"{origin}: {_cut(path)}: {_plain(fault['msg'])} (got {got}).{suggestion}".rstrip(".")
+
+
+def _suggest_value(fault: Any, value: Any) -> str:
+    """Return ` Did you mean X?` for a misspelt choice."""
+    choices = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
+    if fault["type"] == "bool_parsing":
+        choices = ["true", "false"]
+    near = nearest(str(value), choices)
+    return f" Did you mean {near}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    """Return the start of a value's representation; that of an integer of thousands of digits fails."""
+    try:
+        return _cut(repr(value))
+    except ValueError:
+        return "an integer of thousands of digits"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_SHOWN else text[:MAX_VALUE_SHOWN] + "…"
 
 
 def _plain(message: str) -> str:

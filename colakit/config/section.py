@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 MAX_SEED = 2**32 - 1  # the maximum of numpy's RandomState, and so of scikit-learn
+MAX_COUNT = 10**9  # of steps and the like
+MAX_EPOCHS = 10**5
+MAX_BATCH = 2**16
+MAX_TEXT = 4096  # characters of a path or name
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file name, and not in UTF-8
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -31,7 +37,7 @@ Numbers = Annotated[
 
 
 class Section(BaseModel):
-    """A section of settings, which refuses unknown keys, infinities, NaN, and booleans as numbers."""
+    """A section of settings, which refuses unknown keys, infinities, NaN, booleans as numbers, and NUL."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -47,3 +53,14 @@ class Section(BaseModel):
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
         return value if annotation is bool or bool in get_args(annotation) else no_bool(value)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _check_texts(cls, value: Any) -> Any:
+        values = [value]
+        if isinstance(value, (tuple, dict)):
+            values = [*value, *(value.values() if isinstance(value, dict) else ())]
+        for text in values:
+            if isinstance(text, str) and (len(text) > MAX_TEXT or NOT_TEXT.search(text)):
+                raise ValueError(f"text must have up to {MAX_TEXT} characters, without NUL and surrogates")
+        return value

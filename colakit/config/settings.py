@@ -50,7 +50,9 @@ class Settings(Section):
         "gpt2", description="Pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name."
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="Device: auto, cpu, cuda, cuda:N or mps."
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?|mps)$",
+        description="Device: auto, cpu, cuda, cuda:N or mps.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import MAX_SEED, Names, Section, Share, no_bool
+from colakit.config.section import MAX_COUNT, MAX_EPOCHS, MAX_SEED, Names, Section, Share, no_bool
 from colakit.config.training import TrainingSettings
 
 Cell = Literal["rnn", "gru", "lstm"]
+MAX_WEIGHTS = 2**28  # 1 GiB
 Pooling = Literal["last", "mean", "max", "attention"]
 
 
@@ -18,8 +19,8 @@ class StudentSettings(Section):
     """The recurrent student of `distill` and `train-scratch`."""
 
     cell: Cell = Field("lstm", description="Recurrent cell.")
-    embedding_size: int = Field(128, ge=1, description="Width of the token embedding.")
-    hidden_size: int = Field(256, ge=1, description="Hidden size of each direction.")
+    embedding_size: int = Field(128, ge=1, le=2**12, description="Width of the token embedding.")
+    hidden_size: int = Field(256, ge=1, le=2**14, description="Hidden size of each direction.")
     num_layers: int = Field(1, ge=1, le=8, description="Number of recurrent layers.")
     bidirectional: bool = Field(True, description="Read sentences in both directions.")
     pooling: Pooling = Field("attention", description="Pooling of the hidden states of a sentence.")
@@ -29,6 +30,7 @@ class StudentSettings(Section):
     vocabulary: int | None = Field(
         None,
         ge=1,
+        le=2**24,
         description="Embed only this many tokens, the most frequent of train; all others share one "
         "vector; null: all.",
     )
@@ -36,11 +38,32 @@ class StudentSettings(Section):
         "base", description="Initialise the embedding with the base's (principal components), or at random."
     )
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        directions = 1 + self.bidirectional
+        inputs = self.embedding_size + (self.num_layers - 1) * directions * self.hidden_size
+        rows = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell] * directions * self.hidden_size
+        weights = rows * (inputs + self.num_layers * self.hidden_size)
+        if weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"embedding_size, hidden_size and num_layers give {weights:,} recurrent weights; "
+                f"at most {MAX_WEIGHTS:,} are allowed"
+            )
+        return self
+
 
 class StudentTrainingSettings(TrainingSettings):
     """Training of the student, the same for `distill` and its control `train-scratch`."""
 
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps in total; null: set by `epochs`.")
+    epochs: int = Field(
+        10,
+        ge=1,
+        le=MAX_EPOCHS,
+        description="Passes of `distill` over train and transfer set; `train-scratch` takes as many steps.",
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="Optimizer steps in total; null: set by `epochs`."
+    )
     lm_weight: float = Field(
         0.0, ge=0, description="Weight of the loss that predicts the next and the previous token."
     )
@@ -68,10 +91,13 @@ class DistillSettings(Section):
         description="Value of kd_weight at the end, approached linearly; null keeps it constant.",
     )
     temperature: float = Field(
-        2.0, gt=0, description="Temperature of teacher and student in the KL divergence."
+        2.0, ge=0.01, le=100, description="Temperature of teacher and student in the KL divergence."
     )
     temperature_end: float | None = Field(
-        None, gt=0, description="Temperature at the end, approached linearly; null keeps it constant."
+        None,
+        ge=0.01,
+        le=100,
+        description="Temperature at the end, approached linearly; null keeps it constant.",
     )
     soft_loss: Literal["kl", "mse"] = Field(
         "kl", description="temperature²·KL(teacher ‖ student), or the mean squared error of logits."
@@ -84,6 +110,11 @@ class DistillSettings(Section):
 class TrainScratchSettings(Section):
     """The control."""
 
+    budget: Literal["distill", "epochs"] = Field(
+        "distill",
+        description="Optimizer steps without student_training.max_steps: those of `distill` with the same "
+        "settings, or student_training.epochs passes over the control's own data.",
+    )
     augmented: bool = Field(
         False,
         description="Add as many sentences as a transfer set has: corrupted sentences of train, labelled "
@@ -115,9 +146,12 @@ class TransferSettings(Section):
         None, description="Base to sample from; null: the teacher's base before fine-tuning."
     )
     sampler_epochs: int = Field(
-        3, ge=0, description="Epochs of language-model fine-tuning on train before sampling; 0 disables it."
+        3,
+        ge=0,
+        le=MAX_EPOCHS,
+        description="Epochs of language-model fine-tuning on train before sampling; 0 disables it.",
     )
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
     seed: int = Field(
         0,
         ge=0,

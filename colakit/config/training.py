@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import Section, Share
+from colakit.config.section import MAX_BATCH, MAX_COUNT, MAX_EPOCHS, Section, Share
 
 
 class LoopSettings(Section):
@@ -16,9 +16,9 @@ class LoopSettings(Section):
     HAS_LARGEST: ClassVar[bool] = False  # micro_batch_size may exceed batch_size
 
     lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    batch_size: int = Field(32, ge=1, description="Sentences in a step, over all processes.")
+    batch_size: int = Field(32, ge=1, le=MAX_BATCH, description="Sentences in a step, over all processes.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Sentences in a backward pass; null: the whole batch."
+        None, ge=1, le=MAX_BATCH, description="Sentences in a backward pass; null: the whole batch."
     )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of matrices; vectors do not decay.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
@@ -35,11 +35,11 @@ class LoopSettings(Section):
         1.0, gt=0, description="Maximum gradient norm; null disables clipping."
     )
     evaluate_every_steps: int | None = Field(
-        None, ge=1, description="Steps between evaluations; null: set by epochs."
+        None, ge=1, le=MAX_COUNT, description="Steps between evaluations; null: set by epochs."
     )
-    log_every: int = Field(20, ge=1, description="Steps between lines of metrics.jsonl.")
+    log_every: int = Field(20, ge=1, le=MAX_COUNT, description="Steps between lines of metrics.jsonl.")
     save_every_steps: int | None = Field(
-        None, ge=1, description="Steps between checkpoints; null: at every evaluation."
+        None, ge=1, le=MAX_COUNT, description="Steps between checkpoints; null: at every evaluation."
     )
 
     @model_validator(mode="after")
@@ -60,11 +60,14 @@ class LoopSettings(Section):
 class TrainingSettings(LoopSettings):
     """Training of a classifier, with model selection."""
 
-    epochs: int = Field(10, ge=1, description="Passes over train.")
-    evaluate_every_epochs: int = Field(1, ge=1, description="Epochs between evaluations on val.")
+    epochs: int = Field(10, ge=1, le=MAX_EPOCHS, description="Passes over train.")
+    evaluate_every_epochs: int = Field(
+        1, ge=1, le=MAX_EPOCHS, description="Epochs between evaluations on val."
+    )
     patience: int | None = Field(
         None,
         ge=1,
+        le=MAX_COUNT,
         description="Evaluations without improvement before training stops; null never stops early.",
     )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="EMA decay; null disables EMA.")

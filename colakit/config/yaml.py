@@ -11,7 +11,10 @@ from pydantic import BaseModel
 from colakit.errors import ColakitError
 
 ASSETS = Path(__file__).parents[1] / "assets"  # files of the package
-MAX_CONFIG_BYTES = 2**18
+MAX_CONFIG_BYTES = 2**16  # PyYAML reads some 100 KiB a second
+MAX_NUMBER = 100  # characters of a number
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+STRING = "tag:yaml.org,2002:str"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -51,12 +54,16 @@ def parse_yaml(text: str) -> Any:
     """Return the data in a YAML text.
 
     Raises:
-        ValueError: the text is not valid YAML; the message is one line.
+        ValueError: the text is too long or not valid YAML, or a number is too long; the message is one line.
     """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"longer than {MAX_CONFIG_BYTES >> 10} KiB")
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except Exception as error:  # PyYAML does not wrap the errors of int() and date()
         raise ValueError(f"invalid value: {' '.join(str(error).split())}") from error
 
@@ -67,10 +74,24 @@ def to_yaml(settings: BaseModel) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys (PyYAML keeps the last) and aliases.
+    """A safe loader that refuses duplicate keys (PyYAML keeps the last), aliases and long numbers.
 
-    Nested aliases let a few lines expand to a value of any size.
+    Nested aliases let a few lines expand to a value of any size. Numbers in base 60 are read as text; YAML
+    1.1 reads `1:30` as 90.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        return STRING if tag in NUMBERS and ":" in value else tag
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = str(self.construct_scalar(node))
+        if len(text) > MAX_NUMBER or ":" in text:
+            problem = f"not a number of up to {MAX_NUMBER} characters: {text[:20]}{'…' if text[20:] else ''}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        construct = self.construct_yaml_int if node.tag == NUMBERS[0] else self.construct_yaml_float
+        number: int | float = construct(node)
+        return number
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -88,3 +109,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+for _tag in NUMBERS:
+    _UniqueKeyLoader.add_constructor(_tag, _UniqueKeyLoader.construct_number)

@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
 from colakit.data.corpus_files import file_opener
-from colakit.data.tables import Row, RowErrors, read_rows, shown
+from colakit.data.tables import RowErrors, read_rows, shown
 from colakit.errors import ColakitError
 
 SENTENCE, SOURCE, LABEL = "Sentence", "Source", "Acceptability"
 DESCRIPTIVE = (SENTENCE, SOURCE, "Domain", LABEL)  # columns that are not features
+MAX_ROWS = 100_000
+
+Key = tuple[str, str | None, str | None]  # sentence, and its source and label or None for any
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,14 @@ class Annotations:
     Attributes:
         features: F names, in file order.
         values: (R, F) booleans.
-        rows: sentence -> its row numbers.
+        rows: key -> number of the first such row.
         sources, labels: R texts; empty strings without such a column.
     """
 
     where: str
     features: tuple[str, ...]
     values: NDArray[np.bool_]
-    rows: dict[str, list[int]]
+    rows: dict[Key, int]
     sources: tuple[str, ...]
     labels: tuple[str, ...]
 
@@ -51,9 +54,9 @@ class Annotations:
         for number, sentence in enumerate(split.sentences):
             source = split.sources[number] if split.sources else ""
             label = "" if split.labels is None else str(split.labels[number])
-            if rows := self.rows.get(sentence):
-                alike = [(self.sources[row] == source, self.labels[row] == label) for row in rows]
-                joined[number] = rows[alike.index(max(alike))]
+            joined[number] = next(
+                (self.rows[key] for key in _keys(sentence, source, label) if key in self.rows), -1
+            )
         return joined
 
     def parts(self, joined: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -71,10 +74,42 @@ def read_annotations(path: Path) -> Annotations:
     """
     where = str(path)
     with file_opener(path, "Check the path of the annotations.")() as file:
-        rows = list(read_rows(file, where))
-    if len(rows) < 2:
+        rows = read_rows(file, where)
+        header = next(rows, (1, []))[1]
+        columns = _feature_columns(header, where) if header else {}
+        widths = RowErrors(where, f"every row must have {len(header)} columns")
+        errors = RowErrors(where, "a feature must be 0 or 1")
+        values = bytearray()  # (R, F)
+        texts: dict[str, list[str]] = {SENTENCE: [], SOURCE: [], LABEL: []}
+        for number, fields in rows:
+            if len(fields) != len(header):
+                widths.add(number, f"{len(fields)} columns")
+                continue
+            for name, column in columns.items():
+                if fields[column] not in ("0", "1"):
+                    errors.add(number, f"{name} is {shown(fields[column])}")
+            values += bytes(fields[column] == "1" for column in columns.values())
+            for name, column_texts in texts.items():
+                column_texts.append(fields[header.index(name)] if name in header else "")
+            if len(texts[SENTENCE]) > MAX_ROWS:
+                raise ColakitError(
+                    f"{where}:{number}: more than {MAX_ROWS:,} sentences", hint="Annotate fewer."
+                )
+    widths.raise_any()
+    errors.raise_any()
+    sentences, sources, labels = map(tuple, texts.values())
+    if not sentences:
         raise ColakitError(f"{where}: has no annotated sentence", hint="It needs a header and a row.")
-    header, body = rows[0][1], rows[1:]
+    first: dict[Key, int] = {}
+    for row, facts in enumerate(zip(sentences, sources, labels, strict=True)):
+        for key in _keys(*facts):
+            first.setdefault(key, row)
+    marks = np.frombuffer(values, dtype=np.bool_).reshape(len(sentences), len(columns))
+    return Annotations(where, tuple(columns), marks, first, sources, labels)
+
+
+def _feature_columns(header: list[str], where: str) -> dict[str, int]:
+    """Return feature -> index of its column."""
     if SENTENCE not in header:
         raise ColakitError(
             f"{where}:1: no column {SENTENCE!r} (has {', '.join(header)[:60]})",
@@ -82,34 +117,18 @@ def read_annotations(path: Path) -> Annotations:
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise ColakitError(f"{where}:1: two columns are called {twice[0]!r}", hint="Rename one of them.")
-    features = tuple(name for name in header if name not in DESCRIPTIVE)
+    features = {name: column for column, name in enumerate(header) if name not in DESCRIPTIVE}
     if not features:
         hint = "Add a column of 0s and 1s for each feature."
         raise ColakitError(f"{where}:1: no column but {', '.join(header)}", hint=hint)
-    columns = [header.index(name) for name in features]
-    _check(body, header, columns, where)
-    values = np.array([[fields[column] == "1" for column in columns] for _, fields in body], dtype=np.bool_)
-    sentences: dict[str, list[int]] = {}
-    for row, sentence in enumerate(_column(SENTENCE, header, body)):
-        sentences.setdefault(sentence, []).append(row)
-    sources, labels = _column(SOURCE, header, body), _column(LABEL, header, body)
-    return Annotations(where, features, values, sentences, sources, labels)
+    return features
 
 
-def _check(body: list[Row], header: list[str], columns: list[int], where: str) -> None:
-    """Raise `ColakitError` unless every row has the header's width and every feature is 0 or 1."""
-    widths = RowErrors(where, f"every row must have {len(header)} columns")
-    values = RowErrors(where, "a feature must be 0 or 1")
-    for number, fields in body:
-        if len(fields) != len(header):
-            widths.add(number, f"{len(fields)} columns")
-            continue
-        for column in columns:
-            if fields[column] not in ("0", "1"):
-                values.add(number, f"{header[column]} is {shown(fields[column])}")
-    widths.raise_any()
-    values.raise_any()
-
-
-def _column(name: str, header: list[str], body: list[Row]) -> tuple[str, ...]:
-    return tuple(fields[header.index(name)] if name in header else "" for _, fields in body)
+def _keys(sentence: str, source: str, label: str) -> tuple[Key, ...]:
+    """Return the keys of a row, the best match first."""
+    return (
+        (sentence, source, label),
+        (sentence, source, None),
+        (sentence, None, label),
+        (sentence, None, None),
+    )

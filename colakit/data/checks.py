@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from colakit.data.corpora import Corpus, Split
 
 
@@ -56,7 +58,10 @@ def _check(split: Split, label_names: tuple[str, ...], train: set[str]) -> Split
     for sentence, label in zip(split.sentences, labels, strict=True):
         if first.setdefault(sentence, label) != label:
             conflicting.add(sentence)
-    counts = {} if split.labels is None else {name: labels.count(i) for i, name in enumerate(label_names)}
+    counts = {}
+    if split.labels is not None:
+        numbers = np.bincount(split.labels, minlength=len(label_names)).tolist()
+        counts = dict(zip(label_names, numbers, strict=True))
     return SplitCheck(
         name=split.name,
         rows=len(split),

@@ -23,6 +23,8 @@ from colakit.data.tables import Row, RowErrors, column_index, read_rows, shown
 from colakit.errors import ColakitError, did_you_mean
 
 COLA_LABELS = ("unacceptable", "acceptable")
+MAX_LABELS = 1000
+MAX_LABEL = 200  # characters of a label
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Split:
     Attributes:
         labels: (N,) int64 indices into the corpus's label names; None if unlabelled.
         sources: N publication codes (CoLA's first column); empty if unknown.
+        rows: (N,) indices in the split that this one was taken from; None for all of it.
     """
 
     name: str
     sentences: tuple[str, ...]
     labels: NDArray[np.int64] | None = None
     sources: tuple[str, ...] = ()
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -49,6 +53,7 @@ class Split:
             tuple(self.sentences[i] for i in index),
             None if self.labels is None else self.labels[index],
             tuple(self.sources[i] for i in index) if self.sources else (),
+            index if self.rows is None else self.rows[index],
         )
 
     def require_labels(self) -> NDArray[np.int64]:
@@ -56,6 +61,10 @@ class Split:
         if self.labels is None:
             raise ColakitError(f"split {self.name!r} has no labels", hint="Use `colakit predict` on it.")
         return self.labels
+
+    def sentences_sha256(self) -> str:
+        """Return the SHA-256 of the sentences in UTF-8, one a line, without a last line ending."""
+        return hashlib.sha256("\n".join(self.sentences).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over sentences and labels."""
@@ -99,6 +108,10 @@ class Corpus:
             for name, split in self.splits.items()
         }
         return Corpus(self.name, label_names, splits)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of every split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
 
     def report_splits(self) -> list[str]:
         """Return the labelled splits to report on: all but `train`, unless there is no other."""
@@ -242,6 +255,11 @@ def _table_corpus(
     labelled = {split: table.labels for split, table in tables.items() if table.labels is not None}
     naming = [labelled["train"]] if "train" in labelled else labelled.values()
     names = tuple(label_names or _sorted_labels({value for part in naming for value in part}))
+    if len(names) > MAX_LABELS:
+        raise ColakitError(
+            f"{name}: {len(names):,} different labels; at most {MAX_LABELS:,} are allowed",
+            hint="Check the label column: --set data.label_column=NAME",
+        )
     index = {label: position for position, label in enumerate(names)}
     allowed = ", ".join(names)
     rule = f"labels must be among {allowed if len(allowed) <= 200 else allowed[:200] + '…'}"
@@ -258,11 +276,13 @@ def _headed_table(split: str, rows: Iterator[Row], where: str, columns: Columns)
     if columns.label is not None and (columns.label in header or split == "train"):
         label = column_index(header, columns.label, "data.label_column", where)
     table = _read_table(rows, where, len(header), text, label)
-    blanks = RowErrors(where, "a label is needed")
+    errors = RowErrors(
+        where, f"a label is needed, of up to {MAX_LABEL} characters without tabs and line ends"
+    )
     for number, value in zip(table.lines, table.labels or (), strict=False):
-        if not value.strip():
-            blanks.add(number, "no label")
-    blanks.raise_any()
+        if not value.strip() or len(value) > MAX_LABEL or not {"\t", "\n", "\r"}.isdisjoint(value):
+            errors.add(number, f"label {shown(value)}" if value.strip() else "no label")
+    errors.raise_any()
     return table
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from colakit.errors import ColakitError
+from colakit.utils.unpacking import max_unpacked
 
 COLA_FILES = {
     "train": "in_domain_train.tsv",
@@ -23,7 +24,7 @@ COLA_FILES = {
 GLUE_FILES = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 TABLE_ENDINGS = (".tsv", ".csv", ".txt")
 MAX_MEMBER_BYTES = 256 * 2**20  # unpacked size of one zip member
-MAX_RATIO = 100  # unpacked to packed size; text reaches 3 to 10
+MAX_DIRECTORY_BYTES = 2**20  # list of a zip's members; some 10,000 of them
 # exceptions of zipfile on damaged input
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
@@ -94,7 +95,8 @@ def _zip_members(path: Path) -> dict[str, Opener]:
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(member) as file:
                     info = archive.getinfo(member)
-                    limit = min(MAX_MEMBER_BYTES, max(2**20, MAX_RATIO * info.compress_size))
+                    packed = min(info.compress_size, path.stat().st_size)
+                    limit = min(MAX_MEMBER_BYTES, max_unpacked(packed))
                     if info.file_size > limit:  # zipfile never reads more than this size
                         raise ValueError(f"it unpacks to more than {limit >> 20} MiB")
                     yield file
@@ -104,6 +106,10 @@ def _zip_members(path: Path) -> dict[str, Opener]:
         return opened
 
     try:
+        with path.open("rb") as file:  # before ZipFile reads the whole list
+            record = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if record is not None and record[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
+            raise ValueError(f"its list of members is larger than {MAX_DIRECTORY_BYTES >> 20} MiB")
         with zipfile.ZipFile(path) as archive:
             return {name: opener(name) for name in archive.namelist() if name.endswith(".tsv")}
     except BROKEN_ZIP as error:

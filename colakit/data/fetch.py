@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +78,8 @@ def _fetch(cache: Path, sources: Sequence[str]) -> None:
         except (DownloadError, ValueError) as error:
             failures.append(f"{url}: {error}")
             continue
-        staging = Path(tempfile.mkdtemp(dir=cache, prefix=STAGING))
+        staging = cache / f"{STAGING}{os.getpid()}"
+        staging.mkdir()
         try:  # all files or none
             for name, raw in files.items():
                 (staging / name).write_bytes(raw)

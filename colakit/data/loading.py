@@ -8,7 +8,7 @@ from colakit.config.data import DataSettings
 from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
 from colakit.data.corpora import Columns, Corpus, load_corpus
 from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
-from colakit.errors import ColakitError
+from colakit.errors import ColakitError, nearest
 from colakit.utils.console import Reporter
 
 
@@ -33,6 +33,8 @@ def load_dataset(data: DataSettings, cache_folder: Path, reporter: Reporter, *, 
                 )
             reporter.say("downloading CoLA")
             fetch_cola(cache_folder, data.mirrors)
+    if not data.splits and not path.exists() and (near := nearest(data.path, ("cola", "builtin"))):
+        raise ColakitError(f"{path}: file not found. Did you mean {near}?", hint="Check --data.")
     files = {name: Path(file).expanduser() for name, file in data.splits.items()}
     columns = Columns(data.text_column, data.label_column) if data.text_column else None
     return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)

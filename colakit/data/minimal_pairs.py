@@ -5,25 +5,47 @@ A line is an object with `sentence_good`, `sentence_bad` and any further fields.
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import re
-import zlib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
 
 from colakit.data.tables import RowErrors
 from colakit.errors import ColakitError, did_you_mean
+from colakit.utils.unpacking import open_unpacked
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 MAX_LINE_BYTES = 2**20
-MAX_FILE_BYTES = 512 * 2**20  # unpacked
+MAX_LINES = 500_000  # of a file
+MAX_FIELDS = 40  # different names in all files
 MAX_GROUPS = 100  # maximum values of a field that is chosen automatically
+BOM = b"\xef\xbb\xbf"
 ABSENT = "(none)"  # group of pairs without the field
+
+
+def _check_sentence(text: Any) -> Any:
+    if isinstance(text, str) and ("\0" in text or not text.strip()):
+        raise ValueError("must contain text and no NUL")
+    return text
+
+
+Sentence = Annotated[str, BeforeValidator(_check_sentence)]
+
+
+class PairRecord(BaseModel):
+    """A line of a file: two sentences and any further fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    sentence_good: Sentence
+    sentence_bad: Sentence
 
 
 @dataclass(frozen=True)
@@ -77,21 +99,30 @@ def read_pairs(files: Sequence[Path]) -> list[MinimalPair]:
     if len(set(names)) < len(names):  # equal names in several folders
         names = [str(file) for file in files]
     pairs: list[MinimalPair] = []
+    known: dict[str, str] = {}  # one string per name of a field
     for file, name in zip(files, names, strict=True):
-        for pair in _read_file(file):
+        for pair in _read_file(file, known):
             fields = pair.fields if len(files) == 1 else {"file": name, **pair.fields}
             pairs.append(MinimalPair(pair.good, pair.bad, fields))
     return pairs
 
 
-def _read_file(path: Path) -> list[MinimalPair]:
+def _read_file(path: Path, known: dict[str, str]) -> list[MinimalPair]:
     pairs: list[MinimalPair] = []
     errors = RowErrors(str(path), f"every line must be a JSON object with {GOOD} and {BAD}")
     for number, raw in _lines(path):
         try:
-            pairs.append(_parse(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw))
-        except ValueError as error:
-            errors.add(number, str(error))
+            record = PairRecord.model_validate_json(raw.removeprefix(BOM) if number == 1 else raw)
+        except ValidationError as error:
+            errors.add(number, _describe(error))
+            continue
+        fields = {known.setdefault(name, name): value for name, value in record.__pydantic_extra__.items()}
+        if len(known) > MAX_FIELDS:
+            raise ColakitError(
+                f"{path}:{number}: more than {MAX_FIELDS} different fields",
+                hint="Keep the fields to group by, such as field and UID.",
+            )
+        pairs.append(MinimalPair(record.sentence_good, record.sentence_bad, fields))
     errors.raise_any()
     if not pairs:
         raise ColakitError(f"{path}: is empty", hint="A file of pairs needs at least one.")
@@ -100,47 +131,25 @@ def _read_file(path: Path) -> list[MinimalPair]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the numbered, non-blank lines."""
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    size = 0
-    try:
-        with opener(path, "rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                size += len(raw)
-                problem = f"line is longer than {MAX_LINE_BYTES >> 20}" if len(raw) > MAX_LINE_BYTES else ""
-                problem = f"file is larger than {MAX_FILE_BYTES >> 20}" if size > MAX_FILE_BYTES else problem
-                if problem:
-                    hint = "Is this a file of JSON lines, one pair a line?"
-                    raise ColakitError(f"{path}:{number}: the {problem} MiB", hint=hint)
-                if raw.strip():
-                    yield number, raw
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ColakitError(f"{path}: cannot be read ({reason})", hint="Is the file complete?") from error
+    with open_unpacked(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(raw) > MAX_LINE_BYTES or number > MAX_LINES:
+                problem = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
+                if number > MAX_LINES:
+                    problem = f"the file has more than {MAX_LINES:,} lines"
+                hint = "Is this a file of JSON lines, one pair a line?"
+                raise ColakitError(f"{path}:{number}: {problem}", hint=hint)
+            if raw.strip():
+                yield number, raw
 
 
-def _parse(raw: bytes) -> MinimalPair:
-    """Parse one line; raise `ValueError` with a short reason."""
-    try:
-        record = json.loads(raw.decode("utf-8"))
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start} of the line") from None
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except (RecursionError, ValueError):  # deep nesting, or a number of thousands of digits
-        raise ValueError("not JSON that can be read") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"a {type(record).__name__}, not an object")
-    for key in (GOOD, BAD):
-        if key not in record:
-            raise ValueError(f"no {key}")
-        if not isinstance(record[key], str):
-            raise ValueError(f"{key} is a {type(record[key]).__name__}, not a string")
-        if not record[key].strip():
-            raise ValueError(f"{key} is empty")
-    return MinimalPair(record.pop(GOOD), record.pop(BAD), record)
+def _describe(error: ValidationError) -> str:
+    """Return the first problem: field, rule and value."""
+    first = error.errors(include_url=False)[0]
+    field = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+    message = first["msg"].removeprefix("Value error, ").replace(" at line 1 column ", " at column ")
+    got = f" (got {reprlib.repr(first['input'])})" if first["loc"] and first["type"] != "missing" else ""
+    return f"{field}{message}{got}"
 
 
 def group_pairs(pairs: Sequence[MinimalPair], names: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -5,12 +5,10 @@ A line `<|endoftext|>` separates documents. Shapes: L tokens of a stream, S sent
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import itertools
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.tokenizer import END_OF_TEXT, SentenceTokenizer
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError
 from colakit.utils.array_cache import ArrayCache
+from colakit.utils.unpacking import DECODERS, open_unpacked
 
 FORMAT = 2  # increase when sentence splitting changes, to invalidate cached streams
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-ENDINGS = (".txt", ".md", ".text", *OPENERS)  # files read from a folder
+ENDINGS = (".txt", ".md", ".text", *DECODERS)  # files read from a folder
 PIECES_AT_A_TIME = 20_000  # sentences per tokenizer call
 ABBREVIATIONS = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Capt", "Col", "Gen", "Lt", "No"}
 MOST_BREAKS = 4  # maximum white-space tokens before a sentence
@@ -65,10 +63,10 @@ def read_documents(path: Path) -> Iterator[str]:
     Raises:
         ColakitError: if the file cannot be read or is not UTF-8.
     """
-    opener: Any = OPENERS.get(path.suffix, open)
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
+        with open_unpacked(path) as packed:
             lines: list[str] = []
+            file = io.TextIOWrapper(packed, encoding="utf-8-sig")
             for line in itertools.chain(file, [END_OF_TEXT]):
                 if line.strip() != END_OF_TEXT:
                     lines.append(line)
@@ -82,8 +80,6 @@ def read_documents(path: Path) -> Iterator[str]:
             f"{path}: not UTF-8 ({error.reason}: byte 0x{error.object[error.start]:02x})",
             hint="Convert it to UTF-8.",
         ) from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ColakitError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 def sentences(document: str) -> list[str]:

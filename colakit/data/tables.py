@@ -18,14 +18,16 @@ from colakit.errors import ColakitError, did_you_mean
 
 Row = tuple[int, list[str]]  # line number from 1, fields
 MAX_SHOWN = 5
+MAX_ERRORS = 1000  # invalid lines of a file after which reading stops
 MAX_CELL_SHOWN = 40  # characters of a cell in an error
-MAX_LINE = 2**26  # characters
+MAX_LINE = 2**20  # characters of a line, and of a CSV row of several lines
+MAX_COLUMNS = 1000
 CHUNK = 2**20  # bytes read at a time
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # includes the line ending, if any
 
 
 class RowErrors:
-    """Invalid lines of one file: all are counted, the first `MAX_SHOWN` are reported.
+    """Invalid lines of one file: up to `MAX_ERRORS` are counted, the first `MAX_SHOWN` are reported.
 
     Args:
         where: the file.
@@ -38,10 +40,12 @@ class RowErrors:
         self.count = 0
 
     def add(self, line: int, problem: str) -> None:
-        """Record an invalid line."""
+        """Record an invalid line; raise `ColakitError` after `MAX_ERRORS` of them."""
         self.count += 1
         if len(self.shown) < MAX_SHOWN:
             self.shown.append((line, problem))
+        if self.count == MAX_ERRORS:
+            self.raise_any()
 
     def raise_any(self) -> None:
         """Raise one `ColakitError` for all invalid lines, if there are any."""
@@ -50,8 +54,9 @@ class RowErrors:
         shown = "; ".join(f"line {number}: {problem}" for number, problem in self.shown)
         more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
         lines = "line" if self.count == 1 else "lines"
+        count = f"{self.count}{' or more' if self.count == MAX_ERRORS else ''}"
         raise ColakitError(
-            f"{self.where}:{self.shown[0][0]}: {self.rule} ({self.count} invalid {lines}: {shown}{more})",
+            f"{self.where}:{self.shown[0][0]}: {self.rule} ({count} invalid {lines}: {shown}{more})",
             hint="Fix these lines; nothing was written.",
         )
 
@@ -69,19 +74,49 @@ def read_rows(file: IO[bytes], where: str) -> Iterator[Row]:
     """Yield the numbered rows of a file; the suffix of its name `where` selects CSV or TSV.
 
     Raises:
-        ColakitError: if it is not UTF-8, contains a NUL, has a line over `MAX_LINE` or broken quoting.
+        ColakitError: if it is not UTF-8, contains a NUL, has a row over `MAX_LINE` characters or over
+            `MAX_COLUMNS` columns, or broken quoting.
     """
     lines = _lines(_pieces(file, where), where)
-    if PurePath(where).suffix.lower() != ".csv":
+    if PurePath(where).suffix.lower() == ".csv":
+        rows = _csv_rows(lines, where)
+    else:
+        rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, start=1))
+    for number, fields in rows:
+        if len(fields) > MAX_COLUMNS:
+            raise ColakitError(
+                f"{where}:{number}: {len(fields):,} columns; at most {MAX_COLUMNS:,} are allowed",
+                hint="Remove the columns that are not needed.",
+            )
+        yield number, fields
+
+
+def _csv_rows(lines: Iterator[str], where: str) -> Iterator[Row]:
+    length = 0  # characters of the row
+
+    def counted() -> Iterator[str]:
+        nonlocal length
         for number, line in enumerate(lines, start=1):
-            yield number, line.rstrip("\r\n").split("\t")
-        return
+            length += len(line)
+            if length > MAX_LINE:
+                raise _too_long(f"{where}:{number}")
+            yield line
+
     csv.field_size_limit(MAX_LINE)  # the default is 128 KiB
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(counted(), strict=True)
     try:
-        yield from ((reader.line_num, fields) for fields in reader if fields)
+        for fields in reader:
+            length = 0
+            if fields:
+                yield reader.line_num, fields
     except csv.Error as error:
         raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Fix the quoting.") from error
+
+
+def _too_long(where: str) -> ColakitError:
+    return ColakitError(
+        f"{where}: a line is longer than {MAX_LINE >> 20} Mi characters", hint="Is this a text file?"
+    )
 
 
 def _pieces(file: IO[bytes], where: str) -> Iterator[str]:
@@ -114,9 +149,7 @@ def _lines(pieces: Iterable[str], where: str) -> Iterator[str]:
         lines = LINE.findall(rest + piece)
         rest = lines.pop() if lines and lines[-1][-1] not in "\r\n" else ""
         if len(rest) > MAX_LINE:
-            raise ColakitError(
-                f"{where}: a line is longer than {MAX_LINE >> 20} Mi characters", hint="Is this a text file?"
-            )
+            raise _too_long(where)
         yield from lines
     if rest:
         yield rest

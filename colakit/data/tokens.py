@@ -70,8 +70,8 @@ def plan_inference(
 
     Args:
         batch_size: maximum sentences of a batch.
-        min_tokens: padded size from which a batch ends before a longer sentence; at four times this size it
-            always ends. None fills every batch.
+        min_tokens: a batch with at least this many tokens, padding included, ends when the next sentence is
+            longer. With four times as many it ends in any case. None: only `batch_size` limits a batch.
     """
     order = np.argsort(lengths, kind="stable")
     if min_tokens is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ SENTENCE_TOKENS = 32  # least limit on a sampled sentence; higher if train has l
 LENGTHS = 2000  # sentences of train that determine this limit
 WORD_TOKENS = 5  # limit on a sampled word
 BATCH_SIZE = 512  # samples
+CPU_ROWS = 64  # samples of a measurement on a CPU, which is about as fast per sample as a whole batch
 WHOLE_WORD = re.compile(r" ([^\W\d_]+)(?=[\s.,;:?!])")  # the first token includes the space
 BATCHES_PER_ROUND = 16  # sorted by length together
 
@@ -107,6 +109,23 @@ class SentenceSampler:
                 gap, word = gaps[row], self._first_word(new)
                 if word is not None and word != gap.words[gap.position]:
                     yield gap.filled(word)
+
+    def seconds_per_sample(self, prompt_tokens: int, num_tokens: int) -> float:
+        """Measure a batch of samples with prompts of `prompt_tokens` and `num_tokens` new tokens."""
+        on_cpu = self.compute.device.type == "cpu"
+        rows = min(self.batch_size, CPU_ROWS) if on_cpu else self.batch_size
+        tokens = generate_tokens(
+            self.model,
+            torch.full((rows, max(1, prompt_tokens)), self.tokenizer.end_of_text_id),
+            max_new_tokens=num_tokens,
+            compute=self.compute,
+            temperature=self.temperature,
+            generator=torch.Generator().manual_seed(0),
+        )
+        begin = time.monotonic()
+        for step in tokens:
+            step.cpu()
+        return (time.monotonic() - begin) / rows
 
     def _continued(
         self, heads: Sequence[str], num_tokens: int, draws: Generators, stop: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,11 @@ from colakit.models.rnn.distillation_heads import StudentWithHeads
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob
-from colakit.training.epochs import steps_per_epoch
 from colakit.training.job import settings_identity
 from colakit.training.objectives import Objective
 from colakit.training.optimizers import tuning_optimizer
 from colakit.training.task_data import TaskData, labelled_examples
-from colakit.utils.array_cache import ArrayCache
+from colakit.utils.array_cache import ArrayCache, key_digest
 from colakit.utils.console import Reporter
 
 EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
@@ -58,6 +58,7 @@ def student_job(
     max_tokens: int,
     data_max_tokens: int | None,
     objective: Objective,
+    train_loss: str,
     base_embeddings: Callable[[], NDArray[np.float32]],
     settings_dump: Mapping[str, Any],
     compute: Compute,
@@ -71,6 +72,7 @@ def student_job(
     identity: Mapping[str, Any] | None = None,
     lines: list[str] | None = None,
     summary: Mapping[str, Any] | None = None,
+    epoch_size: int | None = None,
 ) -> ClassifierJob:
     """Return the job that trains a student on `train`, with labels `UNLABELLED` where only teachers know.
 
@@ -78,19 +80,37 @@ def student_job(
         tokenizer: of the teacher or the base; a student reads without boundary tokens.
         max_tokens: limit of the teacher or the base, so that both read the same text.
         data_max_tokens: limit of the settings, if any.
+        train_loss: name of the objective, without the loss of neighbouring tokens.
         base_embeddings: returns the (V, D) token embeddings of the base.
-        settings_dump: all settings as plain data, stored in the model.
+        settings_dump: all settings as plain data without folders of this machine, stored in the model.
         targets: the teachers' outputs on `train`.
         identity: further plain data that must be equal when the run is resumed.
+        epoch_size: sentences in an epoch, from which the number of steps follows; None for those of `train`.
     """
-    facts = dict(summary or {})
+    predicts_tokens = bool(training.lm_weight or training.lm_weight_end)
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
+    max_tokens = min(data_max_tokens or max_tokens, max_tokens)
+    tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id)  # no boundary tokens
+    shape = [asdict(model.config), student.embeddings, tokenizer.fingerprint(), max_tokens]
+    facts = {
+        **(summary or {}),
+        "student_fingerprint": key_digest({"student": shape}),
+        "train_fingerprint": task.train.fingerprint(),
+    }
+    teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=tokenizer.with_boundaries(),
+        tokenizer=tokenizer,
         label_names=task.corpus.label_names,
-        max_tokens=min(data_max_tokens or max_tokens, max_tokens),
-        origin={"command": command, "seed": seed, "settings": dict(settings_dump), **facts},
+        max_tokens=max_tokens,
+        origin={
+            "command": command,
+            "seed": seed,
+            "settings": dict(settings_dump),
+            "data": task.corpus.fingerprints(),
+            **facts,
+            **({"teachers": teachers} if teachers else {}),
+        },
     )
     logits, hidden = (targets.logits, targets.hidden) if targets is not None else (None, None)
     examples = labelled_examples(classifier, train, arrays, reporter, logits, hidden)
@@ -101,12 +121,13 @@ def student_job(
     with_heads = StudentWithHeads(
         model,
         teacher_width=None if hidden is None else hidden.shape[1],
-        predicts_tokens=bool(training.lm_weight or training.lm_weight_end),
+        predicts_tokens=predicts_tokens,
     )
     compute.place(with_heads)
     val, *dev = (
         labelled_examples(classifier, split, arrays, reporter) for split in (task.val, *task.reports.values())
     )
+    max_steps = training.max_steps or training.epochs * -(-(epoch_size or len(train)) // training.batch_size)
     return ClassifierJob(
         command=command,
         seed=seed,
@@ -117,13 +138,14 @@ def student_job(
         optimizer=tuning_optimizer(
             with_heads, lr=training.lr, weight_decay=training.weight_decay, loraplus_lr_ratio=1.0
         ),
-        max_steps=training.max_steps or training.epochs * steps_per_epoch(examples, training.batch_size),
+        max_steps=max_steps,
         identity={
             **settings_identity(
                 student=student.model_dump(mode="json"),
                 student_training=training.model_dump(mode="json", exclude=MAY_CHANGE),
             ),
-            "max_tokens": classifier.max_tokens,
+            "max_tokens": max_tokens,
+            "max_steps": max_steps,
             "tokenizer": classifier.tokenizer.fingerprint(),
             **task.identity(),
             "learnt": train.fingerprint(),
@@ -137,6 +159,8 @@ def student_job(
         train=examples,
         val=val,
         dev=dict(zip(task.reports, dev, strict=True)),
+        splits={"val": task.val, **task.reports},
+        train_loss=f"{train_loss} + neighbouring tokens" if predicts_tokens else train_loss,
     )
 
 
@@ -162,7 +186,8 @@ def _copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArr
     chosen -= chosen.mean(axis=0)
     _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), least important first
     reduced = chosen @ directions[:, ::-1][:, :width]
-    rows = torch.from_numpy((reduced * (EMBEDDING_STD / reduced.std())).astype(np.float32))
+    spread = reduced.std() or 1.0  # 0 for a single token
+    rows = torch.from_numpy((reduced * (EMBEDDING_STD / spread)).astype(np.float32))
     with torch.no_grad():
         model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be that of all other tokens
 

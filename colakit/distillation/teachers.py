@@ -5,9 +5,11 @@ Shapes: N sentences, C classes, D width of the teacher.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,17 @@ from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.errors import ColakitError
 from colakit.evaluation.comparison import experiment_key, fold_of
-from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
+from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
-from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.run_set import expand_runs
 from colakit.utils.array_cache import ArrayCache, Arrays
 from colakit.utils.console import Reporter
 
+MEASURED = 96  # sentences of an estimate
 PART = 2**14  # sentences per cached file, so that an interrupted command continues
 NO_SAMPLES = "Name a base to sample from (--set transfer.language_model=BASE), or use --transfer-size 0."
 
@@ -63,7 +66,7 @@ class Teacher:
     def summary(self) -> dict[str, Any]:
         """Return plain data for the student's summary."""
         return {
-            "path": self.path,
+            "path": str(Path(self.path).expanduser().resolve()),
             "fingerprint": self.fingerprint,
             "experiment": experiment_key(self.classifier.origin),
             "parameters": count_parameters(self.classifier.model).total,
@@ -76,16 +79,16 @@ class Teacher:
 
     def logits(self, split: Split) -> NDArray[np.float32]:
         """Return the (N, C) logits of a split; parts that are cached are not computed again."""
-        starts = range(0, max(1, len(split)), PART)
-        bounds = [(start, min(start + PART, len(split))) for start in starts]
-        keys = [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
+        bounds, keys = self._parts(split)
         parts = [self.arrays.load("teacher-logits", key) for key in keys]
         if missing := [number for number, part in enumerate(parts) if part is None]:
             count = sum(bounds[number][1] - bounds[number][0] for number in missing)
             self.reporter.say(f"computing logits of {self.path} for {count:,} sentences ({split.name})")
             tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
             self.compute.place(self.classifier.model.requires_grad_(False))
-            with self.reporter.progress(f"logits, {split.name}", len(split), len(split) - count) as bar:
+            with self.reporter.progress(
+                f"teacher labels, {split.name}", len(split), len(split) - count
+            ) as bar:
 
                 def compute(rows: tuple[int, int]) -> Arrays:
                     part = tokens.part(*rows)
@@ -97,24 +100,52 @@ class Teacher:
                     )
         return np.concatenate([part["logits"] for part in parts if part is not None])
 
-    def hidden_states(self, split: Split) -> NDArray[np.float16]:
-        """Return the (N, D) states that the head reads.
+    def _parts(self, split: Split) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
+        """Return the first and last row of each cached file of a split's logits, and its key."""
+        starts = range(0, max(1, len(split)), PART)
+        bounds = [(start, min(start + PART, len(split))) for start in starts]
+        return bounds, [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
 
-        Raises:
-            ColakitError: if the teacher is a recurrent student.
-        """
+    def num_missing(self, split: Split, *, hidden: bool = False) -> int:
+        """Return the number of sentences without cached logits; `hidden` adds those of hidden states."""
+        missing = sum(
+            stop - start
+            for (start, stop), key in zip(*self._parts(split), strict=True)
+            if not self.arrays.path("teacher-logits", key).is_file()
+        )
+        is_cached = not hidden or self.arrays.path("teacher-hidden", self._key(split)).is_file()
+        return missing if is_cached else missing + len(split)
+
+    def seconds_per_sentence(self, split: Split) -> float:
+        """Measure the logits of sentences of a split."""
+        self.compute.place(self.classifier.model.requires_grad_(False))
+        rows = np.linspace(0, len(split) - 1, min(len(split), MEASURED)).astype(np.int64)
+        tokens = self.classifier.encode([split.sentences[row] for row in rows])
+        self.classifier.logits(tokens.part(0, 8), self.compute)  # the first call is slower
+        begin = time.monotonic()
+        self.classifier.logits(tokens, self.compute)
+        return (time.monotonic() - begin) / len(rows)
+
+    def hidden_states(self, split: Split) -> NDArray[np.float16]:
+        """Return the (N, D) states that the head of a GPT reads."""
         model = self.classifier.model
-        if not isinstance(model, GPTClassifier):
-            raise ColakitError(f"--teacher {self.path}: only hidden states of a GPT can be matched")
+        assert isinstance(model, GPTClassifier), "load_teachers refuses others"
 
         def compute() -> Arrays:
             self.compute.place(model.requires_grad_(False))
             tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
-            with self.reporter.progress(f"hidden states, {split.name}", len(split)) as bar:
+            with self.reporter.progress(f"teacher states, {split.name}", len(split)) as bar:
                 hidden = compute_hidden(model, tokens, self.compute, done=bar.advance)
             return {"hidden": hidden.astype(np.float16)}
 
         return self.arrays.get("teacher-hidden", self._key(split), compute)["hidden"]
+
+    @property
+    def hidden_width(self) -> int:
+        """D of `hidden_states`."""
+        model = self.classifier.model
+        assert isinstance(model, GPTClassifier), "load_teachers refuses others"
+        return model.config.width
 
     def _key(self, split: Split) -> dict[str, Any]:
         dtype = str(self.compute.dtype)
@@ -128,7 +159,7 @@ class Teacher:
         """
         if not isinstance(self.classifier.model, GPTClassifier):
             raise ColakitError(f"--teacher {self.path}: has no base to sample from", hint=NO_SAMPLES)
-        return given if given is not None else str(self.classifier.origin.get("base", ""))
+        return given if given is not None else str(read_origin(self.path).get("base", ""))
 
     def untuned_base(self, given: str | None) -> str:
         """Return the name of the base it was tuned from, after comparing fingerprints.
@@ -155,26 +186,35 @@ def load_teachers(
     compute: Compute,
     arrays: ArrayCache,
     reporter: Reporter,
+    hidden_weight: float = 0.0,
 ) -> list[Teacher]:
     """Load the teachers; a folder of folds stands for one teacher per fold.
 
     Args:
         label_names: of the data.
         base: for adapter folders; None is the recorded one.
+        hidden_weight: if not 0, the first teacher must be a GPT.
 
     Raises:
-        ColakitError: if there are none, their tokenizers or labels differ, or a fold is not finished.
+        ColakitError: if there are none, their tokenizers or labels differ, a fold is not finished, or the
+            first has no hidden states to match.
     """
     if not paths:
         raise ColakitError(
             "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
         )
     teachers = []
-    for path in expand_folds(paths):
+    for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)
         classifier.require_labels(label_names, f"--teacher {path}")
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
     first = teachers[0]
+    if hidden_weight and not isinstance(first.classifier.model, GPTClassifier):
+        raise ColakitError(
+            f"distill.hidden_weight={hidden_weight} with --teacher {first.path}: it is a recurrent student; "
+            "only the hidden states of a GPT can be matched",
+            hint="Set distill.hidden_weight to 0, or name a run of finetune first.",
+        )
     for other in teachers[1:]:
         if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
             raise ColakitError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +23,22 @@ from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import ArrayCache, pack_lines, unpack_lines
 from colakit.utils.console import Reporter
 from colakit.utils.files import sha256_of
+from colakit.utils.unpacking import DECODERS
 
 LEXICON = 50_000  # sentences from which corruptions take their words
+MEASURED = 500  # sentences of a source that are drawn for an estimate
+PACKED = 3  # characters of text per byte of a compressed file
+
+
+def transfer_size(settings: TransferSettings, num_train: int) -> int:
+    """Return the number of sentences in the transfer set: it has exactly as many, or making it fails."""
+    return round(settings.size * num_train)
+
+
+def epoch_size(settings: TransferSettings, num_train: int, upsample: int) -> int:
+    """Return the sentences in an epoch of `distill`: the transfer set, and train `upsample` times."""
+    size = transfer_size(settings, num_train)
+    return num_train * (upsample if size else 1) + size
 
 
 def make_transfer_set(
@@ -40,19 +56,9 @@ def make_transfer_set(
     Args:
         sampler: needed if `settings.needs_sampler`.
     """
-    size = round(settings.size * len(task.train))
-    if not size:
+    if not (size := transfer_size(settings, len(task.train))):
         return Split("transfer", ())
-    reserved = [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
-    key = {
-        "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
-        "wanted": size,
-        "train": task.train.fingerprint(),
-        "forbidden": [split.fingerprint() for split in reserved],
-        "text": [sha256_of(file) for file in _text(settings)],
-        "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
-    }
+    reserved = _reserved(task)
 
     def collect() -> list[str]:
         reporter.say(f"making a transfer set of {size:,} sentences")
@@ -61,12 +67,74 @@ def make_transfer_set(
         lengths = range(WORDS.start, max(WORDS.stop, longest + 1))
         collector = Collector(forbidden, known=task.train.sentences, lengths=lengths)
         sources = Sources(settings, task.train.sentences, sampler, collector.is_forbidden)
-        with reporter.progress("sentences", size) as bar:
+        with reporter.progress("making sentences", size) as bar:
             for name, share in shares(size, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
         return collector.sentences
 
+    key = _key(task, settings, sampler)
     return Split("transfer", tuple(unpack_lines(arrays.get("transfer", key, lambda: pack_lines(collect())))))
+
+
+def cached_transfer_set(
+    task: TaskData, settings: TransferSettings, arrays: ArrayCache, sampler: TunedSampler | None
+) -> Split | None:
+    """Return what `make_transfer_set` would return, if it is empty or cached."""
+    if not transfer_size(settings, len(task.train)):
+        return Split("transfer", ())
+    cached = arrays.load("transfer", _key(task, settings, sampler))
+    return None if cached is None else Split("transfer", tuple(unpack_lines(cached)))
+
+
+def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: TunedSampler | None) -> float:
+    """Return the expected seconds of `make_transfer_set`, from a few sentences of each source."""
+    counts = shares(transfer_size(settings, len(task.train)), settings.sources)
+    num_corrupted = sum(count for name, count in counts.items() if name.endswith("corrupt"))
+    num_sampled = max(counts.get("lm_sample", 0), counts.get("lm_sample_corrupt", 0))
+    seconds = 0.0
+    if num_corrupted:
+        train = task.train.sentences
+        seconds += _seconds_of(corrupt_sentences(train, train, random.Random(0)), num_corrupted)
+    if settings.text is not None:
+        paths = _text(settings)
+        size = sum(path.stat().st_size * (PACKED if path.suffix in DECODERS else 1) for path in paths)
+        sentences = islice(whole_sentences(paths, WORDS), LEXICON)
+        length = sum(map(len, islice(sentences, MEASURED))) / MEASURED
+        seconds += _seconds_of(sentences, round(size / max(1.0, length)))
+    if num_sampled:
+        assert sampler is not None
+        seconds += sampler.measure_sentences(num_sampled)
+    if num_words := counts.get("word_resample"):
+        assert sampler is not None
+        seconds += sampler.measure_words(num_words)
+    return seconds
+
+
+def _seconds_of(sentences: Iterator[str], count: int) -> float:
+    """Return the expected seconds of `count` sentences, from the first ones; the very first is set-up."""
+    begin = time.monotonic()
+    next(sentences, None)
+    first = time.monotonic()
+    drawn = sum(1 for _ in islice(sentences, MEASURED))
+    return first - begin + count * (time.monotonic() - first) / max(1, drawn)
+
+
+def _reserved(task: TaskData) -> list[Split]:
+    """Return the splits whose sentences must not be in a transfer set."""
+    return [task.val, *(split for name, split in task.corpus.splits.items() if name != "train")]
+
+
+def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | None) -> dict[str, Any]:
+    """Return plain data that determines a transfer set."""
+    return {
+        "format": FORMAT,
+        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
+        "wanted": transfer_size(settings, len(task.train)),
+        "train": task.train.fingerprint(),
+        "forbidden": [split.fingerprint() for split in _reserved(task)],
+        "text": [sha256_of(file) for file in _text(settings)],
+        "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
+    }
 
 
 def augment(task: TaskData, settings: TransferSettings, arrays: ArrayCache, reporter: Reporter) -> Split:

@@ -15,21 +15,25 @@ from colakit.config.student import TransferSettings
 from colakit.config.yaml import to_yaml
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.collector import rounds
+from colakit.distillation.samplers import BATCH_SIZE, LENGTHS, SENTENCE_TOKENS, WORD_TOKENS, SentenceSampler
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
-from colakit.distillation.samplers import SentenceSampler
 from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
+from colakit.training.estimate import plan_training
 from colakit.training.lm_trainer import SentenceLMTrainer
 from colakit.training.model_setup import sentence_lm_identity, sentence_lm_job
 from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import WAIT_SECONDS, ArrayCache, key_digest, pack_lines, unpack_lines
-from colakit.utils.console import Reporter
+from colakit.utils.console import Reporter, SilentReporter
+from colakit.utils.plan import Plan, Stage
 
+TUNING = "tuning the sampler"
+KEPT = 0.75  # share of the samples that are new, complete sentences, for estimates
 FORMAT = 1  # increase when samplers are trained differently
 SHARED = (  # settings of `finetune` that samplers use; the others are for classifiers
     *("method", "lr", "batch_size", "micro_batch_size", "weight_decay", "schedule", "warmup", "decay"),
@@ -97,7 +101,7 @@ class TunedSampler:
         """
         if not self.transfer.sampler_epochs:
             return resolve_base(self.base)
-        folder = RunFolder(self.cache_folder / "writers" / key_digest(self.identity))
+        folder = self._run_folder()
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,29 +114,49 @@ class TunedSampler:
                 self._train(folder)
         return folder.base
 
+    def _run_folder(self) -> RunFolder:
+        return RunFolder(self.cache_folder / "writers" / key_digest(self.identity))
+
     def _say_waiting(self, holder: str) -> None:
         self.reporter.say(f"waiting for process {holder}, which is training the sampler")
 
+    def plan_tuning(self) -> list[Stage]:
+        """Return the stage of fine-tuning with its estimated seconds; none if the base is not tuned."""
+        if not self.transfer.sampler_epochs:
+            return []
+        if self._run_folder().summary.is_file():
+            return [Stage(TUNING, estimate=0.0)]
+        trainer = self._trainer(self._run_folder(), SilentReporter())
+        stages = plan_training(trainer)
+        seconds = [stage.estimate for stage in stages]
+        estimate = None if None in seconds else sum(filter(None, seconds))
+        return [Stage(TUNING, steps=trainer.max_steps, estimate=estimate)]
+
+    def _trainer(self, folder: RunFolder, reporter: Reporter) -> SentenceLMTrainer:
+        resuming = bool(folder.checkpoints.paths())
+        run = TrainingRun("sampler", folder.path, Resume.AUTO, Processes(), reporter, folder, resuming)
+        run.plan, run.title = Plan([], reporter), TUNING
+        job = sentence_lm_job(
+            self.task,
+            self.base,
+            self.tuning,
+            self.lora,
+            command="sampler",
+            seed=self.transfer.seed,
+            max_tokens=self.max_tokens,
+            settings_yaml=to_yaml(self.tuning),
+            compute=self.training_compute,
+            cpu_kernels=self.cpu_kernels,
+            reporter=reporter,
+        )
+        return SentenceLMTrainer(job, run)
+
     def _train(self, folder: RunFolder) -> None:
         self.reporter.say(f"fine-tuning {self.base} on train, to sample similar sentences")
-        quiet = Reporter(quiet=self.reporter.quiet, within=True)
-        resuming = bool(folder.checkpoints.paths())
-        run = TrainingRun("sampler", folder.path, Resume.AUTO, Processes(), quiet, folder, resuming)
+        within = Reporter(quiet=self.reporter.quiet, within=True)
+        within.stage = self.reporter.stage
         try:
-            job = sentence_lm_job(
-                self.task,
-                self.base,
-                self.tuning,
-                self.lora,
-                command="sampler",
-                seed=self.transfer.seed,
-                max_tokens=self.max_tokens,
-                settings_yaml=to_yaml(self.tuning),
-                compute=self.training_compute,
-                cpu_kernels=self.cpu_kernels,
-                reporter=quiet,
-            )
-            SentenceLMTrainer(job, run).train()
+            self._trainer(folder, within).train()
         except ColakitError as error:
             raise ColakitError(
                 f"training the sampler: {error.message}",
@@ -178,11 +202,35 @@ class TunedSampler:
 
         return rounds(sample_round, self.sampler.least)
 
+    def measure_sentences(self, count: int) -> float:
+        """Return the expected seconds to sample `count` sentences that are as long as those of train."""
+        tokens, sampler = self._mean_tokens()
+        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS  # a base goes on
+        return _num_samples(count) * sampler.seconds_per_sample(tokens // 4, new)
+
+    def measure_words(self, count: int) -> float:
+        """Return the expected seconds to sample `count` words in the middle of sentences of train."""
+        tokens, sampler = self._mean_tokens()
+        return _num_samples(count) * sampler.seconds_per_sample(tokens // 2, WORD_TOKENS)
+
+    def _mean_tokens(self) -> tuple[int, SentenceSampler]:
+        """Return the mean tokens of train's sentences, with an end, and a sampler before its tuning."""
+        sampler = self._load(resolve_base(self.base))
+        lengths = sampler.tokenizer.encode(self.task.train.sentences[:LENGTHS]).lengths
+        return round(float(lengths.mean())) + 1, sampler
+
     @cached_property
     def sampler(self) -> SentenceSampler:
         """The model, on its device."""
-        folder = self.folder()
+        return self._load(self.folder())
+
+    def _load(self, folder: Path) -> SentenceSampler:
         model = load_gpt(folder).requires_grad_(False).eval()
         self.compute.place(model)
         tokenizer = SentenceTokenizer.from_base(folder)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)
+
+
+def _num_samples(count: int) -> int:
+    """Return the expected number of samples, in whole batches, of which `count` are kept."""
+    return -(-count // round(KEPT * BATCH_SIZE)) * BATCH_SIZE

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from colakit.data.corpora import Corpus
+from colakit.evaluation.budget import training_facts
 from colakit.evaluation.comparison import (
     ModelInfo,
     ModelPredictions,
     experiment_key,
     fold_of,
     group_names,
+    named_settings,
     teachers_of,
 )
 from colakit.evaluation.teacher_agreement import match_teachers
@@ -30,6 +31,7 @@ class EvaluationInputs:
 
     corpus: Corpus  # with the models' label names
     models: list[ModelInfo]
+    groups: list[str]  # name of the experiment of each model
     predictions: dict[str, list[ModelPredictions]]  # split name -> one per model
 
 
@@ -57,7 +59,7 @@ def collect_predictions(
             if not models:  # the data may lack a class that the model has
                 corpus = corpus.relabelled(classifier.label_names)
             classifier.require_labels(corpus.label_names, path)
-            models.append(_model_info(classifier, path, name))  # before `place`, which may round weights
+            models.append(_model_info(classifier, name))  # before `place`, which may round weights
             compute.place(classifier.model.requires_grad_(False))
             output = {}
             for split in splits:
@@ -79,20 +81,22 @@ def collect_predictions(
         ]
         for split in splits
     }
-    return EvaluationInputs(corpus, models, predictions)
+    return EvaluationInputs(corpus, models, groups, predictions)
 
 
-def _model_info(classifier: SentenceClassifier, path: str, name: str) -> ModelInfo:
+def _model_info(classifier: SentenceClassifier, name: str) -> ModelInfo:
     origin = classifier.origin
-    has_settings = origin.get("settings") is not None
+    fingerprint = classifier.fingerprint()
     return ModelInfo(
         name=name,
         kind=classifier.name,
-        experiment=experiment_key(origin) if has_settings else str(Path(path).resolve()),
+        experiment=fingerprint if origin.get("settings") is None else experiment_key(origin),
         seed=origin.get("seed"),
         fold=fold_of(origin),
-        fingerprint=classifier.fingerprint(),
+        fingerprint=fingerprint,
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(origin)),
         num_parameters=count_parameters(classifier.model).total,
         threshold=classifier.threshold,
+        settings=named_settings(origin),
+        facts=training_facts(origin),
     )

@@ -9,7 +9,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,19 @@ from colakit.evaluation.metrics import (
 NOT_IN_EXPERIMENT = (
     *("seed", "device", "precision", "cpu_kernels", "cuda_graphs", "cache"),
     *("generate", "predict", "evaluate", "plot", "finetune.frozen_cache_mib"),
+    # names of files; their content counts
+    *("base", "data.path", "data.splits", "transfer.text", "transfer.language_model", "distill.teacher"),
+    *("pretrain.text", "pretrain.init_from", "pretrain.tokenizer"),
 )
+
+SECTIONS = {
+    "finetune": ("data", "lora", "finetune"),
+    "distill": ("data", "lora", "finetune", "student", "student_training", "distill", "transfer"),
+    "train-scratch": ("data", "student", "student_training", "distill", "transfer", "train_scratch"),
+}
+"""Sections that a command reads. The sampler of `distill` is tuned by `lora` and `finetune`; the steps of
+`train-scratch` follow from `distill` and `transfer`."""
+MAX_NAMED = 4  # settings in the name of an experiment
 
 
 def teachers_of(origin: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -49,15 +62,20 @@ def experiment_key(origin: Mapping[str, Any]) -> str:
     """Return a hash that runs share if they differ only in seed and fold, and in their teachers' seeds.
 
     The k runs that each leave out one of k folds share a key; runs on all of train have another. Null
-    settings are ignored.
+    settings are ignored. Data, base and transfer text count by content, not by path.
     """
     settings = _experiment_settings(origin.get("settings") or {})
     if (fold := fold_of(origin)) is not None:
         settings["finetune"] = {**settings["finetune"], "leave_out": f"one of {fold.partition('/')[2]}"}
-    if "distill" in settings:
-        settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "teacher"}
-    teachers = sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin))
-    text = json.dumps([origin.get("command"), origin.get("base"), settings, teachers], sort_keys=True)
+    content = {
+        "base": origin.get("base_fingerprint") or origin.get("base"),
+        "data": origin.get("data"),
+        "teachers": sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin)),
+    }
+    transfer = (origin.get("settings") or {}).get("transfer") or {}
+    if transfer.get("text") or transfer.get("language_model"):
+        content["transfer"] = (origin.get("transfer") or {}).get("fingerprint")
+    text = json.dumps([origin.get("command"), settings, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -67,6 +85,24 @@ def _experiment_settings(settings: Mapping[str, Any], section: str = "") -> dict
         for name, value in settings.items()
         if value is not None and section + name not in NOT_IN_EXPERIMENT
     }
+
+
+def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that name an experiment, by dotted key, with base and number of teachers."""
+    settings = _experiment_settings(origin.get("settings") or {})
+    sections = SECTIONS.get(str(origin.get("command")), tuple(settings))
+    named = {
+        f"{section}.{key}": value
+        for section in sections
+        if isinstance(values := settings.get(section), dict)
+        for key, value in values.items()
+        if f"{section}.{key}" not in ("distill.teacher", "finetune.leave_out")
+    }
+    if (base := origin.get("base") or settings.get("base")) is not None:
+        named["base"] = Path(str(base)).name
+    if teachers := teachers_of(origin):
+        named["num_teachers"] = len(teachers)
+    return named
 
 
 @dataclass(frozen=True)
@@ -80,6 +116,8 @@ class ModelInfo:
         fold: of train that it left out, if any.
         teachers: fingerprints of the models it was distilled from.
         num_parameters: all, frozen ones included.
+        settings: `named_settings` of its origin.
+        facts: on its training, see `evaluation.budget`.
     """
 
     name: str
@@ -91,6 +129,13 @@ class ModelInfo:
     teachers: tuple[str, ...] = ()
     num_parameters: int = 0
     threshold: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """Command that trained it."""
+        return self.kind.partition(" (")[0]
 
 
 @dataclass(frozen=True)
@@ -106,9 +151,10 @@ class ModelPredictions:
 
 
 def group_names(models: Sequence[ModelInfo]) -> list[str]:
-    """Return the name of each model's experiment: its kind, with its first model's name if kinds repeat.
+    """Return the name of each model's experiment: its kind, or `finetune rank=8` if a command has several.
 
     A model that repeats the experiment, seed and fold of an earlier one is an experiment of its own.
+    Experiments that no setting tells apart have the name of their first model added.
     """
     seen: set[tuple[str, int | None, str | None]] = set()
     keys: list[str] = []
@@ -118,11 +164,33 @@ def group_names(models: Sequence[ModelInfo]) -> list[str]:
         seen.add(run)
         keys.append(f"{model.experiment} {model.name}" if repeated else model.experiment)
     first = dict(reversed(list(zip(keys, models, strict=True))))
-    kinds = [model.kind for model in first.values()]
-    return [
-        f"{first[key].kind} [{first[key].name}]" if kinds.count(first[key].kind) > 1 else first[key].kind
-        for key in keys
+    names = {}
+    for key, model in first.items():
+        rivals = [other.settings for other in first.values() if other.command == model.command]
+        named = f"{model.command} {_differing(model, rivals)}".strip()
+        names[key] = model.kind if len(rivals) == 1 else named
+    shared = [name for name in names.values() if [*names.values()].count(name) > 1]
+    names |= {key: f"{name} [{first[key].name}]" for key, name in names.items() if name in shared}
+    return [names[key] for key in keys]
+
+
+def _differing(model: ModelInfo, rivals: Sequence[Mapping[str, Any]]) -> str:
+    """Return the settings of a model that are not equal in all of `rivals`, such as `dora rank=8`."""
+    known = [settings for settings in rivals if settings]
+    differing = [
+        key for key in model.settings if any(settings.get(key) != model.settings[key] for settings in known)
     ]
+    leaves = [key.rpartition(".")[2] for key in differing]
+    texts = []
+    for key, leaf in zip(differing, leaves, strict=True):
+        name, value = leaf if leaves.count(leaf) == 1 else key, model.settings[key]
+        if isinstance(value, dict):
+            value = [f"{part}:{share:g}" for part, share in value.items()]
+        if value is True:
+            texts.append(name)
+        elif value is not False:
+            texts.append(f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return " ".join(texts[:MAX_NAMED])
 
 
 @dataclass(frozen=True)

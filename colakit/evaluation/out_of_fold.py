@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colakit.evaluation.metrics import STATISTICS, Interval, Labels, Spread, measure, measure_with_intervals
-from colakit.evaluation.tables import Table, format_interval, format_spread, percent
+from colakit.evaluation.metrics import STATISTICS, Interval, Labels, measure, measure_with_intervals
+from colakit.evaluation.tables import (
+    COLUMNS,
+    METRICS,
+    Table,
+    format_interval,
+    percent,
+    spread_table,
+    spreads,
+)
 
-METRICS = ("accuracy", "majority_rate", "mcc")
-STYLES = ((100, 2), (100, 2), (1, 3))  # factor and digits of each metric
-COLUMNS = ("sentences", "accuracy %", "majority %", "MCC")
 PARTS = {"val": "the validation split", "left_out": "the fold that it left out"}
 
 
@@ -35,8 +40,10 @@ class FoldModel:
     predictions: Labels  # (N,)
 
 
-def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str, Any], Labels]:
-    """Return the results of every model and of all together, and the (N,) out-of-fold predictions.
+def combine_folds(
+    labels: Labels, folds: Sequence[FoldModel]
+) -> tuple[dict[str, Any], Labels, NDArray[np.float32]]:
+    """Return the results of every model and of all, and the (N,) predictions and (N, C) logits out of fold.
 
     Args:
         labels: (N,) of train.
@@ -59,28 +66,22 @@ def combine_folds(labels: Labels, folds: Sequence[FoldModel]) -> tuple[dict[str,
                 "left_out": metrics.as_dict(),
             }
         )
-    spreads = {
-        part: {key: vars(Spread.of([run[part][key] for run in runs])) for key in METRICS} for part in PARTS
-    }
+    parts = {part: spreads([run[part] for run in runs]) for part in PARTS}
     metrics, intervals = measure_with_intervals(labels, logits, predictions)
-    return {"runs": runs, **spreads, "out_of_fold": {**metrics.as_dict(), **intervals}}, predictions
+    return {"runs": runs, **parts, "out_of_fold": {**metrics.as_dict(), **intervals}}, predictions, logits
 
 
 def fold_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a folds summary: every model on val, on its fold, and all on train."""
-    tables: list[Table] = []
-    for part, name in PARTS.items():
-        rows = []
-        for run in summary["runs"]:
-            accuracy, majority, mcc = (run[part][key] for key in METRICS)
-            size = str(run[part]["num_examples"])
-            rows.append([run["leave_out"], size, percent(accuracy), percent(majority), f"{mcc:.3f}"])
-        spreads = [
-            format_spread(Spread(**summary[part][key]), *style)
-            for key, style in zip(METRICS, STYLES, strict=True)
-        ]
-        title = f"{summary['command']}, seed {summary['seed']}: each model on {name}"
-        tables.append((title, ["fold", *COLUMNS], [*rows, ["mean ± sd", "", *spreads]]))
+    tables = [
+        spread_table(
+            f"{summary['command']}, seed {summary['seed']}: each model on {name}",
+            "fold",
+            {run["leave_out"]: run[part] for run in summary["runs"]},
+            summary[part],
+        )
+        for part, name in PARTS.items()
+    ]
     metrics = summary["out_of_fold"]
     accuracy, mcc = (Interval(metrics[key], *metrics[f"{key}_interval"]) for key in STATISTICS)
     row = [

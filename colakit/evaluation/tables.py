@@ -9,8 +9,13 @@ from typing import Any
 from colakit.evaluation.metrics import Interval, Metrics, Spread
 from colakit.utils.console import Reporter
 from colakit.utils.files import write_json, write_text
+from colakit.utils.text import escape_markdown
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
+
+METRICS = ("accuracy", "majority_rate", "mcc")
+COLUMNS = ("sentences", "accuracy %", "majority %", "MCC")
+STYLES = ((100, 2), (100, 2), (1, 3))  # factor and digits of each of METRICS
 
 
 def percent(value: float) -> str:
@@ -45,6 +50,37 @@ def metrics_row(name: str, metrics: Metrics) -> list[str]:
     ]
 
 
+def spreads(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return mean and standard deviation of each of METRICS over runs."""
+    return {key: vars(Spread.of([run[key] for run in runs])) for key in METRICS}
+
+
+def spread_table(
+    title: str,
+    column: str,
+    runs: Mapping[str, Mapping[str, Any]],
+    spread: Mapping[str, Mapping[str, Any]],
+) -> Table:
+    """Return a table of METRICS: a row for each run, and mean ± sd.
+
+    Args:
+        column: title of the first column, which holds the keys of `runs`.
+        spread: as returned by `spreads`.
+    """
+    rows = [
+        [
+            name,
+            str(run["num_examples"]),
+            percent(run["accuracy"]),
+            percent(run["majority_rate"]),
+            f"{run['mcc']:.3f}",
+        ]
+        for name, run in runs.items()
+    ]
+    means = [format_spread(Spread(**spread[key]), *style) for key, style in zip(METRICS, STYLES, strict=True)]
+    return title, [column, *COLUMNS], [*rows, ["mean ± sd", "", *means]]
+
+
 def print_tables(tables: Sequence[Table], reporter: Reporter) -> None:
     """Print tables to the console."""
     for title, columns, rows in tables:
@@ -61,8 +97,7 @@ def write_results(
     write_json(out / f"{name}.json", results)
     lines = []
     for title, columns, rows in tables:
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
-        head, *body = [f"| {' | '.join(row)} |" for row in escaped]
-        lines += [f"**{title}**", "", head, "|" + "---|" * len(columns), *body, ""]
+        head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in [columns, *rows]]
+        lines += [f"**{escape_markdown(title)}**", "", head, "|" + "---|" * len(columns), *body, ""]
     write_text(out / f"{name}.md", "\n".join(lines))
     reporter.say(f"written to {out}")

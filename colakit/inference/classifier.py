@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.config.yaml import read_yaml
 from colakit.data.corpora import Split
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached
 from colakit.data.tokens import INFERENCE_BATCH, Tokens
@@ -27,7 +28,6 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.folds import open_folds
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
 from colakit.storage.model_file import (
     CHECKPOINT_NAME,
@@ -39,7 +39,8 @@ from colakit.storage.model_file import (
     student_name,
     write_model_file,
 )
-from colakit.storage.peft import apply_adapter, read_adapter
+from colakit.storage.peft import PeftAdapter, apply_adapter, read_adapter
+from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
 
@@ -145,12 +146,21 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
 def read_origin(where: str | Path) -> dict[str, Any]:
     """Return the `origin` of the classifier at `where` without building its model; {} for PEFT's adapters.
 
+    A model file has names of files without their folders. In its run folder, the settings with the paths of
+    settings.yaml replace those of the file.
+
     Raises:
-        ColakitError: if there is no classifier, or its file cannot be read.
+        ColakitError: if there is no classifier, or its file or settings.yaml cannot be read.
     """
     path = _locate(where)
     origin = (read_companion(path) if path.is_dir() else read_model_file(path)).get("origin")
-    return origin if isinstance(origin, dict) else {}
+    if not origin or not isinstance(origin, dict):
+        return {}
+    saved = path.resolve().parent / "settings.yaml"
+    if not saved.is_file():
+        return origin
+    settings = read_yaml(saved)
+    return {**origin, "settings": settings, **({"base": settings.get("base")} if "base" in origin else {})}
 
 
 def _locate(where: str | Path) -> Path:
@@ -170,8 +180,8 @@ def _locate(where: str | Path) -> Path:
         hint = f"This run trained a base model; fine-tune it with --base {shlex.quote(str(path / 'base'))}"
     elif Checkpoints(path / "checkpoints").paths():
         hint = f"This run is not finished: continue it with --resume --out {shlex.quote(str(path))}"
-    elif open_folds(path) is not None:
-        hint = f"This folder holds cross-validation folds; give one of them, such as {path / 'fold-1'}"
+    elif (runs := open_run_set(path)) is not None:
+        hint = f"This folder holds several runs; give one of them, such as {runs.run(runs.values[0]).path}"
     raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json", hint=hint)
 
 
@@ -214,18 +224,11 @@ def _build_empty(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, Lo
 
 def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     adapter, companion = read_adapter(folder), read_companion(folder)
-    if base is None and companion.get("origin", {}).get("base") == "builtin":
-        base = "builtin"  # adapter_config.json has its path in the installation that trained the adapter
-    base = base or adapter.base
-    if not base:
-        raise ColakitError(f"{folder}: adapter_config.json names no base model", hint="Name it with --base.")
     if "score.weight" not in adapter.saved_modules:
         raise ColakitError(
             f"{folder}: the adapter has no classification head (`score`)", hint="Give a SEQ_CLS adapter."
         )
-    base_folder = resolve_base(base)
-    gpt = load_gpt(base_folder)
-    check_base(folder, base, gpt)
+    gpt, base_folder = load_base_of(folder, adapter, base)
     num_labels = adapter.saved_modules["score.weight"].shape[0]
     model = gpt.classifier(num_labels)
     apply_adapter(model, adapter, where=str(folder))
@@ -233,7 +236,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         "label_names": companion.get("label_names") or [f"LABEL_{i}" for i in range(num_labels)],
         "max_tokens": companion.get("max_tokens") or gpt.config.num_positions,
         "threshold": companion.get("threshold"),
-        "origin": companion.get("origin") or {"command": "adapter", "base": base},
+        "origin": companion.get("origin") or {"command": "adapter", "base": base or adapter.base},
     }
     try:
         check_metadata(metadata, num_labels)
@@ -249,8 +252,24 @@ def _decision_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"label_names": tuple(metadata["label_names"]), **{key: metadata[key] for key in keys}}
 
 
-def check_base(folder: Path, base: str, gpt: GPT) -> None:
-    """Raise `ColakitError` if the adapter in `folder` was trained on another base than `gpt` (`base`)."""
+def load_base_of(folder: Path, adapter: PeftAdapter, base: str | None) -> tuple[GPT, Path]:
+    """Return the base of the adapter in `folder`, and the folder of the base.
+
+    Args:
+        base: replaces the base that the run folder or the adapter records.
+
+    Raises:
+        ColakitError: if there is no base, or the adapter was trained on another one.
+    """
+    base = base or read_origin(folder).get("base") or adapter.base
+    if not base:
+        raise ColakitError(f"{folder}: adapter_config.json names no base model", hint="Name it with --base.")
+    try:
+        base_folder = resolve_base(base)
+    except ColakitError as error:
+        hint = f"Name the base it was trained on with --base. {error.hint or ''}".rstrip()
+        raise ColakitError(f"{folder}: its base: {error.message}", hint=hint) from error
+    gpt = load_gpt(base_folder)
     expected = read_companion(folder).get("origin", {}).get("base_fingerprint")
     if expected is not None and expected != (actual := base_fingerprint(gpt)):
         raise ColakitError(
@@ -258,6 +277,7 @@ def check_base(folder: Path, base: str, gpt: GPT) -> None:
             f"{base} has {actual[:12]}…",
             hint="Name the base it was trained on with --base.",
         )
+    return gpt, base_folder
 
 
 def encode_split(

@@ -127,7 +127,8 @@ def map_batches(
     states: Tensor | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Yield each batch's sentence indices and its output of `forward`, in fp32 on the CPU."""
-    # Padding costs a GPT on a CPU more than a larger batch saves; launches bound a GPU, steps FastRNN.
+    # On a CPU a GPT gets small batches of similar length: larger ones save less time than their padding
+    # costs. Kernel launches limit a GPU and time steps limit `FastRNN`, so their batches are filled.
     full = isinstance(forward, FastRNN) or compute.device.type != "cpu"
     for index in plan_inference(tokens.lengths, batch_size, None if full else MAX_CPU_BATCH_TOKENS):
         input_ids, attention_mask = (tensor.to(compute.device) for tensor in pad(tokens, index))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
-from colakit.inference.classifier import check_base, load_classifier
+from colakit.inference.classifier import load_base_of, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.storage.folds import expand_folds
 from colakit.storage.gpt2 import load_gpt, resolve_base
 from colakit.storage.peft import apply_adapter, read_adapter
+from colakit.storage.run_set import expand_runs
 
 LanguageModel = tuple[GPT, SentenceTokenizer]
 Loaders = dict[str, Callable[[], LanguageModel]]  # name -> loader, so that one model is in memory at a time
@@ -43,12 +43,9 @@ def load_language_model(adapter: str | None, base: str, *, base_typed: bool) -> 
             )
         return classifier.model.language_model(), classifier.tokenizer.with_boundaries()
     weights = read_adapter(path)
-    if weights.base and not base_typed:
-        base = weights.base
-    model, tokenizer = _load_base(resolve_base(base))
-    check_base(path, base, model)
+    model, folder = load_base_of(path, weights, base if base_typed or not weights.base else None)
     apply_adapter(model, weights, where=str(path))
-    return model, tokenizer
+    return model, SentenceTokenizer.from_base(folder)
 
 
 def language_model_loaders(
@@ -63,7 +60,7 @@ def language_model_loaders(
     Raises:
         ColakitError: if a model is not found, or a fold is not finished.
     """
-    folders = {model: _base_folder(model) for model in expand_folds(models)}
+    folders = {model: _base_folder(model) for model in expand_runs(models)}
     for model, folder in folders.items():
         if folder is None and not Path(model).expanduser().exists():
             raise ColakitError(

@@ -16,12 +16,19 @@ from threadpoolctl import threadpool_limits
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
-from colakit.errors import first_line
+from colakit.errors import ColakitError, first_line
 from colakit.inference.decisions import Predictions, as_list
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
-from colakit.storage.model_file import FORMAT, check_metadata, read_student_file, student_name
+from colakit.storage.model_file import (
+    FORMAT,
+    STUDENT_NAME,
+    check_metadata,
+    describe_model,
+    read_student_file,
+    student_name,
+)
 
 MAX_BATCH_TOKENS = 2**13  # with padding; a worker needs about 20 KB per token
 MAX_WORKERS = 8
@@ -32,20 +39,30 @@ class StudentPredictor:
     """Label sentences with a recurrent student, as `Predictor` does, without importing torch.
 
         predictor = StudentPredictor("runs/distill-001")
-        predictor(["The cat sleep."]).labels
+        predictor("The cat sleep.").names
 
     Args:
         where: a `student.safetensors`, or the run folder or `ckpt.pt` beside it.
         batch_size: largest number of sentences that each core computes at a time.
 
     Raises:
-        ValueError: if it is not a student's file, is damaged, or was not written with the `ckpt.pt`.
-        OSError: if it cannot be read.
+        ColakitError: if it is another model, is damaged, cannot be read, or was not written with `ckpt.pt`.
     """
 
     def __init__(self, where: str | Path, batch_size: int = INFERENCE_BATCH) -> None:
         keep_freed_memory()
-        metadata, tensors = read_student_file(Path(where).expanduser())
+        path = Path(where).expanduser()
+        try:
+            metadata, tensors = read_student_file(path)
+        except FileNotFoundError as error:
+            if not path.exists():
+                raise ColakitError(f"{where}: file or folder not found", hint="Check the path.") from error
+            raise ColakitError(
+                f"{where}: {describe_model(path)}, not a recurrent student (no {STUDENT_NAME})",
+                hint="colakit.load(…) in Python and `colakit predict --model` load every kind of classifier.",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ColakitError(f"{where}: {error}", hint="Copy or train the student again.") from error
         try:
             if metadata["kind"] != "rnn" or metadata["format"] != FORMAT:
                 raise ValueError(f"format {metadata['format']}, not {FORMAT}")
@@ -54,7 +71,10 @@ class StudentPredictor:
             self._tokenizer = SentenceTokenizer.from_dict(metadata["tokenizer"])
             self.name = student_name(metadata["origin"], self._model.config.cell)
         except Exception as error:  # missing or foreign content can raise anything
-            raise ValueError(f"{where}: not a student file of colakit ({first_line(error)})") from error
+            raise ColakitError(
+                f"{where}: not a student file of colakit ({first_line(error)})",
+                hint="Copy or train the student again.",
+            ) from error
         self.label_names = tuple(metadata["label_names"])
         self.max_tokens: int | None = metadata["max_tokens"]
         self.threshold: float | None = metadata["threshold"]
@@ -63,7 +83,7 @@ class StudentPredictor:
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
         tokens = self._tokenizer.encode(as_list(sentences), self.max_tokens)
-        return Predictions.of(self._logits(tokens), self.threshold, tokens.num_truncated)
+        return Predictions.of(self._logits(tokens), self.label_names, self.threshold, tokens.num_truncated)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """Return (N, C) logits; several batches are spread over the cores, one BLAS thread each."""

@@ -18,7 +18,7 @@ class Predictor:
     """Label sentences with a `SentenceClassifier`.
 
         predictor = Predictor(load_classifier("runs/distill-001"), resolve_compute("auto", "auto"))
-        predictor(["The cat sleep."]).labels
+        predictor("The cat sleep.").names
 
     Args:
         classifier: is moved to the device of `compute` and frozen; its weights must not change afterwards.
@@ -51,4 +51,4 @@ class Predictor:
         with torch.inference_mode():
             width = len(self.label_names)
             logits = compute_rows(self._forward, width, tokens, self.compute, self.batch_size)
-        return Predictions.of(logits, self.threshold, tokens.num_truncated)
+        return Predictions.of(logits, self.label_names, self.threshold, tokens.num_truncated)

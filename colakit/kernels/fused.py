@@ -28,8 +28,9 @@ def lora_linear(
 ) -> Tensor:
     """Return x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients for x, A and B only.
 
-    The update is added to the product in place, B is scaled instead of the output, and x is cast once. In
-    thin products the adapter is the left operand: the other order can take several times as long in fp32.
+    The update is added to the product in place. `scaling` multiplies B, not the larger output. x is
+    converted to the compute dtype once. Products with the small rank R are computed as A·xᵀ instead of x·Aᵀ;
+    the other order can take several times as long in fp32.
 
     Args:
         x: (…, D_in).
@@ -56,11 +57,8 @@ class _LoRALinear(torch.autograd.Function):
         weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).t().to(dtype).contiguous()
         with torch.autocast(device, enabled=False):
             inner = product(down, rows).t()  # (N, R)
-            y = product(rows, weight)
-            if bias is None:
-                y.addmm_(inner, up)
-            else:  # the bias as one more rank, with inner value 1
-                y.addmm_(F.pad(inner, (0, 1), value=1.0), torch.cat([up, bias.to(dtype)[None]]))
+            # the same product as without an adapter: B = 0 leaves every bit of it
+            y = product(rows, weight, None if bias is None else bias.to(dtype)).addmm_(inner, up)
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
         return y.view(*x.shape[:-1], -1)

@@ -139,12 +139,13 @@ void add_dropped_backward(const float *grad, real *grad_branch, int64_t count, u
 typedef float lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* GCC and clang */
 
 typedef struct {
-    int64_t tokens, width; /* T ≤ MAX_TOKENS, D ≤ MAX_HEAD_WIDTH, a multiple of 4·LANES */
-    int64_t padded;        /* T rounded up to LANES: row stride of the (T, T) matrices */
-    float scale;           /* of the scores: 1/√D */
-    uint64_t seed;         /* of dropout, as in `kept` */
+    int64_t heads, width; /* H and D; D ≤ MAX_HEAD_WIDTH, a multiple of 4·LANES */
+    float scale;          /* of the scores: 1/√D */
+    uint64_t seed;        /* of dropout, as in `kept` */
     uint32_t level;
     float kept_scale;
+    int64_t tokens, padded; /* T ≤ MAX_TOKENS; rounded up to LANES, the row stride of the (T, T) matrices */
+    int64_t first, first_of_qkv; /* index of the head's first element in (N, H, D) and in (N, 3, H, D) */
 } Attention;
 
 /* Copies rows (T, D) with the given stride; returns the end of the copy. One head's matrices are stored adjacently:
@@ -154,6 +155,18 @@ static float *read_rows(const real *from, int64_t stride, const Attention *a, fl
         for (int64_t d = 0; d < a->width; d++) rows[d] = load(from[d]);
         for (int64_t d = 0; d < a->width; d += 64 / (int64_t)sizeof(real)) __builtin_prefetch(from + a->width + d);
     }
+    return rows;
+}
+
+/* Sets `a` to head pair % H of sentence pair / H; reads its queries, keys and values into `rows`, returns their end. */
+static float *read_head(const real *qkv, const int64_t *starts, int64_t pair, Attention *a, float *rows) {
+    int64_t start = starts[pair / a->heads], stride = a->heads * a->width, column = pair % a->heads * a->width;
+    a->tokens = starts[pair / a->heads + 1] - start;
+    a->padded = ROUND_UP(a->tokens, LANES);
+    a->first = start * stride + column;
+    a->first_of_qkv = start * 3 * stride + column;
+    for (int part = 0; part < 3; part++)
+        rows = read_rows(qkv + a->first_of_qkv + part * stride, 3 * stride, a, rows);
     return rows;
 }
 
@@ -210,26 +223,21 @@ static inline void weighted_sum(const float *weights, int64_t step, const float 
  * starts[b] (inclusive) to starts[b + 1] (exclusive). */
 void attention(const real *qkv, const int64_t *starts, real *y, int64_t batch, int64_t heads, int64_t width,
                float scale, uint64_t seed, uint32_t level, float kept_scale, int threads) {
-    int64_t stride = heads * width;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
     for (int64_t pair = 0; pair < batch * heads; pair++) {
-        int64_t start = starts[pair / heads], tokens = starts[pair / heads + 1] - start;
-        Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
-        int64_t square = tokens * a.padded;
-        const real *q = qkv + start * 3 * stride + pair % heads * width;
-        real *out = y + start * stride + pair % heads * width;
-        float buffer[3 * MAX_TOKENS * MAX_HEAD_WIDTH + 2 * MAX_TOKENS * MAX_TOKENS], *queries = buffer;
-        float *keys = read_rows(q, 3 * stride, &a, queries);
-        float *values = read_rows(q + stride, 3 * stride, &a, keys);
-        float *probs = read_rows(q + 2 * stride, 3 * stride, &a, values), *factors = probs + square;
+        Attention a = {heads, width, scale, seed, level, kept_scale, 0, 0, 0, 0};
+        float queries[3 * MAX_TOKENS * MAX_HEAD_WIDTH + 2 * MAX_TOKENS * MAX_TOKENS];
+        float *probs = read_head(qkv, starts, pair, &a, queries);
+        int64_t size = a.tokens * width, square = a.tokens * a.padded;
+        float *keys = queries + size, *values = keys + size, *factors = probs + square;
         times(queries, keys, &a, probs);
         softmax(probs, &a);
         if (level) {
             read_dropout(&a, pair, factors);
             for (int64_t n = 0; n < square; n++) probs[n] *= factors[n];
         }
-        for (int64_t i = 0; i < tokens; i++)
-            weighted_sum(probs + i * a.padded, 1, values, &a, out + i * stride);
+        for (int64_t i = 0; i < a.tokens; i++)
+            weighted_sum(probs + i * a.padded, 1, values, &a, y + a.first + i * heads * width);
     }
 }
 
@@ -240,22 +248,17 @@ void attention_backward(const real *qkv, const int64_t *starts, const real *grad
     int64_t stride = heads * width;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
     for (int64_t pair = 0; pair < batch * heads; pair++) {
-        int64_t start = starts[pair / heads], tokens = starts[pair / heads + 1] - start;
-        Attention a = {tokens, width, ROUND_UP(tokens, LANES), scale, seed, level, kept_scale};
-        int64_t square = tokens * a.padded;
-        const real *q = qkv + start * 3 * stride + pair % heads * width;
-        const real *grad_y = grad + start * stride + pair % heads * width;
-        real *to = grad_qkv + start * 3 * stride + pair % heads * width;
-        float buffer[4 * MAX_TOKENS * MAX_HEAD_WIDTH + 3 * MAX_TOKENS * MAX_TOKENS], *queries = buffer;
-        float *keys = read_rows(q, 3 * stride, &a, queries);
-        float *values = read_rows(q + stride, 3 * stride, &a, keys);
-        float *grads = read_rows(q + 2 * stride, 3 * stride, &a, values);
-        float *probs = read_rows(grad_y, stride, &a, grads), *factors = probs + square, *grad_scores = factors + square;
+        Attention a = {heads, width, scale, seed, level, kept_scale, 0, 0, 0, 0};
+        float queries[4 * MAX_TOKENS * MAX_HEAD_WIDTH + 3 * MAX_TOKENS * MAX_TOKENS];
+        float *grads = read_head(qkv, starts, pair, &a, queries);
+        float *probs = read_rows(grad + a.first, stride, &a, grads);
+        int64_t size = a.tokens * width, square = a.tokens * a.padded;
+        float *keys = queries + size, *values = keys + size, *factors = probs + square, *grad_scores = factors + square;
         times(queries, keys, &a, probs);
         softmax(probs, &a);
         times(grads, values, &a, grad_scores); /* gradient of the probabilities after dropout */
         read_dropout(&a, pair, factors);
-        for (int64_t i = 0; i < tokens; i++) {
+        for (int64_t i = 0; i < a.tokens; i++) {
             float *prob_row = probs + i * a.padded, *factor_row = factors + i * a.padded, *grad_row = grad_scores + i * a.padded;
             float mean = 0;
             for (int64_t j = 0; j < a.padded; j++) { /* prob_row[j] is zero for j > i */
@@ -267,7 +270,8 @@ void attention_backward(const real *qkv, const int64_t *starts, const real *grad
                 prob_row[j] *= factor_row[j];
             }
         }
-        for (int64_t t = 0; t < tokens; t++, to += 3 * stride) {
+        real *to = grad_qkv + a.first_of_qkv;
+        for (int64_t t = 0; t < a.tokens; t++, to += 3 * stride) {
             weighted_sum(grad_scores + t * a.padded, 1, keys, &a, to);
             weighted_sum(grad_scores + t, a.padded, queries, &a, to + stride);
             weighted_sum(probs + t, a.padded, grads, &a, to + 2 * stride);

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -40,9 +41,11 @@ def uses_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     )
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a·bᵀ (M, N) of a (M, K) and b (N, K) with any strides; no gradient."""
-    return _onednn(a, b, None) if uses_onednn(a, b) else a @ b.t()
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a·bᵀ + bias, (…, N), of a (…, K) and b (N, K) with any strides; no gradient."""
+    if uses_onednn(a, b, bias):
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return F.linear(a, b, bias)
 
 
 class Linear(nn.Linear):
@@ -57,14 +60,14 @@ class Linear(nn.Linear):
             return super().forward(input)
         if torch.is_grad_enabled():
             return _Linear.apply(input, self.weight, self.bias)
-        return _onednn(input, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return _onednn(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -79,9 +82,3 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(dim=0)
         return grad_x, grad_weight, grad_bias
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x·Wᵀ + bias, (…, D_out)."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y

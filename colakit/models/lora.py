@@ -98,31 +98,40 @@ class LoRALinear(nn.Module):
         """Return (…, D_out) for (…, D_in)."""
         if self.merged_from is not None:
             return self.base(x)
-        if self.magnitude is not None:
-            return self._dora_forward(x)
         dropped = self.dropout(x)
-        if dropped is not x:
-            return self.base(x) + F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
-        return lora_linear(x, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scaling)
-
-    def _dora_forward(self, x: Tensor) -> Tensor:
-        assert self.magnitude is not None
+        weight, bias = self.base.weight, self.base.bias
+        if dropped is x and self.magnitude is None:
+            return lora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scaling)
+        plain = self.base(x)
+        update = F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
+        if self.magnitude is None:
+            return plain + update
         # ‖W + ΔW‖ is treated as a constant in the backward pass (DoRA §4.3)
         rescale = self.magnitude / self._row_norms().detach()
-        plain = self.base(x)
-        dropped = self.dropout(x)
-        without_bias = plain if dropped is x else F.linear(dropped, self.base.weight)
-        if without_bias is plain and self.base.bias is not None:
-            without_bias = plain - self.base.bias
-        update = F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
-        return plain + (rescale - 1) * without_bias + rescale * update
+        without_bias = (
+            F.linear(dropped, weight) if dropped is not x else plain if bias is None else plain - bias
+        )
+        # summed in fp32; with B = 0 `rescale` is 1, and the result is `plain` in every dtype
+        return (plain + (rescale - 1) * without_bias + rescale * update).to(plain.dtype)
 
     def _row_norms(self) -> Tensor:  # (D_out,)
-        return torch.linalg.norm(self.base.weight.float() + self.scaling * self.lora_b @ self.lora_a, dim=1)
+        weight = self.base.weight.float() + self.scaling * self.lora_b @ self.lora_a
+        return torch.linalg.norm(weight.contiguous(), dim=1)  # rounding depends on the memory layout
+
+    def reset_magnitude(self) -> None:
+        """Set a fresh DoRA's magnitude to the row norms of W again, after W was moved or cast."""
+        if self.magnitude is not None and not self.lora_b.any():
+            self.magnitude.data = self._row_norms().detach()
 
     def _init_pissa(self) -> None:
         """Move the R leading singular directions of W into the adapter; the base keeps the residual."""
         weight = self.base.weight.data
+        if self.rank > min(weight.shape):
+            raise ColakitError(
+                f"lora.init=pissa with lora.rank={self.rank}: a layer of shape {tuple(weight.shape)} has "
+                f"{min(weight.shape)} singular directions",
+                hint="Lower the rank, or use lora.init=kaiming.",
+            )
         u, s, vt = torch.linalg.svd(weight.float(), full_matrices=False)
         root = torch.sqrt(s[: self.rank] / self.scaling)
         self.lora_a.data = root[:, None] * vt[: self.rank]
@@ -287,26 +296,3 @@ def merge_and_unload(model: nn.Module) -> None:
             layer.base.weight.data = layer.merged_weight()
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer.base)
-
-
-def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, loraplus_lr_ratio: float
-) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: weight decay on matrices alone, B and vectors at the LoRA+ rate.
-
-    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B at `lr * loraplus_lr_ratio`. As in PEFT's
-    `create_loraplus_optimizer`, so are vectors.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        fast = name.endswith("lora_b") or parameter.ndim == 1
-        key = (lr * loraplus_lr_ratio if fast else lr, weight_decay if parameter.ndim > 1 else 0.0)
-        groups.setdefault(key, []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
-def trainable_names(model: nn.Module) -> Sequence[str]:
-    """Return the names of the trainable parameters."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

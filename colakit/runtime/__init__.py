@@ -1,1 +1,1 @@
-"""Device and precision, processes, seeds, signals, CPU count."""
+"""Device and precision, processes, subprocesses, seeds, signals, CPU count."""

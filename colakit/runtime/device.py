@@ -15,6 +15,8 @@ from torch import nn
 
 from colakit.errors import ColakitError, first_line
 from colakit.kernels.native import ACTIVE, BuildError, Kernels, find_compiler
+from colakit.models.gpt.model import GPTClassifier
+from colakit.models.lora import lora_layers
 from colakit.runtime.cpu import keep_freed_memory
 
 
@@ -95,12 +97,19 @@ class Compute:
         return replace(self, kernels=None, graphs=False, reason=f"{self.reason}; both off in this run")
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move `model` to the device: a GPT's frozen matrices in `dtype`, all other parameters in fp32."""
+        """Move `model` to the device: a GPT's frozen matrices in `dtype`, all other parameters in fp32.
+
+        The embeddings of a classifier without adapters stay in fp32: they were trained and evaluated in it.
+        """
         model.to(self.device).float()
-        body = getattr(model, "body", None)
+        body, adapted = getattr(model, "body", None), list(lora_layers(model))
+        keeps_embeddings = isinstance(model, GPTClassifier) and not adapted
+        kinds = nn.Linear if keeps_embeddings else (nn.Linear, nn.Embedding)
         for module in body.modules() if isinstance(body, nn.Module) else ():
-            if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.requires_grad:
+            if isinstance(module, kinds) and not module.weight.requires_grad:
                 module.weight.data = module.weight.data.to(self.dtype)
+        for _, layer in adapted:
+            layer.reset_magnitude()
         return model
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError, first_line, nearest
 from colakit.models.gpt.config import FAMILIES, GPTConfig
 from colakit.models.gpt.model import GPT
 from colakit.models.meta_device import without_weights
@@ -71,6 +71,7 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
         return path
     if name == "builtin":
         raise ColakitError(f"{flag} builtin: {EMBEDDED} not found", hint="Reinstall colakit.")
+    _check_spelling(name, flag)
     if path.exists() or name.startswith((".", "/", "~")):
         fault = "is a file" if path.exists() else "not found"
         raise ColakitError(
@@ -80,9 +81,25 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     return fetch_from_hub(name, flag)
 
 
-def base_address(name: str) -> str:
-    """Return the name of a base for other programs: the folder of `builtin`, otherwise `name`."""
-    return str(EMBEDDED) if name == "builtin" else name
+def local_base(name: str) -> Path | None:
+    """Return the folder of a base, as `resolve_base`, but None if it would have to be downloaded."""
+    if name == "builtin" or Path(name).expanduser().exists():
+        return resolve_base(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (try_to_load_from_cache(name, file) for file in ("model.safetensors", "pytorch_model.bin"))
+    return next((Path(file).parent for file in files if isinstance(file, str)), None)
+
+
+def _check_spelling(name: str, flag: str) -> None:
+    """Raise `ColakitError` for a misspelt known name, before asking the hub: others there are OWNER/NAME."""
+    known = ["builtin", *KNOWN_SHAPES]
+    near = nearest(name, known)
+    if near and name not in known and "/" not in name and not Path(name).exists():
+        raise ColakitError(
+            f"{flag}: {name!r} is neither a folder nor a hub name. Did you mean {near}?",
+            hint="Name `builtin`, a folder or a hub model (OWNER/NAME, or gpt2).",
+        )
 
 
 def plan_config(name: str, flag: str = "--base") -> GPTConfig:
@@ -96,6 +113,7 @@ def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     """
     if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return read_config(resolve_base(name, flag))
+    _check_spelling(name, flag)
     from huggingface_hub import try_to_load_from_cache
 
     cached = (

@@ -10,6 +10,7 @@ Only functions that read or write `ckpt.pt` import torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import reprlib
 from collections.abc import Mapping
@@ -138,6 +139,23 @@ def read_student_file(where: Path) -> tuple[dict[str, Any], dict[str, NDArray[np
     if checkpoint is not None and checkpoint.exists() and recorded != sha256_of(checkpoint):
         raise ValueError(f"it was not written with {checkpoint.name}")
     return metadata, tensors
+
+
+def describe_model(path: Path) -> str:
+    """Return in words what a path without a student holds."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / "summary.json").is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return f"holds {read_json(folder / 'summary.json')['model']}"
+    contents = {
+        "adapter_config.json": "an adapter",
+        CHECKPOINT_NAME: f"a {CHECKPOINT_NAME}",
+        "config.json": "a base model",
+        "folds.json": "cross-validation folds",
+        "checkpoints": "an unfinished run",
+    }
+    held = [words for name, words in contents.items() if (folder / name).exists()]
+    return f"holds {held[0]}" if held else "holds no model"
 
 
 def write_companion(folder: Path, metadata: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """A run folder: settings, environment, metrics, checkpoints and results.
 
-settings.yaml      resolved settings; valid as --config
-environment.json   versions, device, git commit
+settings.yaml      resolved settings with absolute paths; valid as --config
+environment.json   versions, device, git commit, command line, working folder
 metrics.jsonl      one JSON object per line, without times, so that equal runs write equal bytes
 checkpoints/       the last two resumable states: weights, optimizer, RNG, position in the data
 summary.json       results
-predictions.json   labels and predictions of each split
+predictions.json   label names; of each split: row numbers and hash of the sentences, labels, predictions,
+                   probabilities
 ckpt.pt, adapter/  the best model; a student also has student.safetensors
 base/              a base in the transformers layout (pretrain, language models)
 plots/             figures
@@ -19,7 +20,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from colakit import __version__
+from colakit.data.corpora import Split
 from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
@@ -121,10 +123,27 @@ class RunFolder:
         paths = self.checkpoints.paths()
         return f"the last checkpoint is {paths[0]}" if paths else "no checkpoint was saved"
 
-    def write_predictions(self, splits: Mapping[str, tuple[Labels, Labels]]) -> None:
-        """Write split name -> (labels, predictions), both (N,)."""
-        content = {name: {"labels": a.tolist(), "predictions": b.tolist()} for name, (a, b) in splits.items()}
-        write_json(self.predictions, content, indent=None)
+    def write_predictions(
+        self,
+        label_names: Sequence[str],
+        splits: Mapping[str, tuple[Split, Labels, NDArray[np.float64]]],
+    ) -> None:
+        """Write the predictions of labelled splits.
+
+        Args:
+            splits: name -> sentences, (N,) predictions, (N, C) probabilities.
+        """
+        content = {
+            name: {
+                "sentences": (np.arange(len(split)) if split.rows is None else split.rows).tolist(),
+                "sentences_sha256": split.sentences_sha256(),
+                "labels": split.require_labels().tolist(),
+                "predictions": predictions.tolist(),
+                "probabilities": probs.round(6).tolist(),
+            }
+            for name, (split, predictions, probs) in splits.items()
+        }
+        write_json(self.predictions, {"label_names": list(label_names), "splits": content}, indent=None)
 
     def read_predictions(self) -> dict[str, tuple[Labels, Labels]]:
         """Return split name -> (labels, predictions).
@@ -136,7 +155,7 @@ class RunFolder:
             raw = json.loads(self.predictions.read_text(encoding="utf-8"))
             return {
                 name: (np.array(split["labels"], np.int64), np.array(split["predictions"], np.int64))
-                for name, split in raw.items()
+                for name, split in raw["splits"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ColakitError(
@@ -175,6 +194,7 @@ def environment(compute: Compute) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
         "command_line": sys.argv,
+        "working_folder": str(Path.cwd()),
     }
 
 

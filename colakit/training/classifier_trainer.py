@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from colakit.config.training import TrainingSettings
-from colakit.data.batches import UNLABELLED, Examples
+from colakit.data.batches import UNLABELLED, Batch, Examples
+from colakit.data.corpora import Split
+from colakit.data.tokens import Tokens
 from colakit.evaluation.comparison import experiment_key
 from colakit.evaluation.metrics import (
+    STATISTICS,
     Metrics,
     accuracy_of_confusion,
     best_threshold,
@@ -26,16 +30,17 @@ from colakit.evaluation.metrics import (
 from colakit.evaluation.tables import metrics_row
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import predict_labels, probabilities
-from colakit.inference.forward import compute_logits, compute_states
+from colakit.inference.forward import compute_logits, compute_states, evaluating
 from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
 from colakit.models.parameters import count_parameters
-from colakit.storage.gpt2 import base_address, write_base
+from colakit.storage.gpt2 import write_base
 from colakit.storage.model_file import write_companion
 from colakit.storage.peft import write_adapter
 from colakit.training.averaging import EMA, StartAverage
 from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.job import TrainJob
 from colakit.training.loop import StepBatch, StepReport
+from colakit.training.objectives import CROSS_ENTROPY
 from colakit.training.run import TrainingRun
 from colakit.training.trainer import Trainer
 
@@ -52,6 +57,8 @@ class ClassifierJob(TrainJob):
         train: with teacher logits if the objective needs them.
         val: chooses the best weights and the threshold.
         dev: the splits to report, by name.
+        splits: the sentences of val and dev, by name.
+        train_loss: name of the objective, for figures; only `CROSS_ENTROPY` can be compared with val.
         base: weights averaged with the start, if the body is written as a base to `base/`.
         frozen_cache_mib: memory for the output of frozen blocks, in MiB.
     """
@@ -61,6 +68,8 @@ class ClassifierJob(TrainJob):
     train: Examples
     val: Examples
     dev: Mapping[str, Examples]
+    splits: Mapping[str, Split]
+    train_loss: str = CROSS_ENTROPY
     base: StartAverage | None = None
     frozen_cache_mib: int = 0
 
@@ -88,8 +97,7 @@ class ClassifierTrainer(Trainer):
         if not (frozen := num_frozen_blocks(model)):
             return
         assert isinstance(model, GPTClassifier), "only GPTs have frozen blocks"
-        mib = sum(len(part.tokens.ids) for part in (job.train, job.val)) * model.config.width * 4 / 2**20
-        title = f"frozen blocks 0 to {frozen - 1}"
+        title, mib = f"frozen blocks 0 to {frozen - 1}", self._cache_mib()
         if mib > job.frozen_cache_mib:
             self.reporter.say(
                 f"{title}: computed at every step; a cache of {mib:.1f} MiB exceeds finetune.frozen_cache_mib"
@@ -101,6 +109,38 @@ class ClassifierTrainer(Trainer):
             job.train = replace(job.train, states=compute(job.train.tokens))
             if self.group.is_main:  # only the main process evaluates
                 job.val = replace(job.val, states=compute(job.val.tokens))
+
+    def _cache_mib(self) -> float:
+        """Return the size of the output of frozen blocks for the train and validation splits, in MiB."""
+        assert isinstance(self.model, GPTClassifier)
+        num_tokens = sum(len(part.tokens.ids) for part in (self.job.train, self.job.val))
+        return num_tokens * self.model.config.width * 4 / 2**20
+
+    def frozen_sentences(self) -> int:
+        """Return the number of sentences for which `prepare` computes the output of frozen blocks."""
+        is_cached = num_frozen_blocks(self.model) and self._cache_mib() <= self.job.frozen_cache_mib
+        return len(self.job.train) + len(self.job.val) if is_cached else 0
+
+    def with_states(self, batch: Batch) -> Batch:
+        """Return the batch with the output of the frozen blocks, as after `prepare`."""
+        assert isinstance(self.model, GPTClassifier)
+        with evaluating(self.model), self.compute.autocast():
+            states = self.model.body.frozen_states(batch.input_ids.to(self.compute.device))
+        return replace(batch, states=states.float().cpu().clone())
+
+    def evaluated_sentences(self) -> tuple[int, int]:
+        """Return how many sentences are evaluated during training, and how many at its end."""
+        num_dev = sum(map(len, self.job.dev.values()))
+        each = len(self.job.val) + (num_dev if self.settings.track_dev else 0)
+        return -(-self.max_steps // self.evaluate_every) * each, len(self.job.val) + num_dev
+
+    def seconds_per_evaluated_sentence(self, sample: int) -> float:
+        """Measure the evaluation of up to `sample` sentences of the validation split."""
+        index = np.linspace(0, len(self.job.val) - 1, min(sample, len(self.job.val))).astype(np.int64)
+        tokens = Tokens.pack([self.job.val.tokens.sentence(i) for i in index])
+        begin = time.monotonic()
+        compute_logits(self.job.classifier.model, tokens, self.compute)
+        return (time.monotonic() - begin) / len(index)
 
     def batches(self) -> Iterator[StepBatch]:
         """Yield the input of the steps after `self.step`."""
@@ -162,17 +202,20 @@ class ClassifierTrainer(Trainer):
     def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return metrics of the validation split, and of the dev splits if they are tracked.
 
-        The threshold is the one that the run would choose if it ended now.
+        The threshold is the one that the run would choose if it ended now. The validation split is also
+        measured at argmax, as train is.
         """
         val_logits = self.logits(self.job.val)
         threshold = self.best_threshold(val_logits)
 
-        def metrics(logits: NDArray[np.float32], data: Examples) -> dict[str, Any]:
+        def metrics(logits: NDArray[np.float32], data: Examples, threshold: float | None) -> dict[str, Any]:
             return asdict(measure(logits, data.labels, predict_labels(logits, threshold)))
 
         tracked = self.job.dev if self.settings.track_dev else {}
-        dev = {name: metrics(self.logits(data), data) for name, data in tracked.items()}
-        return metrics(val_logits, self.job.val), dev
+        dev = {name: metrics(self.logits(data), data, threshold) for name, data in tracked.items()}
+        val = metrics(val_logits, self.job.val, threshold)
+        argmax = metrics(val_logits, self.job.val, None)
+        return {**val, "argmax": {name: argmax[name] for name in STATISTICS}}, dev
 
     def logits(self, data: Examples) -> NDArray[np.float32]:
         """Return the (N, C) logits of N sentences with the current weights."""
@@ -218,8 +261,13 @@ class ClassifierTrainer(Trainer):
             for name, data in splits.items()
         }
         self.folder.write_predictions(
-            {name: (splits[name].labels, labels) for name, labels in predictions.items()}
+            classifier.label_names,
+            {
+                name: (split, predictions[name], probabilities(logits[name]))
+                for name, split in job.splits.items()
+            },
         )
+        classifier.origin |= {"steps": self.step, "max_steps": self.max_steps, "examples": self.counted}
         self._write_model()
         summary = self.write_summary(
             "examples",
@@ -227,6 +275,7 @@ class ClassifierTrainer(Trainer):
             experiment=experiment_key(classifier.origin),
             labels=list(classifier.label_names),
             best=best,
+            train_loss=job.train_loss,
             threshold=classifier.threshold,
             splits={
                 name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
@@ -244,7 +293,7 @@ class ClassifierTrainer(Trainer):
                 write_base(classifier.model.language_model(), classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
-            base = base_address(classifier.origin["base"])
+            base = classifier.origin["base"]
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
             write_companion(self.folder.adapter, classifier.companion())
 
@@ -261,7 +310,10 @@ class ClassifierTrainer(Trainer):
                     f"{name}: the model predicts {label!r} for every sentence: MCC 0, accuracy is the rate "
                     f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
                 )
-        self.reporter.result(f"{self.folder.checkpoint} ({summary['seconds']:.0f} s of training)")
+        self.reporter.result(
+            f"{self.folder.checkpoint} ({summary['steps']:,} steps, {summary['examples']:,} sentences, "
+            f"{summary['seconds']:.0f} s of training)"
+        )
 
 
 def _train_metrics(confusion: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 from colakit.config.training import LoopSettings
 from colakit.runtime.device import Compute
 from colakit.training.objectives import Objective
+
+SHA256 = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # is shown by its first 12 digits
 
 
 @dataclass(kw_only=True)
@@ -60,6 +63,7 @@ def settings_identity(**sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Return the differences between two mappings as text; empty if they are equal."""
+    """Return the differences between two mappings as text, digests shortened; empty if they are equal."""
     differing = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
-    return "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)
+    text = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)
+    return SHA256.sub(r"\1…", text)

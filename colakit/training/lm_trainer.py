@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.config.finetune import FinetuneSettings
+from colakit.config.paths import portable_name
 from colakit.config.pretrain import PretrainSettings
 from colakit.data.batches import Examples
 from colakit.data.tokenizer import SentenceTokenizer
@@ -21,7 +23,7 @@ from colakit.errors import ColakitError
 from colakit.inference.forward import bits_per_byte, evaluating
 from colakit.models.gpt.model import GPT
 from colakit.models.lora import merge_and_unload
-from colakit.storage.gpt2 import base_fingerprint, write_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, write_base
 from colakit.training.averaging import StartAverage
 from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.job import TrainJob
@@ -112,8 +114,26 @@ class LMTrainer(Trainer):
                 for name in val.sources
             }
 
+    def evaluated_sentences(self) -> tuple[int, int]:
+        """Return how many windows are measured during training, and how many at its end."""
+        settings, val = self.job.settings, self.job.val
+        at_end = [len(val.in_order(name, None)) for name in val.sources]
+        each = sum(min(count, settings.evaluate_windows) for count in at_end)
+        every = settings.evaluate_every_steps or self.max_steps
+        return -(-self.max_steps // every) * each, sum(at_end)
+
+    def seconds_per_evaluated_sentence(self, sample: int) -> float:
+        """Measure up to `sample` windows of the first validation text."""
+        val, name = self.job.val, next(iter(self.job.val.sources))
+        begin = time.monotonic()
+        bits_per_byte(self.model, val.measured(name, sample), self.compute)
+        return (time.monotonic() - begin) / len(val.in_order(name, sample))
+
     def check_length(self, planned: int, *, is_finished: bool) -> None:
-        """Raise `ColakitError` if the run is finished or its learning rate so far depends on its length."""
+        """Raise `ColakitError` if the number of steps was changed and the run cannot go on with it.
+
+        It cannot if it is finished, or if the learning rate of its last step would differ.
+        """
         if is_finished and planned != self.max_steps:
             raise ColakitError(
                 f"{self.folder.path}: is finished after {planned} steps (got {self.max_steps})",
@@ -194,17 +214,30 @@ class SentenceLMTrainer(Trainer):
 
     def evaluate(self) -> str:
         """Measure the validation loss; keep the weights if they are the best so far."""
-        loss = self.group.broadcast(self._val_loss() if self.group.is_main else None)
+        batches = plan_inference(self.job.val.tokens.lengths, EVALUATION_BATCH)
+        loss = self.group.broadcast(self._val_loss(batches) if self.group.is_main else None)
         assert loss is not None
         self.log("evaluation", epoch=self.epoch, train=self.mean_loss, val=loss)
         self.keep_best({"loss": loss}, lambda metrics: -metrics["loss"])
         return f"epoch {self.epoch:.2f} val loss {loss:.3f} nats/token"
 
-    def _val_loss(self) -> float:
-        """Return the loss of the validation split in nats per token."""
+    def evaluated_sentences(self) -> tuple[int, int]:
+        """Return how many sentences are evaluated during training; none at its end."""
+        return -(-self.max_steps // self.steps_per_epoch) * len(self.job.val), 0
+
+    def seconds_per_evaluated_sentence(self, sample: int) -> float:
+        """Measure the evaluation of a batch with sentences of medium length."""
+        batches = plan_inference(self.job.val.tokens.lengths, sample)
+        medium = batches[len(batches) // 2]
+        begin = time.monotonic()
+        self._val_loss([medium])
+        return (time.monotonic() - begin) / len(medium)
+
+    def _val_loss(self, batches: Sequence[NDArray[np.int64]]) -> float:
+        """Return the loss of batches of the validation split in nats per token."""
         val, nll, count = self.job.val, 0.0, 0
         with evaluating(self.model):
-            for index in plan_inference(val.tokens.lengths, EVALUATION_BATCH):
+            for index in batches:
                 batch = val.batch(index).to(self.compute.device)
                 with self.compute.autocast():
                     nll += language_modelling(self.model, batch).total.item()
@@ -220,8 +253,8 @@ class SentenceLMTrainer(Trainer):
             "tokens",
             model="gpt2",
             objective="language-modelling",
-            base=self.job.base,
-            base_fingerprint=base_fingerprint(self.model),
+            base=portable_name(self.job.base),
+            base_fingerprint=base_fingerprint(load_gpt(self.folder.base)),  # rounded to bf16
             best=best,
         )
         self.reporter.table(

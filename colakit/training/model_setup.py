@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -74,15 +74,23 @@ def without_fold(train: Split, fold: str | None) -> Split:
     return train if fold is None else train.take(np.flatnonzero(~left_out(train.sentences, fold)), train.name)
 
 
-def base_origin(command: str, seed: int, base: str, fingerprint: str, settings: Any) -> dict[str, Any]:
-    """Return the origin of a model that was tuned from a base, as plain data."""
-    folder = Path(base).expanduser()
+def base_origin(
+    command: str, seed: int, base: str, settings: Mapping[str, Any], data: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the origin of a model that was tuned from a base, as plain data.
+
+    Args:
+        base: its fingerprint.
+        settings: all settings, without folders of this machine.
+        data: split name -> fingerprint.
+    """
     return {
         "command": command,
         "seed": seed,
-        "base": str(folder.resolve()) if folder.is_dir() else base,
-        "base_fingerprint": fingerprint,
-        "settings": settings,
+        "base": settings["base"],
+        "base_fingerprint": base,
+        "data": dict(data),
+        "settings": dict(settings),
     }
 
 

@@ -27,6 +27,8 @@ class Loss(NamedTuple):
     logits: Tensor | None
 
 
+CROSS_ENTROPY = "cross-entropy"  # name of the loss of `classification`
+
 Objective = Callable[[nn.Module, Batch], Loss]
 Schedule = Callable[[float], float]
 """Maps the fraction of training done, 0 to 1, to a weight or temperature."""

@@ -8,19 +8,18 @@ import torch
 from torch import nn
 
 from colakit.models.gpt.model import GPT
-from colakit.models.lora import parameter_groups
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers that step as one.
 
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the
-    nearest matrix whose singular values are all one, which suits layers that map vectors to vectors;
-    embeddings, norms and biases are not such, and are AdamW's.
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix by
+    approximately the nearest matrix with all singular values 1. It trains the matrices of the blocks. AdamW
+    trains embeddings, norms and biases.
 
     Args:
-        matrices: Muon's.
-        groups: AdamW's parameter groups.
+        matrices: parameters that Muon trains.
+        groups: parameter groups of AdamW.
         muon_lr: rate of Muon, times √max(1, rows/columns).
         lr: rate of AdamW.
     """
@@ -45,6 +44,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """A rate that is set in `param_groups` is the parts' rate."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: torch copies only the attributes that it knows."""
+        return {**super().__getstate__(), "parts": self.parts}
+
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Let both take their step."""
         for part in self.parts:
@@ -68,6 +71,24 @@ def tuning_optimizer(
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, loraplus_lr_ratio=loraplus_lr_ratio)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, loraplus_lr_ratio: float
+) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: weight decay on matrices alone, B and vectors at the LoRA+ rate.
+
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B at `lr * loraplus_lr_ratio`. As in PEFT's
+    `create_loraplus_optimizer`, so are vectors.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        fast = name.endswith("lora_b") or parameter.ndim == 1
+        key = (lr * loraplus_lr_ratio if fast else lr, weight_decay if parameter.ndim > 1 else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 def pretraining_optimizer(

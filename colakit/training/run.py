@@ -14,6 +14,7 @@ from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from colakit.storage.output import RUNS, Resume, check_writable, claim_run_folder
 from colakit.storage.run_folder import RunFolder
 from colakit.utils.console import Reporter
+from colakit.utils.plan import Plan
 
 BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
 """Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
@@ -32,6 +33,8 @@ class TrainingRun:
         folder: None until `open`.
         resuming: whether the run continues from a checkpoint (or is finished).
         locks: released at the end of the run.
+        plan: stages of the command; None: the trainer makes it.
+        title: of the training's progress bar.
     """
 
     command: str
@@ -42,6 +45,8 @@ class TrainingRun:
     folder: RunFolder | None = None
     resuming: bool = False
     locks: ExitStack = field(default_factory=ExitStack)
+    plan: Plan | None = None
+    title: str = "training"
 
     def open(self) -> RunFolder:
         """Return the run folder, the same in every process; create and lock it if it is new.
@@ -58,6 +63,11 @@ class TrainingRun:
         return self.folder
 
     locked: bool = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run in `out` has a summary: nothing is left to train."""
+        return self.resuming and self.out is not None and RunFolder(self.out).summary.is_file()
 
     def lock(self) -> None:
         """Lock the folder, and check again whether there is a run to resume: another process may have run."""

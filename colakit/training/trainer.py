@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from colakit.data.batches import Batch
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.models.gpt.model import num_frozen_blocks
 from colakit.runtime.seeding import restore_rng, rng_state, seed_everything
@@ -17,11 +18,13 @@ from colakit.runtime.signals import StopRequest, stop_requests
 from colakit.storage.checkpoints import Checkpoint
 from colakit.storage.run_folder import RunFolder
 from colakit.training.cuda_graphs import StepGraphs
+from colakit.training.estimate import CACHING, EVALUATING, TRAINING, plan_training
 from colakit.training.job import TrainJob, differences
 from colakit.training.loop import NOT_FINITE_HINT, StepBatch, StepReport, train
 from colakit.training.run import TrainingRun
 from colakit.training.schedule import warmup_then
 from colakit.utils.console import ProgressTask
+from colakit.utils.plan import Plan
 
 
 @dataclass
@@ -90,6 +93,22 @@ class Trainer(ABC):
     def finish(self) -> dict[str, Any]:
         """Write and print the result of the finished training (main process only); return the summary."""
 
+    @abstractmethod
+    def evaluated_sentences(self) -> tuple[int, int]:
+        """Return how many sentences (or windows) are evaluated during training, and how many at its end."""
+
+    @abstractmethod
+    def seconds_per_evaluated_sentence(self, sample: int) -> float:
+        """Measure the evaluation of up to `sample` sentences (or windows)."""
+
+    def frozen_sentences(self) -> int:
+        """Return the number of sentences for which `prepare` computes the output of frozen blocks."""
+        return 0
+
+    def with_states(self, batch: Batch) -> Batch:
+        """Return the batch with the output of the frozen blocks, as after `prepare`."""
+        return batch
+
     def progress_state(self) -> dict[str, Any]:
         """Return `progress` as plain data and tensors."""
         return vars(self.progress)
@@ -132,8 +151,12 @@ class Trainer(ABC):
             self.folder.create(self.job.settings_yaml, self.compute)
         self.reporter.say(f"compute: {self.compute}")
         self.group.barrier()
+        if self.run.plan is None:
+            self.run.plan = Plan([] if self.reporter.quiet else plan_training(self), self.reporter)
+            self.run.plan.show(self.reporter.say)
         self.start_time = time.monotonic() - self.seconds
-        self.prepare()
+        with self.run.plan.stage(CACHING):
+            self.prepare()
         self.model.train()
         self.graphs = self._step_graphs()
         reports = train(
@@ -149,12 +172,15 @@ class Trainer(ABC):
             max_micro_batch_size=self.max_micro_batch_size,
             graphs=self.graphs,
         )
-        title = f"{self.job.command}, seed {self.job.seed}"
-        with stop_requests() as stop, self.reporter.progress(title, self.max_steps, self.step) as bar:
+        with (
+            self.run.plan.stage(TRAINING),
+            stop_requests() as stop,
+            self.reporter.progress(self.run.title, self.max_steps, self.step) as bar,
+        ):
             while not self.is_stale() and (report := next(reports, None)) is not None:
                 self._after_step(report, bar)
                 self._stop_if_requested(stop)
-        with stop_requests(at_once=True):
+        with self.run.plan.stage(EVALUATING), stop_requests(at_once=True):
             summary = self.finish() if self.group.is_main else {}
         return {**summary, "run": str(self.folder.path)}
 
@@ -255,9 +281,12 @@ class Trainer(ABC):
             "seed": self.job.seed,
             **values,
             "steps": self.step,
+            "max_steps": self.max_steps,
+            unit: self.counted,
             "seconds": round(self.seconds, 2),
             f"{unit}_per_second": round(self.counted / max(self.seconds, 1e-9), 1),
             "compute": str(self.compute),
+            "stages": self.run.plan.as_dict() if self.run.plan else {},
             **self.job.summary,
         }
         self.folder.write_summary(summary)

@@ -1,1 +1,1 @@
-"""Files, locks, subprocesses, array cache, download, console; no torch."""
+"""Files, locks, array cache, download, console; no torch."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from colakit.utils.locks import Lock
 
-FORMAT = 1  # increment when the meaning of cached arrays changes
+FORMAT = 2  # increment when the meaning of cached arrays changes
 WAIT_SECONDS = 6 * 3600.0  # longest wait for another process that computes the same arrays
 
 Arrays = dict[str, NDArray[Any]]

@@ -2,6 +2,9 @@
 
 Results go to stdout, all else to stderr. If stdout carries JSON or data, results go to stderr too. Without a
 terminal, progress is printed as plain lines without control codes.
+
+Texts come from files of others, so nothing is parsed as rich's mark-up, and control characters are printed as
+escapes such as `\\x1b`. Data on stdout are escaped on a terminal only.
 """
 
 from __future__ import annotations
@@ -10,19 +13,50 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from rich.console import Console
-from rich.markup import escape
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from colakit.utils.table_layout import fit_table
 
 if TYPE_CHECKING:  # imported on use, to keep `--help` fast
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
+    from rich.table import Column
 
 PIPE_WIDTH = 130  # characters; wide enough for every table
+WIDE = 100  # characters of a terminal from which progress shows the elapsed time
 PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, line ends
+JOINERS = "\u200c\u200d"  # needed by Persian, Indic scripts and emoji
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return `text` with control, format and surrogate characters as escapes such as `\\x1b`.
+
+    Args:
+        keep: characters that stay as they are, such as line ends.
+    """
+    if text.isprintable():
+        return text
+    keep += JOINERS
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in INVISIBLE and character not in keep
+        else character
+        for character in text
+    )
+
+
+def _message(text: str) -> str:
+    return printable(text, keep="\n")
 
 
 class _PipeSafeConsole(Console):
@@ -43,7 +77,7 @@ def _silence(stream: IO[str]) -> None:
 
 def _console(*, stderr: bool) -> Console:
     """Return a console as wide as the terminal; in a pipe, `COLUMNS` or `PIPE_WIDTH` wide."""
-    console = _PipeSafeConsole(stderr=stderr, highlight=False, soft_wrap=True)
+    console = _PipeSafeConsole(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
@@ -63,48 +97,66 @@ class Reporter:
         quiet: omit progress and messages, but not warnings, errors and results.
         results_on_stderr: keep stdout for JSON or data.
         within: running inside another command: results are messages.
+
+    Attributes:
+        stage: printed before the title of progress, such as `2 of 5: `.
     """
 
     def __init__(self, *, quiet: bool = False, results_on_stderr: bool = False, within: bool = False) -> None:
-        self.quiet, self.silent = quiet, quiet and within
+        self.quiet, self.silent, self.stage = quiet, quiet and within, ""
         self._messages = _console(stderr=True)
         self._results = self._messages if results_on_stderr or within else _console(stderr=False)
 
     def say(self, text: str) -> None:
         """Print a message."""
         if not self.quiet:
-            self._messages.print(escape(text))
+            self._messages.print(_message(text))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._messages.print(f"[bold yellow]warning:[/] {escape(text)}")
+        self._messages.print(Text.assemble(("warning:", "bold yellow"), f" {_message(text)}"))
 
     def heading(self, text: str) -> None:
         """Print a heading."""
         if not self.quiet:
-            self._messages.print(f"\n[bold]{escape(text)}[/]")
+            self._messages.print(Text(f"\n{_message(text)}", "bold"))
 
     def result(self, text: str) -> None:
         """Print a line of results."""
         if not self.silent:
-            self._results.print(escape(text))
+            self._results.print(_message(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; columns after the first are right-aligned."""
+        """Print a table of results; columns after the first are right-aligned.
+
+        A table that cannot fit into the terminal is printed as lines `column: cell`.
+        """
         if self.silent:
             return
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+        title, columns = printable(title), [*map(printable, columns)]
+        rows = [[*map(printable, row)] for row in rows]
+        layout = fit_table(columns, rows, self._results.width, cell_len)
+        if layout is None:
+            self.result(title)
+            for row in rows:
+                lines = (f"{name}: {cell}" for name, cell in zip(columns, row, strict=True))
+                self.result("\n  ".join(lines))
+            return
+        (header, *body), widths = layout
+        self._results.print(Text(title, "bold"), soft_wrap=False)
+        table = Table(header_style="bold")
+        for index, (column, width) in enumerate(zip(header, widths, strict=True)):
+            table.add_column(column, justify="right" if index else "left", width=width)
+        for row in body:
+            table.add_row(*row)
         self._results.print(table, soft_wrap=False)
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[ProgressTask]:
         """Show progress over `total` steps while the block runs."""
+        title = printable(self.stage + title)
         if self.quiet:
             yield _NoProgress()
         elif not self._messages.is_terminal:
@@ -114,7 +166,18 @@ class Reporter:
                 yield _ProgressBar(bar, title, total, done)
 
 
+class SilentReporter(Reporter):
+    """Prints nothing, for work that is only measured."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True, within=True)
+
+    def warn(self, text: str) -> None:
+        """Print no warning: the work itself prints it."""
+
+
 def _progress(console: Console) -> Progress:
+    """Return progress bars of one line; in a narrow terminal the note is shortened, then the title."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -123,17 +186,42 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
+    def fixed(max_width: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", max_width=max_width)
+
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=fixed(max(8, console.width // 3))),
+        BarColumn(max(8, min(40, console.width // 8)), table_column=fixed()),
+        MofNCompleteColumn(table_column=fixed()),
+        TextColumn("{task.fields[rate]}", markup=False, table_column=fixed()),
+        TimeRemainingColumn(table_column=fixed()),
+        _note_column(Column(ratio=1)),
+    ]
+    if console.width >= WIDE:
+        columns.insert(-2, TimeElapsedColumn(table_column=fixed()))
+    return Progress(*columns, console=console, expand=True)
+
+
+def _note_column(column: Column) -> ProgressColumn:
+    from rich.progress import ProgressColumn, Task
+
+    class NoteColumn(ProgressColumn):
+        def render(self, task: Task) -> _Shortened:
+            return _Shortened(task.fields["note"])
+
+    return NoteColumn(table_column=column)
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """A text of one line that ends after the last word that fits."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(textwrap.shorten(self.text, options.max_width, placeholder=" …"), no_wrap=True)
 
 
 class _NoProgress:
@@ -144,15 +232,15 @@ class _NoProgress:
 class _ProgressBar:
     def __init__(self, bar: Progress, title: str, total: int, done: int) -> None:
         self.bar = bar
-        self.task = bar.add_task(escape(title), total=total, completed=done, note="", rate="")
+        self.task = bar.add_task(title, total=total, completed=done, note="", rate="")
         self.done, self.started, self.first = done, time.monotonic(), done
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.done += steps
         rate = (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
-        fields: dict[str, Any] = {"rate": f"{rate:.1f}/s"}
+        fields: dict[str, Any] = {"rate": f"{rate:.{int(rate < 100)}f}/s"}
         if note:
-            fields["note"] = escape(note)
+            fields["note"] = printable(note)
         self.bar.update(self.task, advance=steps, **fields)
 
 
@@ -170,14 +258,32 @@ class _ProgressLines:
         self.printed = now
         rate = (self.done - self.first) / max(1e-9, now - self.started)
         left = (self.total - self.done) / max(rate, 1e-9)
-        line = f"{self.title}: {self.done}/{self.total} ({rate:.1f}/s, {left:.0f} s left) {note}"
-        self.console.print(escape(line.rstrip()))
+        line = f"{self.title}: {self.done}/{self.total} ({rate:.1f}/s, {left:.0f} s left) {printable(note)}"
+        self.console.print(line.rstrip())
+
+
+class _EscapingStream:
+    """A stream to a terminal that prints control characters other than line ends and tabs as escapes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text, keep="\n\t"))
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def data_output() -> TextIO:
+    """Return stdout for data: unchanged in a pipe or file; on a terminal, control characters are escaped."""
+    return cast("TextIO", _EscapingStream(sys.stdout)) if sys.stdout.isatty() else sys.stdout
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout."""
+    """Print one JSON object on stdout; on a terminal in ASCII, as JSON escapes everything else."""
     try:
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=sys.stdout.isatty()) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _silence(sys.stdout)
@@ -186,9 +292,9 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_error(message: str, hint: str | None) -> None:
     """Print an error and its hint on stderr."""
     console = _console(stderr=True)
-    console.print(f"[bold red]error:[/] {escape(message)}")
+    console.print(Text.assemble(("error:", "bold red"), f" {_message(message)}"))
     if hint:
-        console.print(f"[bold]hint:[/] {escape(hint)}")
+        console.print(Text.assemble(("hint:", "bold"), f" {_message(hint)}"))
 
 
 def read_error(lines: Sequence[str]) -> tuple[str, str | None] | None:

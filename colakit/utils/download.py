@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from colakit.errors import first_line
 CHUNK = 2**16  # bytes per read
 MAX_REDIRECTS = 5
 RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+NO_NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH}
 
 
 class DownloadError(Exception):
@@ -80,6 +82,10 @@ class _PartialFile:
                     self._read(response.status_code, response.headers, response.raw)
         except (requests.TooManyRedirects, requests.exceptions.InvalidURL, ValueError) as error:
             raise DownloadError(first_line(error)) from error
+        except requests.ConnectionError as error:
+            if (offline := _offline_reason(error)) is not None:
+                raise DownloadError(offline) from error
+            raise _RetryError(first_line(error)) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise _RetryError(first_line(error)) from error
         return bytes(self.body)
@@ -106,3 +112,15 @@ class _PartialFile:
                 raise DownloadError(f"too slow: only {len(self.body):,} bytes received")
         if total is not None and len(self.body) < total:
             raise _RetryError(f"connection lost after {len(self.body):,} of {total:,} bytes")
+
+
+def _offline_reason(error: Exception) -> str | None:
+    """Return why another attempt cannot succeed (no name service or no route), or None."""
+    from urllib3.exceptions import NameResolutionError
+
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(reason, NameResolutionError):
+        return "the name of the server cannot be resolved; is there a network?"
+    if getattr(getattr(reason, "__cause__", None), "errno", None) in NO_NETWORK:
+        return "no network reaches the server"
+    return None

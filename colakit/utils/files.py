@@ -20,14 +20,20 @@ MAX_JSON_BYTES = 2**24
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; after the block, sync its file and rename it to `path`.
+    """Yield the path of an empty temporary file; after the block, sync it and rename it to `path`.
+
+    The file has the mode that the umask gives to new files, also if a library replaces it (safetensors makes
+    files that only their owner can read).
 
     Raises:
         OSError: if it cannot be written; its `filename` is set.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

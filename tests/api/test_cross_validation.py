@@ -18,17 +18,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-from colakit.api import cross_validation as command
+from colakit.api import run_set as command
 from colakit.api.session import Session
 from colakit.cli.app import main
 from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
 from colakit.data.splits import normalised
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names
+from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names, named_settings
 from colakit.inference.classifier import load_classifier
 from colakit.runtime.device import resolve_compute
 from colakit.runtime.subprocesses import Child
+from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.training.task_data import TaskData
 from colakit.utils.console import Reporter
@@ -167,6 +168,8 @@ def test_dry_run_counts_the_folds_and_writes_nothing(toy: Path, colakit: Run, tm
     sizes = [sum(fold_of_sentence(s, 3) == number for s in train.sentences) for number in (1, 2, 3)]
     assert answer["folds"] == dict(zip(("1/3", "2/3", "3/3"), sizes, strict=True))
     assert answer["parameters"]["trainable"] > 0
+    assert list(answer["stages"]) == ["training the folds", "labelling train"]
+    assert all(stage["estimated_seconds"] > 0 for stage in answer["stages"].values())
     assert "parameters train" in err
     assert not (tmp_path / "run").exists()
 
@@ -210,7 +213,8 @@ def test_resume_auto_starts_and_children_ignore_settings_of_the_environment(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--folds", "3", "--resume"], "--folds 3: {out} has 2 folds"),
+        (["--folds", "3", "--resume"], "--folds 3: {out} was started with --folds 2"),
+        (["--seeds", "1,2", "--resume"], "--seeds 1,2: {out} was started with --folds 2"),
         (["--lr", "0.5", "--resume"], "started differently: finetune.lr was 0.003, is 0.5"),
         (["--base", "gpt2", "--resume=auto"], "started differently: base was"),
         (["--folds", "2"], "--out {out}: folder is not empty"),
@@ -257,8 +261,9 @@ def test_torchrun_and_existing_runs_are_refused(
     assert code == 2
     assert "holds a single run, not folds" in err
     monkeypatch.setenv("RANK", "1")
+    session = Session("finetune", resolve(environment={}), Reporter(quiet=True))
     with pytest.raises(ColakitError, match="under torchrun"):
-        command._check_settings(Session("finetune", resolve(environment={}), Reporter(quiet=True)))
+        command.plan_run_set(session, "folds", (1, 2), resume=Resume.NEVER)
 
 
 def test_run_of_another_fold_is_named(copy: Path, colakit: Run) -> None:
@@ -278,7 +283,7 @@ def test_cores_are_divided_among_the_processes(
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     monkeypatch.setattr(command, "available_cpus", lambda: cores)
     session = Session("finetune", resolve(assignments=["device=cpu"], environment={}), Reporter())
-    workers = command._workers(session, 2)
+    workers = command.workers(session, 2)
     assert (len(workers), workers[0]["OMP_NUM_THREADS"]) == expected
 
 
@@ -409,13 +414,24 @@ def test_folder_of_folds_is_refused_where_one_model_is_needed(trained: Path, col
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[2]", '{"folds": true}', '{"folds": 1}', '{"folds": "5"}', '{"folds": 1001}']
+    "text",
+    [
+        *("", "{}", "[2]", '{"command": "pretrain", "folds": 2}', '{"command": "distill"}'),
+        *(
+            f'{{"command": "finetune", {value}}}'
+            for value in ('"folds": true', '"folds": 1', '"folds": "5"', '"folds": 1001')
+        ),
+        *(
+            f'{{"command": "finetune", "seeds": {value}}}'
+            for value in ("[]", "[0, 0]", "[true]", '"0"', "[-1]", "7", "{}")
+        ),
+    ],
 )
-def test_damaged_fold_record_is_named(text: str, colakit: Run, tmp_path: Path) -> None:
-    (tmp_path / "folds.json").write_text(text)
+def test_damaged_record_of_runs_is_named(text: str, colakit: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text(text)
     code, _, err = colakit("evaluate", tmp_path)
     assert code == 2
-    assert f"{tmp_path}/folds.json: " in " ".join(err.split())
+    assert f"{tmp_path}/runs.json: " in " ".join(err.split())
 
 
 # -- one experiment
@@ -435,6 +451,20 @@ def test_folds_of_one_count_are_one_experiment() -> None:
         "command": "distill",
     }  # leave_out is its teacher's; it trained on all
     assert experiment_key(student) != experiment_key({**tuned(leave_out="2/5"), "command": "distill"})
+
+
+def test_experiments_of_a_command_are_named_by_the_settings_that_differ() -> None:
+    def info(number: int, **settings: object) -> ModelInfo:
+        origin = {"command": "finetune", "settings": {"lora": settings, "finetune": {"lr": 1e-3}}}
+        key, settings = experiment_key(origin), named_settings(origin)
+        return ModelInfo(f"run-{number}", "finetune (GPT-2, rank 8)", key, 0, settings=settings)
+
+    plain, dora = info(0, rank=8, dora=False), info(1, rank=8, dora=True)
+    assert group_names([plain, dora]) == ["finetune", "finetune dora"]
+    small = info(2, rank=4, dora=False)
+    assert group_names([plain, dora, small]) == ["finetune rank=8", "finetune rank=8 dora", "finetune rank=4"]
+    assert group_names([dora]) == ["finetune (GPT-2, rank 8)"]
+    assert group_names([plain, info(3, rank=8, dora=False)]) == ["finetune [run-0]", "finetune [run-3]"]
 
 
 def test_repeated_fold_and_seed_is_another_group() -> None:

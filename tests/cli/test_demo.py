@@ -36,6 +36,28 @@ def test_demo_runs_every_command_and_prints_the_output_folders(
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
 
 
+def test_a_stopped_demo_continues_and_keeps_finished_runs(
+    toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["demo", "--base", toy / "base", "--data", toy / "corpus", *SHORT, "--out", tmp_path / "demo"]
+    with monkeypatch.context() as patch:
+        patch.setattr("colakit.api.train_scratch.train_scratch", interrupt)
+        code, _, err = colakit(*words)
+    assert code == 130
+    message = " ".join(err.split())
+    assert "Interrupted; 2 of 3 runs are finished" in message
+    assert f"Continue: colakit demo --out {tmp_path}/demo" in message
+    finished = [tmp_path / "demo" / run / "ckpt.pt" for run in ("finetune", "distill")]
+    before = [path.stat().st_mtime_ns for path in finished]
+    code, out, err = colakit(*words)
+    assert code == 0, err
+    assert [path.stat().st_mtime_ns for path in finished] == before
+    assert f"all results are in {tmp_path}/demo" in " ".join(out.split())
+
+
 def test_demo_refuses_a_folder_that_is_not_empty(colakit: Run, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "notes.txt").write_text("mine", encoding="utf-8")

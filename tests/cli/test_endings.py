@@ -34,6 +34,7 @@ def student(toy: Path, *more: object) -> list[str]:
     """A run of 0.1 s with 14 steps and checkpoints after every second step and the 7th."""
     settings = [word for text in SETTINGS for word in ("--set", f"student_training.{text}")]
     files = ["--base", str(toy / "base"), "--data", str(toy / "corpus"), "--set", f"cache={toy / 'cache'}"]
+    files += ["--transfer-size", "0"]  # so that an epoch has 7 steps
     return ["train-scratch", *files, "--quiet", "--hidden-size", "8", *settings, *map(str, more)]
 
 

@@ -369,7 +369,9 @@ def test_settings_written_as_yaml_read_back_equal(text: str) -> None:
 
 
 ODD_TEXT = st.text(
-    st.sampled_from("ab1.~:#-'\"{[|>%@&*!\\ \t\r\n\0\x07\x85\u2028\ufeffé猫") | st.characters(codec="utf-8")
+    st.sampled_from("ab1.~:#-'\"{[|>%@&*!\\ \t\r\n\x07\x85\u2028\ufeffé猫")
+    | st.characters(codec="utf-8", exclude_characters="\0"),  # settings refuse NUL
+    max_size=4096,
 )
 
 
@@ -514,3 +516,39 @@ def test_a_typed_data_path_overrides_splits(sources: dict[str, Any], splits: dic
     assert found.settings.data.splits == splits
     CONFIG.write_text(to_yaml(found.settings))  # and what a run saves says the same
     assert resolve(config=CONFIG, environment={}).settings.data.splits == splits
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("seed=" + "9" * 5000, "not a number of up to 100 characters"),
+        ("seed=0x" + "f" * 5000, "not a number of up to 100 characters"),
+        ("seed=1:30", "seed: should be a valid integer"),
+        ("seed=!!int 1:30", "not a number of up to 100 characters"),
+        ("seed=" + "[" * 5000, "nested too deeply"),
+        ("base=" + "x" * 70_000, "longer than 64 KiB"),
+        ("student.hidden_size=1000000000", "less than or equal to 16384"),
+        ("student.hidden_size=16384", "recurrent weights; at most 268,435,456"),
+        ("pretrain.width=16380", "parameters; at most 2,147,483,648"),
+        ("device=cuda:" + "9" * 20, "string should match pattern"),
+        ("finetune.leave_out=1/" + "9" * 4000, "a fold is written i/k"),
+        ("generate.temperature=1e-300", "temperature is 0 (greedy) or from 0.01 to 100"),
+        (r'data.path="a\0b"', "without NUL and surrogates"),
+        (r'data.splits={"\ud800": a.tsv}', "without NUL and surrogates"),
+        (r'evaluate.group_by=["a\0b"]', "without NUL and surrogates"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_values_without_bounds_are_refused_in_a_short_message(assignment: str, expected: str) -> None:
+    (fault,) = faults_of(lambda: resolve(assignments=[assignment], environment={}))
+    assert expected in fault
+    assert len(fault) < 600
+    key, _, value = assignment.partition("=")
+    variable = f"COLAKIT_{key.upper().replace('.', '__')}"
+    assert expected in faults_of(lambda: resolve(environment={variable: value}))[0]
+
+
+def test_numbers_in_base_60_are_text_and_underscores_are_allowed() -> None:
+    found = resolve(assignments=["data.path=1:30", "pretrain.tokens=24_000_000"], environment={}).settings
+    assert found.data.path == "1:30"
+    assert found.pretrain.tokens == 24_000_000

@@ -99,3 +99,14 @@ def test_the_published_annotations_cover_all_of_dev_but_three_sentences(shared: 
     parts = found.parts(joined)
     assert sum(map(len, parts.values())) == int(found.values[joined[known]].sum())
     assert len(parts["High Arity"]) == 253
+
+
+def test_thousands_of_columns_and_too_many_rows_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = "Sentence\t" + "\t".join(f"f{i}" for i in range(3000)) + "\nA" + "\t1" * 3000 + "\n"
+    with pytest.raises(ColakitError, match=r":1: 3,001 columns; at most 1,000 are allowed"):
+        read_annotations(written(tmp_path, wide))
+    monkeypatch.setattr("colakit.data.annotations.MAX_ROWS", 3)
+    with pytest.raises(ColakitError, match=r":5: more than 3 sentences"):
+        read_annotations(written(tmp_path, HEADER + BODY))

@@ -448,3 +448,27 @@ def test_real_duplicates_and_conflicts_are_the_published_ones(cola: Corpus) -> N
     assert (checked["train"].duplicate_rows, checked["train"].conflicting_sentences) == (19, 11)
     assert (checked["id_dev"].in_train, checked["ood_dev"].in_train) == (6, 12)
     assert all(check.empty_rows == 0 for check in checked.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("".join(f"a,{i}\n" for i in range(1001)), "1,001 different labels; at most 1,000 are allowed"),
+        ('a,"x\ty"\n', "line 2: label 'x\\ty'"),
+        (f"a,{'x' * 201}\n", "a label is needed, of up to 200 characters"),
+    ],
+    ids=["many", "a tab", "long"],
+)
+def test_labels_are_bounded(rows: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_bytes(b"text,label\n" + rows.encode())
+    with pytest.raises(ColakitError) as caught:
+        load_corpus(tmp_path / "own.csv", columns=Columns("text", "label"))
+    assert expected in caught.value.message
+
+
+def test_a_zip_of_many_members_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(20_000):
+            archive.writestr(f"{number}.tsv", b"")
+    with pytest.raises(ColakitError, match=r"its list of members is larger than 1 MiB"):
+        load_corpus(tmp_path / "many.zip")

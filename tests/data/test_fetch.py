@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import itertools
@@ -365,6 +366,22 @@ def test_a_busy_server_is_retried(server: Server, files: dict[str, bytes], code:
     fetch_cola(CACHE, [server.serve(lambda request: next(answers)(request))])
     assert kept() == WHOLE
     assert server.requests["/cola.zip"] == 3
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(-2, "Name or service not known"), OSError(errno.ENETUNREACH, "unreachable")]
+)
+def test_a_machine_without_a_network_is_not_retried(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def resolve(*arguments: object) -> None:
+        calls.append(arguments)
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(DownloadError, match="network"):
+        download("https://cola.example/cola.zip", max_bytes=1, policy=RetryPolicy())
+    assert len(calls) == 1
 
 
 def test_pauses_between_retries_grow(server: Server) -> None:

@@ -13,6 +13,7 @@ from support.pairs import draw_pairs, write_pairs
 
 from colakit.data.minimal_pairs import (
     ABSENT,
+    MAX_FIELDS,
     MAX_LINE_BYTES,
     MinimalPair,
     find_pair_files,
@@ -60,18 +61,33 @@ def test_line_ends_marks_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
 
 OK = b'{"sentence_good": "a b", "sentence_bad": "b a"}\n'
 BAD_LINES = {
-    "not JSON": (b"a b\tb a\n", "line 2: not JSON (Expecting value at column 1)"),
-    "torn": (b'{"sentence_good": "a', "line 2: not JSON (Unterminated string"),
-    "a list": (b'["a b", "b a"]\n', "line 2: a list, not an object"),
-    "no bad": (b'{"sentence_good": "a b"}\n', "line 2: no sentence_bad"),
-    "no good": (b'{"sentence_bad": "a b"}\n', "line 2: no sentence_good"),
-    "a number": (b'{"sentence_good": 3, "sentence_bad": "b"}\n', "sentence_good is a int, not a string"),
-    "null": (b'{"sentence_good": "a", "sentence_bad": null}\n', "sentence_bad is a NoneType, not a string"),
-    "blank": (b'{"sentence_good": "a", "sentence_bad": " "}\n', "line 2: sentence_bad is empty"),
-    "not UTF-8": (b'{"sentence_good": "\xff", "sentence_bad": "b"}\n', "not UTF-8 at byte 19 of the line"),
-    "half a pair": (rb'{"sentence_good": "\ud800", "sentence_bad": "b"}', "half of a surrogate pair"),
-    "nested": (b"[" * 100_000 + b"\n", "not JSON that can be read"),
-    "a long number": (b'{"n": ' + b"9" * 5000 + b"}\n", "not JSON that can be read"),
+    "not JSON": (b"a b\tb a\n", "line 2: Invalid JSON: expected value at column 1"),
+    "torn": (b'{"sentence_good": "a', "line 2: Invalid JSON: EOF while parsing a string"),
+    "a list": (b'["a b", "b a"]\n', "line 2: Input should be an object"),
+    "no bad": (b'{"sentence_good": "a b"}\n', "line 2: sentence_bad: Field required"),
+    "no good": (b'{"sentence_bad": "a b"}\n', "line 2: sentence_good: Field required"),
+    "a number": (
+        b'{"sentence_good": 3, "sentence_bad": "b"}\n',
+        "sentence_good: Input should be a valid string (got 3)",
+    ),
+    "null": (
+        b'{"sentence_good": "a", "sentence_bad": null}\n',
+        "sentence_bad: Input should be a valid string (got None)",
+    ),
+    "blank": (
+        b'{"sentence_good": "a", "sentence_bad": " "}\n',
+        "line 2: sentence_bad: must contain text and no NUL (got ' ')",
+    ),
+    "not UTF-8": (
+        b'{"sentence_good": "\xff", "sentence_bad": "b"}\n',
+        "invalid unicode code point at column 20",
+    ),
+    "half a pair": (
+        rb'{"sentence_good": "\ud800", "sentence_bad": "b"}',
+        "Invalid JSON: unexpected end of hex escape at column 26",
+    ),
+    "nested": (b"[" * 100_000 + b"\n", "Invalid JSON: recursion limit exceeded"),
+    "a long number": (b'{"n": ' + b"9" * 5000 + b"}\n", "Invalid JSON: number out of range"),
 }
 
 
@@ -113,11 +129,29 @@ def test_a_faulty_file_is_named(file: str, raw: bytes, expected: str, tmp_path: 
     assert "hint:" in err
 
 
-def test_a_file_that_unpacks_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colakit.data.minimal_pairs.MAX_FILE_BYTES", 2 * 2**20)
-    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\n" * (3 * 2**20)))
-    with pytest.raises(ColakitError, match="the file is larger than 2 MiB"):
-        read_pairs([tmp_path / "bomb.jsonl.gz"])
+@pytest.mark.parametrize("ending", ["gz", "xz"])
+@pytest.mark.parametrize("line", [b"\n", OK], ids=["blank", "valid"])
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(
+    line: bytes, ending: str, tmp_path: Path
+) -> None:
+    pack = {"gz": gzip.compress, "xz": lzma.compress}[ending]
+    (tmp_path / f"bomb.jsonl.{ending}").write_bytes(pack(line * (2**26 // len(line))))
+    with pytest.raises(
+        ColakitError, match=r"unpacks to more than \d+ MiB, 100 times its size|more than 500,000 lines"
+    ):
+        read_pairs([tmp_path / f"bomb.jsonl.{ending}"])
+
+
+def test_lines_and_fields_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pairs.jsonl"
+    fields = ", ".join(f'"f{i}": 1' for i in range(MAX_FIELDS + 1))
+    path.write_bytes(OK + b'{"sentence_good": "a", "sentence_bad": "b", ' + fields.encode() + b"}")
+    with pytest.raises(ColakitError, match=rf"pairs\.jsonl:2: more than {MAX_FIELDS} different fields"):
+        read_pairs([path])
+    monkeypatch.setattr("colakit.data.minimal_pairs.MAX_LINES", 3)
+    path.write_bytes(b"\n\n" + OK * 2)
+    with pytest.raises(ColakitError, match=r"pairs\.jsonl:4: the file has more than 3 lines"):
+        read_pairs([path])
 
 
 # -- groups

@@ -206,3 +206,27 @@ def test_csv_cells_round_trip(rows: list[list[str]]) -> None:
     csv.writer(out).writerows(rows)
     result = read_rows(BOM + out.getvalue().encode(), "a.csv")
     assert [fields for _, fields in result] == rows
+
+
+@pytest.mark.parametrize(
+    ("where", "raw"),
+    [
+        ("a.tsv", b"\t" * 5000),
+        ("a.csv", b"," * 5000),
+        ("a.tsv", b"\t" * 10_000_000),
+        ("a.csv", b'"\n",' * 1_000_000),  # one row of many lines
+        ("a.csv", b'"' + b"x\n" * 1_000_000),
+    ],
+    ids=["columns", "CSV columns", "a line of tabs", "a row of lines", "an open quote"],
+)
+def test_wide_rows_are_refused(where: str, raw: bytes) -> None:
+    with pytest.raises(ColakitError, match=r"columns; at most 1,000 are allowed|longer than 1 Mi characters"):
+        read_rows(raw, where)
+
+
+def test_reading_stops_after_many_invalid_lines() -> None:
+    errors = RowErrors("a.tsv", "every row must have 2 columns")
+    for line in range(1, tables.MAX_ERRORS):
+        errors.add(line, "x")
+    with pytest.raises(ColakitError, match=r"\(1000 or more invalid lines: line 1: x;"):
+        errors.add(tables.MAX_ERRORS, "x")

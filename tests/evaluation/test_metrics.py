@@ -356,6 +356,7 @@ def origin(**changes: Any) -> dict[str, Any]:
         "seed": 0,
         "device": "cpu",
         "lora": {"rank": 8},
+        "data": {"path": "cola"},
         "distill": {"teacher": "runs/finetune-001", "kd_weight": 0.5},
     }
     return {"command": "distill", "base": "gpt2", "seed": 0, "settings": settings_of_run | changes}
@@ -368,10 +369,11 @@ def origin(**changes: Any) -> dict[str, Any]:
         {"device": "cuda"},
         {"distill": {"teacher": "elsewhere/finetune-009", "kd_weight": 0.5}},
         {"plot": {"dpi": 300}},
+        {"base": "elsewhere/base", "data": {"path": "../cola", "splits": {"dev": "dev.csv"}}},
     ],
     ids=str,
 )
-def test_seed_machine_and_the_teachers_path_are_not_the_experiment(changes: dict[str, Any]) -> None:
+def test_seed_machine_and_paths_are_not_the_experiment(changes: dict[str, Any]) -> None:
     assert experiment_key(origin(**changes)) == experiment_key(origin())
 
 
@@ -382,9 +384,11 @@ def test_seed_machine_and_the_teachers_path_are_not_the_experiment(changes: dict
         origin(distill={"teacher": "runs/finetune-001", "kd_weight": 1.0}),
         origin() | {"command": "train-scratch"},
         origin() | {"base": "gpt2-medium"},
+        origin() | {"base_fingerprint": "0f"},
+        origin() | {"data": {"train": "0f"}},
         {"command": "distill", "base": "gpt2", "settings": None},
     ],
-    ids=["rank", "kd_weight", "command", "base", "unknown"],
+    ids=["rank", "kd_weight", "command", "base", "content of the base", "data", "unknown"],
 )
-def test_rank_weights_command_and_base_are_the_experiment(other: dict[str, Any]) -> None:
+def test_rank_weights_command_base_and_data_are_the_experiment(other: dict[str, Any]) -> None:
     assert experiment_key(other) != experiment_key(origin())

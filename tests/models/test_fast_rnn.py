@@ -16,9 +16,10 @@ from torch import Tensor
 
 from colakit.data.tokenizer import train_tokenizer
 from colakit.data.tokens import Tokens
+from colakit.errors import ColakitError
 from colakit.inference import numpy_predictor
 from colakit.inference.classifier import SentenceClassifier
-from colakit.inference.decisions import probabilities
+from colakit.inference.decisions import predict_labels, probabilities
 from colakit.inference.forward import Forward, compute_logits, fastest_forward
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
@@ -187,6 +188,18 @@ def test_a_string_is_one_sentence(predictor: Predictor | StudentPredictor) -> No
     np.testing.assert_array_equal(predictor(SENTENCES[0]).probs, predictor([SENTENCES[0]]).probs)
 
 
+def test_predictions_name_their_labels(predictor: Predictor | StudentPredictor) -> None:
+    found = predictor(SENTENCES)
+    assert found.names == [predictor.label_names[label] for label in found.labels]
+    predictor.threshold = 0.0
+    assert predictor(SENTENCES).names == ["good"] * len(SENTENCES)
+
+
+def test_a_threshold_is_refused_for_more_than_two_labels() -> None:
+    with pytest.raises(ColakitError, match=r"threshold 0\.7: the model has 3 labels"):
+        predict_labels(np.zeros((1, 3), dtype=np.float32), 0.7)
+
+
 def test_predictors_accept_an_empty_list(predictor: Predictor | StudentPredictor) -> None:
     found = predictor([])
     assert (found.labels.shape, found.probs.shape, found.num_truncated) == ((0,), (0, 2), 0)
@@ -242,10 +255,17 @@ def test_predicting_in_threads_restores_the_thread_limit(
     assert threadpool_info() == before
 
 
-def test_student_predictor_refuses_a_gpt(tmp_path: Path) -> None:
+def test_student_predictor_says_what_the_folder_of_a_teacher_holds(tmp_path: Path) -> None:
     gpt_classifier().save(tmp_path / "ckpt.pt")
-    with pytest.raises(OSError, match=r"student\.safetensors"):
+    (tmp_path / "summary.json").write_text('{"model": "finetune (GPT-2, rank 8)"}')
+    for where in (tmp_path, tmp_path / "ckpt.pt"):
+        with pytest.raises(ColakitError, match=r"holds finetune \(GPT-2, rank 8\), not a recurrent student"):
+            StudentPredictor(where)
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(ColakitError, match=r"holds a ckpt\.pt, .*no student\.safetensors"):
         StudentPredictor(tmp_path)
+    with pytest.raises(ColakitError, match="not found"):
+        StudentPredictor(tmp_path / "nowhere")
 
 
 def test_predictor_uses_bf16_only_with_student_dtype(classifier: SentenceClassifier, fp32: Compute) -> None:

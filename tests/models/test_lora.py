@@ -17,11 +17,11 @@ from colakit.models.lora import (
     inject,
     lora_layers,
     merge,
-    parameter_groups,
     train_modules,
     unmerge,
 )
 from colakit.models.parameters import count_parameters
+from colakit.training.optimizers import parameter_groups
 
 SHAPE = GPTConfig(
     vocab_size=50,

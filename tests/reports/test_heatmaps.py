@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from colakit.evaluation.metrics import Interval, Spread
 from colakit.evaluation.slices import SliceReport, SliceRow, SliceScore, SplitSlices
 from colakit.reports.figures.heatmaps import draw_slices
-from colakit.reports.figures.plots import save_figure
+from colakit.reports.figures.style import save_figure
 
 
 def slice_row(name: str, num_examples: int, values: list[float], few: bool = False) -> SliceRow:

@@ -49,13 +49,16 @@ def test_transformers_opens_it_and_computes_the_same_logits(ours: tuple[GPT, Sen
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 def test_peft_opens_an_adapter_on_it_and_so_does_colakit(toy: Path, colakit: Run, tmp_path: Path) -> None:
-    from peft import AutoPeftModelForSequenceClassification
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
 
     where = ["--base", "builtin", "--data", toy / "corpus", "--out", tmp_path / "run"]
     code, _, err = colakit("finetune", *where, "--epochs", 1)
     assert code == 0, err
     adapter = tmp_path / "run" / "adapter"
-    theirs = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=2)
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "builtin"
+    base = AutoModelForSequenceClassification.from_pretrained(EMBEDDED, num_labels=2)
+    theirs = PeftModel.from_pretrained(base, adapter)
     assert sum("lora_A" in name for name, _ in theirs.named_parameters()) == 24
     assert load_classifier(str(adapter)).origin["base"] == "builtin"
 

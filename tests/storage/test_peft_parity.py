@@ -21,12 +21,13 @@ from colakit.data.batches import Batch, pad
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.models.gpt.model import GPTClassifier
-from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, parameter_groups, train_modules
+from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers, train_modules
 from colakit.runtime.device import Compute
 from colakit.storage.gpt2 import load_gpt
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
 from colakit.training.loop import StepBatch, train
 from colakit.training.objectives import classification
+from colakit.training.optimizers import parameter_groups
 
 PAD = 0
 NUM_LABELS = 3

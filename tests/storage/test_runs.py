@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ import torch
 
 from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
+from colakit.data.corpora import load_corpus
 from colakit.inference.classifier import load_classifier
 from colakit.storage.checkpoints import Checkpoints
 
@@ -89,6 +92,22 @@ def test_a_run_folder_holds_all_that_was_promised(tuned: Path) -> None:
         figures = summary["splits"][split]
         assert {"accuracy", "mcc", "majority_rate", "loss", "mcc_interval"} <= figures.keys()
         assert figures["mcc_interval"][0] <= figures["mcc"] <= figures["mcc_interval"][1]
+
+
+def test_predictions_hold_probabilities_and_name_their_sentences(tuned: Path, toy: Path) -> None:
+    content = json.loads((tuned / "predictions.json").read_text())
+    threshold = json.loads((tuned / "summary.json").read_text())["threshold"]
+    assert content["label_names"] == ["unacceptable", "acceptable"]
+    corpus = load_corpus(toy / "corpus")
+    for name, split in content["splits"].items():
+        of = corpus.splits["train" if name == "val" else name]  # rows of val are rows of train
+        sentences = [of.sentences[i] for i in split["sentences"]]
+        assert split["sentences_sha256"] == hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+        assert split["labels"] == of.require_labels()[split["sentences"]].tolist()
+        assert len(split["predictions"]) == len(sentences)
+        for label, probs in zip(split["predictions"], split["probabilities"], strict=True):
+            assert sum(probs) == pytest.approx(1, abs=2e-6)
+            assert label == (probs[1] >= threshold) or probs[1] == pytest.approx(threshold, abs=1e-6)
 
 
 def test_the_best_evaluation_is_measured_as_the_run_ends(tuned: Path) -> None:
@@ -203,7 +222,7 @@ def test_resuming_with_other_dev_data_is_refused(
     (tmp_path / "run/summary.json").unlink()
     code, _, err = colakit("finetune", "--resume", "--out", tmp_path / "run", "--data", corpus)
     assert code == 2
-    assert "id_dev was" in " ".join(err.split())
+    assert re.search(r"id_dev was '[0-9a-f]{12}…', is '[0-9a-f]{12}…'", " ".join(err.split()))
 
 
 def test_resuming_with_another_limit_on_length_is_refused(
@@ -244,7 +263,8 @@ def test_a_student_starts_as_its_control_does(
     where = tuned if teacher == "run" else tuned / "adapter"
     kd = ["--teacher", str(where), "--kd-weight", "0", "--set", "transfer.size=0"]
     assert colakit("distill", *options(toy), *kd, "--out", tmp_path / "kd")[0] == 0
-    assert colakit("train-scratch", *options(toy), "--out", tmp_path / "control")[0] == 0
+    like = ["--like", tmp_path / "kd", "--quiet"]
+    assert colakit("train-scratch", *like, "--out", tmp_path / "control")[0] == 0
     # with no weight on the teacher nothing is left that could differ
     assert tensors_equal(tmp_path / "kd", tmp_path / "control")
 

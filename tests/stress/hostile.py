@@ -35,6 +35,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import torch
+from hostile_data import DATA_READERS
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_of
 
@@ -611,7 +612,7 @@ def with_metadata(raw: bytes, metadata: Any) -> bytes:
 def read_ckpt(folder: Path) -> object:
     try:
         StudentPredictor(folder)(["the cat"])
-    except (OSError, ValueError) as error:
+    except ColakitError as error:
         _raise_exceeded_limit(error)
     read_origin(folder)
     return load_classifier(folder).encode(["the cat"])
@@ -729,6 +730,7 @@ def readers() -> dict[str, Reader]:
         "ckpt.pt": Reader(classifier_cases(), read_ckpt),
         "base": Reader(base_cases(), load_gpt),
         "adapter": Reader(adapter_cases(), read_adapter_folder),
+        **{name: Reader(cases(), read) for name, (cases, read) in DATA_READERS.items()},
     }
 
 

@@ -34,7 +34,16 @@ from support.toy import ToyGrammar, write_base, write_corpus
 from colakit.cli.app import main
 from colakit.storage.checkpoints import Checkpoints
 
-MAY_DIFFER = {"seconds", "examples_per_second", "tokens_per_second", "sha256", "command_line", "git_commit"}
+MAY_DIFFER = {
+    "seconds",
+    "stages",
+    "examples_per_second",
+    "tokens_per_second",
+    "sha256",
+    "command_line",
+    "working_folder",
+    "git_commit",
+}
 MAX_KILLS = 5  # of one run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -215,6 +216,8 @@ def test_a_dry_run_prints_steps_and_parameters(text: Path, colakit: Run, tmp_pat
     code, out, err = colakit("pretrain", text, *SMALL, "--dry-run", "--out", tmp_path / "run")
     assert code == 0, err
     assert "40 steps of 512 tokens" in out
+    assert "stage 2 of 3: training, 40 steps, " in out
+    assert "stage 3 of 3: evaluating, time unknown" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -367,3 +370,19 @@ def test_incompatible_initial_base_is_refused(
     code, _, err = colakit("pretrain", str(text), *begin, "--out", str(tmp_path / "run"))
     assert code == 2, err
     assert re.search(why, err)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_copied_optimizer_trains_the_copied_model_alone(name: str) -> None:
+    model = GPT(GPTConfig(vocab_size=300, num_positions=16, width=16, num_layers=1, num_heads=2))
+    optimizer = pretraining_optimizer(model, name, lr=1e-3, muon_lr=0.02, weight_decay=0.0)
+    copied_model, copied_optimizer = copy.deepcopy((model, optimizer))
+    before = copy.deepcopy(model.state_dict())
+    for group in copied_optimizer.param_groups:
+        group["lr"] = 0.1
+    for parameter in copied_model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    copied_optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(torch.equal(p, before[name]) for name, p in copied_model.named_parameters())
+    assert all(group["lr"] < 0.1 for group in optimizer.param_groups)

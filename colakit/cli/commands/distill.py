@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from colakit.api.session import Session
-from colakit.cli.options import BASE_AND_DATA, STUDENT_FLAGS, ResumeOption, command
+from colakit.cli.options import (
+    BASE_AND_DATA,
+    STUDENT_FLAGS,
+    ResumeOption,
+    SeedsOption,
+    command,
+    parse_seeds,
+)
 from colakit.storage.output import Resume
 
 
@@ -21,8 +28,14 @@ from colakit.storage.output import Resume
         **BASE_AND_DATA,
     },
 )
-def distill_command(session: Session, *, resume: ResumeOption = Resume.NEVER) -> dict[str, Any]:
-    """Train a small recurrent student on the outputs of one or several teachers."""
+def distill_command(
+    session: Session, *, seeds: SeedsOption = None, resume: ResumeOption = Resume.NEVER
+) -> dict[str, Any]:
+    """Train a small recurrent student on the outputs of one or several teachers.
+
+    With --seeds, one teacher serves all seeds; a folder that `finetune --seeds` wrote gives each student the
+    teacher of its seed.
+    """
     from colakit.api.distill import distill
 
-    return distill(session, resume=resume)
+    return distill(session, resume=resume, seeds=parse_seeds(seeds))

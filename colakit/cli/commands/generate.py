@@ -11,6 +11,7 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
+from colakit.utils.console import data_output
 
 if TYPE_CHECKING:
     from colakit.data.tokenizer import SentenceTokenizer
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
         "--top-k": "generate.top_k",
         "--top-p": "generate.top_p",
         "--num-samples": "generate.num_samples",
+        "--dora": "lora.dora",
+        "--rslora": "lora.rslora",
+        "--init": "lora.init",
     },
     data_on_stdout=True,
 )
@@ -60,6 +64,13 @@ def generate(
         raise ColakitError(
             "--rank with --adapter: fresh adapters are for a plain base", hint="Remove one of them."
         )
+    if rank is None:
+        for key in ("lora.dora", "lora.rslora", "lora.init"):
+            if session.resolved.was_typed(key):
+                raise ColakitError(
+                    f"{session.resolved.origins[key]} without --rank: is a variant of fresh adapters",
+                    hint="Add --rank.",
+                )
     settings = session.settings.generate
     if session.dry_run:
         return _plan(session, adapter, rank)
@@ -100,7 +111,7 @@ def generate(
     if stream is not None:
         stream.finish(rows[0])
     elif not session.as_json:
-        sys.stdout.write("\n---\n".join(texts) + "\n")
+        data_output().write("\n---\n".join(texts) + "\n")
     return {"prompt": text, "texts": texts, "seed": session.settings.seed}
 
 
@@ -131,16 +142,16 @@ class _Stream:
     """Writes text token by token; incomplete characters wait for their remaining bytes."""
 
     def __init__(self, tokenizer: SentenceTokenizer, prompt: str) -> None:
-        self.tokenizer, self.written = tokenizer, ""
-        sys.stdout.write(prompt)
+        self.tokenizer, self.written, self.out = tokenizer, "", data_output()
+        self.out.write(prompt)
 
     def update(self, ids: list[int]) -> None:
         text = self.tokenizer.decode(ids).rstrip("\ufffd")
         if text.startswith(self.written):
-            sys.stdout.write(text[len(self.written) :])
-            sys.stdout.flush()
+            self.out.write(text[len(self.written) :])
+            self.out.flush()
             self.written = text
 
     def finish(self, ids: list[int]) -> None:
-        sys.stdout.write(self.tokenizer.decode(ids)[len(self.written) :] + "\n")
-        sys.stdout.flush()
+        self.out.write(self.tokenizer.decode(ids)[len(self.written) :] + "\n")
+        self.out.flush()

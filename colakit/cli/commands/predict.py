@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +14,12 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
+from colakit.utils.console import data_output
 from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
     from colakit.inference.classifier import SentenceClassifier
+    from colakit.inference.decisions import Predictions
     from colakit.inference.numpy_predictor import StudentPredictor
     from colakit.inference.predictor import Predictor
 
@@ -27,7 +28,11 @@ CHUNK_CHARACTERS = 2**22  # after which a chunk ends early
 CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
 
 
-@command("predict", {"--base": "base", "--batch-size": "predict.batch_size"}, data_on_stdout=True)
+@command(
+    "predict",
+    {"--base": "base", "--batch-size": "predict.batch_size", "--threshold": "predict.threshold"},
+    data_on_stdout=True,
+)
 def predict_command(
     session: Session,
     *,
@@ -37,36 +42,67 @@ def predict_command(
     ] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Write JSON lines instead of TSV.")] = False,
 ) -> dict[str, Any]:
-    """Label sentences, with probabilities."""
+    """Label sentences, with probabilities.
+
+    --json prints one object with all predictions, by the index of the sentence from 0; --jsonl prints a line
+    per sentence and needs little memory for any number of them.
+    """
     session.check_out()
     if session.dry_run:
-        return _show(session, _load(session, model))
+        classifier = _load(session, model)
+        _set_threshold(session, classifier)
+        return _show(session, classifier)
     predictor = _student(session, model) or _with_torch(session, model)
+    chosen = "given" if _set_threshold(session, predictor) else "chosen on the validation split"
+    names = predictor.label_names
     if predictor.threshold is not None:
-        name = predictor.label_names[1]
-        session.reporter.say(
-            f"{name}: if p({name}) >= {predictor.threshold:.3f} (threshold chosen on the validation split)"
-        )
-    counts = dict.fromkeys(predictor.label_names, 0)
-    num_truncated = 0
+        rule = f"{names[1]}: if p({names[1]}) >= {predictor.threshold:.3f}"
+        session.reporter.say(f"{rule} (threshold {chosen})")
+    counts, num_truncated = dict.fromkeys(names, 0), 0
+    rows: list[dict[str, Any]] = []
     with _open_input(file) as lines, _open_output(session, jsonl) as out:
-        if not jsonl:
-            out.write(
-                "\t".join(["label", *(f"p({name})" for name in predictor.label_names), "sentence"]) + "\n"
-            )
+        if out is not None and not jsonl:
+            out.write("\t".join(["label", *(f"p({name})" for name in names), "sentence"]) + "\n")
         for chunk in _chunks(lines, session.settings.predict.batch_size * CHUNK_BATCHES):
-            num_truncated += _predict(predictor, chunk, out, jsonl, counts)
+            predictions = predictor(chunk)
+            num_truncated += predictions.num_truncated
+            if out is not None:
+                _write(predictions, chunk, out, jsonl)
+            else:
+                rows += [{"index": i, **row} for i, row in enumerate(_rows(predictions), start=len(rows))]
+            for name in predictions.names:
+                counts[name] += 1
     if num_truncated:
         session.reporter.warn(
             f"{num_truncated} sentences are longer than {predictor.max_tokens} tokens and were truncated"
         )
-    return {"sentences": sum(counts.values()), "labels": counts, "truncated": num_truncated}
+    return {
+        "model": predictor.name,
+        "threshold": predictor.threshold,
+        "sentences": sum(counts.values()),
+        "labels": counts,
+        "truncated": num_truncated,
+        **({"predictions": rows} if out is None else {}),
+    }
+
+
+def _set_threshold(session: Session, model: SentenceClassifier | StudentPredictor | Predictor) -> bool:
+    """Replace the model's threshold by that of the settings; return whether they have one."""
+    from colakit.inference.decisions import check_threshold
+
+    threshold = session.settings.predict.threshold
+    if threshold is None:
+        return False
+    check_threshold(threshold, len(model.label_names))
+    model.threshold = threshold
+    return True
 
 
 def _student(session: Session, model: str) -> StudentPredictor | None:
-    """Return a student that answers without torch, unless `model` is none or something else is asked for.
+    """Return a predictor that needs no torch.
 
-    What cannot be read is left to `_with_torch`, which names the fault.
+    None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
+    another device than the CPU or for bf16.
     """
     if _asks_for_torch(session):
         return None
@@ -74,7 +110,7 @@ def _student(session: Session, model: str) -> StudentPredictor | None:
 
     try:
         return StudentPredictor(model, session.settings.predict.batch_size)
-    except (OSError, ValueError):
+    except ColakitError:
         return None
 
 
@@ -117,30 +153,24 @@ def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
     return {"model": classifier.name, "compute": compute}
 
 
-def _predict(
-    predictor: StudentPredictor | Predictor,
-    sentences: Sequence[str],
-    out: TextIO,
-    jsonl: bool,
-    counts: dict[str, int],
-) -> int:
-    """Write one row per sentence; return the number of truncated ones."""
-    found, names = predictor(sentences), predictor.label_names
-    for sentence, label, probs in zip(sentences, found.labels.tolist(), found.probs.tolist(), strict=True):
-        counts[names[label]] += 1
-        if jsonl:
-            by_name = dict(zip(names, (round(p, 6) for p in probs), strict=True))
-            out.write(
-                json.dumps(
-                    {"sentence": sentence, "label": names[label], "probabilities": by_name},
-                    ensure_ascii=False,
-                )
-            )
-            out.write("\n")
-        else:
-            out.write("\t".join([names[label], *(f"{p:.6f}" for p in probs), sentence]) + "\n")
+def _rows(predictions: Predictions) -> Iterator[dict[str, Any]]:
+    """Yield label and probabilities of each sentence, by name."""
+    for label, probs in zip(predictions.names, predictions.probs.tolist(), strict=True):
+        by_name = dict(zip(predictions.label_names, (round(p, 6) for p in probs), strict=True))
+        yield {"label": label, "probabilities": by_name}
+
+
+def _write(predictions: Predictions, sentences: Sequence[str], out: TextIO, jsonl: bool) -> None:
+    """Write one line per sentence."""
+    if jsonl:
+        for sentence, row in zip(sentences, _rows(predictions), strict=True):
+            out.write(json.dumps({"sentence": sentence, **row}, ensure_ascii=False) + "\n")
+    else:
+        for sentence, label, probs in zip(
+            sentences, predictions.names, predictions.probs.tolist(), strict=True
+        ):
+            out.write("\t".join([label, *(f"{p:.6f}" for p in probs), sentence]) + "\n")
     out.flush()
-    return found.num_truncated
 
 
 def _chunks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -190,14 +220,13 @@ def _lines(stream: Any, where: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO]:
-    """Yield stdout, or, with `--out DIR`, a file in it; with `--json` alone no rows are printed."""
+def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO | None]:
+    """Yield stdout, or, with `--out DIR`, a file in it; None with `--json` alone, which returns the rows."""
     if session.out is None and session.as_json:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            yield nowhere
+        yield None
         return
     if session.out is None:
-        yield sys.stdout
+        yield data_output()
         return
     session.out.mkdir(parents=True, exist_ok=True)
     path = session.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"

@@ -153,7 +153,9 @@ class DistilRNN(nn.Module):
                 return states.masked_fill(~real, -torch.inf).amax(dim=1)
             case "attention":
                 assert self.attention is not None
-                weights = self.attention(states).masked_fill(~real, -torch.inf).softmax(dim=1)
+                # in two dimensions: torch's product of three rounds by whether the weight requires a gradient
+                scores = self.attention(states.flatten(0, 1)).view(real.shape)
+                weights = scores.masked_fill(~real, -torch.inf).softmax(dim=1)
                 return (weights * states).sum(dim=1)
         hidden = self.config.hidden_size  # `last`: each direction's final state
         forward = states[torch.arange(len(lengths), device=lengths.device), lengths - 1, :hidden]

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from colakit.evaluation.slices import FEW_NOTE, SliceReport, SliceRow
-from colakit.reports.figures.plots import FONT_SIZE, PALETTE
+from colakit.reports.figures.style import FONT_SIZE, PALETTE, shown, split_title, styled
 
 COLOURS = LinearSegmentedColormap.from_list("mcc", ["#7A2A00", PALETTE[1], "#FFFFFF", PALETTE[0], "#003352"])
 UNDEFINED_COLOUR = "0.93"  # of a slice without an MCC
@@ -27,11 +27,13 @@ ROW_HEIGHT, COLUMN_WIDTH, LABEL_WIDTH = 0.21, 0.95, 2.3  # inches
 MARGIN = 1.5  # inches above and below the cells: title, column names, colour bar
 NOTE_CHARACTERS_PER_INCH = 9
 COLUMN_NAME_CHARACTERS = 16  # per line
+ROW_NAME_CHARACTERS = 30
 GAP = 0.4  # rows between the whole split, the slices, and the slices with few sentences
 MAX_ROWS = 36  # of one panel; more rows are laid out side by side
 MIN_LIMIT = 0.3  # of the colour scale, so that noise around 0 stays pale
 
 
+@styled
 def draw_slices(report: SliceReport) -> Figure:
     """Draw all sentences, then the slices by decreasing mean MCC, those with few sentences last.
 
@@ -62,8 +64,7 @@ def draw_slices(report: SliceReport) -> Figure:
     bar.set_label(f"MCC, mean over seeds\n{note}", fontsize=FONT_SIZE - 1)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.outline.set_visible(False)
-    title = f"{report.slices.split}: MCC by {report.slices.field}"
-    figure.suptitle(title, fontsize=FONT_SIZE + 1)
+    figure.suptitle(f"{split_title(report.slices.split)}: MCC by {shown(report.slices.field)}")
     return figure
 
 
@@ -86,8 +87,9 @@ def _draw_panel(
         count = f"{row.num_examples:,}"
         axis.text(-0.56, y, count, ha="right", va="center", fontsize=FONT_SIZE - 2, color="0.4")
     axis.set_xlim(-0.5, len(columns) - 0.5)
-    axis.set_xticks(range(len(columns)), [textwrap.fill(name, COLUMN_NAME_CHARACTERS) for name in columns])
-    axis.set_yticks(positions, [row.name for row in rows])
+    names = [textwrap.fill(shown(name), COLUMN_NAME_CHARACTERS) for name in columns]
+    axis.set_xticks(range(len(columns)), names)
+    axis.set_yticks(positions, [shown(row.name, ROW_NAME_CHARACTERS) for row in rows])
     axis.tick_params(length=0, labelsize=FONT_SIZE - 1, labeltop=True, labelbottom=False)
     axis.tick_params("y", pad=32)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):

@@ -1,0 +1,55 @@
+"""Settings that are paths: absolute in a run folder, plain names in a model file, which may be shared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colakit.config.settings import Settings
+
+PATHS = (
+    *("base", "cache", "data.path", "data.splits", "distill.teacher", "evaluate.annotations"),
+    *("pretrain.text", "pretrain.init_from", "pretrain.tokenizer"),
+    *("transfer.text", "transfer.language_model"),
+)
+BUILTIN = ("builtin", "builtin:")  # names of the built-in base and corpus, also where a folder has this name
+HUB_CACHE = re.compile(r"/models--([^/]+)/snapshots/")  # in the path of a model that the hub's client fetched
+
+
+def map_paths(settings: Settings, convert: Callable[[str], str]) -> Settings:
+    """Return the settings with `convert` applied to every path."""
+    tree = settings.model_dump()
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        holder = tree[section] if section else tree
+        holder[name] = _map_value(holder[name], convert)
+    return Settings.model_validate(tree)
+
+
+def _map_value(value: Any, convert: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {name: convert(path) for name, path in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(convert, value))
+    return value and convert(value)
+
+
+def absolute_path(value: str) -> str:
+    """Return the absolute path of an existing file or folder; other values, such as a hub name, unchanged."""
+    path = Path(value).expanduser()
+    return str(path.resolve()) if value not in BUILTIN and path.exists() else value
+
+
+def portable_name(value: str) -> str:
+    """Return the name of a file or folder without its parents, or its hub name if the hub's cache holds it.
+
+    Other values, such as a hub name, are returned unchanged.
+    """
+    path = Path(value).expanduser()
+    if value in BUILTIN or not (path.exists() or value.startswith((".", "/", "~"))):
+        return value
+    path = path.resolve()
+    in_cache = HUB_CACHE.search(f"{path.as_posix()}/")
+    return in_cache[1].replace("--", "/") if in_cache else path.name or value

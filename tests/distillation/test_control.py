@@ -1,0 +1,104 @@
+"""The control takes the steps of `distill`; unequal comparisons are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colakit import load_settings, train_scratch
+from colakit.cli.app import main
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ["--hidden-size", "8", "--epochs", "2", "--transfer-size", "0.5", "--batch-size", "50"]
+SHORT += ["--set", "transfer.sources={corrupt: 1}", "--set", "distill.upsample=2", "--quiet"]
+NUM_TRAIN = 216
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A teacher, its student, and controls: by settings, by `--like`, and two that do not match."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = ["--base", str(toy / "base"), "--data", str(toy / "corpus")]
+    lines = {
+        "finetune": ["finetune", *data, "--epochs", "1", "--set", "finetune.add_bos=true", "--quiet"],
+        "distill": ["distill", "--teacher", str(folder / "finetune"), *SHORT],
+        "control": ["train-scratch", *data, *SHORT],
+        "like": ["train-scratch", "--like", str(folder / "distill"), "--quiet"],
+        "epochs": ["train-scratch", *data, *SHORT, "--set", "train_scratch.budget=epochs"],
+        "wider": ["train-scratch", *data, *SHORT, "--hidden-size", "9", "--set", "data.val_seed=1"],
+    }
+    for name, words in lines.items():
+        assert main([*words, "--out", str(folder / name)]) == 0
+    return {name: folder / name for name in lines}
+
+
+def test_control_takes_the_steps_of_distill_from_the_same_settings(runs: dict[str, Path]) -> None:
+    steps = 2 * -(-(2 * NUM_TRAIN + NUM_TRAIN // 2) // 50)
+    for name in ("distill", "control", "like"):
+        assert summary(runs[name])["steps"] == summary(runs[name])["max_steps"] == steps
+    assert summary(runs["epochs"])["steps"] == 2 * -(-NUM_TRAIN // 50)
+    assert summary(runs["distill"])["examples"] == 2 * (2 * NUM_TRAIN + NUM_TRAIN // 2)
+
+
+def test_like_takes_data_base_student_and_steps(runs: dict[str, Path]) -> None:
+    """Base, data and all flags came from the distilled run; the result equals that of the same settings."""
+    assert (runs["like"] / "metrics.jsonl").read_bytes() == (runs["control"] / "metrics.jsonl").read_bytes()
+    for key in ("student_fingerprint", "train_fingerprint", "splits"):
+        assert summary(runs["like"])[key] == summary(runs["control"])[key]
+        if key != "splits":
+            assert summary(runs["like"])[key] == summary(runs["distill"])[key]
+
+
+def test_like_takes_the_steps_of_an_unfinished_run_from_its_settings(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "settings.yaml").write_bytes((runs["distill"] / "settings.yaml").read_bytes())
+    run = train_scratch(like=begun, out=tmp_path / "control", quiet=True)
+    assert run.summary["steps"] == summary(runs["distill"])["steps"]
+
+
+def test_typed_steps_and_settings_override_the_run(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    typed = ["--set", "student_training.max_steps=3", "--seed", "5"]
+    code, _, err = colakit("train-scratch", "--like", runs["distill"], *typed, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert (summary(tmp_path / "run")["steps"], summary(tmp_path / "run")["seed"]) == (3, 5)
+
+
+def test_the_steps_of_a_demo_are_set(tmp_path: Path) -> None:
+    assert load_settings("demo").student_training.max_steps is not None
+
+
+def test_a_control_with_other_steps_is_not_resumed(runs: dict[str, Path], colakit: Run) -> None:
+    code, _, err = colakit("train-scratch", "--resume", "--out", runs["control"], "--transfer-size", "2")
+    assert code == 2
+    assert "max_steps was 22, is" in " ".join(err.split())
+
+
+def test_equal_comparisons_have_no_warning_and_unequal_ones_say_in_what(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
+    for command in (["evaluate", "--split", "id_dev"], ["plot", "--out", tmp_path]):
+        code, out, err = colakit(*command, runs["distill"], runs["like"])
+        assert code == 0, err
+        assert "not trained alike" not in err
+        assert "1,080" in out  # sentences seen
+        code, _, err = colakit(*command, runs["distill"], runs["epochs"], "--quiet")
+        assert code == 0, err
+        assert "distill (lstm) and train-scratch (lstm) are not trained alike" in " ".join(err.split())
+        assert "planned steps (22 against 10); `colakit" in " ".join(err.split())
+    code, out, err = colakit("evaluate", runs["distill"], runs["wider"], "--split", "id_dev", "--json")
+    assert code == 0, err
+    (text,) = json.loads(out)["unequal"]
+    assert "differ in student (shape, tokenizer), training data;" in text

@@ -1,0 +1,72 @@
+"""Tables and progress in terminals of 80 and 120 columns."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from colakit.utils.console import Reporter
+from colakit.utils.table_layout import fit_table
+
+COLUMNS = ["student", "teacher", "seeds", "agreement %", "kappa", "MCC kept %", "parameters", "teacher's"]
+ROW = ["distill (lstm)", "finetune (GPT-2, rank 8)", "3", "85.1 ± 0.2", "0.61 ± 0.01", "62 [51, 73]"]
+ROW += ["1,234,567", "124,439,808"]
+NOTE = "epoch 12: loss 0.4321, accuracy 71.2 %, MCC 0.234 | best val: accuracy 72.1 %, MCC 0.321"
+
+
+def words(text: str) -> set[str]:
+    return set(re.sub("[┏━┳┓┃┡╇┩│└─┴┘]", " ", text).split())
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_a_table_never_breaks_a_word(
+    num_rows: int, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    Reporter().table("dev: students", COLUMNS, [ROW] * num_rows)
+    out = capsys.readouterr().out
+    shown = words(out.replace(":", " "))
+    assert {word for cell in [*COLUMNS, *ROW] for word in cell.split()} <= shown
+    assert max(map(len, out.splitlines())) <= width
+
+
+def test_a_table_is_folded_then_turned_then_given_up() -> None:
+    columns, rows = ["name", "value"], [["one two", "1,234"], ["three", "5 [4, 6]"]]
+    assert fit_table(columns, rows, 40) == ([columns, *rows], [7, 8])
+    assert fit_table(columns, rows, 19) == ([columns, *rows], [6, 6])
+    turned = fit_table(["a", "b", "c", "d"], [["1", "2", "3", "4"]], 16)
+    assert turned == ([["a", "1"], ["b", "2"], ["c", "3"], ["d", "4"]], [1, 1])
+    assert fit_table(columns, rows, 9) is None
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_progress_shows_bar_steps_and_time_before_metrics(width: int) -> None:
+    reporter, screen = Reporter(), io.StringIO()
+    reporter._messages = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    reporter.stage = "4 of 5: "
+    with reporter.progress("labelling with teachers, out_of_domain_dev", 2400) as bar:
+        bar.advance(1200, note=NOTE)
+    (line,) = {
+        line for line in re.split(r"[\r\n]|\x1b\[[^A-Za-z]*[A-Za-z]", screen.getvalue()) if "1200" in line
+    }
+    assert len(line) <= width
+    assert line.startswith("4 of 5: labelling")
+    assert "━━━" in line
+    assert "1200/2400" in line
+    assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2}", line)
+    assert ("epoch 12: loss 0.4321" in line) == (width == 120)
+    assert line.rstrip().endswith("…")
+
+
+def test_a_note_ends_after_a_whole_word() -> None:
+    reporter, screen = Reporter(), io.StringIO()
+    reporter._messages = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    with reporter.progress("training", 10) as bar:
+        bar.advance(5, note=NOTE)
+    shown = screen.getvalue().partition("epoch 12")[2].partition("…")[0]
+    assert NOTE.startswith(f"epoch 12{shown.rstrip()}")
+    assert NOTE[len(f"epoch 12{shown.rstrip()}")] == " "

@@ -50,7 +50,7 @@ typecheck: install-dev ## check types with mypy
 	$(BIN)/mypy
 
 test: lint typecheck ## lint, check types and run the tests (offline, minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 20
 
 test-slow: install-dev ## run the slow tests
 	$(BIN)/pytest -m slow

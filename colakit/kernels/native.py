@@ -227,7 +227,7 @@ class Kernels:
                 )
             except subprocess.TimeoutExpired:
                 raise BuildError(f"{self.compiler} took more than {BUILD_SECONDS:.0f} s") from None
-            if made.returncode or not temporary.exists():
+            if made.returncode or not temporary.exists() or not temporary.stat().st_size:
                 lines = made.stderr.strip().splitlines() or ["no message"]
                 raise BuildError(f"{self.compiler} failed: {lines[0]}")
 

@@ -33,6 +33,7 @@ def test_at_most_six_frames_from_the_command_to_the_optimizer_step(
     options = ["--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--out", tmp_path / "run"]
     code, _, err = colakit("finetune", *options)
     assert code == 0, err
-    print("\n".join(stacks[0]))
-    assert stacks[0][-1] == "training/loop.py: train"
-    assert len(stacks[0]) <= MAX_FRAMES
+    trained = [stack for stack in stacks if "training/estimate.py: plan_training" not in stack]
+    print("\n".join(trained[0]))
+    assert trained[0][-1] == "training/loop.py: train"
+    assert len(trained[0]) <= MAX_FRAMES

@@ -246,7 +246,7 @@ def test_an_early_stopped_run_resumes_without_another_step(toy: Path, colakit: R
 
 
 def test_a_run_under_nohup_outlives_a_hangup(toy: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "colakit", "train-scratch", *options(toy, epochs=40)]
+    command = [sys.executable, "-m", "colakit", "train-scratch", *options(toy, epochs=10)]
     process = subprocess.Popen(
         ["nohup", *command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -12,7 +12,6 @@ from stress.torture import run_output
 from support.killing import TwoProcesses
 
 HERE = Path(__file__).resolve().parent
-pytestmark = pytest.mark.xdist_group("kills")  # the counts are made once, in one process
 COMMANDS = ("finetune", "distill", "train-scratch", "pretrain")
 
 

@@ -284,6 +284,7 @@ def tuned_sampler(session: Session, task: TaskData, base: str) -> TunedSampler:
         settings.finetune,
         settings.lora,
         settings.data.max_tokens,
+        settings.start_token,
         session.compute,
         session.gpt_training_compute,
         settings.cpu_kernels,

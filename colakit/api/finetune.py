@@ -99,6 +99,7 @@ def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTr
         settings.finetune,
         settings.lora,
         max_tokens=settings.data.max_tokens,
+        start_token=settings.start_token,
         compute=session.gpt_training_compute,
         reporter=session.reporter,
         **session.job_options(),
@@ -123,7 +124,10 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
     seed_everything(settings.seed)
     base = load_base(settings.base, tuning)
     tokenizer = SentenceTokenizer.from_base(
-        resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos
+        resolve_base(settings.base),
+        prefix=tuning.add_bos,
+        suffix=tuning.add_eos,
+        start=settings.start_token,
     )
     fingerprint = base_fingerprint(base)
     model = build_model(session, task, base)

@@ -136,7 +136,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
     model = base.classifier(len(LABELS)).requires_grad_(True)
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=SentenceTokenizer.from_base(folder, prefix=True),
+        tokenizer=SentenceTokenizer.from_base(folder, prefix=True, start=settings.start_token),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
         origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),

@@ -66,7 +66,7 @@ class FinetuneSettings(TrainingSettings):
     leave_out: str | None = Field(
         None, description="Fold of train to leave out, written i/k, for out-of-fold predictions."
     )
-    add_bos: bool = Field(False, description="Prepend the end-of-text token to each sentence.")
+    add_bos: bool = Field(False, description="Prepend the start token to each sentence.")
     add_eos: bool = Field(
         False, description="Append the end-of-text token to each sentence; the head reads its hidden state."
     )

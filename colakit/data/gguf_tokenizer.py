@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from colakit.errors import ColakitError, first_line
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
+    from gguf import ReaderTensor
 
 KEY = "tokenizer.ggml."
 CONTROL, USER_DEFINED = 3, 4  # token types
@@ -23,25 +25,36 @@ PIECES = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 """Supported values of `tokenizer.ggml.pre`, the way that texts are cut into pieces before BPE."""
 
 
-def open_gguf(path: Path) -> GGUFReader:
-    """Return the reader of a GGUF file, which maps the file into memory.
+@dataclass(frozen=True)
+class GgufFile:
+    """Metadata as plain data, and tensors by name, which stay in the file until they are dequantised."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, ReaderTensor]
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Return the content of a GGUF file; the last one is kept, because parsing takes seconds.
 
     Raises:
         ColakitError: if it cannot be read, or is not GGUF.
     """
-    from gguf import GGUFReader
-
     try:
-        return GGUFReader(path)
+        facts = path.stat()
+        return _parse(path, facts.st_mtime_ns, facts.st_size)
     except Exception as error:  # numpy and the reader raise many types on a damaged file
         raise ColakitError(
             f"{path}: not a GGUF file ({first_line(error)})", hint="Download the file again."
         ) from error
 
 
-def metadata(reader: GGUFReader) -> dict[str, Any]:
-    """Return the metadata as plain data."""
-    return {name: field.contents() for name, field in reader.fields.items()}
+@lru_cache(maxsize=1)
+def _parse(path: Path, modified: int, size: int) -> GgufFile:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    return GgufFile(facts, {tensor.name: tensor for tensor in reader.tensors})
 
 
 def read_gguf_tokenizer(path: Path) -> tuple[Tokenizer, int | None, int | None]:
@@ -53,7 +66,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[Tokenizer, int | None, int | None]:
     Raises:
         ColakitError: if it is broken or not supported.
     """
-    facts = metadata(open_gguf(path))
+    facts = open_gguf(path).facts
     try:
         return _tokenizer(facts), facts.get(f"{KEY}bos_token_id"), facts.get(f"{KEY}eos_token_id")
     except (KeyError, TypeError, ValueError) as error:

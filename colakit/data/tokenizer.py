@@ -20,6 +20,7 @@ from colakit.utils.array_cache import ArrayCache
 from colakit.utils.files import replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
+START_KEY = "sentence_start"  # in tokenizer_config.json: the text of `SentenceTokenizer.start_id`
 MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
 
 
@@ -61,27 +62,24 @@ class SentenceTokenizer:
         suit single sentences less (docs/results.md).
 
         Args:
-            start: replaces the token before a text.
+            start: replaces the token before a text; it must be one token.
 
         Raises:
             ColakitError: if there is no valid tokenizer, or it lacks `start`.
         """
-        backend, bos, eos = read_gguf_tokenizer(path) if path.suffix == ".gguf" else _from_folder(path)
+        if path.suffix == ".gguf":
+            backend, bos, eos = read_gguf_tokenizer(path)
+        else:
+            backend, bos, eos, recorded = _from_folder(path)
+            start = start or recorded
         separator = backend.token_to_id(END_OF_TEXT)
         end = separator if separator is not None else eos
         if end is None:
             raise ColakitError(
                 f"{path}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
             )
-        start_id: int | None = end if separator is not None or bos is None else bos
-        if start is not None:
-            start_id = backend.token_to_id(start)
-            if start_id is None:
-                raise ColakitError(
-                    f"start_token: {start!r} is not in the vocabulary of {path}",
-                    hint="Name a token of the base, or leave it unset.",
-                )
-        return cls(backend, end, prefix=prefix, suffix=suffix, start_id=start_id)
+        start_id = end if separator is not None or bos is None else bos
+        return cls(backend, end, prefix=prefix, suffix=suffix, start_id=start_id).with_start(start)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
@@ -115,6 +113,29 @@ class SentenceTokenizer:
         """Return the tokenizer with or without boundary tokens."""
         return SentenceTokenizer(
             self.backend, self.end_of_text_id, prefix=prefix, suffix=suffix, start_id=self.start_id
+        )
+
+    @property
+    def start_token(self) -> str:
+        """Text of the token before a sentence."""
+        return self.backend.decode([self.start_id], skip_special_tokens=False)
+
+    def with_start(self, token: str | None) -> SentenceTokenizer:
+        """Return the tokenizer with another token before a sentence; None changes nothing.
+
+        Raises:
+            ColakitError: if `token` is not one token.
+        """
+        if token is None:
+            return self
+        ids = self.backend.encode(token, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ColakitError(
+                f"start_token: {token!r} is {len(ids)} tokens of this base; it must be one",
+                hint="Name a special token of the base, such as its bos_token, or a newline.",
+            )
+        return SentenceTokenizer(
+            self.backend, self.end_of_text_id, prefix=self.prefix, suffix=self.suffix, start_id=ids[0]
         )
 
     @property
@@ -156,8 +177,8 @@ class SentenceTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
-def _from_folder(folder: Path) -> tuple[Tokenizer, int | None, int | None]:
-    """Return the tokenizer of a folder, and its BOS and EOS tokens."""
+def _from_folder(folder: Path) -> tuple[Tokenizer, int | None, int | None, str | None]:
+    """Return the tokenizer of a folder, its BOS and EOS tokens, and the start token that colakit recorded."""
     from transformers import AutoTokenizer
 
     try:
@@ -170,7 +191,8 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, int | None, int | None]:
             f"{folder}: its tokenizer cannot be read ({first_line(error)})",
             hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
         ) from error
-    return backend, fast.bos_token_id, fast.eos_token_id
+    recorded = fast.init_kwargs.get(START_KEY)
+    return backend, fast.bos_token_id, fast.eos_token_id, recorded if isinstance(recorded, str) else None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
@@ -202,6 +224,8 @@ def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: in
     start, end = map(tokenizer.backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
     special = {"bos_token": start, "eos_token": end, "unk_token": end}
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
+    if tokenizer.start_id != tokenizer.end_of_text_id:
+        settings[START_KEY] = tokenizer.start_token
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -83,7 +83,7 @@ class SentenceSampler:
     def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
         """Yield a round of sampled sentences.
 
-        A prompt is the end-of-text token and up to half of the words of a sentence of `beginnings`. A sample
+        A prompt is the start token and up to half of the words of a sentence of `beginnings`. A sample
         ends with the end-of-text token or at the start of a second sentence; others are dropped.
         """
         draws = Generators.seeded(seed)
@@ -116,7 +116,7 @@ class SentenceSampler:
         rows = min(self.batch_size, CPU_ROWS) if on_cpu else self.batch_size
         tokens = generate_tokens(
             self.model,
-            torch.full((rows, max(1, prompt_tokens)), self.tokenizer.end_of_text_id),
+            torch.full((rows, max(1, prompt_tokens)), self.tokenizer.start_id),
             max_new_tokens=num_tokens,
             compute=self.compute,
             temperature=self.temperature,

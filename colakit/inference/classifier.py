@@ -118,7 +118,8 @@ class SentenceClassifier:
 
     def companion(self) -> dict[str, Any]:
         """Return the content of an adapter folder's `colakit.json`."""
-        return {**self._decision(), "prefix": self.tokenizer.prefix, "suffix": self.tokenizer.suffix}
+        boundaries = {"prefix": self.tokenizer.prefix, "suffix": self.tokenizer.suffix}
+        return {**self._decision(), **boundaries, "start_token": self.tokenizer.start_token}
 
     def _architecture(self) -> dict[str, Any]:
         kind = "rnn" if isinstance(self.model, DistilRNN) else "gpt"
@@ -243,7 +244,8 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     except ValueError as error:
         raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
     prefix, suffix = bool(companion.get("prefix")), bool(companion.get("suffix"))
-    tokenizer = SentenceTokenizer.from_base(base_folder, prefix=prefix, suffix=suffix)
+    start = companion.get("start_token")
+    tokenizer = SentenceTokenizer.from_base(base_folder, prefix=prefix, suffix=suffix, start=start)
     return SentenceClassifier(model.eval(), tokenizer, lora=adapter.config, **_decision_of(metadata))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colakit.data.gguf_tokenizer import metadata, open_gguf
+from colakit.data.gguf_tokenizer import open_gguf
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.layers import rotary_frequencies
@@ -47,9 +47,9 @@ def gguf_config(path: Path) -> GPTConfig:
     Raises:
         ColakitError: if the file is broken, or its model is not supported.
     """
-    reader = open_gguf(path)
+    file = open_gguf(path)
     try:
-        return _config(metadata(reader), {tensor.name: tensor for tensor in reader.tensors})
+        return _config(file.facts, file.tensors)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ColakitError(f"{path}: {reason}", hint="Choose another base.") from error
@@ -117,7 +117,7 @@ def gguf_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     from gguf import dequantize
 
     tensors: dict[str, Tensor] = {}
-    for stored in open_gguf(path).tensors:
+    for stored in open_gguf(path).tensors.values():
         if stored.name == ROPE_FACTORS:
             continue
         try:

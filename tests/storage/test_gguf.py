@@ -140,7 +140,7 @@ def test_start_token_replaces_the_first_token_only(tmp_path: Path) -> None:
     tokenizer = SentenceTokenizer.from_base(path, prefix=True, suffix=True, start="a")
     tokens = [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(["the"]).sentence(0).tolist()]
     assert (tokens[0], tokens[-1]) == ("a", END_OF_TEXT)
-    with pytest.raises(ColakitError, match=r"start_token: .<s>. is not in the vocabulary"):
+    with pytest.raises(ColakitError, match=r"start_token: .<s>. is 3 tokens"):
         SentenceTokenizer.from_base(path, start="<s>")
 
 

@@ -15,6 +15,7 @@ from colakit.storage.output import Resume
     "finetune",
     {
         **BASE_AND_DATA,
+        "--start-token": "start_token",
         "--objective": "finetune.objective",
         "--method": "finetune.method",
         "--rank": "lora.rank",

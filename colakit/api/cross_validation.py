@@ -22,7 +22,7 @@ from colakit.api.session import Session
 from colakit.data.splits import left_out
 from colakit.distillation.teachers import load_teachers
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import experiment_key, fold_of
+from colakit.evaluation.experiments import experiment_key, fold_of
 from colakit.evaluation.out_of_fold import FoldModel, combine_folds, fold_tables
 from colakit.evaluation.tables import print_tables
 from colakit.inference.decisions import probabilities

@@ -12,7 +12,7 @@ from colakit.api.session import Session
 from colakit.config.yaml import read_yaml
 from colakit.errors import ColakitError
 from colakit.evaluation.budget import training_facts, training_table, unequal_controls
-from colakit.evaluation.comparison import ModelInfo, group_names, named_settings
+from colakit.evaluation.experiments import ModelInfo, group_names, named_settings
 from colakit.evaluation.metrics import STATISTICS, Bootstrap, Labels, indices_by_value
 from colakit.evaluation.tables import print_tables
 from colakit.inference.model_names import distinct_names, run_folder

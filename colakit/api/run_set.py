@@ -18,7 +18,7 @@ from colakit.config.paths import absolute_path
 from colakit.config.resolve import resolve, without_settings
 from colakit.config.settings import Settings
 from colakit.errors import EXIT_INTERRUPTED, ColakitError
-from colakit.evaluation.comparison import SECTIONS
+from colakit.evaluation.experiments import SECTIONS
 from colakit.inference.classifier import read_origin
 from colakit.runtime.cpu import available_cpus
 from colakit.runtime.subprocesses import Child, run_side_by_side

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from colakit.config.settings import Settings
+from pydantic import BaseModel
 
 PATHS = (
     *("base", "cache", "data.path", "data.splits", "distill.teacher", "evaluate.annotations"),
@@ -20,16 +20,17 @@ BUILTIN = (
     "smollm2",
 )  # names of bases and the built-in corpus, also where a folder has this name
 HUB_CACHE = re.compile(r"/models--([^/]+)/snapshots/")  # in the path of a model that the hub's client fetched
+M = TypeVar("M", bound=BaseModel)
 
 
-def map_paths(settings: Settings, convert: Callable[[str], str]) -> Settings:
+def map_paths(settings: M, convert: Callable[[str], str]) -> M:
     """Return the settings with `convert` applied to every path."""
     tree = settings.model_dump()
     for key in PATHS:
         section, _, name = key.rpartition(".")
         holder = tree[section] if section else tree
         holder[name] = _map_value(holder[name], convert)
-    return Settings.model_validate(tree)
+    return type(settings).model_validate(tree)
 
 
 def _map_value(value: Any, convert: Callable[[str], str]) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import experiment_key, fold_of
+from colakit.evaluation.experiments import experiment_key, fold_of
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier

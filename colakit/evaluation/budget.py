@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from colakit.evaluation.comparison import ModelInfo
+from colakit.evaluation.experiments import ModelInfo
 from colakit.evaluation.tables import Table
 
 FACTS = ("steps", "max_steps", "examples", "student_fingerprint", "train_fingerprint")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from colakit.data.corpora import Corpus
 from colakit.evaluation.budget import training_facts
-from colakit.evaluation.comparison import (
+from colakit.evaluation.comparison import ModelPredictions
+from colakit.evaluation.experiments import (
     ModelInfo,
-    ModelPredictions,
     experiment_key,
     fold_of,
     group_names,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from colakit.evaluation.comparison import ModelInfo, ModelPredictions, group_indices
+from colakit.evaluation.comparison import ModelPredictions, group_indices
+from colakit.evaluation.experiments import ModelInfo
 from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread
 from colakit.inference.decisions import predict_labels
 

@@ -17,7 +17,7 @@ from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Batch, Examples
 from colakit.data.corpora import Split
 from colakit.data.tokens import Tokens
-from colakit.evaluation.comparison import experiment_key
+from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import (
     STATISTICS,
     Metrics,

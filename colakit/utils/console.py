@@ -15,7 +15,6 @@ import os
 import sys
 import textwrap
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from colakit.utils.table_layout import fit_table
+from colakit.utils.text import printable
 
 if TYPE_CHECKING:  # imported on use, to keep `--help` fast
     from rich.progress import Progress, ProgressColumn
@@ -34,25 +34,6 @@ if TYPE_CHECKING:  # imported on use, to keep `--help` fast
 PIPE_WIDTH = 130  # characters; wide enough for every table
 WIDE = 100  # characters of a terminal from which progress shows the elapsed time
 PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
-INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, line ends
-JOINERS = "\u200c\u200d"  # needed by Persian, Indic scripts and emoji
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Return `text` with control, format and surrogate characters as escapes such as `\\x1b`.
-
-    Args:
-        keep: characters that stay as they are, such as line ends.
-    """
-    if text.isprintable():
-        return text
-    keep += JOINERS
-    return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in INVISIBLE and character not in keep
-        else character
-        for character in text
-    )
 
 
 def _message(text: str) -> str:

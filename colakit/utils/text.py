@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable
 from urllib.parse import quote
 
 MAX_FILE_NAME = 100  # characters; file systems allow 255 bytes
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, line ends
+JOINERS = "\u200c\u200d"  # needed by Persian, Indic scripts and emoji
 
 # characters that have a meaning in Markdown; `_` only where a word starts or ends, `]` only in a link
 MARKDOWN = re.compile(r"[\\`*|<>~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 
 
-def escape_unprintable(text: str, is_shown: Callable[[str], bool] = str.isprintable) -> str:
-    r"""Write control characters, and those that are not shown, as Python does (`\n`, `\x1b`, `\u202e`)."""
+def escape(text: str, is_shown: Callable[[str], bool] = str.isprintable) -> str:
+    r"""Write the characters that are not shown as Python does (`\n`, `\x1b`, `\u202e`)."""
     return "".join(
-        character
-        if character.isprintable() and is_shown(character)
-        else character.encode("unicode_escape").decode("ascii")
+        character if is_shown(character) else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Escape controls, formats and surrogates, except joiners and those in `keep`, such as line ends."""
+    keep += JOINERS
+    return escape(text, lambda letter: letter in keep or unicodedata.category(letter) not in INVISIBLE)
+
+
 def escape_markdown(text: str) -> str:
     """Escape text for a cell of a Markdown table, so that it is shown as it is."""
-    return MARKDOWN.sub(r"\\\g<0>", escape_unprintable(text))
+    return MARKDOWN.sub(r"\\\g<0>", escape(text))
 
 
 def file_name(text: str) -> str:

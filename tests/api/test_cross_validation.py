@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
 from colakit.data.splits import normalised
 from colakit.errors import ColakitError
-from colakit.evaluation.comparison import ModelInfo, experiment_key, group_names, named_settings
+from colakit.evaluation.experiments import ModelInfo, experiment_key, group_names, named_settings
 from colakit.inference.classifier import load_classifier
 from colakit.runtime.device import resolve_compute
 from colakit.runtime.subprocesses import Child
@@ -55,22 +55,6 @@ def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "folds")
     return tmp_path / "folds"
-
-
-@pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
-    """The children's commands, run in this process for speed."""
-    started: list[Child] = []
-
-    def run_side_by_side(commands: Sequence[Child], workers: object, on_line: object) -> list[str]:
-        for child in commands:
-            started.append(child)
-            if code := main([*child.words, "--quiet"]):
-                raise ColakitError(f"{child.name}: failed", hint="Repair it.", exit_code=code)
-        return [""] * len(commands)
-
-    monkeypatch.setattr(command, "run_side_by_side", run_side_by_side)
-    return started
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from colakit import ColakitError, load_settings, train_scratch
-from colakit.api import run_set
 from colakit.cli.app import main
 from colakit.runtime.subprocesses import Child
 from colakit.storage.run_folder import RunFolder
@@ -50,22 +49,6 @@ def teachers(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teachers") / "seeds"
     assert main(tune(toy, "--epochs", 1, "--seeds", "3,1", "--out", out, "--quiet")) == 0
     return out
-
-
-@pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
-    """The children's commands, run in this process for speed."""
-    started: list[Child] = []
-
-    def run_side_by_side(commands: Sequence[Child], workers: object, on_line: object) -> list[str]:
-        for child in commands:
-            started.append(child)
-            if code := main([*child.words, "--quiet"]):
-                raise ColakitError(f"{child.name}: failed", hint="Repair it.", exit_code=code)
-        return [""] * len(commands)
-
-    monkeypatch.setattr(run_set, "run_side_by_side", run_side_by_side)
-    return started
 
 
 def test_each_run_equals_a_single_run_with_its_seed(teachers: Path, toy: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 
-from colakit.evaluation.comparison import ModelPredictions, compare, experiment_key
+from colakit.evaluation.comparison import ModelPredictions, compare
+from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import (
     Bootstrap,
     Interval,

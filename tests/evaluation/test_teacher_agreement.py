@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 
 from colakit.evaluation import metrics
-from colakit.evaluation.comparison import ModelInfo, ModelPredictions, experiment_key, teachers_of
+from colakit.evaluation.comparison import ModelPredictions
+from colakit.evaluation.experiments import ModelInfo, experiment_key, teachers_of
 from colakit.evaluation.metrics import Bootstrap, Interval, Labels, Spread
 from colakit.evaluation.teacher_agreement import (
     cohens_kappa,

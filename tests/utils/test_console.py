@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colakit.utils.console import Reporter, data_output, print_error, print_json, printable
+from colakit.utils.console import Reporter, data_output, print_error, print_json
+from colakit.utils.text import printable
 
 NAMES = [
     *("\x1b[31mred", "\x1b]0;title\x07", "\r\x1b[2K", "\x9b31m", "\0", "\x7f", "a\tb"),

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from colakit.utils.text import escape_markdown, escape_unprintable, file_name
+from colakit.utils.text import escape, escape_markdown, file_name
 
 any_text = st.text(st.characters(categories=None) | st.sampled_from("|*_`[]()<>&;~$#\\\n "), max_size=40)
 
@@ -24,12 +24,12 @@ def test_markdown_shows_a_name_as_it_is(name: str) -> None:
     inline = [token for token in tokens if token.type == "inline"]
     assert len(inline) == 2
     assert all(child.type in ("text", "text_special") for child in inline[1].children or [])
-    assert "".join(child.content for child in inline[1].children or []) == escape_unprintable(name).strip(" ")
+    assert "".join(child.content for child in inline[1].children or []) == escape(name).strip(" ")
 
 
 @given(any_text)
 def test_escaped_text_is_printable_and_can_be_read_back(text: str) -> None:
-    escaped = escape_unprintable(text)
+    escaped = escape(text)
     assert escaped.isprintable()
     if "\\" not in text:
         quoted = escaped.replace("'", "\\'")

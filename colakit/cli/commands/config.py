@@ -11,7 +11,7 @@ from colakit.api.session import Session
 from colakit.cli.options import BASE_AND_DATA, command
 from colakit.config.resolve import DEFAULT
 from colakit.config.settings import Settings, leaf_fields
-from colakit.utils.console import printable
+from colakit.utils.text import printable
 
 
 @command("show", dict(BASE_AND_DATA))

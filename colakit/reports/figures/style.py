@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.style import context
 
-from colakit.utils.text import escape_unprintable
+from colakit.utils.text import escape
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -60,7 +60,7 @@ def shown(name: str, width: int = NAME_CHARACTERS) -> str:
     stay different.
     """
     glyphs = get_font(findfont(FONT)).get_charmap()
-    text = escape_unprintable(name, lambda character: ord(character) in glyphs)
+    text = escape(name, lambda character: character.isprintable() and ord(character) in glyphs)
     end = (width - 1) // 2
     return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 

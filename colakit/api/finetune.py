@@ -11,13 +11,12 @@ from colakit.api.cross_validation import cross_validate
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, plan_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_tokenizer, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
@@ -123,7 +122,7 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
     settings, tuning = session.settings, session.settings.finetune
     seed_everything(settings.seed)
     base = load_base(settings.base, tuning)
-    tokenizer = SentenceTokenizer.from_base(
+    tokenizer = load_tokenizer(
         resolve_base(settings.base),
         prefix=tuning.add_bos,
         suffix=tuning.add_eos,

@@ -33,7 +33,14 @@ from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.meta_device import without_weights
 from colakit.runtime.device import compiles
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, read_config, resolve_base
+from colakit.storage.gpt2 import (
+    base_fingerprint,
+    load_gpt,
+    load_tokenizer,
+    plan_config,
+    read_config,
+    resolve_base,
+)
 from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
 from colakit.training.classifier_trainer import ClassifierTrainer
@@ -240,19 +247,13 @@ def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> 
     if settings.init_from is None:
         return GPT(_config(settings, tokenizer.vocab_size)), {}
     model = load_gpt(resolve_base(settings.init_from, FLAG))
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ColakitError(
-            f"{settings.init_from}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model "
-            f"{model.config.vocab_size:,}",
-            hint="Download or save the base again.",
-        )
     return model, {"base": base_fingerprint(model)}
 
 
 def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     """Return the tokenizer of the base or of `tokenizer`; None if one must be trained."""
     if settings.init_from is not None:
-        return SentenceTokenizer.from_base(resolve_base(settings.init_from, FLAG))
+        return load_tokenizer(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
         return SentenceTokenizer.from_base(Path(settings.tokenizer).expanduser())
     return None

@@ -17,12 +17,11 @@ from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
 from colakit.data.running_text import FORMAT, text_files, whole_sentences
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import set_dropout
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
 from colakit.training.averaging import StartAverage
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob, ClassifierTrainer
 from colakit.training.epochs import steps_per_epoch
@@ -136,7 +135,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
     model = base.classifier(len(LABELS)).requires_grad_(True)
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=SentenceTokenizer.from_base(folder, prefix=True, start=settings.start_token),
+        tokenizer=load_tokenizer(folder, prefix=True, start=settings.start_token),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
         origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),

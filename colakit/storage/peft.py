@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError, first_line
+from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers, matches_suffix
 from colakit.storage.tensors import read_weights_file
 from colakit.utils.files import read_json, replacing, write_json
@@ -29,19 +30,16 @@ NAMING = ("target_modules", "exclude_modules", "modules_to_save")
 OTHER_BASE = "The adapter was trained on another base; name that base with --base."
 MAX_PATTERN = 4000  # characters
 PATTERN_SECONDS = 1.0  # per name, because a hostile pattern can backtrack for ever
-UNSUPPORTED = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "use_bdlora",
-    "use_qalora",
-    "layer_replication",
-    "megatron_config",
-    "loftq_config",
-    "corda_config",
-    "eva_config",
+MERGE_FIRST = (
+    "Merge it in PEFT (merge_and_unload, save_pretrained), and give colakit the folder of the whole model."
 )
+KNOWN = {  # keys that this module honours, and keys that change no number; others must be unset
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
+    *("modules_to_save", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "init_lora_weights"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core"),
+    *("qalora_group_size", "runtime_config"),
+}
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,16 @@ def read_adapter(folder: Path) -> PeftAdapter:
     """
     config_path = folder / "adapter_config.json"
     raw = _read_config(config_path)
-    path = folder / "adapter_model.safetensors"
+    files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]  # older PEFT wrote .bin
+    path = next((path for path in files if path.is_file()), files[0])
     tensors = read_weights_file(path, hint="Save the adapter again.")
     factors: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".base.")
+        if ".lora_embedding_" in f".{name}":
+            raise ColakitError(f"{path}: LoRA on embeddings ({key}) is not supported", hint=MERGE_FIRST)
         suffix = next((suffix for suffix in FACTORS if name.endswith("." + suffix)), None)
         if suffix is None:
             saved[name] = tensor
@@ -109,11 +110,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         raise ColakitError(f"{path}: peft_type is {kind!r}; only LORA is supported")
-    for key in UNSUPPORTED:
-        if raw.get(key):
-            raise ColakitError(f"{path}: {key} is not supported")
-    if raw.get("bias", "none") != "none" or raw.get("lora_bias"):
-        raise ColakitError(f"{path}: trained biases are not supported; bias must be 'none'")
+    for key in sorted(raw.keys() - KNOWN):
+        if raw[key]:
+            raise ColakitError(f"{path}: {key} is not supported", hint=MERGE_FIRST)
     for key in NAMING:
         names = raw.get(key) or ()
         if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
@@ -134,7 +133,7 @@ def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
     ):  # pissa_niter is randomised
         raise ColakitError(
             f"adapter_config.json: init_lora_weights is {init!r}, which changes the base's weights",
-            hint="Convert it in PEFT first: save_pretrained(path_initial_model_for_weight_conversion=…)",
+            hint=MERGE_FIRST,
         )
     return LoRAConfig(
         rank=int(raw.get("r") or 8),
@@ -164,8 +163,9 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
         inject(model, adapter.config)
     except (ValueError, RuntimeError) as error:  # PiSSA's SVD fails on weights that are not finite
         raise ColakitError(f"{where}: {first_line(error)}", hint="Save the adapter again.") from error
-    parameters = dict(model.named_parameters())
     tensors = {**adapter.factors, **adapter.saved_modules}
+    _resize_embedding(model, tensors)
+    parameters = dict(model.named_parameters())
     if "score.weight" not in parameters:
         tensors.pop("score.weight", None)
     for name, tensor in tensors.items():
@@ -181,6 +181,19 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
     }
     if missing := sorted(expected - set(tensors)):
         raise ColakitError(f"{where}: {missing[0]} is missing", hint="Save the adapter again.")
+
+
+def _resize_embedding(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the token embedding the rows of the adapter's, which PEFT saves if they were resized."""
+    assert isinstance(model, GPT | GPTClassifier)
+    embedding = model.body.embedding
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    rows = tensors.get(f"{name}.weight")
+    if rows is None or rows.ndim != 2 or rows.shape[1] != model.config.width:
+        return
+    embedding.num_embeddings = len(rows)
+    embedding.weight.data = rows
+    model.config = model.body.config = replace(model.config, vocab_size=len(rows))
 
 
 def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Batch, Examples
 from colakit.data.corpora import Split
+from colakit.data.tokenizer import save_tokenizer
 from colakit.data.tokens import Tokens
 from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import (
@@ -296,6 +297,14 @@ class ClassifierTrainer(Trainer):
             base = classifier.origin["base"]
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
             write_companion(self.folder.adapter, classifier.companion())
+            assert isinstance(classifier.model, GPTClassifier)
+            positions = classifier.model.config.num_positions
+            save_tokenizer(classifier.tokenizer, self.folder.adapter, max_tokens=positions, boundaries=True)
+            if classifier.tokenizer.suffix:
+                self.reporter.warn(
+                    f"{self.folder.adapter}: with add_eos, transformers must pad with another token than "
+                    "eos_token, or its head reads the token before the end of the sentence"
+                )
 
     def _print(self, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
         columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]

@@ -12,13 +12,12 @@ from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.data.batches import Examples
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.inference.classifier import warn_truncated
 from colakit.models.gpt.model import GPT, set_dropout
 from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.runtime.device import Compute
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, read_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, read_config, resolve_base
 from colakit.training.epochs import steps_per_epoch
 from colakit.training.job import settings_identity
 from colakit.training.lm_trainer import SentenceLMJob
@@ -117,7 +116,7 @@ def sentence_lm_job(
     """
     seed_everything(seed)
     model = load_base(base, settings)
-    tokenizer = SentenceTokenizer.from_base(resolve_base(base), prefix=True, suffix=True, start=start_token)
+    tokenizer = load_tokenizer(resolve_base(base), prefix=True, suffix=True, start=start_token)
     fingerprint, positions = base_fingerprint(model), model.config.num_positions
     make_trainable(model, settings, lora)
     longest = min(max_tokens or positions, positions)

@@ -19,7 +19,14 @@ from colakit.config.student import DistillSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
 from colakit.distillation.student import empty_student, student_job
-from colakit.distillation.teachers import Teacher, TeacherTargets, load_teachers, mean_logits, train_logits
+from colakit.distillation.teachers import (
+    Teacher,
+    TeacherTargets,
+    load_teachers,
+    mean_logits,
+    require_above_chance,
+    train_logits,
+)
 from colakit.distillation.transfer_set import (
     cached_transfer_set,
     make_transfer_set,
@@ -300,6 +307,8 @@ def _val_metrics(session: Session, teachers: list[Teacher], task: TaskData) -> M
     single = teachers[0].classifier if len(teachers) == 1 else None
     labels = single.predict_labels(logits) if single is not None else logits.argmax(axis=1)
     metrics = measure(logits, task.val.require_labels(), labels)
+    if not session.settings.distill.allow_teacher_below_chance:
+        require_above_chance(metrics, [teacher.path for teacher in teachers])
     if metrics.collapsed:
         session.reporter.warn("the teacher predicts one class for all of val; it has little to teach")
     return metrics

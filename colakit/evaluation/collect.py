@@ -58,7 +58,7 @@ def collect_predictions(
             classifier = load_classifier(path, base=base)
             if not models:  # the data may lack a class that the model has
                 corpus = corpus.relabelled(classifier.label_names)
-            classifier.require_labels(corpus.label_names, path)
+            classifier.require_labels(corpus.label_names, path, reporter)
             models.append(_model_info(classifier, name))  # before `place`, which may round weights
             compute.place(classifier.model.requires_grad_(False))
             output = {}

@@ -100,8 +100,11 @@ class SentenceClassifier:
         """Return (N, C) logits of N sentences; the model must already be on the device of `compute`."""
         return compute_logits(self.model, tokens, compute, batch_size, done)
 
-    def require_labels(self, label_names: tuple[str, ...], where: str) -> None:
-        """Raise `ColakitError` unless the dataset's `label_names` are this model's."""
+    def require_labels(self, label_names: tuple[str, ...], where: str, reporter: Reporter) -> None:
+        """Raise `ColakitError` unless the dataset's `label_names` are this model's.
+
+        A model that names no labels is taken to number them as the dataset does, with a warning.
+        """
         unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))  # of a folder that PEFT wrote
         if self.label_names not in (label_names, unnamed):
             raise ColakitError(
@@ -109,6 +112,9 @@ class SentenceClassifier:
                 f"the dataset's are {', '.join(label_names)}",
                 hint="Model and dataset must be of one task.",
             )
+        if self.label_names == unnamed != label_names:
+            classes = ", ".join(f"{i} for {name}" for i, name in enumerate(label_names))
+            reporter.warn(f"{where}: names no labels; its classes are taken as {classes}")
 
     def predict_labels(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return (N,) labels for (N, C) logits."""

@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from colakit.data.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
+from colakit.distillation.teachers import require_above_chance
 from colakit.errors import ColakitError
+from colakit.evaluation.metrics import measure
 from colakit.inference.classifier import load_classifier
 from colakit.inference.language_models import load_language_model
 from colakit.models.gpt.model import GPTClassifier
@@ -328,3 +330,41 @@ def test_transformers_encodes_with_the_tokenizer_beside_our_adapter_as_colakit_d
     assert isinstance(ours.model, GPTClassifier)
     expected = reference_logits(model, adapter)
     check(torch.from_numpy(ours.logits(ours.encode(SENTENCES), compute)), expected)
+
+
+@pytest.fixture(scope="module")
+def reversed_adapter(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
+    """Folder of PEFT's files only, of a tuned model whose two classes are exchanged."""
+    from colakit import Settings, finetune
+
+    folder = tmp_path_factory.mktemp("reversed")
+    settings = Settings.model_validate(
+        {"base": str(toy / "base"), "data": {"path": str(toy / "corpus")}, "finetune": {"epochs": 1}}
+    )
+    run = finetune(settings, out=folder / "run", quiet=True).path
+    adapter = copied(Path(run) / "adapter", folder / "adapter")
+    (adapter / "colakit.json").unlink()
+    path = adapter / "adapter_model.safetensors"
+    tensors = {k: -v if k.endswith("score.weight") else v for k, v in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    return adapter
+
+
+def test_evaluating_a_model_without_label_names_says_how_its_classes_are_taken(
+    reversed_adapter: Path, colakit: Run, toy: Path
+) -> None:
+    code, _, err = colakit("evaluate", reversed_adapter, "--base", toy / "base", "--data", toy / "corpus")
+    assert code == 0, err
+    assert "names no labels; its classes are taken as 0 for unacceptable, 1 for acceptable" in " ".join(
+        err.split()
+    )
+
+
+def test_a_teacher_below_chance_is_refused() -> None:
+    labels = np.array([0, 1, 1, 0, 1, 1, 0, 1, 1, 0])
+    logits = np.stack([-labels, labels], axis=1).astype(np.float32)
+    require_above_chance(measure(logits, labels, labels), ["teacher"])
+    require_above_chance(measure(logits, labels, np.ones_like(labels)), ["teacher"])  # one class only: MCC 0
+    with pytest.raises(ColakitError, match=r"teacher: its MCC on val is -1\.000, below chance") as refused:
+        require_above_chance(measure(-logits, labels, 1 - labels), ["teacher"])
+    assert "distill.allow_teacher_below_chance=true" in str(refused.value.hint)

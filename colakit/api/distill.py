@@ -90,11 +90,12 @@ def distill(
 
 def _record_data_and_base(session: Session) -> None:
     """Set the data and the base of the settings to those of the teachers, unless they are given."""
-    teachers = expand_runs(session.settings.distill.teacher)
+    origins = {path: read_origin(path) for path in expand_runs(session.settings.distill.teacher)}
     changes: dict[str, Any] = {}
-    if (data := recorded_data(session, teachers)) is not None:
+    if (data := recorded_data(session, origins)) is not None:
         changes["data"] = data
-    if teachers and _typed_base(session) is None and (base := read_origin(teachers[0]).get("base")):
+    base = next((origin.get("base") for origin in origins.values()), None)
+    if base and _typed_base(session) is None:
         changes["base"] = base
     settings = session.settings.model_copy(update=changes)
     session.resolved = replace(session.resolved, settings=settings)

@@ -37,7 +37,7 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
     settings, reporter = session.settings.evaluate, session.reporter
     splits = settings.splits or corpus.report_splits()
     if not settings.splits and sum(name.endswith("_dev") for name in splits) > 1:
-        splits = [*splits, "dev"]  # their union
+        splits = [*splits, "dev"]  # the union of these splits
     for name in splits:
         corpus.split(name).require_labels()
     slices = slice_splits(corpus, splits, settings, reporter)

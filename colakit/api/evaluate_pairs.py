@@ -69,14 +69,14 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
     sizes = {field: {name: len(index) for name, index in by.items()} for field, by in groups.items()}
     tables = pair_tables(sizes, len(minimal_pairs), results)
     print_tables(tables, reporter)
-    answer = {
+    content = {
         **inputs,
         "bos": settings.pairs_bos,
         "group_sizes": sizes,
         "models": [result.as_dict() for result in results],
     }
-    write_results(session.out, "pairs", answer, tables, reporter)
-    return answer
+    write_results(session.out, "pairs", content, tables, reporter)
+    return content
 
 
 def _evaluate(

@@ -172,7 +172,7 @@ def _session(command: str, settings: Settings, out: str | Path | None, quiet: bo
 
 
 def _keys_set(model: BaseModel, prefix: str = "") -> list[str]:
-    """Return the dotted keys of the settings that differ from being unset."""
+    """Return the dotted keys of the settings that are set."""
     keys = []
     for name in model.model_fields_set:
         value = getattr(model, name)

@@ -20,10 +20,12 @@ from colakit.reports.figures.comparison import Score, SplitScores, draw_comparis
 from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
 from colakit.reports.figures.style import save_figure
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import ClassifierSummary, Summary
 from colakit.storage.run_set import expand_runs
 from colakit.utils.console import Reporter
 
 COMPARISON_FOLDER = Path("plots")  # figures of several runs, unless --out is given
+MAX_CELLS = 2**25  # sentences x models x classes of a bootstrap
 ONLY_VAL = "The runs share no dev split. Epoch and threshold were chosen on the sentences shown here."
 
 
@@ -59,13 +61,13 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
 
 
 def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData]:
-    summaries = [folder.read_summary() for folder in folders]
-    for folder, summary in zip(folders, summaries, strict=True):
-        if "experiment" not in summary:
+    for folder in folders:
+        if folder.read_summary(Summary).experiment is None:
             raise ColakitError(
                 f"{folder.path}: is a run of pre-training; there is nothing to plot",
                 hint="Give runs of finetune, distill or train-scratch.",
             )
+    summaries = [folder.read_summary(ClassifierSummary).model_dump(exclude_unset=True) for folder in folders]
     names = distinct_names([folder.path.resolve() for folder in folders])
     models = [_model_info(*run) for run in zip(folders, names, summaries, strict=True)]
     groups = group_names(models)
@@ -74,14 +76,9 @@ def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData
         reporter.warn(text)
     runs = []
     for folder, name, group, summary in zip(folders, names, groups, summaries, strict=True):
-        records = folder.read_metrics()
         steps, evaluations = (
-            [record for record in records if record.get("event") == event] for event in ("step", "evaluation")
+            [record.model_dump(exclude_unset=True) for record in records] for records in folder.read_metrics()
         )
-        if not evaluations:
-            raise ColakitError(
-                f"{folder.path}: metrics.jsonl has no evaluation", hint="Give the folder of a training run."
-            )
         runs.append(RunData(name, group, steps, evaluations, summary))
     return runs
 

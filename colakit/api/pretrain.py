@@ -43,7 +43,6 @@ from colakit.storage.gpt2 import (
 )
 from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
-from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.estimate import EVALUATING, TRAINING, seconds_per_step
 from colakit.training.job import settings_identity
 from colakit.training.lm_trainer import LMJob, LMTrainer
@@ -102,8 +101,8 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
         return _plan(session)
     with session.training_run(resume) as run:
         if settings.objective == "real-fake":
-            job = real_fake.real_fake_job(session, real_fake.load_real_fake_data(session))
-            return ClassifierTrainer(job, run).train()
+            task = real_fake.load_real_fake_data(session)
+            return real_fake.real_fake_trainer(session, task, run).train()
         return LMTrainer(_lm_job(session), run).train()
 
 
@@ -145,7 +144,7 @@ def _plan(session: Session) -> dict[str, Any]:
         with without_weights():
             base = GPT(plan_config(session.settings.base, FLAG))
             model = base.classifier(len(real_fake.LABELS))
-        return session.plan(task, model, real_fake.measurable_stages(session, task))
+        return session.plan(task, model, session.measurable_stages(task, real_fake.real_fake_trainer))
     files = {name: text_files(path) for name, path in settings.text.items()}
     if settings.init_from is not None:
         config = plan_config(settings.init_from, FLAG)

@@ -7,7 +7,6 @@ with one corrupted copy.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 
@@ -29,10 +28,10 @@ from colakit.training.job import settings_identity
 from colakit.training.model_setup import base_origin
 from colakit.training.objectives import discrimination
 from colakit.training.optimizers import tuning_optimizer
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData, labelled_examples
 from colakit.utils.array_cache import pack_lines, unpack_lines
 from colakit.utils.files import sha256_of
-from colakit.utils.plan import Stage
 
 LABELS = ("corrupted", "real")
 WORDS = range(4, 23)  # allowed words in a sentence
@@ -116,15 +115,12 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
     return drawn
 
 
-def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
-    """Return a function that measures the stages; None if the base is not on this machine."""
-    local = session.with_local_base()
-    if local is None:
-        return None
-    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(real_fake_job(local, task), run))
+def real_fake_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+    """Return the trainer of the base with a classification head."""
+    return ClassifierTrainer(_job(session, task), run)
 
 
-def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
+def _job(session: Session, task: TaskData) -> ClassifierJob:
     """Load the base, add a classification head, and return the job that trains all of it."""
     settings, training = session.settings, session.settings.real_fake
     folder = resolve_base(settings.base, "--init-from")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,7 +27,7 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     Raises:
         ColakitError: if the models record different data, or the recorded files are not found.
     """
-    recorded = _recorded(models)
+    recorded = _recorded({model: read_origin(model) for model in models})
     data = _data_settings(session, recorded)
     if data is None:
         return session.load_corpus()
@@ -48,8 +49,8 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     return corpus
 
 
-def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | None:
-    """Return the data settings that `models` record, with those that are given; None if they record none.
+def recorded_data(session: Session, origins: Mapping[str, Mapping[str, Any]]) -> DataSettings | None:
+    """Return the data settings that models record, with those that are given; None if they record none.
 
     Given settings of `data` replace the recorded ones: columns and label names of the models also apply to
     other files. Models without recorded data, such as adapters written by PEFT, are assumed to have the data
@@ -58,7 +59,7 @@ def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | Non
     Raises:
         ColakitError: if the settings name no files and the models record different data.
     """
-    return _data_settings(session, _recorded(models))
+    return _data_settings(session, _recorded(origins))
 
 
 def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) -> None:
@@ -106,11 +107,10 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
     return DataSettings.model_validate({**settings.model_dump(), **data.model_dump(include=given)})
 
 
-def _recorded(models: Sequence[str]) -> Recorded:
+def _recorded(origins: Mapping[str, Mapping[str, Any]]) -> Recorded:
     """Return the data of the models that record some; bases were trained on text and record none."""
     recorded = {}
-    for model in models:
-        origin = read_origin(model)
+    for model, origin in origins.items():
         settings, fingerprints = origin.get("settings"), origin.get("data")
         if not isinstance(settings, dict) or not isinstance(fingerprints, dict) or not fingerprints:
             continue

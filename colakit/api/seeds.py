@@ -12,6 +12,7 @@ from colakit.errors import ColakitError
 from colakit.evaluation.seeds import combine_seeds, seed_tables
 from colakit.evaluation.tables import print_tables
 from colakit.storage.output import Resume
+from colakit.storage.run_schemas import ClassifierSummary
 from colakit.storage.run_set import RunSet, open_run_set
 
 
@@ -47,10 +48,10 @@ def train_seeds(
         check: raises errors of data, base or teachers before any training.
         words: further arguments of the command of a run.
     """
-    runs = plan_run_set(session, "seeds", seeds, resume=resume)
+    runs, saved = plan_run_set(session, "seeds", seeds, resume=resume)
     check()
     return train_run_set(
-        session, runs, resume=resume, report=lambda runs: _report(session, runs), words=words
+        session, runs, saved, resume=resume, report=lambda runs: _report(session, runs), words=words
     )
 
 
@@ -80,7 +81,9 @@ def teachers_by_seed(teachers: Sequence[str], seeds: Sequence[int]) -> dict[int,
 
 def _report(session: Session, runs: RunSet) -> dict[str, Any]:
     """Write, print and return the metrics of all seeds."""
-    summary = combine_seeds({seed: runs.run(seed).read_summary() for seed in runs.values})
+    summary = combine_seeds(
+        {seed: runs.run(seed).read_summary(ClassifierSummary).model_dump() for seed in runs.values}
+    )
     runs.shared.write_summary(summary)
     print_tables(seed_tables(summary), session.reporter)
     session.reporter.result(f"{runs.path}: {len(runs.values)} runs")

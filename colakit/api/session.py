@@ -49,6 +49,7 @@ class Session:
     out: Path | None = None
     dry_run: bool = False
     as_json: bool = False
+    _loaded: tuple[DataSettings, Corpus] | None = field(default=None, init=False, repr=False)
 
     @property
     def settings(self) -> Settings:
@@ -86,11 +87,14 @@ class Session:
             return self.compute.with_kernels(self.settings.cpu_kernels, Path(folder))
 
     def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus of `data` (default: the settings); a dry run downloads nothing."""
+        """Return the corpus of `data` (default: the settings), loaded once; a dry run downloads nothing."""
         from colakit.data.loading import load_dataset
 
         data = data or self.settings.data
-        return load_dataset(data, self.cache_folder, self.reporter, may_fetch=not self.dry_run)
+        if self._loaded is None or self._loaded[0] != data:
+            corpus = load_dataset(data, self.cache_folder, self.reporter, may_fetch=not self.dry_run)
+            self._loaded = data, corpus
+        return self._loaded[1]
 
     def load_task(self) -> TaskData:
         """Return the corpus divided into train, validation and report splits."""
@@ -167,14 +171,17 @@ class Session:
             "stages": plan.as_dict(),
         }
 
-    def with_local_base(self) -> Session | None:
-        """Return the session with the folder of the base, or None if the base must be downloaded."""
+    def measurable_stages(
+        self, task: TaskData, make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer]
+    ) -> Callable[[], list[Stage]] | None:
+        """Return a function that measures the stages of a training; None if the base must be downloaded."""
         from colakit.storage.gpt2 import local_base
 
         if (folder := local_base(self.settings.base)) is None:
             return None
         settings = self.settings.model_copy(update={"base": str(folder)})
-        return replace(self, resolved=replace(self.resolved, settings=settings))
+        local = replace(self, resolved=replace(self.resolved, settings=settings))
+        return lambda: local.trainer_stages(lambda run: make_trainer(local, task, run))
 
     def trainer_stages(self, make_trainer: Callable[[TrainingRun], Trainer]) -> list[Stage]:
         """Return the stages of a training that does not run, with their measured seconds."""

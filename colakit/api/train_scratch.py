@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from torch import nn
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
-from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.student import empty_student, student_job
 from colakit.distillation.transfer_set import augment, epoch_size
 from colakit.errors import ColakitError
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, plan_config, resolve_base
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, plan_config, resolve_base
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import Summary
 from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import CROSS_ENTROPY, line, supervised
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
-from colakit.utils.plan import Stage
 
 
 def train_scratch(
@@ -49,19 +49,16 @@ def train_scratch(
     seeds = None if runs is None else runs[1]
     if session.dry_run:
         task = session.load_task()
-        model, measure = _model(session, task), _measurable_stages(session, task)
+        model, measure = _model(session, task), session.measurable_stages(task, _trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
     with session.training_run(resume) as run:
-        return ClassifierTrainer(_job(session, session.load_task()), run).train()
+        return _trainer(session, session.load_task(), run).train()
 
 
-def _measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
-    local = session.with_local_base()
-    if local is None:
-        return None
-    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(_job(local, task), run))
+def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+    return ClassifierTrainer(_job(session, task), run)
 
 
 BUDGET = ("student_training.max_steps", "student_training.epochs", "train_scratch.budget")
@@ -79,9 +76,9 @@ def _match(session: Session, like: Path, seeds: Sequence[int] | None) -> Sequenc
     if not settings.distill.teacher:
         raise ColakitError(f"--like {like}: is not a run of distill", hint="Give a run folder of distill.")
     if not any(map(session.resolved.was_typed, BUDGET)):
-        planned = (
-            run.read_summary()["max_steps"] if run.summary.is_file() else settings.student_training.max_steps
-        )
+        planned = settings.student_training.max_steps
+        if run.summary.is_file():
+            planned = run.read_summary(Summary).max_steps or planned
         training = settings.student_training.model_copy(update={"max_steps": planned})
         scratch = settings.train_scratch.model_copy(update={"budget": "distill"})
         settings = settings.model_copy(update={"student_training": training, "train_scratch": scratch})
@@ -111,7 +108,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         train,
         settings.student,
         training,
-        tokenizer=SentenceTokenizer.from_base(folder),
+        tokenizer=load_tokenizer(folder),
         max_tokens=base.config.num_positions,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),

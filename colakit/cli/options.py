@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_origin
@@ -40,25 +40,27 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ColakitError(
+            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
+        ) from None
+
+
 SeedsOption = Annotated[
-    str | None,
+    Sequence[int] | None,
     typer.Option(
         "--seeds",
+        parser=_parse_seeds,
         metavar="0,1,2",
         help="Train one run for each seed, side by side, in --out/seed-0, seed-1 …; report mean ± sd.",
         show_default=False,
     ),
 ]
-
-
-def parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    """Return the seeds of `--seeds`."""
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ColakitError(
-            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
-        ) from None
 
 
 def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
@@ -197,11 +199,11 @@ def command(
             options["config"] = options["config"] or (Path(config) if config else None)
             session = _session(name, all_flags, options, data_on_stdout)
             try:
-                answer = function(session, **options)
+                result = function(session, **options)
             except KeyboardInterrupt:
                 raise ColakitError("Interrupted.", exit_code=EXIT_INTERRUPTED) from None
-            if session.as_json and answer is not None and os.environ.get("RANK", "0") == "0":
-                print_json(answer)
+            if session.as_json and result is not None and os.environ.get("RANK", "0") == "0":
+                print_json(result)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]

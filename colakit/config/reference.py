@@ -64,12 +64,12 @@ HEADER = """# Settings
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """What the reference says about one setting.
+    """A row of the reference: one setting.
 
     Attributes:
         key: dotted key.
         values: type and bounds, in words.
-        unit: `NO_UNIT` for a number without one; empty if it is no number.
+        unit: `NO_UNIT` for a number without one; empty for other values.
     """
 
     key: str

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
 
 from colakit.data.tables import RowErrors
 from colakit.errors import ColakitError, did_you_mean
+from colakit.utils.documents import validate_json
 from colakit.utils.unpacking import open_unpacked
 
 GOOD, BAD = "sentence_good", "sentence_bad"
@@ -112,9 +112,11 @@ def _read_file(path: Path, known: dict[str, str]) -> list[MinimalPair]:
     errors = RowErrors(str(path), f"every line must be a JSON object with {GOOD} and {BAD}")
     for number, raw in _lines(path):
         try:
-            record = PairRecord.model_validate_json(raw.removeprefix(BOM) if number == 1 else raw)
-        except ValidationError as error:
-            errors.add(number, _describe(error))
+            record = validate_json(
+                raw.removeprefix(BOM) if number == 1 else raw, PairRecord, max_bytes=MAX_LINE_BYTES
+            )
+        except ValueError as error:
+            errors.add(number, str(error))
             continue
         fields = {known.setdefault(name, name): value for name, value in record.__pydantic_extra__.items()}
         if len(known) > MAX_FIELDS:
@@ -141,15 +143,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 raise ColakitError(f"{path}:{number}: {problem}", hint=hint)
             if raw.strip():
                 yield number, raw
-
-
-def _describe(error: ValidationError) -> str:
-    """Return the first problem: field, rule and value."""
-    first = error.errors(include_url=False)[0]
-    field = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-    message = first["msg"].removeprefix("Value error, ").replace(" at line 1 column ", " at column ")
-    got = f" (got {reprlib.repr(first['input'])})" if first["loc"] and first["type"] != "missing" else ""
-    return f"{field}{message}{got}"
 
 
 def group_pairs(pairs: Sequence[MinimalPair], names: Sequence[str] = ()) -> dict[str, list[str]]:

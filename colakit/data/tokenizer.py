@@ -1,7 +1,8 @@
-"""Byte-level BPE tokenizers: loading, training, saving, and encoding with a cache on disk."""
+"""Tokenizers: loading, training, saving, and encoding with a cache on disk."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,18 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from colakit.data.gguf_tokenizer import read_gguf_tokenizer
+from colakit.data.tokenizer_files import (
+    MAX_VALUES,
+    SpecialTokens,
+    TokenizerFile,
+    TokenizerState,
+    VocabularyFile,
+    check_files,
+    pairs_of,
+    read_merges,
+    read_special_tokens,
+)
 from colakit.data.tokens import Tokens
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError
 from colakit.utils.array_cache import ArrayCache
+from colakit.utils.documents import library_errors, parse_document, read_document
 from colakit.utils.files import replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
-START_KEY = "sentence_start"  # in tokenizer_config.json: the text of `SentenceTokenizer.start_id`
+HINT = "The folder needs tokenizer.json, or vocab.json and merges.txt."
 MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
 
 
@@ -38,7 +50,7 @@ class SentenceTokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Tokenizer,
         end_of_text_id: int,
         *,
         prefix: bool = False,
@@ -61,57 +73,60 @@ class SentenceTokenizer:
         cls,
         path: Path,
         *,
+        start: str | None = None,
         prefix: bool = False,
         suffix: bool = False,
-        start: str | None = None,
         template: bool = False,
     ) -> SentenceTokenizer:
-        """Load the tokenizer of a base model: a folder, by transformers, or a GGUF file.
+        """Load the tokenizer of a base, a folder or a GGUF file, as transformers does.
 
         Texts are separated by `<|endoftext|>` if the vocabulary has it. Otherwise they start with the BOS
         token and end with the EOS token. Chat models name tokens of their dialogues as BOS and EOS, which
-        suit single sentences less (docs/results.md).
+        suit single sentences less (docs/bases.md).
 
         Args:
             start: replaces the token before a text; it must be one token.
 
         Raises:
-            ColakitError: if there is no valid tokenizer, or it lacks `start`.
+            ColakitError: if there is no valid tokenizer, or one that may take exponential time, or `start`
+                is not one token.
         """
         if path.suffix == ".gguf":
-            backend, bos, eos = read_gguf_tokenizer(path)
+            backend, start_id, end_id = read_gguf_tokenizer(path)
         else:
-            backend, bos, eos, recorded = _from_folder(path)
-            start = start or recorded
-        separator = backend.token_to_id(END_OF_TEXT)
-        end = separator if separator is not None else eos
-        if end is None:
-            raise ColakitError(
-                f"{path}: the tokenizer names no end-of-text token", hint="Set eos_token in it."
-            )
-        start_id = end if separator is not None or bos is None else bos
-        tokenizer = cls(backend, end, prefix=prefix, suffix=suffix, start_id=start_id, template=template)
+            backend, facts = _from_folder(path)
+            start_id = None if facts.bos_token is None else backend.token_to_id(facts.bos_token)
+            end_id = backend.token_to_id(facts.eos_token)
+            start = start or facts.sentence_start
+            if end_id is None:
+                raise ColakitError(
+                    f"{path}: the end-of-text token {facts.eos_token!r} is not in the vocabulary",
+                    hint="Set eos_token in tokenizer_config.json.",
+                )
+        if (separator := backend.token_to_id(END_OF_TEXT)) is not None:
+            start_id = end_id = separator
+        if end_id is None:
+            raise ColakitError(f"{path}: names no end-of-text token", hint="Choose another base.")
+        tokenizer = cls(backend, end_id, prefix=prefix, suffix=suffix, start_id=start_id, template=template)
         return tokenizer.with_start(start)
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
+    def from_state(cls, state: TokenizerState) -> SentenceTokenizer:
         """Return the tokenizer that `to_dict` described.
 
         Raises:
-            ValueError: if a field has the wrong type or range.
-            Exception: from the Rust tokenizer, if the JSON is invalid.
+            ColakitError: if it is not valid.
         """
-        end_of_text_id, prefix, suffix = state["end_of_text_id"], state["prefix"], state["suffix"]
-        start_id, template = state["start_id"], state.get("template", False)
-        backend = tokenizers.Tokenizer.from_str(state["json"])
-        for token in (end_of_text_id, start_id):
-            if type(token) is not int or not 0 <= token < backend.get_vocab_size():
-                raise ValueError("end_of_text_id and start_id must be tokens of the vocabulary")
-        if not all(isinstance(value, bool) for value in (prefix, suffix, template)):
-            raise ValueError("prefix, suffix and template must be true or false")
-        return cls(
-            backend, end_of_text_id, prefix=prefix, suffix=suffix, start_id=start_id, template=template
-        )
+        backend = _backend_of(state.json_, "tokenizer")
+        with library_errors("tokenizer"):
+            if None in map(backend.id_to_token, (state.start_id, state.end_of_text_id)):
+                raise ValueError("start_id and end_of_text_id must be tokens of the vocabulary")
+        return cls(backend, **state.model_dump(exclude={"json_"}))
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
+        """Return the tokenizer that `to_dict` described."""
+        return cls.from_state(TokenizerState(**state))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""
@@ -121,14 +136,12 @@ class SentenceTokenizer:
             "start_id": self.start_id,
             "prefix": self.prefix,
             "suffix": self.suffix,
-            **({"template": True} if self.template else {}),
+            "template": self.template,
         }
 
     def with_boundaries(self, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
         """Return the tokenizer with or without boundary tokens."""
-        return SentenceTokenizer(
-            self.backend, self.end_of_text_id, prefix=prefix, suffix=suffix, start_id=self.start_id
-        )
+        return self._with(prefix=prefix, suffix=suffix, template=False)
 
     @property
     def start_token(self) -> str:
@@ -149,12 +162,16 @@ class SentenceTokenizer:
                 f"start_token: {token!r} is {len(ids)} tokens of this base; it must be one",
                 hint="Name a special token of the base, such as its bos_token, or a newline.",
             )
-        return self.from_dict({**self.to_dict(), "start_id": ids[0]})
+        return self._with(start_id=ids[0])
 
-    @property
+    def _with(self, **changes: Any) -> SentenceTokenizer:
+        names = ("end_of_text_id", "start_id", "prefix", "suffix", "template")
+        return SentenceTokenizer(self.backend, **{**{name: getattr(self, name) for name in names}, **changes})
+
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Number of tokens in the vocabulary."""
-        return self.backend.get_vocab_size()
+        """Number of ids from 0 to the largest one."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def vocabulary(self) -> str:
         """Return a SHA-256 of vocabulary and merges, without boundary tokens."""
@@ -191,24 +208,58 @@ class SentenceTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
-def _from_folder(folder: Path) -> tuple[Tokenizer, int | None, int | None, str | None]:
-    """Return the tokenizer of a folder, its BOS and EOS tokens, and the start token that colakit recorded."""
+def _backend_of(text: str, where: object) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json."""
+    parse_document(text, TokenizerFile, str(where), max_items=MAX_VALUES)
+    with library_errors(where):
+        return Tokenizer.from_str(text)
+
+
+def _from_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
+    """Return the tokenizer of a folder and its special tokens; GPT-2's without importing transformers."""
+    facts, path = read_special_tokens(folder), folder / "tokenizer.json"
+    file = read_document(path, TokenizerFile, max_items=MAX_VALUES) if path.is_file() else None
+    if not facts.is_gpt2 or (file is not None and file.has_template):
+        return _read_with_transformers(folder, facts)
+    if file is not None and file.model.type != "BPE":
+        return _backend_of(path.read_text(encoding="utf-8"), path), facts
+    return _gpt2_tokenizer(folder, file, facts), facts
+
+
+def _read_with_transformers(folder: Path, facts: SpecialTokens) -> tuple[Tokenizer, SpecialTokens]:
+    check_files(folder)
     from transformers import AutoTokenizer
 
-    try:
+    with library_errors(folder, hint=HINT):
         fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-        backend = Tokenizer.from_str(fast.backend_tokenizer.to_str())
-        if backend.get_vocab_size(with_added_tokens=False) == 0:  # built from config.json
-            raise ValueError("no vocabulary")
-        if fast.split_special_tokens:
-            raise ValueError("split_special_tokens is not supported")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ColakitError(
-            f"{folder}: its tokenizer cannot be read ({first_line(error)})",
-            hint="The folder needs tokenizer.json, or vocab.json and merges.txt.",
-        ) from error
-    recorded = fast.init_kwargs.get(START_KEY)
-    return backend, fast.bos_token_id, fast.eos_token_id, recorded if isinstance(recorded, str) else None
+        named = {"bos_token": fast.bos_token, "eos_token": fast.eos_token or facts.eos_token}
+        return _backend_of(fast.backend_tokenizer.to_str(), folder), facts.model_copy(update=named)
+
+
+def _gpt2_tokenizer(folder: Path, file: TokenizerFile | None, facts: SpecialTokens) -> Tokenizer:
+    """Return a byte-level BPE tokenizer, equal to that of transformers."""
+    if file is not None:
+        path, added = folder / "tokenizer.json", file.added_tokens
+        vocab, merges = file.model.vocab, file.model.merges
+    else:
+        path, added = folder / "vocab.json", []
+        vocab = read_document(path, VocabularyFile, max_items=MAX_VALUES, hint=HINT).root
+        merges = read_merges(folder / "merges.txt")
+    with library_errors(path, hint=HINT):
+        model = models.BPE(
+            vocab, pairs_of(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
+        )
+        backend = Tokenizer(model)
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=facts.add_prefix_space)
+        backend.decoder = decoders.ByteLevel()
+        backend.post_processor = processors.TemplateProcessing(
+            single=["$A:0"], pair=["$A:0", "$B:1"], special_tokens=[]
+        )
+        backend.add_tokens([entry.token() for entry in added])
+        is_added = any(entry.content == facts.eos_token for entry in added)
+        if not is_added and backend.token_to_id(facts.eos_token) is not None:
+            backend.add_special_tokens([AddedToken(facts.eos_token, normalized=False, special=True)])
+    return backend
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
@@ -247,15 +298,18 @@ def save_tokenizer(
     """
     folder.mkdir(parents=True, exist_ok=True)
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
-    if boundaries and not tokenizer.template:
-        backend.post_processor = _boundary_template(tokenizer)
+    has_template = tokenizer.template
+    if boundaries and (tokenizer.prefix or tokenizer.suffix):
+        backend.post_processor, has_template = _boundary_template(tokenizer), True
     with replacing(folder / "tokenizer.json") as temporary:
         backend.save(str(temporary))
-    start, end = map(tokenizer.backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
+    start, end = map(backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
     special = {"bos_token": start, "eos_token": end, "unk_token": end}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, **special}
+    is_gpt2 = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and not has_template
+    kind = "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast"
+    settings = {"tokenizer_class": kind, "model_max_length": max_tokens, **special}
     if tokenizer.start_id != tokenizer.end_of_text_id:
-        settings[START_KEY] = tokenizer.start_token
+        settings["sentence_start"] = tokenizer.start_token
     write_json(folder / "tokenizer_config.json", settings)
 
 

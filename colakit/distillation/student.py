@@ -74,7 +74,7 @@ def student_job(
     summary: Mapping[str, Any] | None = None,
     epoch_size: int | None = None,
 ) -> ClassifierJob:
-    """Return the job that trains a student on `train`, with labels `UNLABELLED` where only teachers know.
+    """Return the job that trains a student on `train`, with the label `UNLABELLED` for unlabelled sentences.
 
     Args:
         tokenizer: of the teacher or the base; a student reads without boundary tokens.

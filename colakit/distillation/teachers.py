@@ -189,7 +189,7 @@ def load_teachers(
     reporter: Reporter,
     hidden_weight: float = 0.0,
 ) -> list[Teacher]:
-    """Load the teachers; a folder of folds stands for one teacher per fold.
+    """Load the teachers; a folder of folds counts as one teacher per fold.
 
     Args:
         label_names: of the data.

@@ -175,7 +175,7 @@ class Sources:
     Args:
         train: sentences of train.
         sampler: None if no source needs it.
-        is_forbidden: returns whether a sentence is in a split that is evaluated; such are not corrupted.
+        is_forbidden: returns whether a sentence is in a split that is evaluated; these are not corrupted.
     """
 
     def __init__(

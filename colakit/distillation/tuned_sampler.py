@@ -207,7 +207,8 @@ class TunedSampler:
     def measure_sentences(self, count: int) -> float:
         """Return the expected seconds to sample `count` sentences that are as long as those of train."""
         tokens, sampler = self._mean_tokens()
-        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS  # a base goes on
+        # a base that is not fine-tuned writes longer sentences
+        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS
         return _num_samples(count) * sampler.seconds_per_sample(tokens // 4, new)
 
     def measure_words(self, count: int) -> float:
@@ -216,14 +217,14 @@ class TunedSampler:
         return _num_samples(count) * sampler.seconds_per_sample(tokens // 2, WORD_TOKENS)
 
     def _mean_tokens(self) -> tuple[int, SentenceSampler]:
-        """Return the mean tokens of train's sentences, with an end, and a sampler before its tuning."""
+        """Return the mean length of train's sentences in tokens (end included), and the untuned sampler."""
         sampler = self._load(resolve_base(self.base))
         lengths = sampler.tokenizer.encode(self.task.train.sentences[:LENGTHS]).lengths
         return round(float(lengths.mean())) + 1, sampler
 
     @cached_property
     def sampler(self) -> SentenceSampler:
-        """The model, on its device."""
+        """The sampler with the fine-tuned model, on its device."""
         return self._load(self.folder())
 
     def _load(self, folder: Path) -> SentenceSampler:

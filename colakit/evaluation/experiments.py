@@ -88,7 +88,7 @@ def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model in a comparison.
+    """A model with its experiment.
 
     Attributes:
         name: unique among the compared models.
@@ -98,7 +98,7 @@ class ModelInfo:
         teachers: fingerprints of the models it was distilled from.
         num_parameters: all, frozen ones included.
         settings: `named_settings` of its origin.
-        facts: on its training, see `evaluation.budget`.
+        facts: about its training, see `evaluation.budget`.
     """
 
     name: str
@@ -154,7 +154,10 @@ def _differing(model: ModelInfo, rivals: Sequence[Mapping[str, Any]]) -> str:
     for key, leaf in zip(differing, leaves, strict=True):
         name, value = leaf if leaves.count(leaf) == 1 else key, model.settings[key]
         if isinstance(value, dict):
-            value = [f"{part}:{share:g}" for part, share in value.items()]
+            value = [
+                f"{part}:{share:g}" if isinstance(share, float) else f"{part}:{share}"
+                for part, share in value.items()
+            ]
         if value is True:
             texts.append(name)
         elif value is not False:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from colakit.config.yaml import read_yaml
 from colakit.data.corpora import Split
@@ -33,6 +34,7 @@ from colakit.storage.gpt2 import (
     load_classifier_model,
     load_gpt,
     load_tokenizer,
+    read_config_file,
     require_embeddings,
     resolve_base,
 )
@@ -40,7 +42,11 @@ from colakit.storage.model_file import (
     CHECKPOINT_NAME,
     COMPANION_NAME,
     STUDENT_NAME,
-    check_metadata,
+    Companion,
+    ModelMetadata,
+    check_origin,
+    check_shapes,
+    check_threshold,
     read_companion,
     read_model_file,
     student_name,
@@ -50,7 +56,7 @@ from colakit.storage.peft import PeftAdapter, apply_adapter, read_adapter
 from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
-from colakit.utils.files import read_json
+from colakit.utils.documents import library_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHAT_TO_GIVE = (
@@ -87,7 +93,7 @@ class SentenceClassifier:
         command, family = self.origin.get("command", "adapter"), FAMILY_NAMES[self.model.config.family]
         if self.lora is not None:
             return f"{command} ({family}, rank {self.lora.rank})"
-        finetune = self.origin.get("settings", {}).get("finetune", {})
+        finetune = (self.origin.get("settings") or {}).get("finetune") or {}
         return f"{command} ({family}, {'from scratch' if finetune.get('from_scratch') else 'full'})"
 
     def encode(self, sentences: Sequence[str], cache: ArrayCache | None = None) -> Tokens:
@@ -174,18 +180,18 @@ def read_origin(where: str | Path) -> dict[str, Any]:
         ColakitError: if there is no classifier, or its file or settings.yaml cannot be read.
     """
     path = _locate(where)
-    origin = (read_companion(path) if path.is_dir() else read_model_file(path)).get("origin")
-    if not origin or not isinstance(origin, dict):
-        return {}
+    origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
     saved = path.resolve().parent / "settings.yaml"
-    if not saved.is_file():
+    if not origin or not saved.is_file():
         return origin
     settings = read_yaml(saved)
-    return {**origin, "settings": settings, **({"base": settings.get("base")} if "base" in origin else {})}
+    recorded = {"settings": settings, **({"base": settings.get("base")} if "base" in origin else {})}
+    with library_errors(saved, hint="Correct the file, or delete it."):
+        return check_origin({**origin, **recorded})
 
 
 def _locate(where: str | Path) -> Path:
-    """Return the model file or the adapter folder that `where` stands for."""
+    """Return the model file or the adapter folder at `where`."""
     path = Path(where).expanduser()
     if not path.exists():
         raise ColakitError(f"{path}: file or folder not found", hint=WHAT_TO_GIVE)
@@ -207,34 +213,40 @@ def _locate(where: str | Path) -> Path:
 
 
 def _from_model_file(path: Path) -> SentenceClassifier:
-    content = read_model_file(path)
-    try:
-        model, lora = _build_empty(content)
-        model.load_state_dict(content["tensors"], assign=True)
+    metadata, tensors = read_model_file(path)
+    with library_errors(path, hint="Train or copy the model again."):
+        model, lora = _build_empty(metadata, tensors)
+        for name, expected in model.state_dict().items():
+            stored = tensors.get(name, expected).dtype
+            if stored.is_floating_point != expected.dtype.is_floating_point:
+                raise ValueError(f"{name} must be {expected.dtype} (got {stored})")
+        model.load_state_dict(tensors, assign=True)
         if isinstance(model, DistilRNN):
             model.check_rows()
-        check_metadata(content, model.num_labels)
-        tokenizer = SentenceTokenizer.from_dict(content["tokenizer"])
-        return SentenceClassifier(model.eval(), tokenizer, lora=lora, **_decision_of(content))
-    except Exception as error:  # missing or foreign content can raise anything
-        raise ColakitError(
-            f"{path}: the model file is damaged ({error})", hint="Train or copy the model again."
-        ) from error
+        tokenizer = SentenceTokenizer.from_state(metadata.tokenizer)
+        check_shapes(metadata, model.config, model.num_labels, tokenizer)
+        return SentenceClassifier(
+            model.eval(),
+            tokenizer,
+            tuple(metadata.label_names),
+            metadata.max_tokens,
+            metadata.threshold,
+            lora,
+            metadata.origin,
+        )
 
 
-def _build_empty(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
+def _build_empty(
+    metadata: ModelMetadata, tensors: Mapping[str, Tensor]
+) -> tuple[GPTClassifier | DistilRNN, LoRAConfig | None]:
     """Build the model on the meta device, with the shapes of the stored tensors."""
     with without_weights():
-        if content["kind"] == "rnn":
-            return DistilRNN(RNNConfig(**content["config"])), None
-        num_labels = content["tensors"]["score.weight"].shape[0]
-        model = GPT(GPTConfig(**content["config"])).classifier(num_labels)
-        if content["lora"] is None:
+        if metadata.kind == "rnn":
+            return DistilRNN(RNNConfig(**metadata.config)), None
+        model = GPT(GPTConfig(**metadata.config)).classifier(len(metadata.label_names))
+        if metadata.lora is None:
             return model, None
-        fields: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in content["lora"].items()
-        }
-        lora = LoRAConfig(**fields)
+        lora = LoRAConfig(**metadata.lora.model_dump())
         # The stored tensors already hold PiSSA's residual, so nothing is decomposed again.
         inject(model, replace(lora, init="kaiming"))
         if lora.init == "pissa":
@@ -245,86 +257,84 @@ def _build_empty(content: dict[str, Any]) -> tuple[GPTClassifier | DistilRNN, Lo
 
 def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     adapter, companion = read_adapter(folder), read_companion(folder)
-    if "score.weight" not in adapter.saved_modules:
+    score = adapter.saved_modules.get("score.weight")
+    if score is None or score.ndim != 2:
         raise ColakitError(
             f"{folder}: the adapter has no classification head (`score`)", hint="Give a SEQ_CLS adapter."
         )
+    num_labels = len(score)
+    names = companion.label_names or [f"LABEL_{i}" for i in range(num_labels)]
+    with library_errors(folder / COMPANION_NAME, hint="Save the adapter again."):
+        check_threshold(companion.threshold, num_labels)
+        if len(names) != num_labels:
+            raise ValueError(f"label_names must be {num_labels} strings (got {len(names)})")
     gpt, base_folder = load_base_of(folder, adapter, base)
-    num_labels = adapter.saved_modules["score.weight"].shape[0]
+    positions = gpt.config.num_positions
     model = gpt.classifier(num_labels)
     apply_adapter(model, adapter, where=str(folder))
-    metadata: dict[str, Any] = {
-        "label_names": companion.get("label_names") or [f"LABEL_{i}" for i in range(num_labels)],
-        "max_tokens": companion.get("max_tokens") or gpt.config.num_positions,
-        "threshold": companion.get("threshold"),
-        "origin": companion.get("origin") or {"command": "adapter", "base": base or adapter.base},
-    }
-    try:
-        check_metadata(metadata, num_labels)
-    except ValueError as error:
-        raise ColakitError(f"{folder}/{COMPANION_NAME}: {error}", hint="Save the adapter again.") from error
-    tokenizer = _adapter_tokenizer(folder, companion, base_folder, model)
-    return SentenceClassifier(model.eval(), tokenizer, lora=adapter.config, **_decision_of(metadata))
+    return SentenceClassifier(
+        model.eval(),
+        _adapter_tokenizer(folder, companion, base_folder, model),
+        tuple(names),
+        min(companion.max_tokens or positions, positions),
+        companion.threshold,
+        adapter.config,
+        companion.origin or {"command": "adapter", "base": base or adapter.base},
+    )
 
 
 def _adapter_tokenizer(
-    folder: Path, companion: Mapping[str, Any], base_folder: Path, model: GPTClassifier
+    folder: Path, companion: Companion, base_folder: Path, model: GPTClassifier
 ) -> SentenceTokenizer:
     """Return the tokenizer in the adapter's folder, or that of its base.
 
     PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of `colakit.json`.
     """
     source = folder if has_tokenizer(folder) else base_folder
-    boundaries: dict[str, Any] = {key: bool(companion.get(key)) for key in ("prefix", "suffix")}
     tokenizer = SentenceTokenizer.from_base(
-        source, start=companion.get("start_token"), **boundaries if companion else {"template": True}
+        source,
+        prefix=companion.prefix,
+        suffix=companion.suffix,
+        start=companion.start_token,
+        template=companion.is_empty,
     )
     require_embeddings(tokenizer, model.config.vocab_size, source)
-    if not companion:
+    if base_folder.is_dir():
         _require_padding(tokenizer, base_folder)
     return tokenizer
 
 
 def _is_transformers(folder: Path) -> bool:
     """Return whether a folder holds a `…ForSequenceClassification` of transformers."""
-    try:
-        config = read_json(folder / "config.json")
-    except (OSError, ValueError):
+    if not (folder / "config.json").is_file():
         return False
-    names = config.get("architectures") if isinstance(config, dict) else None
-    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
+    names = read_config_file(folder).architectures or []
+    return any(name.endswith("ForSequenceClassification") for name in names)
 
 
 def _from_transformers(folder: Path) -> SentenceClassifier:
-    model = load_classifier_model(folder)
-    config = read_json(folder / "config.json")
-    if config.get("problem_type") not in (None, "single_label_classification"):
+    model, config = load_classifier_model(folder), read_config_file(folder)
+    if config.problem_type not in (None, "single_label_classification"):
         raise ColakitError(
-            f"{folder}/config.json: problem_type is {config['problem_type']!r}; only "
+            f"{folder}/config.json: problem_type is {config.problem_type!r}; only "
             "single_label_classification is supported"
         )
     tokenizer = load_tokenizer(folder, template=True)
     _require_padding(tokenizer, folder)
-    names = config.get("id2label") or {}
-    labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(model.num_labels))
+    names = config.id2label or {}
+    labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(model.num_labels))
     origin = {"command": "classifier", "base": str(folder)}
     return SentenceClassifier(model, tokenizer, labels, model.config.num_positions, origin=origin)
 
 
 def _require_padding(tokenizer: SentenceTokenizer, folder: Path) -> None:
     """Refuse a template that ends with the padding token: transformers then reads the token before it."""
-    path = folder / "config.json"
-    padding = read_json(path).get("pad_token_id") if path.is_file() else None
-    if padding is not None and tokenizer.encode([""]).ids[-1] == padding and tokenizer.num_own:
+    padding = read_config_file(folder).pad_token_id
+    if tokenizer.num_own and padding is not None and tokenizer.encode([""]).ids[-1] == padding:
         raise ColakitError(
-            f"{path}: pad_token_id is {padding}, the last token that the tokenizer adds to each sentence",
+            f"{folder}/config.json: pad_token_id is {padding}, which the tokenizer adds after each sentence",
             hint="Save the model with another pad_token_id.",
         )
-
-
-def _decision_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("max_tokens", "threshold", "origin")
-    return {"label_names": tuple(metadata["label_names"]), **{key: metadata[key] for key in keys}}
 
 
 def load_base_of(folder: Path, adapter: PeftAdapter, base: str | None) -> tuple[GPT, Path]:
@@ -345,7 +355,7 @@ def load_base_of(folder: Path, adapter: PeftAdapter, base: str | None) -> tuple[
         hint = f"Name the base it was trained on with --base. {error.hint or ''}".rstrip()
         raise ColakitError(f"{folder}: its base: {error.message}", hint=hint) from error
     gpt = load_gpt(base_folder)
-    expected = read_companion(folder).get("origin", {}).get("base_fingerprint")
+    expected = read_companion(folder).origin.get("base_fingerprint")
     if expected is not None and expected != (actual := base_fingerprint(gpt)):
         raise ColakitError(
             f"{folder}: was trained on a base with fingerprint {str(expected)[:12]}…; "

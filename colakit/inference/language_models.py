@@ -49,7 +49,7 @@ def load_language_model(
     weights = read_adapter(path)
     model, folder = load_base_of(path, weights, base if base_typed or not weights.base else None)
     apply_adapter(model, weights, where=str(path))
-    start = start_token or read_companion(path).get("start_token")
+    start = start_token or read_companion(path).start_token
     return model, load_tokenizer(folder, start=start)
 
 

@@ -16,19 +16,19 @@ from threadpoolctl import threadpool_limits
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError
 from colakit.inference.decisions import Predictions, as_list
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
 from colakit.storage.model_file import (
-    FORMAT,
     STUDENT_NAME,
-    check_metadata,
+    check_shapes,
     describe_model,
     read_student_file,
     student_name,
 )
+from colakit.utils.documents import MissingError, library_errors
 
 MAX_BATCH_TOKENS = 2**13  # with padding; a worker needs about 20 KB per token
 MAX_WORKERS = 8
@@ -54,30 +54,22 @@ class StudentPredictor:
         path = Path(where).expanduser()
         try:
             metadata, tensors = read_student_file(path)
-        except FileNotFoundError as error:
+        except MissingError as error:
             if not path.exists():
                 raise ColakitError(f"{where}: file or folder not found", hint="Check the path.") from error
             raise ColakitError(
                 f"{where}: {describe_model(path)}, not a recurrent student (no {STUDENT_NAME})",
                 hint="colakit.load(…) in Python and `colakit predict --model` load every kind of classifier.",
             ) from error
-        except (OSError, ValueError) as error:
-            raise ColakitError(f"{where}: {error}", hint="Copy or train the student again.") from error
-        try:
-            if metadata["kind"] != "rnn" or metadata["format"] != FORMAT:
-                raise ValueError(f"format {metadata['format']}, not {FORMAT}")
-            self._model = NumpyRNN(RNNConfig(**metadata["config"]), tensors)
-            check_metadata(metadata, self._model.config.num_labels)
-            self._tokenizer = SentenceTokenizer.from_dict(metadata["tokenizer"])
-            self.name = student_name(metadata["origin"], self._model.config.cell)
-        except Exception as error:  # missing or foreign content can raise anything
-            raise ColakitError(
-                f"{where}: not a student file of colakit ({first_line(error)})",
-                hint="Copy or train the student again.",
-            ) from error
-        self.label_names = tuple(metadata["label_names"])
-        self.max_tokens: int | None = metadata["max_tokens"]
-        self.threshold: float | None = metadata["threshold"]
+        with library_errors(where, hint="Copy or train the student again."):
+            if metadata.kind != "rnn":
+                raise ValueError("not a student")
+            self._model = NumpyRNN(RNNConfig(**metadata.config), tensors)
+            self._tokenizer = SentenceTokenizer.from_state(metadata.tokenizer)
+            check_shapes(metadata, self._model.config, self._model.config.num_labels, self._tokenizer)
+        self.name = student_name(metadata.origin, self._model.config.cell)
+        self.label_names = tuple(metadata.label_names)
+        self.max_tokens, self.threshold = metadata.max_tokens, metadata.threshold
         self._batch_size = batch_size
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:

@@ -21,32 +21,122 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+)
 from torch import Tensor
 
 from colakit import __version__
 from colakit.errors import ColakitError, first_line
 from colakit.storage.tensors import read_tensors, write_tensors
+from colakit.utils.documents import (
+    Document,
+    DocumentError,
+    MissingError,
+    check_json_bounds,
+    describe,
+    parse_document,
+    read_bounded,
+)
 from colakit.utils.files import sha256_of, sync_folder, write_text
 
 FORMAT = 1
 NUM_KEPT = 2
 MAX_MANIFEST_BYTES = 2**20
 STATE, MANIFEST = "state.pt", "manifest.json"
-PARTS: dict[str, type | tuple[type, ...]] = {  # required keys of a state and their types
-    "identity": dict,
-    "step": int,
-    "progress": dict,
-    "tensors": dict,
-    "optimizer": dict,
-    "per_process": list,
-    "metrics_bytes": int,
-    "max_micro_batch_size": (int, type(None)),
-    "graphs_failed": bool,
-}
 NAME = re.compile(r"step-(\d{8,})")
 NOTES = ("seconds", "counted")  # in the manifest, not the state: equal runs must write equal states
+
+
+Names = dict[str, Any]
+Tensors = dict[str, Tensor]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class StateModel(BaseModel):
+    """A part of a state, of tensors and plain data."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True, extra="forbid")
+
+
+class BestEvaluation(StateModel, extra="allow"):
+    """Validation metrics of the best evaluation."""
+
+    loss: float
+    step: Count
+    epoch: Annotated[float, Field(ge=0)]
+    accuracy: float = 0.0
+    mcc: float = 0.0
+
+
+class ProgressState(StateModel):
+    """State of a run besides weights and optimizer."""
+
+    max_steps: Annotated[int, Field(ge=1, lt=2**53)]
+    loss_sum: float
+    count: Count
+    best: Annotated[Names, AfterValidator(lambda best: BestEvaluation.model_validate(best) and best)] | None
+    best_tensors: Tensors
+    stale: Count
+    ema: Tensors
+
+
+class State(StateModel):
+    """The state after a step, of all processes."""
+
+    identity: Names
+    step: Count
+    progress: Annotated[Names, AfterValidator(lambda state: ProgressState.model_validate(state) and state)]
+    tensors: Tensors
+    optimizer: Names
+    per_process: Annotated[list[Any], Field(min_length=1, max_length=2**16)]
+    metrics_bytes: Count
+    max_micro_batch_size: Annotated[int, Field(ge=1)] | None
+    graphs_failed: bool
+
+    @field_validator("per_process")
+    @classmethod
+    def _has_generators(cls, processes: list[Any]) -> list[Any]:
+        """Each process has a pair of generator states and its own state."""
+        for process in processes:
+            is_pair = isinstance(process, (list, tuple)) and len(process) == 2
+            if not (is_pair and isinstance(process[0], dict) and isinstance(process[0].get("cpu"), Tensor)):
+                raise ValueError("lacks the random generators")
+        return processes
+
+
+PARTS = tuple(State.model_fields)
+
+
+class FileRecord(Document):
+    """Size and checksum of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+class Manifest(Document):
+    """manifest.json of a checkpoint."""
+
+    format: int
+    files: Annotated[dict[str, FileRecord], Field(max_length=64)]
+    seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    counted: Annotated[float, Field(ge=0, lt=2**53)] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _are_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        if STATE not in files or any(Path(name).name != name for name in files):
+            raise ValueError(f"must list {STATE} and only files of its folder")
+        return files
 
 
 class DamagedError(Exception):
@@ -202,69 +292,50 @@ def read_checkpoint(path: Path) -> Checkpoint:
         DamagedError: if a file is missing or differs from what was written.
         ColakitError: if a newer colakit wrote it.
     """
-    manifest = _read_manifest(path)
-    for name, expected in manifest["files"].items():
+    manifest = _read_manifest(path / MANIFEST)
+    for name, expected in manifest.files.items():
         _check_file(path / name, expected)
     try:
-        state = read_tensors(path / STATE)
-    except Exception as error:  # the unpickler raises many error types
-        raise DamagedError(f"{path / STATE}: cannot be read ({first_line(error)})") from error
-    missing = [part for part in PARTS if not isinstance(state, dict) or part not in state]
-    if missing:
-        raise DamagedError(f"{path / STATE}: lacks {', '.join(missing)}")
-    if wrong := [part for part, kind in PARTS.items() if not isinstance(state[part], kind)]:
-        raise DamagedError(f"{path / STATE}: {wrong[0]} is a {type(state[wrong[0]]).__name__}")
-    if not all(_has_generators(process) for process in state["per_process"]):
-        raise DamagedError(f"{path / STATE}: lacks the random generators")
+        content = read_tensors(path / STATE)
+        state = dict(State.model_validate(content))
+    except ValidationError as error:
+        raise DamagedError(f"{path / STATE}: {describe(error)}") from None
+    except DocumentError as error:
+        raise DamagedError(error.message) from error
     if int(path.name.removeprefix("step-")) != state["step"]:
         raise DamagedError(f"{path / STATE}: is the state after step {state['step']}")
-    return Checkpoint(path, state, {name: manifest[name] for name in NOTES if _is_number(manifest.get(name))})
+    return Checkpoint(path, state, manifest.model_dump(include=set(NOTES), exclude_none=True))
 
 
-def _has_generators(process: Any) -> bool:
-    """Whether this is a pair (generator states, other state of the process)."""
-    is_pair = isinstance(process, (list, tuple)) and len(process) == 2
-    return is_pair and isinstance(process[0], dict) and isinstance(process[0].get("cpu"), Tensor)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+def _read_manifest(path: Path) -> Manifest:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"longer than {MAX_MANIFEST_BYTES:,} bytes")
-        text = path.read_bytes().decode()
-        manifest = json.loads(text)
-    except FileNotFoundError:
+        raw = read_bounded(path, MAX_MANIFEST_BYTES)
+        check_json_bounds(raw, max_bytes=MAX_MANIFEST_BYTES)
+        content = json.loads(raw)
+        if not isinstance(content, dict) or _manifest_text(content).encode() != raw:
+            raise DamagedError(f"{path}: has changed since it was written (own SHA-256 differs)")
+        if isinstance(version := content.get("format"), int) and version > FORMAT:
+            raise ColakitError(
+                f"{path.parent}: format {version}; this colakit reads up to {FORMAT}", hint="Upgrade colakit."
+            )
+        manifest = parse_document(raw, Manifest, str(path))
+    except MissingError:
         raise DamagedError(f"{path}: is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except DocumentError as error:
+        raise DamagedError(error.message) from None
+    except ValueError as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error
-    if not isinstance(manifest, dict) or _manifest_text(manifest) != text:
-        raise DamagedError(f"{path}: has changed since it was written (own SHA-256 differs)")
-    version = manifest.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise ColakitError(
-            f"{folder}: format {version}; this colakit reads up to {FORMAT}", hint="Upgrade colakit."
-        )
-    files = manifest.get("files")
-    if version != FORMAT or not isinstance(files, dict) or STATE not in files:
-        raise DamagedError(f"{path}: must have format {FORMAT} and list {STATE}")
-    if outside := [name for name in files if Path(name).name != name]:
-        raise DamagedError(f"{path}: lists files outside its folder ({', '.join(outside)})")
-    if not all(isinstance(facts, dict) and facts.keys() >= {"bytes", "sha256"} for facts in files.values()):
-        raise DamagedError(f"{path}: lacks the size or SHA-256 of a file")
+    if manifest.format != FORMAT:
+        raise DamagedError(f"{path}: must have format {FORMAT}")
     return manifest
 
 
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+def _check_file(path: Path, expected: FileRecord) -> None:
     try:
         size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise DamagedError(f"{path}: has {size} bytes, not the {expected['bytes']} that were written")
-        if sha256_of(path) != expected["sha256"]:
+        if size != expected.bytes:
+            raise DamagedError(f"{path}: has {size} bytes, not the {expected.bytes} that were written")
+        if sha256_of(path) != expected.sha256:
             raise DamagedError(f"{path}: has changed since it was written (SHA-256 differs)")
     except FileNotFoundError:
         raise DamagedError(f"{path}: is missing") from None

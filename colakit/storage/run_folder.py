@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,14 +31,20 @@ from numpy.typing import NDArray
 
 from colakit import __version__
 from colakit.data.corpora import Split
-from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, first_line
+from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
+from colakit.storage.run_schemas import EvaluationRecord, MetricsFile, Predictions, StepRecord, Summary
+from colakit.utils.documents import MissingError, parse_document, read_bounded, read_document
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
 
+S = TypeVar("S", bound=Summary)
 Labels = NDArray[np.int64]  # (N,)
 
+MAX_METRICS_BYTES = 2**24
+MAX_PREDICTIONS_BYTES = 2**26
+MAX_VALUES = 2**22  # in metrics.jsonl or predictions.json
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 
 
@@ -87,12 +93,24 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl, without an incomplete last line."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+    def read_metrics(self) -> tuple[list[StepRecord], list[EvaluationRecord]]:
+        """Return the steps and the evaluations of a classifier in metrics.jsonl.
+
+        An incomplete last line is ignored: a killed process may leave half of one.
+
+        Raises:
+            ColakitError: if there is no evaluation, or the file is broken.
+        """
+        hint = "Give the folder of a training run."
+        lines = read_bounded(self.metrics, MAX_METRICS_BYTES, hint=hint).split(b"\n")
+        raw = b"[" + b",\n".join(line for line in lines[:-1] if line) + b"]"
+        records = parse_document(
+            raw, MetricsFile, str(self.metrics), max_bytes=MAX_METRICS_BYTES, max_items=MAX_VALUES, hint=hint
+        ).root
+        evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+        if not evaluations:
+            raise ColakitError(f"{self.metrics}: has no evaluation", hint=hint)
+        return [record for record in records if isinstance(record, StepRecord)], evaluations
 
     def metrics_bytes(self) -> int:
         """Return the size of metrics.jsonl."""
@@ -151,34 +169,33 @@ class RunFolder:
         Raises:
             ColakitError: if the file is missing or broken.
         """
-        try:
-            raw = json.loads(self.predictions.read_text(encoding="utf-8"))
-            return {
-                name: (np.array(split["labels"], np.int64), np.array(split["predictions"], np.int64))
-                for name, split in raw["splits"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ColakitError(
-                f"{self.predictions}: cannot be read ({first_line(error)})", hint="Pass a finished run."
-            ) from error
+        splits = read_document(
+            self.predictions,
+            Predictions,
+            max_bytes=MAX_PREDICTIONS_BYTES,
+            max_items=MAX_VALUES,
+            hint="Pass a finished run.",
+        ).splits
+        return {
+            name: (np.array(split.labels, np.int64), np.array(split.predictions, np.int64))
+            for name, split in splits.items()
+        }
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_json(self.summary, summary)
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self, model: type[S]) -> S:
         """Return the content of summary.json.
 
         Raises:
             ColakitError: if it is missing (not a run folder, or the run is not finished) or broken.
         """
         try:
-            return json.loads(self.summary.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return read_document(self.summary, model)
+        except MissingError:
             hint = "Finish it with --resume." if self.checkpoints.paths() else "Pass a run folder."
             raise ColakitError(f"{self.path}: is not a finished run (no summary.json)", hint=hint) from None
-        except (OSError, ValueError) as error:
-            raise ColakitError(f"{self.summary}: cannot be read ({error})") from error
 
 
 def environment(compute: Compute) -> dict[str, Any]:

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from colakit.config.section import MAX_SEED
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError
 from colakit.storage.run_folder import RunFolder
-from colakit.utils.files import read_json, write_json, write_text
+from colakit.storage.run_schemas import MAX_RUNS, RunsRecord
+from colakit.utils.documents import library_errors, read_document
+from colakit.utils.files import write_json, write_text
 
 RECORD = "runs.json"
-MAX_RUNS = 1000
 
 Kind = Literal["seeds", "folds"]
 
@@ -89,25 +90,12 @@ def open_run_set(path: Path) -> RunSet | None:
     record = path.expanduser() / RECORD
     if not record.is_file():
         return None
-    try:
-        return RunSet(path.expanduser(), *_read(read_json(record)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ColakitError(
-            f"{record}: cannot be read ({first_line(error)})", hint="Pass its runs one by one."
-        ) from error
-
-
-def _read(record: Any) -> tuple[str, Kind, tuple[int, ...]]:
-    """Return command, kind and values; any wrong content raises."""
-    command = record["command"]
-    if command not in ("finetune", "distill", "train-scratch"):
-        raise ValueError(f"no command has the name {command!r}")
-    if "folds" in record:
-        count = record["folds"]
-        if type(count) is not int or not 2 <= count <= MAX_RUNS:
-            raise ValueError(f"`folds` must be a whole number from 2 to {MAX_RUNS}")
-        return command, "folds", tuple(range(1, count + 1))
-    return command, "seeds", check_seeds(record["seeds"])
+    hint = "Pass its runs one by one."
+    content = read_document(record, RunsRecord, hint=hint)
+    if content.folds is not None:
+        return RunSet(path.expanduser(), content.command, "folds", tuple(range(1, content.folds + 1)))
+    with library_errors(record, hint=hint):
+        return RunSet(path.expanduser(), content.command, "seeds", check_seeds(content.seeds or ()))
 
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

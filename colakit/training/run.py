@@ -35,6 +35,7 @@ class TrainingRun:
         locks: released at the end of the run.
         plan: stages of the command; None: the trainer makes it.
         title: of the training's progress bar.
+        locked: whether this process holds the lock of `out`.
     """
 
     command: str
@@ -47,6 +48,7 @@ class TrainingRun:
     locks: ExitStack = field(default_factory=ExitStack)
     plan: Plan | None = None
     title: str = "training"
+    locked: bool = False
 
     def open(self) -> RunFolder:
         """Return the run folder, the same in every process; create and lock it if it is new.
@@ -61,8 +63,6 @@ class TrainingRun:
             self.folder = RunFolder(Path(path))
             self.reporter.say(f"run folder: {self.folder.path}")
         return self.folder
-
-    locked: bool = False
 
     @property
     def is_finished(self) -> bool:

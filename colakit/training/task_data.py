@@ -19,7 +19,7 @@ from colakit.utils.console import Reporter
 
 @dataclass(frozen=True)
 class TaskData:
-    """A corpus divided into what trains, what chooses epoch and threshold, and what is reported."""
+    """A corpus divided into train, a validation split (chooses epoch and threshold) and reported splits."""
 
     corpus: Corpus
     train: Split

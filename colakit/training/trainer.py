@@ -17,6 +17,7 @@ from colakit.runtime.seeding import restore_rng, rng_state, seed_everything
 from colakit.runtime.signals import StopRequest, stop_requests
 from colakit.storage.checkpoints import Checkpoint
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import Summary
 from colakit.training.cuda_graphs import StepGraphs
 from colakit.training.estimate import CACHING, EVALUATING, TRAINING, plan_training
 from colakit.training.job import TrainJob, differences
@@ -189,7 +190,10 @@ class Trainer(ABC):
             self.require_identity(checkpoint.state["identity"])
             self.check_length(checkpoint.state["progress"]["max_steps"], is_finished=True)
         self.reporter.say(f"{self.folder.path} is finished; nothing to resume")
-        return {**self.folder.read_summary(), "run": str(self.folder.path)}
+        return {
+            **self.folder.read_summary(Summary).model_dump(exclude_unset=True),
+            "run": str(self.folder.path),
+        }
 
     def _step_graphs(self) -> StepGraphs | None:
         if not self.compute.graphs or self.job.graph_width is None or self.graphs_failed:

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files, checksums."""
+"""Atomic writes, checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 OUT_OF_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """Write errors of the system, not of the path: disk or quota full, file too large, failing disk."""
 CHUNK = 1 << 20  # bytes per read when hashing
-MAX_JSON_BYTES = 2**24
 
 
 @contextlib.contextmanager
@@ -60,23 +59,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not JSON, longer than `MAX_JSON_BYTES`, or nested too deeply.
-    """
-    with path.open("rb") as file:
-        raw = file.read(MAX_JSON_BYTES + 1)
-    if len(raw) > MAX_JSON_BYTES:
-        raise ValueError(f"longer than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def require_unpacked_to_fit(members: Iterable[zipfile.ZipInfo], path: Path) -> None:

@@ -60,6 +60,17 @@ def test_help_does_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_builds_no_validators() -> None:
+    script = (
+        "import sys; from colakit.cli.app import main; main(['--help']); "
+        "from colakit.config.section import Section; "
+        "built = [each.__name__ for each in Section.__subclasses__() if each.__pydantic_complete__]; "
+        "sys.exit(f'built {built}' if built else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_predicting_with_a_student_imports_neither_torch_nor_transformers(
     runs: dict[str, Path],
 ) -> None:
@@ -93,7 +104,7 @@ def test_predicting_with_a_student_imports_neither_torch_nor_transformers(
         "data write": "--data --out --dry-run",
     }.items(),
 )
-def test_promised_flags_exist(
+def test_documented_flags_exist(
     command: str, flags: str, colakit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -610,7 +621,7 @@ def test_custom_task_with_three_classes(toy: Path, colakit: Run, tmp_path: Path)
         assert "threshold 0.7: the model has 3 labels; a threshold is for two" in " ".join(err.split())
 
 
-def test_a_collapsed_model_is_called_so(toy: Path, colakit: Run, tmp_path: Path) -> None:
+def test_a_collapsed_model_is_reported(toy: Path, colakit: Run, tmp_path: Path) -> None:
     code, _, err = colakit(
         "train-scratch",
         *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from colakit.data.tokenizer import END_OF_TEXT, SentenceTokenizer, save_tokenize
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.storage.gpt2 import SMOLLM2, resolve_base
-from colakit.utils.files import read_json, write_json
+from colakit.utils.files import write_json
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -30,7 +31,7 @@ def chat(tmp_path: Path) -> Path:
 
 def edit_config(folder: Path, changes: dict[str, Any]) -> None:
     path = folder / "tokenizer_config.json"
-    write_json(path, {**read_json(path), **changes})
+    write_json(path, {**json.loads((path).read_text()), **changes})
 
 
 def starts(tokenizer: SentenceTokenizer) -> str | None:

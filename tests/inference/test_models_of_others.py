@@ -31,7 +31,7 @@ from colakit.inference.classifier import load_classifier
 from colakit.inference.language_models import load_language_model
 from colakit.models.gpt.model import GPTClassifier
 from colakit.runtime.device import Compute
-from colakit.utils.files import read_json, write_json
+from colakit.utils.files import write_json
 
 Run = Callable[..., tuple[int, str, str]]
 SENTENCES = ["the cat sat", "didn't the dogs bark", "a dog", "the cat"]
@@ -101,7 +101,7 @@ def write_adapter(base: Path, folder: Path, **settings: Any) -> Path:
 def add_template(folder: Path, single: str) -> None:
     """Let a tokenizer add boundary tokens, by its template."""
     path = folder / "tokenizer.json"
-    content = read_json(path)
+    content = json.loads((path).read_text())
     ids = {token["content"]: token["id"] for token in content["added_tokens"]}
     parts: list[dict[str, Any]] = []
     for token in single.split():
@@ -118,7 +118,7 @@ def add_template(folder: Path, single: str) -> None:
 
 
 def edit_json(path: Path, changes: dict[str, Any]) -> None:
-    write_json(path, {**read_json(path), **changes})
+    write_json(path, {**json.loads((path).read_text()), **changes})
 
 
 def our_logits(where: Path, base: Path | None = None) -> Tensor:
@@ -181,9 +181,7 @@ def test_the_tokenizer_beside_an_adapter_is_used(model: Path, tmp_path: Path) ->
     plain = our_logits(adapter, model)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(model / name, adapter / name)
-    content = read_json(adapter / "tokenizer.json")
-    content["pre_tokenizer"]["add_prefix_space"] = True
-    write_json(adapter / "tokenizer.json", content)
+    edit_json(adapter / "tokenizer_config.json", {"add_prefix_space": True})
     expected = reference_logits(adapted(adapter, model), adapter)
     assert not torch.allclose(expected, plain, atol=1e-3)
     check(our_logits(adapter, model), expected)
@@ -195,17 +193,15 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_sizes(
 ) -> None:
     base = copied(gpt2, tmp_path / "base")
     adapter = write_adapter(base, tmp_path / "adapter")
-    rows = read_json(base / "config.json")["vocab_size"]
+    rows = json.loads((base / "config.json").read_text())["vocab_size"]
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(base if where == "base" else adapter)
     code, _, err = colakit("predict", "the cat", "--model", adapter, "--base", base)
     assert code == 2
-    assert f"the tokenizer has {rows + 1} tokens, but the model has embeddings of {rows}" in " ".join(
-        err.split()
-    )
+    assert f"its tokenizer has {rows + 1} tokens, but the model {rows} embeddings" in " ".join(err.split())
     if where == "base":
-        with pytest.raises(ColakitError, match=f"{rows + 1} tokens, but the model has embeddings of {rows}"):
+        with pytest.raises(ColakitError, match=f"{rows + 1} tokens, but the model {rows} embeddings"):
             load_language_model(None, str(base), base_typed=True)
 
 

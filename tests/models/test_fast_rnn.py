@@ -266,6 +266,10 @@ def test_student_predictor_says_what_the_folder_of_a_teacher_holds(tmp_path: Pat
         StudentPredictor(tmp_path)
     with pytest.raises(ColakitError, match="not found"):
         StudentPredictor(tmp_path / "nowhere")
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/runs.json").write_text("{}")
+    with pytest.raises(ColakitError, match="holds several runs, not a recurrent student"):
+        StudentPredictor(tmp_path / "seeds")
 
 
 def test_predictor_uses_bf16_only_with_student_dtype(classifier: SentenceClassifier, fp32: Compute) -> None:

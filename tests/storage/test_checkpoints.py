@@ -28,7 +28,10 @@ def state(step: int) -> dict[str, Any]:
     return {
         "identity": {"seed": 0},
         "step": step,
-        "progress": {"loss_sum": 0.5 * step, "count": step},
+        "progress": {
+            **{"max_steps": 9, "loss_sum": 0.5 * step, "count": step, "stale": 0},
+            **{"best": None, "best_tensors": {}, "ema": {}},
+        },
         "tensors": {"weight": weights},
         "optimizer": {"state": {0: {"exp_avg": weights * 2}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "per_process": [[{"cpu": generator.get_state()}, None]],
@@ -58,7 +61,7 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).write_text(checkpoint._manifest_text(manifest))
 
 
-def test_what_is_loaded_is_what_was_saved(saved: Checkpoints) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(saved: Checkpoints) -> None:
     said: Said = []
     found = saved.load(said.append)
     assert not said
@@ -74,7 +77,7 @@ def test_the_last_two_are_kept_and_nothing_else(saved: Checkpoints) -> None:
     assert {path.name for path in saved.folder.iterdir()} == {"step-100000000", "step-00000009"}
 
 
-def test_the_newest_is_the_one_of_the_last_step_whatever_the_clock_says(saved: Checkpoints) -> None:
+def test_the_newest_checkpoint_has_the_highest_step_not_the_latest_time(saved: Checkpoints) -> None:
     for path in saved.folder.rglob("step-00000006*"):
         os.utime(path, (0, 0))
     assert load(saved) == (6, [])
@@ -96,6 +99,7 @@ def damages(folder: Path) -> dict[str, Callable[[], object]]:
     """Return functions that damage a checkpoint folder, by name."""
     files = (folder / STATE, folder / MANIFEST)
     found: dict[str, Callable[[], object]] = {}
+    progress = state(6)["progress"]
     for file in files:
         size = file.stat().st_size
         found[f"{file.name} missing"] = file.unlink
@@ -109,6 +113,8 @@ def damages(folder: Path) -> dict[str, Callable[[], object]]:
         rest = {name: value for name, value in state(6).items() if name != part}
         found[f"{part} missing"] = lambda rest=rest: write_state(folder, rest)
     found["generators missing"] = lambda: write_state(folder, {**state(6), "per_process": [[{}, None]]})
+    found["best is text"] = lambda: write_state(folder, {**state(6), "progress": {**progress, "best": "x"}})
+    found["progress is empty"] = lambda: write_state(folder, {**state(6), "progress": {}})
     found["something else"] = lambda: write_state(folder, [1, 2])
     found["manifest lists nothing"] = lambda: rewrite_manifest(folder, files={})
     found["manifest is older"] = lambda: rewrite_manifest(folder, format=0)
@@ -165,7 +171,7 @@ def test_any_flipped_bit_of_a_manifest_is_detected(saved: Checkpoints) -> None:
             content[position] ^= 1 << bit
             (path / MANIFEST).write_bytes(content)
             with pytest.raises(checkpoint.DamagedError):
-                checkpoint._read_manifest(path)
+                checkpoint._read_manifest(path / MANIFEST)
 
 
 def test_loading_fails_if_both_checkpoints_are_damaged(saved: Checkpoints) -> None:

@@ -59,6 +59,9 @@ from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
 from colakit.storage.gpt2 import load_gpt, save_gpt
 from colakit.storage.model_file import METADATA_KEY
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
+from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import ClassifierSummary
+from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 
 SECONDS = 20.0  # limit of one case
@@ -317,7 +320,10 @@ def a_state(step: int) -> dict[str, Any]:
     return {
         "identity": {"seed": 0, "compute": "cpu"},
         "step": step,
-        "progress": {"loss_sum": 0.5, "count": step, "best": None},
+        "progress": {
+            **{"max_steps": 9, "loss_sum": 0.5, "count": step, "stale": 0},
+            **{"best": None, "best_tensors": {}, "ema": {}},
+        },
         "tensors": {"weight": weight},
         "optimizer": optimizer,
         "per_process": [[{"cpu": torch.zeros(16, dtype=torch.uint8)}, None]],
@@ -716,6 +722,70 @@ def read_adapter_folder(folder: Path) -> object:
     return load_classifier(folder, base=str(base_with_tokenizer()))
 
 
+DECISIONS = {"accuracy": 0.75, "mcc": 0.5}
+SCORES = {"loss": 0.5, **DECISIONS}
+SPLIT = {**SCORES, "num_examples": 4, "majority_rate": 0.5}
+RUN_FILES: dict[str, Any] = {
+    "summary.json": {
+        **{"command": "finetune", "seed": 0, "experiment": "abc", "model": "finetune", "labels": ["a", "b"]},
+        **{"best": {"epoch": 1.0}, "splits": {"val": SPLIT, "dev": SPLIT}, "threshold": 0.5, "seconds": 1.0},
+        **{"train_loss": "cross-entropy", "steps": 1, "max_steps": 1, "examples": 4},
+    },
+    "metrics.jsonl": {
+        **{"event": "evaluation", "step": 1, "epoch": 1.0, "train": {"loss": 0.5}},
+        **{"val": {**SCORES, "argmax": DECISIONS}, "dev": {"dev": SCORES}},
+    },
+    "predictions.json": {
+        "label_names": ["a", "b"],
+        "splits": {"dev": {"labels": [0, 1, 1, 0], "predictions": [0, 1, 0, 0]}},
+    },
+    "runs.json": {"command": "finetune", "folds": 2},
+}
+
+
+def run_cases() -> Cases:
+    good = {name: json_of(value) + b"\n" for name, value in RUN_FILES.items()}
+
+    def one(name: str) -> Cases:
+        raw = (
+            altered(RUN_FILES[name]).map(json_of).map(lambda line: line + b"\n") | mutated(good[name]) | DEEP
+        )
+        return st.fixed_dictionaries({**{other: st.just(good[other]) for other in good}, name: raw})
+
+    return st.one_of(*map(one, RUN_FILES))
+
+
+def read_run(folder: Path) -> object:
+    """Read all files of a run folder that `plot` and `evaluate` read."""
+    run = RunFolder(folder)
+    read = (lambda: open_run_set(folder), lambda: run.read_summary(ClassifierSummary), run.read_metrics)
+    return [each() for each in (*read, run.read_predictions)]
+
+
+def tokenizer_cases() -> Cases:
+    file = json.loads(tokenizer().backend.to_str())
+    special = {"eos_token": "<|endoftext|>", "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+    vocab, merges = file["model"]["vocab"], "\n".join(map(" ".join, file["model"]["merges"])).encode()
+    files = altered(file).map(json_of) | mutated(json_of(file)) | DEEP
+    return st.one_of(
+        st.fixed_dictionaries(
+            {"tokenizer.json": files, "tokenizer_config.json": altered(special).map(json_of)}
+        ),
+        st.fixed_dictionaries({"tokenizer.json": files}),
+        st.fixed_dictionaries(
+            {
+                "vocab.json": altered(vocab).map(json_of) | st.just(json_of(vocab)),
+                "merges.txt": mutated(merges),
+            }
+        ),
+    )
+
+
+def read_tokenizer(folder: Path) -> object:
+    loaded = SentenceTokenizer.from_base(folder)
+    return loaded.encode(["the cat", ""]).ids.max(initial=0) < loaded.vocab_size
+
+
 @functools.cache
 def readers() -> dict[str, Reader]:
     """Return all readers by the kind of file."""
@@ -728,6 +798,8 @@ def readers() -> dict[str, Reader]:
         "cached arrays": Reader(cache_cases(), read_cache),
         "checkpoints": Reader(checkpoint_cases(), read_checkpoints),
         "ckpt.pt": Reader(classifier_cases(), read_ckpt),
+        "run folder": Reader(run_cases(), read_run),
+        "tokenizer": Reader(tokenizer_cases(), read_tokenizer),
         "base": Reader(base_cases(), load_gpt),
         "adapter": Reader(adapter_cases(), read_adapter_folder),
         **{name: Reader(cases(), read) for name, (cases, read) in DATA_READERS.items()},

@@ -65,6 +65,8 @@ def run_data(
         "labels": ["no", "yes"],
         "seconds": 1.0,
         "steps": 10 * num_evaluations,
+        "max_steps": 10 * num_evaluations,
+        "examples": 320 * num_evaluations,
         "best": {"step": 20, "epoch": 1.0},
         "train_loss": train_loss,
         "threshold": threshold,

@@ -11,7 +11,6 @@ from colakit.cli.options import (
     ResumeOption,
     SeedsOption,
     command,
-    parse_seeds,
 )
 from colakit.storage.output import Resume
 
@@ -38,4 +37,4 @@ def distill_command(
     """
     from colakit.api.distill import distill
 
-    return distill(session, resume=resume, seeds=parse_seeds(seeds))
+    return distill(session, resume=resume, seeds=seeds)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from colakit.api.session import Session
-from colakit.cli.options import BASE_AND_DATA, ResumeOption, SeedsOption, command, parse_seeds
+from colakit.cli.options import BASE_AND_DATA, ResumeOption, SeedsOption, command
 from colakit.storage.output import Resume
 
 
@@ -55,4 +55,4 @@ def finetune_command(
     """
     from colakit.api.finetune import finetune
 
-    return finetune(session, resume=resume, num_folds=folds, seeds=parse_seeds(seeds))
+    return finetune(session, resume=resume, num_folds=folds, seeds=seeds)

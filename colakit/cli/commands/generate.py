@@ -131,15 +131,15 @@ def _plan(session: Session, adapter: str | None, rank: int | None) -> dict[str, 
         raise ColakitError(
             f"--adapter {adapter}: not found", hint="Give an adapter folder, a run or a ckpt.pt."
         )
-    answer: dict[str, Any] = {"max_new_tokens": session.settings.generate.max_new_tokens, "adapter": adapter}
+    plan: dict[str, Any] = {"max_new_tokens": session.settings.generate.max_new_tokens, "adapter": adapter}
     if adapter is None:
         with without_weights():
             model = GPT(plan_config(session.settings.base)).requires_grad_(False)
             if rank is not None:
                 inject(model, lora_config(session.settings.lora, rank))
-        answer["parameters"] = session.print_parameters(model)
-    session.reporter.result(f"would add {answer['max_new_tokens']} tokens on {session.compute}")
-    return answer
+        plan["parameters"] = session.print_parameters(model)
+    session.reporter.result(f"would add {plan['max_new_tokens']} tokens on {session.compute}")
+    return plan
 
 
 class _Stream:

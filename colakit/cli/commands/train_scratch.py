@@ -14,7 +14,6 @@ from colakit.cli.options import (
     ResumeOption,
     SeedsOption,
     command,
-    parse_seeds,
 )
 from colakit.storage.output import Resume
 
@@ -41,4 +40,4 @@ def train_scratch_command(
     """
     from colakit.api.train_scratch import train_scratch
 
-    return train_scratch(session, resume=resume, like=like, seeds=parse_seeds(seeds))
+    return train_scratch(session, resume=resume, like=like, seeds=seeds)

@@ -1,0 +1,207 @@
+"""Files of tokenizers: tokenizer.json, vocab.json, merges.txt, and their special tokens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel
+from tokenizers import AddedToken
+
+from colakit.utils.documents import Document, DocumentError, read_bounded, read_document, read_text
+
+MAX_VALUES = 2**21
+MAX_ADDED = 2**10  # each one added slows down the next
+MAX_TOKEN = 2**10  # characters
+MAX_BYTES = 2**24
+MAX_ID = 2**24
+MAX_GROWTH = 64
+MAX_REPEATS = 2
+REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\})")
+BACKTRACKING = re.compile(r"\)[*+{]|\\[1-9kg]")  # a repeated group, or a reference to one
+END_OF_TEXT = "<|endoftext|>"
+
+
+def _checked_vocabulary(vocab: Any) -> Any:
+    """Check a vocabulary; pydantic would list a million faults. That of Unigram is a list."""
+    if not isinstance(vocab, dict):
+        if isinstance(vocab, list) and len(vocab) <= MAX_ID:
+            return vocab
+        raise ValueError("must be an object of ids")
+    for token, number in vocab.items():
+        if type(number) is not int or not 0 <= number < MAX_ID or len(token) > MAX_TOKEN:
+            raise ValueError(
+                f"{token[:40]!r} must have at most {MAX_TOKEN} characters and an id below {MAX_ID} "
+                f"(got {str(number)[:40]})"
+            )
+    return vocab
+
+
+def pairs_of(merges: list[Any]) -> list[tuple[str, str]]:
+    """Return merges, each written as text or as a pair, as pairs."""
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in merges]
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [str, str]:
+            raise ValueError(f"must be pairs of tokens (got {str(pair)[:60]})")
+    return [tuple(pair) for pair in pairs]
+
+
+def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
+    """Raise `ValueError` if a normalizer, pre-tokenizer or decoder may take far more than the text's length.
+
+    A pattern takes exponential time at most if a group repeats, otherwise polynomial time whose degree is the
+    number of its repeats. Replacements that lengthen text multiply.
+    """
+    growth, pending = 1.0, [rules]
+    while pending:
+        node = pending.pop()
+        pending += [each for each in node.values() if isinstance(each, dict)]
+        pending += [each for part in node.values() if isinstance(part, list) for each in part]
+        pending = [each for each in pending if isinstance(each, dict)]
+        if isinstance(pattern := node.get("Regex"), str):
+            is_long = any(len(REPEAT.findall(part)) > MAX_REPEATS for part in pattern.split("|"))
+            if is_long or BACKTRACKING.search(pattern) or len(pattern) > MAX_TOKEN:
+                raise ValueError(
+                    f"the pattern {pattern[:60]!r} may take exponential time: groups must not repeat, and an "
+                    f"alternative has at most {MAX_REPEATS} repeats"
+                )
+        if node.get("type") == "Replace":
+            replaced = node.get("pattern")
+            length = len(str(replaced.get("String", ""))) if isinstance(replaced, dict) else 0
+            growth *= max(1.0, (len(str(node.get("content"))) + (not length)) / max(1, length))
+        if growth > MAX_GROWTH:
+            raise ValueError(f"replacements may lengthen a text more than {MAX_GROWTH} times")
+    return rules
+
+
+Rules = Annotated[dict[str, Any], AfterValidator(check_rules)]
+Vocabulary = Annotated[Any, AfterValidator(_checked_vocabulary)]
+TokenText = Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)]
+
+
+class AddedTokenEntry(Document):
+    """A token that is matched before the text is split."""
+
+    id: Annotated[int, Field(ge=0, lt=2**24)]
+    content: TokenText
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    special: bool = False
+
+    def token(self) -> AddedToken:
+        """Return it as the library's type."""
+        return AddedToken(**self.model_dump(exclude={"id"}))
+
+
+class TokenizerModel(Document, extra="allow"):
+    """The part that maps pieces of text to ids; its other fields are checked by the library."""
+
+    type: Literal["BPE", "Unigram", "WordLevel", "WordPiece"] = "BPE"
+    dropout: None = None  # random tokens
+    vocab: Vocabulary
+    merges: list[Any] = Field([])  # checked by the library, or by `pairs_of`
+    max_input_chars_per_word: Annotated[int, Field(ge=1, le=1000)] = 100  # time grows with its square
+
+
+class TokenizerFile(Document):
+    """tokenizer.json."""
+
+    added_tokens: Annotated[list[AddedTokenEntry], Field(max_length=MAX_ADDED)] = Field([])
+    normalizer: Rules | None = None
+    pre_tokenizer: Rules | None = None
+    decoder: Rules | None = None
+    post_processor: dict[str, Any] | None = None
+    model: TokenizerModel
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it adds tokens to each text."""
+        rules = self.post_processor or {}
+        return bool(rules.get("special_tokens")) or rules.get("type", "ByteLevel") not in (
+            "ByteLevel",
+            "TemplateProcessing",
+        )
+
+
+class VocabularyFile(RootModel[Vocabulary]):
+    """vocab.json: token -> id."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class TokenizerState(Document):
+    """A tokenizer in a model file."""
+
+    json_: str = Field(alias="json")
+    end_of_text_id: Annotated[int, Field(ge=0)]
+    start_id: Annotated[int, Field(ge=0)]
+    prefix: bool
+    suffix: bool
+    template: bool = False
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+class SpecialTokens(Document):
+    """What tokenizer_config.json or special_tokens_map.json says."""
+
+    bos_token: Annotated[TokenText | None, BeforeValidator(_content)] = None
+    eos_token: Annotated[TokenText, BeforeValidator(_content)] = END_OF_TEXT
+    sentence_start: TokenText | None = None  # written by colakit
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_prefix_space: bool = False
+    split_special_tokens: Literal[False] = False
+    tokenizer_class: str | None = None
+    added_tokens_decoder: Annotated[dict[str, Any], Field(max_length=MAX_ADDED)] = Field({})
+    additional_special_tokens: Annotated[list[Any], Field(max_length=MAX_ADDED)] = Field([])
+
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether transformers would build GPT-2's tokenizer, whatever rules tokenizer.json has."""
+        if self.add_bos_token or self.add_eos_token:
+            return False
+        return (self.tokenizer_class or "GPT2").removesuffix("Fast").removesuffix("Tokenizer") == "GPT2"
+
+
+def read_special_tokens(folder: Path) -> SpecialTokens:
+    """Return the special tokens of a base's folder; those of GPT-2 if no file names any."""
+    tokens = SpecialTokens()
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            given = read_document(folder / name, SpecialTokens)
+            tokens = tokens.model_copy(update=given.model_dump(exclude_unset=True))
+    return tokens
+
+
+class AnyDocument(Document):
+    """A JSON object of any content."""
+
+
+def check_files(folder: Path) -> None:
+    """Check the bounds of all files from which transformers may make a tokenizer.
+
+    Raises:
+        DocumentError: if one is too large, or not JSON where it must be.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json":
+            read_document(path, AnyDocument, max_items=MAX_VALUES)
+        elif path.suffix in (".txt", ".model") and read_bounded(path, MAX_BYTES).count(b"\n") > MAX_VALUES:
+            raise DocumentError(f"{path}: more than {MAX_VALUES:,} lines")
+
+
+def read_merges(path: Path) -> list[str]:
+    """Return the merges of merges.txt.
+
+    Raises:
+        DocumentError: if it is missing, too large or not text.
+    """
+    text = read_text(path, MAX_BYTES)
+    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    return [line.rstrip("\r") for line in lines]

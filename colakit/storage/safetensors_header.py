@@ -1,0 +1,42 @@
+"""The header of a safetensors file, read before the library allocates anything. Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from colakit.utils.documents import MAX_BYTES, Document, DocumentError, parse_document, read_bounded
+
+MAX_VALUES = 2**18
+Dtype = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+
+
+class TensorEntry(Document):
+    """A tensor in the header."""
+
+    dtype: Dtype
+    shape: Annotated[list[NonNegativeInt], Field(max_length=8)]
+
+
+class SafetensorsHeader(Document, extra="allow"):
+    """The header: name -> tensor."""
+
+    __pydantic_extra__: dict[str, TensorEntry]
+    metadata: dict[str, str] = Field({}, alias="__metadata__")
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Return the header of a safetensors file.
+
+    Raises:
+        DocumentError: if it cannot be read, exceeds a bound or is not valid.
+    """
+    raw = read_bounded(path, MAX_BYTES + 8, whole=False)
+    length = int.from_bytes(raw[:8], "little")
+    if length > len(raw) - 8:
+        raise DocumentError(
+            f"{path}: its header has {length:,} bytes; the file and {MAX_BYTES:,} bytes are the limits"
+        )
+    return parse_document(raw[8 : 8 + length], SafetensorsHeader, f"{path}, header", max_items=MAX_VALUES)

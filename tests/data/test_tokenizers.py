@@ -1,0 +1,104 @@
+"""Tokenizers of any kind are loaded as transformers loads them, unless their rules may take too long."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
+from transformers import AutoTokenizer
+
+from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
+from colakit.errors import ColakitError
+
+SENTENCES = ("The cats sleep.", "the  CAT <|end|> café 12345", "naïve\t''\n")
+VOCAB = {"[UNK]": 0, "cat": 1, "the": 2, "##s": 3, "<|end|>": 4, "The": 5, "▁the": 6}
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def word_piece(pre_tokenizer: PreTokenizer | None = None, normalizer: Normalizer | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(VOCAB, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.Whitespace()
+    tokenizer.normalizer = normalizer or normalizers.NFC()
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram([("[UNK]", 0.0), ("<|end|>", 0.0), ("▁the", -1.0)], unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return tokenizer
+
+
+def split(pattern: str) -> Tokenizer:
+    return word_piece(pre_tokenizers.Split(Regex(pattern), "isolated"))
+
+
+KINDS = {
+    "WordPiece": word_piece(normalizer=normalizers.BertNormalizer()),
+    "Unigram": unigram(),
+    "WordLevel": Tokenizer(models.WordLevel(VOCAB, unk_token="[UNK]")),
+    "pattern of GPT-4": split(GPT4),
+    "replacement": word_piece(normalizer=normalizers.Replace(" ", "▁")),
+}
+
+
+def folder_of(tokenizer: Tokenizer, folder: Path, kind: str = "PreTrainedTokenizerFast") -> Path:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": kind, "eos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "PreTrainedTokenizerFast") for name in KINDS),
+        ("WordPiece", "BertTokenizer"),
+        ("WordPiece", "NotInTransformers"),
+    ],
+)
+def test_ids_equal_those_of_transformers(name: str, kind: str, tmp_path: Path) -> None:
+    folder = folder_of(KINDS[name], tmp_path, kind)
+    reference = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = SentenceTokenizer.from_base(folder)
+    tokens = tokenizer.encode(SENTENCES)
+    for i, sentence in enumerate(SENTENCES):
+        assert tokens.sentence(i).tolist() == reference(sentence, add_special_tokens=False).input_ids
+    assert tokenizer.end_of_text_id == reference.eos_token_id
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_saved_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None:
+    tokenizer = SentenceTokenizer.from_base(folder_of(KINDS[name], tmp_path))
+    save_tokenizer(tokenizer, tmp_path / "saved", max_tokens=8)
+    saved = SentenceTokenizer.from_base(tmp_path / "saved")
+    assert saved.encode(SENTENCES).ids.tolist() == tokenizer.encode(SENTENCES).ids.tolist()
+    assert saved.fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*$", "(.*){9}x", r"(a*)\1", ".*.*.*x", r"[a-z]+\w+\d{2,}x"]
+)
+def test_a_pattern_that_may_take_exponential_time_is_refused(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(ColakitError, match=r"tokenizer.json: pre_tokenizer: .* may take exponential time"):
+        SentenceTokenizer.from_base(folder_of(split(pattern), tmp_path))
+
+
+@pytest.mark.parametrize("replaced", ["a", "", Regex("a")])
+def test_replacements_that_multiply_the_text_are_refused(replaced: str | Regex, tmp_path: Path) -> None:
+    longer = normalizers.Sequence([normalizers.Replace(replaced, "a" * 9) for _ in range(3)])
+    with pytest.raises(ColakitError, match="normalizer: replacements may lengthen a text more than 64 times"):
+        SentenceTokenizer.from_base(folder_of(word_piece(normalizer=longer), tmp_path))
+
+
+def test_a_class_that_wants_another_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    (tmp_path / "spiece.model").write_bytes(b"x")
+    with pytest.raises(ColakitError, match=f"{tmp_path}: cannot be read"):
+        SentenceTokenizer.from_base(tmp_path)

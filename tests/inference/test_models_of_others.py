@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from colakit.inference.classifier import load_classifier
 from colakit.inference.language_models import load_language_model
 from colakit.models.gpt.model import GPTClassifier
 from colakit.runtime.device import Compute
+from colakit.storage.peft import INERT
 from colakit.utils.files import write_json
 
 Run = Callable[..., tuple[int, str, str]]
@@ -364,3 +366,88 @@ def test_a_teacher_below_chance_is_refused() -> None:
     with pytest.raises(ColakitError, match=r"teacher: its MCC on val is -1\.000, below chance") as refused:
         require_above_chance(measure(-logits, labels, 1 - labels), ["teacher"])
     assert "distill.allow_teacher_below_chance=true" in str(refused.value.hint)
+
+
+TARGETS = ["c_attn", "c_fc", "q_proj", "up_proj"]  # of both families
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "dora and rslora": {"use_dora": True, "use_rslora": True},
+    "alpha": {"lora_alpha": 3},
+    "dropout": {"lora_dropout": 0.5},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "random": {"init_lora_weights": False},
+    "one block": {"layers_to_transform": [1], "target_modules": TARGETS},
+    "an index": {"layers_to_transform": 0, "target_modules": TARGETS},
+    "pattern of blocks": {
+        "layers_to_transform": [1],
+        "layers_pattern": ["h", "layers"],
+        "target_modules": TARGETS,
+    },
+    "norms": {"modules_to_save": ["score", "ln_1", "input_layernorm"]},
+    "biases": {"bias": "all"},
+}
+BY_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
+    "gpt2": {
+        "ranks": {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {r"h\.0\.mlp\.c_fc": 5}},
+        "pattern of names": {"target_modules": r".*\.attn\.c_(attn|proj)"},
+        "excluded": {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["mlp.c_proj"]},
+        "embedding trained": {"target_modules": ["c_attn"], "modules_to_save": ["score", "wte"]},
+    },
+    "llama": {
+        "ranks": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.0\.mlp\.up_proj": 5}},
+        "pattern of names": {"target_modules": r".*\.self_attn\.(q|v)_proj"},
+        "excluded": {
+            "target_modules": ["q_proj", "o_proj"],
+            "exclude_modules": ["layers.0.self_attn.o_proj"],
+        },
+        "embedding trained": {"target_modules": ["q_proj"], "modules_to_save": ["score", "embed_tokens"]},
+    },
+}
+
+
+@pytest.mark.parametrize("option", [*OPTIONS, *BY_FAMILY["gpt2"]])
+@pytest.mark.filterwarnings("ignore:.*bias.*:UserWarning")
+def test_every_option_of_peft_gives_its_logits(model: Path, option: str, tmp_path: Path) -> None:
+    family = json.loads((model / "config.json").read_text())["model_type"]
+    adapter = write_adapter(model, tmp_path / "adapter", **{**OPTIONS, **BY_FAMILY[family]}[option])
+    check(our_logits(adapter, model), reference_logits(adapted(adapter, model), model))
+
+
+UNSUPPORTED: dict[str, Any] = {
+    "alora_invocation_tokens": [1],
+    "arrow_config": {"top_k": 1},
+    "corda_config": {"corda_method": "kpm"},
+    "ensure_weight_tying": True,
+    "eva_config": {"rho": 2.0},
+    "kasa_config": {"beta": 1.0},
+    "layer_replication": [[0, 2]],
+    "loftq_config": {"loftq_bits": 4},
+    "lora_bias": True,
+    "lora_ga_config": {"direction": "ArB2r"},
+    "megatron_config": {"hidden_size": 32},
+    "monteclora_config": {"samples": 2},
+    "target_parameters": ["mlp.up_proj.weight"],
+    "trainable_token_indices": [1],
+    "use_bdlora": {"nblocks": 2},
+    "use_qalora": True,
+    "velora_config": {"num_groups": 2},
+}
+HONOURED = {  # by colakit, or by the tests above
+    *("peft_type", "base_model_name_or_path", "r", "target_modules", "exclude_modules", "lora_alpha"),
+    *("lora_dropout", "bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform"),
+    *("alpha_pattern", "use_dora", *INERT),
+}
+
+
+def test_every_field_of_peft_is_honoured_or_refused() -> None:
+    fields = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert fields - HONOURED - UNSUPPORTED.keys() == set()
+
+
+@pytest.mark.parametrize("key", UNSUPPORTED)
+def test_unsupported_options_of_peft_are_refused(gpt2: Path, key: str, tmp_path: Path) -> None:
+    adapter = write_adapter(gpt2, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", {key: UNSUPPORTED[key]})
+    with pytest.raises(ColakitError, match=rf"adapter_config\.json: .*{key} is not supported"):
+        load_classifier(adapter, base=str(gpt2))

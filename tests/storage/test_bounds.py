@@ -95,11 +95,11 @@ def test_a_fault_of_a_tokenizer_is_named(change: dict[str, Any], fault: str, tmp
     file = json.loads(tokenizer().backend.to_str())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**file, **change}))
     with pytest.raises(ColakitError, match=fault):
-        SentenceTokenizer.from_folder(tmp_path)
+        SentenceTokenizer.from_base(tmp_path)
 
 
 def test_an_end_of_text_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer().backend.to_str())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "x y"}')
     with pytest.raises(ColakitError, match="'x y' is not in the vocabulary"):
-        SentenceTokenizer.from_folder(tmp_path)
+        SentenceTokenizer.from_base(tmp_path)

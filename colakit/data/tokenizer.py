@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from colakit.data.tokenizer_files import (
-    MAX_VALUES,
+    VOCABULARY,
     SpecialTokens,
     TokenizerFile,
     TokenizerState,
@@ -67,7 +67,7 @@ class SentenceTokenizer:
             ColakitError: if the folder has no valid tokenizer, or one that may take exponential time.
         """
         facts, path = read_special_tokens(folder), folder / "tokenizer.json"
-        file = read_document(path, TokenizerFile, max_items=MAX_VALUES) if path.is_file() else None
+        file = read_document(path, TokenizerFile, VOCABULARY) if path.is_file() else None
         end_of_text = facts.eos_token
         if not facts.is_gpt2:
             backend, end_of_text = _read_with_transformers(folder, facts)
@@ -136,7 +136,8 @@ class SentenceTokenizer:
         rows: list[list[int]] = []
         num_truncated = 0
         texts = [text if room is None else text[:MAX_CHARACTERS] for text in sentences]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        with library_errors("tokenizer"):
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for sentence, encoding in zip(sentences, encodings, strict=True):
             ids = encoding.ids
             if room is not None and (len(ids) > room or len(sentence) > MAX_CHARACTERS):
@@ -151,7 +152,7 @@ class SentenceTokenizer:
 
 def _backend_of(text: str, where: object) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json."""
-    parse_document(text, TokenizerFile, str(where), max_items=MAX_VALUES)
+    parse_document(text, TokenizerFile, str(where), VOCABULARY)
     with library_errors(where):
         return Tokenizer.from_str(text)
 
@@ -173,7 +174,7 @@ def _gpt2_tokenizer(folder: Path, file: TokenizerFile | None, facts: SpecialToke
         vocab, merges = file.model.vocab, file.model.merges
     else:
         path, added = folder / "vocab.json", []
-        vocab = read_document(path, VocabularyFile, max_items=MAX_VALUES, hint=HINT).root
+        vocab = read_document(path, VocabularyFile, VOCABULARY, hint=HINT).root
         merges = read_merges(folder / "merges.txt")
     with library_errors(path, hint=HINT):
         model = models.BPE(

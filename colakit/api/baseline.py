@@ -18,7 +18,6 @@ from colakit.evaluation.metrics import measure
 from colakit.inference.baseline import BaselineClassifier
 from colakit.models.ngrams import NgramConfig, NgramModel, fit_ngrams
 from colakit.storage.output import Resume
-from colakit.storage.run_schemas import Summary
 from colakit.training.result import print_result, summary_of, write_predictions
 from colakit.training.task_data import TaskData
 
@@ -43,7 +42,7 @@ def baseline(
             f"--seeds with baseline.kind={kind}: the model is the same with every seed",
             hint="Leave --seeds out.",
         )
-    task = session.load_task()
+    task = session.load_task(needs_base=False)
     config = NgramConfig(len(task.corpus.label_names))
     if kind == "tfidf":
         config = replace(config, words=settings.baseline.words, characters=settings.baseline.characters)
@@ -54,8 +53,7 @@ def baseline(
     with session.training_run(resume) as run:
         folder = run.open()
         if run.is_finished:
-            session.reporter.say(f"{folder.path} is finished; nothing to resume")
-            return {**folder.read_summary(Summary).model_dump(exclude_unset=True), "run": str(folder.path)}
+            return run.finished_summary()
         folder.create(session.settings_yaml, session.compute)
         begin = time.monotonic()
         model, penalty = _fit(config, task, settings.baseline.penalties)

@@ -227,6 +227,10 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
                 "--like with --config: --like takes the settings of its run", hint="Remove one of them."
             )
         config = like / "settings.yaml"
+        if not config.is_file():
+            raise ColakitError(
+                f"--like {like}: is not a run (no settings.yaml)", hint="Give a run folder of distill."
+            )
     if config is None and out is not None and options.get("resume", Resume.NEVER) is not Resume.NEVER:
         saved = out / "settings.yaml"
         config = saved if saved.is_file() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from colakit.config.data import DataSettings
@@ -15,11 +16,13 @@ from colakit.errors import ColakitError, nearest
 from colakit.utils.console import Reporter
 
 
-def load_dataset(data: DataSettings, cache_folder: Path, reporter: Reporter, *, may_fetch: bool) -> Corpus:
+def load_dataset(
+    data: DataSettings, cache_folder: Path, reporter: Reporter, *, before_fetch: Callable[[], object] | None
+) -> Corpus:
     """Return the built-in corpus, CoLA (downloaded to `cache_folder` if needed) or a corpus from files.
 
     Args:
-        may_fetch: whether CoLA may be downloaded.
+        before_fetch: called before CoLA is downloaded; None: it may not be downloaded.
 
     Raises:
         ColakitError: if the corpus is missing, malformed, or cannot or may not be downloaded.
@@ -31,10 +34,11 @@ def load_dataset(data: DataSettings, cache_folder: Path, reporter: Reporter, *, 
     if path == "cola" and not exists:
         path = str(cola_folder(cache_folder))
         if not is_fetched(cache_folder):
-            if not may_fetch:
+            if before_fetch is None:
                 raise ColakitError(
                     "CoLA is not downloaded", hint="Run `colakit data fetch`, or name a corpus with --data."
                 )
+            before_fetch()
             reporter.say("downloading CoLA")
             fetch_cola(cache_folder, data.mirrors)
     elif not exists and (near := nearest(path, ("cola", "builtin"))):

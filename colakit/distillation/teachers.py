@@ -197,13 +197,9 @@ def load_teachers(
         hidden_weight: if not 0, the first teacher must be a GPT.
 
     Raises:
-        ColakitError: if there are none, their tokenizers or labels differ, a fold is not finished, or the
+        ColakitError: if their tokenizers or labels differ, a fold is not finished, or the
             first has no hidden states to match.
     """
-    if not paths:
-        raise ColakitError(
-            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
-        )
     teachers = []
     for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)

@@ -34,7 +34,7 @@ def fit(toy: Path, out: Path, colakit: Command, *options: object) -> dict[str, o
 
 def corpus_of(toy: Path) -> Corpus:
     settings = DataSettings(path=str(toy / "corpus"))
-    return load_dataset(settings, toy / "cache", SilentReporter(), may_fetch=False)
+    return load_dataset(settings, toy / "cache", SilentReporter(), before_fetch=None)
 
 
 def test_probabilities_are_those_of_scikit_learn(toy: Path, tmp_path: Path, colakit: Command) -> None:

@@ -527,7 +527,14 @@ FAULTS = {
     "missing base": (["finetune", "--base", "./nowhere", "--data", "{toy}/corpus"], "./nowhere"),
     "base not on the hub": (["finetune", "--base", "gpt2", "--data", "{toy}/corpus"], "put config.json"),
     "base a file": (["finetune", "--base", "{toy}/base/config.json", "--data", "{toy}/corpus"], "is a file"),
-    "no teacher": (["distill", "--data", "{toy}/corpus"], "--teacher PATH"),
+    "no teacher": (["distill"], "--teacher PATH"),  # before any download of data
+    "no base": (["finetune", "--base", "./nowhere"], "--base: './nowhere' not found"),
+    "no base of the control": (["train-scratch", "--base", "./nowhere"], "--base: './nowhere' not found"),
+    "no base of folds": (
+        ["finetune", "--folds", "2", "--base", "./nowhere"],
+        "--base: './nowhere' not found",
+    ),
+    "control like nothing": (["train-scratch", "--like", "runs/nope"], "--like runs/nope: is not a run"),
     "missing teacher": (
         ["distill", "--data", "{toy}/corpus", "--teacher", "no.pt"],
         "no.pt: file or folder not found",

@@ -19,6 +19,7 @@ import pytest
 import torch
 from stress.torture import run_output
 
+from colakit.api.session import Session
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.storage.checkpoints import STATE, Checkpoints
@@ -89,7 +90,7 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 def test_resume_auto_starts_resumes_and_reports_a_finished_run(
-    toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path
+    toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert colakit(*student(toy), "--resume", "auto", "--out", tmp_path / "new")[0] == 0
     assert_same(tmp_path / "new", whole)
@@ -99,6 +100,7 @@ def test_resume_auto_starts_resumes_and_reports_a_finished_run(
     assert code == 0
     assert "after step 4 of 14" in err
     assert_same(parts, whole)
+    monkeypatch.setattr(Session, "load_corpus", None)  # a finished run loads nothing
     for mode in ("--resume", "--resume=auto"):
         code, _, err = colakit("train-scratch", mode, "--out", parts)
         assert code == 0

@@ -116,12 +116,20 @@ class Session:
         return split_corpus(self.load_corpus(before_fetch=check), self.settings.data, self.reporter)
 
     def job_options(self) -> dict[str, Any]:
-        """Return the fields of a `TrainJob` that are the same for every command."""
+        """Return the fields of a `TrainJob` that are the same for every command.
+
+        Raises:
+            ColakitError: if the package of a store is missing.
+        """
+        from colakit.training.tracking import require_packages
+
+        require_packages(self.settings.track)
         return {
             "command": self.command,
             "seed": self.settings.seed,
             "settings_yaml": self.settings_yaml,
             "cpu_kernels": self.settings.cpu_kernels,
+            "track": self.settings.track,
         }
 
     @property

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from colakit.config.baseline import BaselineSettings
 from colakit.config.data import DataSettings
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.pretrain import PretrainSettings, RealFakeSettings
-from colakit.config.section import MAX_SEED, Section
+from colakit.config.section import MAX_SEED, Section, split_commas
 from colakit.config.student import (
     DistillSettings,
     StudentSettings,
@@ -64,6 +64,9 @@ class Settings(Section):
     cuda_graphs: Literal["auto", "never"] = Field(
         "never",
         description="Record a GPT's training steps on a GPU as CUDA graphs; auto: with a single process.",
+    )
+    track: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(split_commas)] = (
+        Field((), description="Stores that also get the metrics of a training: tensorboard, mlflow, wandb.")
     )
     cache: str | None = Field(
         None, description="Folder of downloads and cached arrays; null: the user's cache folder."

@@ -120,18 +120,7 @@ def read_labelled(
     Raises:
         ColakitError: if a column is missing, there are no rows, or a row is malformed.
     """
-    label = source = cut = None
-    if columns is None:
-        _require_layout(table)
-        text = table.columns[-1]
-        if table.layout == "cola":
-            label, source = "label", "source"
-    else:
-        text = table.require(columns.text, "data.text_column")
-        if columns.label is not None and (columns.label in table.columns or split == "train"):
-            label = table.require(columns.label, "data.label_column")
-        if may_cut and columns.split in table.columns:
-            cut = columns.split
+    text, label, source, cut = _columns_of(table, split, columns, may_cut=may_cut)
     parts = defaultdict[str, LabelledRows](
         lambda: LabelledRows(table.where, table.unit, labels=None if label is None else [])
     )
@@ -164,6 +153,23 @@ def read_labelled(
     if not parts:
         raise empty_file(table.where, "has a header and no rows")
     return dict(parts)
+
+
+def _columns_of(
+    table: Table, split: str, columns: Columns | None, *, may_cut: bool
+) -> tuple[str, str | None, str | None, str | None]:
+    """Return the columns of text, label, source and split, the last three None if there is none."""
+    if columns is None:
+        _require_layout(table)
+        has_label = table.layout == "cola"
+        return table.columns[-1], "label" if has_label else None, "source" if has_label else None, None
+    text = table.require(columns.text, "data.text_column")
+    label = columns.label
+    if label is not None and split == "train":
+        table.require(label, "data.label_column")
+    if label not in table.columns:
+        label = None
+    return text, label, None, columns.split if may_cut and columns.split in table.columns else None
 
 
 def _split_name(value: str) -> str:

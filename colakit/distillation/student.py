@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -69,6 +69,7 @@ def student_job(
     seed: int,
     settings_yaml: str,
     cpu_kernels: str,
+    track: Sequence[str],
     targets: TeacherTargets | None = None,
     identity: Mapping[str, Any] | None = None,
     lines: list[str] | None = None,
@@ -159,6 +160,7 @@ def student_job(
         },
         compute=compute,
         cpu_kernels=cpu_kernels,
+        track=track,
         lines=[*(lines or []), _describe(model)],
         summary=facts,
         classifier=classifier,

@@ -12,7 +12,7 @@ from typing import Any
 from colakit.config.paths import PATHS
 
 NOT_IN_EXPERIMENT = {
-    *("seed", "device", "precision", "cpu_kernels", "cuda_graphs"),
+    *("seed", "device", "precision", "cpu_kernels", "cuda_graphs", "track"),
     *("generate", "predict", "evaluate", "plot", "finetune.frozen_cache_mib"),
     *PATHS,  # names of files; their content counts
 }

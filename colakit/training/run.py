@@ -21,7 +21,10 @@ from colakit.utils.console import Reporter
 from colakit.utils.documents import read_text
 from colakit.utils.plan import Plan
 
-BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
+BEFORE_FIRST_CHECKPOINT = {
+    *("settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"),
+    *("tracking.json", "tensorboard", "wandb"),
+}
 """Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
 
 

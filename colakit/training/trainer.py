@@ -24,6 +24,7 @@ from colakit.training.job import TrainJob, differences
 from colakit.training.loop import NOT_FINITE_HINT, StepBatch, StepReport, train
 from colakit.training.run import TrainingRun
 from colakit.training.schedule import warmup_then
+from colakit.training.tracking import Tracker, open_tracker
 from colakit.utils.console import ProgressTask
 from colakit.utils.plan import Plan
 
@@ -70,6 +71,7 @@ class Trainer(ABC):
         self.seconds = 0.0  # of training and evaluation; time lost to a kill is not counted
         self.start_time = 0.0  # monotonic clock, minus the seconds of earlier sessions
         self.counted = 0  # terms of the loss
+        self.tracker: Tracker | None = None
         seed_everything(job.seed, run.group.rank)
 
     # -- defined by subclasses
@@ -151,6 +153,10 @@ class Trainer(ABC):
         elif self.group.is_main:
             self.folder.create(self.job.settings_yaml, self.compute)
         self.reporter.say(f"compute: {self.compute}")
+        if self.group.is_main and self.job.track:
+            parameters = {"command": self.job.command, "seed": self.job.seed, **self.job.identity}
+            self.tracker = open_tracker(self.job.track, self.folder, self.step, parameters, self.reporter)
+            self.run.locks.callback(self.tracker.close)
         self.group.barrier()
         if self.run.plan is None:
             self.run.plan = Plan([] if self.reporter.quiet else plan_training(self), self.reporter)
@@ -242,8 +248,12 @@ class Trainer(ABC):
 
     def log(self, event: str, **values: Any) -> None:
         """Append a record to metrics.jsonl."""
-        if self.group.is_main:
-            self.folder.append_metrics({"event": event, "step": self.step, **values})
+        if not self.group.is_main:
+            return
+        record = {"event": event, "step": self.step, **values}
+        self.folder.append_metrics(record)
+        if self.tracker is not None:
+            self.tracker.log(record)
 
     @property
     def epoch(self) -> float:

@@ -15,6 +15,7 @@ from colakit.storage.output import Resume
     "finetune",
     {
         **BASE_AND_DATA,
+        "--track": "track",
         "--objective": "finetune.objective",
         "--method": "finetune.method",
         "--rank": "lora.rank",

@@ -55,11 +55,8 @@ def predict_command(
     object with all predictions, by the index of the sentence from 0; --jsonl prints a line per sentence and
     needs little memory for any number of them.
     """
-    from colakit.data.sentences import open_sentences, sentence_column
-    from colakit.data.tables import Reading
     from colakit.inference.baseline import is_baseline, load_baseline
     from colakit.inference.decisions import raw_threshold
-    from colakit.inference.predicted_tables import named_predictions
 
     session.check_out()
     if output is not None and session.out is not None:
@@ -77,7 +74,22 @@ def predict_command(
     if predictor.threshold is not None:
         rule = f"{names[1]}: if p({names[1]}) >= {predictor.threshold:.3f}"
         session.reporter.say(f"{rule} (threshold {chosen})")
-    counts, num_truncated = dict.fromkeys(names, 0), 0
+    return _label(session, predictor, file, output, jsonl)
+
+
+def _label(
+    session: Session,
+    predictor: StudentPredictor | BaselineClassifier | Predictor,
+    file: str | None,
+    output: Path | None,
+    jsonl: bool,
+) -> dict[str, Any]:
+    """Label the rows of a file; return the summary."""
+    from colakit.data.sentences import open_sentences, sentence_column
+    from colakit.data.tables import Reading
+    from colakit.inference.predicted_tables import named_predictions
+
+    counts, num_truncated = dict.fromkeys(predictor.label_names, 0), 0
     results: list[dict[str, Any]] = []
     size = session.settings.predict.batch_size * CHUNK_BATCHES
     data = session.settings.data
@@ -85,19 +97,17 @@ def predict_command(
     recorded = _recorded_text_column(predictor.origin)
     with open_sentences(file, Reading.of(data), given or recorded) as table:
         column = sentence_column(table, given, recorded)
-        with _open_output(session, table, names, output, jsonl) as write:
+        with _open_output(session, table, predictor.label_names, output, jsonl) as write:
             for rows, sentences in _chunks(table, column, size):
                 predictions = predictor(sentences)
                 num_truncated += predictions.num_truncated
-                if write is None:
-                    results += [
-                        {"index": i, **result}
-                        for i, result in enumerate(named_predictions(predictions), start=len(results))
-                    ]
-                else:
-                    write(rows, predictions)
                 for name in predictions.names:
                     counts[name] += 1
+                if write is not None:
+                    write(rows, predictions)
+                else:
+                    numbered = enumerate(named_predictions(predictions), start=len(results))
+                    results += [{"index": i, **prediction} for i, prediction in numbered]
         for note in table.notes():
             session.reporter.say(f"note: {note}")
     if num_truncated:

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(args=words, prog_name="colakit", standalone_mode=False)  # errors are raised
     except ColakitError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
-            print_error(error.message, error.hint)
+            print_error(error.message, error.hint, error.exit_code)
         return error.exit_code
     except TyperException as error:
         return _print_usage_error(error)

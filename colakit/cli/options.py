@@ -201,7 +201,7 @@ def command(
             try:
                 result = function(session, **options)
             except KeyboardInterrupt:
-                raise ColakitError("Interrupted.", exit_code=EXIT_INTERRUPTED) from None
+                raise ColakitError("the command did not finish", exit_code=EXIT_INTERRUPTED) from None
             if session.as_json and result is not None and os.environ.get("RANK", "0") == "0":
                 print_json(result)
 

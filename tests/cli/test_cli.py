@@ -559,6 +559,10 @@ FAULTS = {
         ["finetune", "--out", "{toy}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "is not empty",
     ),
+    "out holds a finished run": (
+        ["finetune", "--out", "{run}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
+        "{run}: folder is not empty: its run is finished hint: Choose another folder.",
+    ),
     "out is a file": (
         ["finetune", "--out", "{toy}/base/config.json", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "is a file",
@@ -575,7 +579,7 @@ def test_faults_are_named_with_exit_code_2(
     before = sorted(tmp_path.rglob("*"))
     code, _, err = colakit(*(a.format(toy=toy, run=runs["finetune"]) for a in arguments))
     assert code == 2, err
-    assert expected in " ".join(err.replace("│", " ").split())
+    assert expected.format(run=runs["finetune"]) in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -78,7 +78,7 @@ def test_a_stopped_demo_continues_and_keeps_finished_runs(
         code, _, err = colakit(*words)
     assert code == 130
     message = " ".join(err.split())
-    assert "Interrupted; 2 of 4 runs are finished" in message
+    assert "stopped: at once; 2 of 4 runs are finished" in message
     assert f"Continue: colakit demo --out {tmp_path}/demo" in message
     finished = [tmp_path / "demo" / run / "ckpt.pt" for run in ("finetune", "distill")]
     before = [path.stat().st_mtime_ns for path in finished]

@@ -74,7 +74,7 @@ demo: install ## fine-tune and distil with the built-in base and corpus (minutes
 
 # Finished runs are kept; interrupted runs are resumed. Runs with one thread each, side by side, use the cores better
 # than one run with several threads.
-EXPERIMENTS := $(RUNS)/finetune $(RUNS)/distill $(RUNS)/train-scratch
+EXPERIMENTS := $(RUNS)/finetune $(RUNS)/distill $(RUNS)/train-scratch $(RUNS)/baseline
 TRAIN_FLAGS = --config $(CONFIG) --seeds $(SEEDS) --resume auto --out
 
 reproduce%: export OMP_NUM_THREADS = $(THREADS)
@@ -88,7 +88,10 @@ reproduce-distill: reproduce-lora ## ... and distil each fine-tuned model
 reproduce-scratch: install ## train the students without a teacher (control)
 	$(COLAKIT) train-scratch $(TRAIN_FLAGS) $(RUNS)/train-scratch
 
-reproduce: reproduce-lora reproduce-distill reproduce-scratch ## run all three, compare and plot them
+reproduce-baseline: install ## train TF-IDF with logistic regression
+	$(COLAKIT) baseline --config $(CONFIG) --resume auto --out $(RUNS)/baseline
+
+reproduce: reproduce-lora reproduce-distill reproduce-scratch reproduce-baseline ## run all, compare and plot them
 	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(EXPERIMENTS)
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(EXPERIMENTS)
 

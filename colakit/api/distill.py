@@ -34,6 +34,7 @@ from colakit.distillation.transfer_set import (
     transfer_size,
 )
 from colakit.distillation.tuned_sampler import TUNING, TunedSampler
+from colakit.errors import ColakitError
 from colakit.evaluation.metrics import Metrics, measure
 from colakit.evaluation.tables import percent
 from colakit.inference.classifier import read_origin
@@ -46,7 +47,7 @@ from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import CROSS_ENTROPY, distillation, line
-from colakit.training.run import TrainingRun
+from colakit.training.run import TrainingRun, is_resuming
 from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.plan import Plan, Stage
@@ -67,12 +68,16 @@ def distill(
     """
     runs = chosen_runs(session, resume, seeds=seeds)
     seeds = None if runs is None else runs[1]
+    if seeds is None and not session.dry_run:
+        is_resuming(session.out, resume)  # raises if there is no run to resume
     _record_data_and_base(session)
     if session.dry_run:
         return plan_seeds(session, seeds, lambda: _dry_run(session, seeds))
     if seeds is None:
-        with session.training_run(resume) as run:
-            return ClassifierTrainer(_job(session, session.load_task(), run), run).train()
+        return session.train(
+            resume,
+            lambda run: ClassifierTrainer(_job(session, session.load_task(needs_base=False), run), run),
+        )
     teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
     base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
 
@@ -83,13 +88,21 @@ def distill(
         session,
         seeds,
         resume=resume,
-        check=lambda: _load_teachers(session, session.load_task()),
+        check=lambda: _load_teachers(session, session.load_task(needs_base=False)),
         words=words,
     )
 
 
 def _record_data_and_base(session: Session) -> None:
-    """Set the data and the base of the settings to those of the teachers, unless they are given."""
+    """Set the data and the base of the settings to those of the teachers, unless they are given.
+
+    Raises:
+        ColakitError: if no teacher is named.
+    """
+    if not session.settings.distill.teacher:
+        raise ColakitError(
+            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
+        )
     origins = {path: read_origin(path) for path in expand_runs(session.settings.distill.teacher)}
     changes: dict[str, Any] = {}
     if (data := recorded_data(session, origins)) is not None:
@@ -103,7 +116,7 @@ def _record_data_and_base(session: Session) -> None:
 
 def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
     """Print the plan of a run, with seeds that of the first, and return it as plain data."""
-    settings, task = session.settings, session.load_task()
+    settings, task = session.settings, session.load_task(needs_base=False)
     teachers = _load_teachers(session, task)
     if seeds is not None:
         own = expand_runs(teachers_by_seed(settings.distill.teacher, seeds)[seeds[0]])
@@ -114,7 +127,7 @@ def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
         if (folder := local_base(base)) is None:
             return session.plan(task, _empty_student(session, task, first), None)
         sampler = tuned_sampler(session, task, str(folder))
-    stages = partial(_stages, session, task, teachers, sampler)
+    stages = partial(distillation_stages, session, task, teachers, sampler)
     return session.plan(task, _empty_student(session, task, first), stages)
 
 
@@ -123,7 +136,7 @@ def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> Distil
     return empty_student(session.settings.student, task, vocab_size, session.reporter)
 
 
-def _stages(
+def distillation_stages(
     session: Session, task: TaskData, teachers: list[Teacher], sampler: TunedSampler | None
 ) -> list[Stage]:
     """Return the stages of a distillation with their estimated seconds."""
@@ -187,7 +200,7 @@ def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
         base = settings.transfer.language_model or teachers[0].untuned_base(_typed_base(session))
         sampler = tuned_sampler(session, task, base)
     needs_plan = not (reporter.quiet or run.is_finished)
-    run.plan = Plan(_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
+    run.plan = Plan(distillation_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
     run.plan.show(reporter.say)
     if sampler is not None and cached_transfer_set(task, settings.transfer, session.arrays, sampler) is None:
         with run.plan.stage(TUNING):

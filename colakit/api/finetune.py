@@ -76,8 +76,7 @@ def finetune(
         task = session.load_task()
         model, measure = build_model(session, task), session.measurable_stages(task, _trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
-    with session.training_run(resume) as run:
-        return _trainer(session, session.load_task(), run).train()
+    return session.train(resume, lambda run: _trainer(session, session.load_task(), run))
 
 
 def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer | SentenceLMTrainer:

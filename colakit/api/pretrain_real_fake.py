@@ -7,6 +7,7 @@ with one corrupted copy.
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from colakit.config.pretrain import RealFakeSettings
 from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
-from colakit.data.running_text import FORMAT, text_files, whole_sentences
+from colakit.data.running_text import FORMAT, read_documents, text_files, whole_sentences
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import set_dropout
@@ -95,7 +96,9 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
         sentences: dict[str, list[str]] = {}
         for name in files:
             session.reporter.say(f"reading {name}")
-            sentences[name] = list(whole_sentences(files[name], WORDS))
+            sentences[name] = list(
+                whole_sentences(chain.from_iterable(map(read_documents, files[name])), WORDS)
+            )
         sizes = {name: len(rows) * repeats[name] for name, rows in sentences.items()}
         rng = random.Random(seed)
         distinct: dict[str, None] = {}  # an ordered set

@@ -11,12 +11,14 @@ from pydantic import ValidationError
 from colakit.api.session import Session
 from colakit.config.data import DataSettings
 from colakit.data.builtin.corpus import BUILTIN_NAMES
+from colakit.data.columnar import HUB_PREFIX
 from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
 from colakit.inference.classifier import read_origin
 
 NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
 FILES = ("path", "splits")  # settings of `data` that name files
+BYTES = ("delimiter", "quoting", "encoding")  # settings that hold for these files only
 TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
 Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
 
@@ -87,7 +89,7 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
     if given.intersection(FILES):
         if not data.splits and data.path in NAMED:  # their layout is known
             return None
-        rows = [row.model_dump(exclude={*TRAINING, *FILES}) for row, _ in recorded.values()]
+        rows = [row.model_dump(exclude={*TRAINING, *FILES, *BYTES}) for row, _ in recorded.values()]
         shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
         if (text := shared.get("text_column")) and "text_column" not in given:
             session.reporter.say(f"columns {text}, {shared.get('label_column')}, recorded by {first}")
@@ -128,7 +130,8 @@ def _exist(data: DataSettings) -> bool:
     """Return whether all files of the data exist, or it is a dataset with a name."""
     if not data.splits and data.path in NAMED:
         return True
-    return all(Path(path).expanduser().exists() for path in data.splits.values() or [data.path])
+    paths = data.splits.values() or [data.path]
+    return all(path.startswith(HUB_PREFIX) or Path(path).expanduser().exists() for path in paths)
 
 
 def _describe(data: DataSettings) -> str:

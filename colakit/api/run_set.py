@@ -184,7 +184,7 @@ def continue_with(command: str, progress: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (ColakitError, KeyboardInterrupt) as error:
-        message, hint = "Interrupted", ""
+        message, hint = "at once", ""
         if isinstance(error, ColakitError):
             message, hint = error.message, (error.hint or "").partition("Continue: ")[0]
         raise ColakitError(

@@ -49,15 +49,15 @@ def train_scratch(
     seeds = None if runs is None else runs[1]
     if session.dry_run:
         task = session.load_task()
-        model, measure = _model(session, task), session.measurable_stages(task, _trainer)
+        model, measure = _model(session, task), session.measurable_stages(task, control_trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
-    with session.training_run(resume) as run:
-        return _trainer(session, session.load_task(), run).train()
+    return session.train(resume, lambda run: control_trainer(session, session.load_task(), run))
 
 
-def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+def control_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+    """Return the trainer of the control."""
     return ClassifierTrainer(_job(session, task), run)
 
 

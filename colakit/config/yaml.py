@@ -13,7 +13,18 @@ from colakit.errors import ColakitError
 ASSETS = Path(__file__).parents[1] / "assets"  # files of the package
 MAX_CONFIG_BYTES = 2**16  # PyYAML reads some 100 KiB a second
 MAX_NUMBER = 100  # characters of a number
+MAX_DEPTH = 16
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+PLAIN_WORDS = {  # of PyYAML -> of this program
+    "the node content": "a value",
+    "<block end>": "the end of the section",
+    "'<block mapping start>'": "a section",
+    "'<stream end>'": "the end of the text",
+    "'<document start>'": "a new document",
+    "found character '\\t' that cannot start any token": "lines are indented by spaces, not tabs",
+    "mapping values are not allowed here": "`:` is not allowed here; quote a text that contains it",
+}
 STRING = "tag:yaml.org,2002:str"
 
 
@@ -60,12 +71,23 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"longer than {MAX_CONFIG_BYTES >> 10} KiB")
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_describe(error)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: the character U+{error.character:04X} is not allowed") from error
     except Exception as error:  # PyYAML does not wrap the errors of int() and date()
         raise ValueError(f"invalid value: {' '.join(str(error).split())}") from error
+
+
+def _describe(error: yaml.MarkedYAMLError) -> str:
+    """Return line, column and reason of a fault, in one line."""
+    text = error.problem or error.context or ""
+    for pattern, words in PLAIN_WORDS.items():
+        text = text.replace(pattern, words)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + " ".join(text.split())
 
 
 def to_yaml(settings: BaseModel) -> str:
@@ -74,11 +96,13 @@ def to_yaml(settings: BaseModel) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys (PyYAML keeps the last), aliases and long numbers.
+    """A safe loader that refuses duplicate keys (PyYAML keeps the last), aliases, depth and long numbers.
 
     Nested aliases let a few lines expand to a value of any size. Numbers in base 60 are read as text; YAML
     1.1 reads `1:30` as 90.
     """
+
+    depth = 0
 
     def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
         tag: str = super().resolve(kind, value, implicit)
@@ -93,11 +117,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         number: int | float = construct(node)
         return number
 
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= MAX_DEPTH:  # the scanner reads 1,024 brackets ahead, in 0.1 s
+            raise yaml.scanner.ScannerError(None, None, TOO_DEEP, self.get_mark())
+        super().fetch_flow_collection_start(token)
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, TOO_DEEP, self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

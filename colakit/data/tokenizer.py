@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from colakit.data.gguf_tokenizer import read_gguf_tokenizer
 from colakit.data.tokenizer_files import (
-    MAX_VALUES,
+    VOCABULARY,
     SpecialTokens,
     TokenizerFile,
     TokenizerState,
@@ -194,7 +194,8 @@ class SentenceTokenizer:
         rows: list[list[int]] = []
         num_truncated = 0
         texts = [text if room is None else text[:MAX_CHARACTERS] for text in sentences]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        with library_errors("tokenizer"):
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for sentence, encoding in zip(sentences, encodings, strict=True):
             if room is not None and (len(encoding) > room or len(sentence) > MAX_CHARACTERS):
                 encoding.truncate(room)
@@ -210,7 +211,7 @@ class SentenceTokenizer:
 
 def _backend_of(text: str, where: object) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json."""
-    parse_document(text, TokenizerFile, str(where), max_items=MAX_VALUES)
+    parse_document(text, TokenizerFile, str(where), VOCABULARY)
     with library_errors(where):
         return Tokenizer.from_str(text)
 
@@ -218,7 +219,7 @@ def _backend_of(text: str, where: object) -> Tokenizer:
 def _from_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
     """Return the tokenizer of a folder and its special tokens; GPT-2's without importing transformers."""
     facts, path = read_special_tokens(folder), folder / "tokenizer.json"
-    file = read_document(path, TokenizerFile, max_items=MAX_VALUES) if path.is_file() else None
+    file = read_document(path, TokenizerFile, VOCABULARY) if path.is_file() else None
     if not facts.is_gpt2 or (file is not None and file.has_template):
         return _read_with_transformers(folder, facts)
     if file is not None and file.model.type != "BPE":
@@ -243,7 +244,7 @@ def _gpt2_tokenizer(folder: Path, file: TokenizerFile | None, facts: SpecialToke
         vocab, merges = file.model.vocab, file.model.merges
     else:
         path, added = folder / "vocab.json", []
-        vocab = read_document(path, VocabularyFile, max_items=MAX_VALUES, hint=HINT).root
+        vocab = read_document(path, VocabularyFile, VOCABULARY, hint=HINT).root
         merges = read_merges(folder / "merges.txt")
     with library_errors(path, hint=HINT):
         model = models.BPE(

@@ -21,6 +21,7 @@ from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.evaluation.experiments import experiment_key, fold_of
 from colakit.evaluation.metrics import Metrics
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
+from colakit.inference.decisions import require_labels
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
@@ -197,17 +198,13 @@ def load_teachers(
         hidden_weight: if not 0, the first teacher must be a GPT.
 
     Raises:
-        ColakitError: if there are none, their tokenizers or labels differ, a fold is not finished, or the
+        ColakitError: if their tokenizers or labels differ, a fold is not finished, or the
             first has no hidden states to match.
     """
-    if not paths:
-        raise ColakitError(
-            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
-        )
     teachers = []
     for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)
-        classifier.require_labels(label_names, f"--teacher {path}", reporter)
+        require_labels(classifier.label_names, label_names, f"--teacher {path}", reporter)
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
     first = teachers[0]
     if hidden_weight and not isinstance(first.classifier.model, GPTClassifier):

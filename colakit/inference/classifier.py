@@ -39,6 +39,7 @@ from colakit.storage.gpt2 import (
     resolve_base,
 )
 from colakit.storage.model_file import (
+    BASELINE_NAME,
     CHECKPOINT_NAME,
     COMPANION_NAME,
     STUDENT_NAME,
@@ -47,6 +48,7 @@ from colakit.storage.model_file import (
     check_origin,
     check_shapes,
     check_threshold,
+    read_baseline_file,
     read_companion,
     read_model_file,
     student_name,
@@ -73,6 +75,7 @@ class SentenceClassifier:
         model: maps (input_ids, attention_mask) to (B, C) logits.
         max_tokens: longer sentences are truncated.
         threshold: class 1 is predicted if its probability is at least this; None predicts the argmax.
+        temperature: calibrates the probabilities, of which `threshold` is one.
         lora: configuration of a GPT's adapter, if it has one.
         origin: plain data on how the model was made: command, seed, base, settings.
     """
@@ -84,6 +87,7 @@ class SentenceClassifier:
     threshold: float | None = None
     lora: LoRAConfig | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:
@@ -106,25 +110,9 @@ class SentenceClassifier:
         """Return (N, C) logits of N sentences; the model must already be on the device of `compute`."""
         return compute_logits(self.model, tokens, compute, batch_size, done)
 
-    def require_labels(self, label_names: tuple[str, ...], where: str, reporter: Reporter) -> None:
-        """Raise `ColakitError` unless the dataset's `label_names` are this model's.
-
-        A model that names no labels is taken to number them as the dataset does, with a warning.
-        """
-        unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))  # of a folder that PEFT wrote
-        if self.label_names not in (label_names, unnamed):
-            raise ColakitError(
-                f"{where}: its labels are {', '.join(self.label_names)}; "
-                f"the dataset's are {', '.join(label_names)}",
-                hint="Model and dataset must be of one task.",
-            )
-        if self.label_names == unnamed != label_names:
-            classes = ", ".join(f"{i} for {name}" for i, name in enumerate(label_names))
-            reporter.warn(f"{where}: names no labels; its classes are taken as {classes}")
-
     def predict_labels(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return (N,) labels for (N, C) logits."""
-        return predict_labels(logits, self.threshold)
+        return predict_labels(logits, self.threshold, self.temperature)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that determines a sentence's logits."""
@@ -151,8 +139,13 @@ class SentenceClassifier:
         return {"kind": kind, "config": asdict(self.model.config), "lora": lora}
 
     def _decision(self) -> dict[str, Any]:
-        decision = {"max_tokens": self.max_tokens, "threshold": self.threshold, "origin": self.origin}
-        return {"label_names": list(self.label_names), **decision}
+        return {
+            "label_names": list(self.label_names),
+            "max_tokens": self.max_tokens,
+            "threshold": self.threshold,
+            "temperature": self.temperature,
+            "origin": self.origin,
+        }
 
 
 def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceClassifier:
@@ -180,7 +173,10 @@ def read_origin(where: str | Path) -> dict[str, Any]:
         ColakitError: if there is no classifier, or its file or settings.yaml cannot be read.
     """
     path = _locate(where)
-    origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
+    if path.name == BASELINE_NAME:
+        origin = read_baseline_file(path)[0].origin
+    else:
+        origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
     saved = path.resolve().parent / "settings.yaml"
     if not origin or not saved.is_file():
         return origin
@@ -197,7 +193,7 @@ def _locate(where: str | Path) -> Path:
         raise ColakitError(f"{path}: file or folder not found", hint=WHAT_TO_GIVE)
     if not path.is_dir():
         return path
-    for name in (CHECKPOINT_NAME, STUDENT_NAME):
+    for name in (CHECKPOINT_NAME, STUDENT_NAME, BASELINE_NAME):
         if (path / name).is_file():
             return path / name
     if (path / ADAPTER_CONFIG).is_file() or _is_transformers(path):
@@ -213,6 +209,11 @@ def _locate(where: str | Path) -> Path:
 
 
 def _from_model_file(path: Path) -> SentenceClassifier:
+    if path.name == BASELINE_NAME:
+        raise ColakitError(
+            f"{path}: is a baseline of n-grams; this command needs a neural network",
+            hint="`evaluate` and `predict` read baselines.",
+        )
     metadata, tensors = read_model_file(path)
     with library_errors(path, hint="Train or copy the model again."):
         model, lora = _build_empty(metadata, tensors)
@@ -233,6 +234,7 @@ def _from_model_file(path: Path) -> SentenceClassifier:
             metadata.threshold,
             lora,
             metadata.origin,
+            metadata.temperature,
         )
 
 
@@ -280,6 +282,7 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
         companion.threshold,
         adapter.config,
         companion.origin or {"command": "adapter", "base": base or adapter.base},
+        companion.temperature,
     )
 
 

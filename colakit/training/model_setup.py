@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -106,6 +106,7 @@ def sentence_lm_job(
     settings_yaml: str,
     compute: Compute,
     cpu_kernels: str,
+    track: Sequence[str] = (),
     reporter: Reporter,
 ) -> SentenceLMJob:
     """Return the job that fine-tunes the base as a language model of train's sentences.
@@ -152,6 +153,7 @@ def sentence_lm_job(
         },
         compute=compute,
         cpu_kernels=cpu_kernels,
+        track=track,
         lines=[f"base: {base}, as a language model of {len(train):,} sentences, {settings.method}"],
         base=base,
         tokenizer=tokenizer,

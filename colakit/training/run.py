@@ -7,16 +7,24 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from colakit.config.yaml import MAX_CONFIG_BYTES
 from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
 from colakit.runtime.distributed import Processes
 from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from colakit.storage.output import RUNS, Resume, check_writable, claim_run_folder
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import Summary
+from colakit.storage.run_set import RECORD
 from colakit.utils.console import Reporter
+from colakit.utils.documents import read_text
 from colakit.utils.plan import Plan
 
-BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
+BEFORE_FIRST_CHECKPOINT = {
+    *("settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"),
+    *("tracking.json", "tensorboard", "wandb"),
+}
 """Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
 
 
@@ -69,6 +77,20 @@ class TrainingRun:
         """Whether the run in `out` has a summary: nothing is left to train."""
         return self.resuming and self.out is not None and RunFolder(self.out).summary.is_file()
 
+    def has_finished_with(self, settings_yaml: str) -> bool:
+        """Whether the run in `out` is finished and was started with these settings."""
+        if not self.is_finished or self.out is None:
+            return False
+        settings = RunFolder(self.out).settings
+        return settings.is_file() and read_text(settings, MAX_CONFIG_BYTES) == settings_yaml
+
+    def finished_summary(self) -> dict[str, Any]:
+        """Print that nothing is left to train; return the summary of the run in `out`."""
+        assert self.out is not None
+        self.reporter.say(f"{self.out} is finished; nothing to resume")
+        summary = RunFolder(self.out).read_summary(Summary).model_dump(exclude_unset=True)
+        return {**summary, "run": str(self.out)}
+
     def lock(self) -> None:
         """Lock the folder, and check again whether there is a run to resume: another process may have run."""
         assert self.out is not None
@@ -112,7 +134,7 @@ def training_run(
                 raise
             hint, exit_code = run.how_to_continue(), getattr(error, "exit_code", EXIT_FAILED)
             if isinstance(error, KeyboardInterrupt):
-                message, exit_code = "Interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED)
+                message, exit_code = "at once", getattr(error, "exit_code", EXIT_INTERRUPTED)
             elif isinstance(error, OSError):
                 message = f"{error.filename or run.folder.path}: {error.strerror or error}"
                 hint = f"Free disk space or repair the folder. {hint}"
@@ -146,13 +168,17 @@ def is_resuming(out: Path | None, resume: Resume) -> bool:
     return False
 
 
-def check_new_run(
-    out: Path | None, hint: str = "Choose another folder, or continue its run with --resume."
-) -> None:
+def check_new_run(out: Path | None, hint: str | None = None) -> None:
     """Raise `ColakitError` unless a run can start in `out` (`runs/` if None)."""
     check_writable(out or RUNS)
     if out is not None and out.is_dir() and not _is_free(out):
-        raise ColakitError(f"--out {out}: folder is not empty", hint=hint)
+        is_finished = RunFolder(out).summary.is_file()
+        may_resume = Checkpoints(out / "checkpoints").paths() or (out / RECORD).is_file()
+        more = ", or continue its run with --resume" if may_resume and not is_finished else ""
+        raise ColakitError(
+            f"--out {out}: folder is not empty{': its run is finished' if is_finished else ''}",
+            hint=hint or f"Choose another folder{more}.",
+        )
 
 
 def _is_free(folder: Path) -> bool:

@@ -231,7 +231,7 @@ def test_an_interrupt_saves_every_seed_and_the_runs_continue_with_the_same_bytes
         _, err = process.communicate()
     assert process.returncode == 130, err
     message = " ".join(err.split())
-    assert "error: stopped; 0 of 2 seeds are finished" in message
+    assert "stopped: by a signal; 0 of 2 seeds are finished" in message
     assert f"Continue: colakit finetune --seeds 0,1 --resume --out {out}" in message
     for run in {path.parents[1] for path in out.glob("seed-*/checkpoints/step-*")}:
         assert RunFolder(run).checkpoints.load(pytest.fail).state["step"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ import pytest
 import torch
 
 from colakit.cli.app import app
-from colakit.cli.commands import predict
 from colakit.config.resolve import resolve
+from colakit.data import sentences
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -277,13 +278,13 @@ def test_predict_labels_a_file_as_tsv_and_as_json_lines(
     file.write_bytes("\r\n".join(sentences).encode("utf-8-sig"))
     code, out, err = colakit("predict", file, "--model", runs["distill"])
     assert code == 0, err
-    rows = out.splitlines()[1:]
-    assert [row.split("\t", 3)[3] for row in rows] == sentences
-    assert all(sum(float(p) for p in row.split("\t")[1:3]) == pytest.approx(1, abs=1e-5) for row in rows)
+    rows = list(csv.reader(out.splitlines(), delimiter="\t"))[1:]
+    assert [row[3] for row in rows] == sentences
+    assert all(len(row) == 4 and sum(map(float, row[1:3])) == pytest.approx(1, abs=1e-5) for row in rows)
     _, jsonl, _ = colakit("predict", file, "--model", runs["distill"], "--jsonl")
     parsed = [json.loads(line) for line in jsonl.splitlines()]
     assert [row["sentence"] for row in parsed] == sentences
-    assert [row["label"] for row in parsed] == [row.split("\t")[0] for row in rows]
+    assert [row["label"] for row in parsed] == [row[0] for row in rows]
 
 
 def test_batch_size_never_changes_a_prediction(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
@@ -510,14 +511,30 @@ FAULTS = {
     "misspelt flag": (["finetune", "--epoch", "1"], "Did you mean --epochs?"),
     "misspelt command": (["finetun"], "Did you mean 'finetune'?"),
     "rank of zero": (["finetune", "--rank", "0"], "--rank: lora.rank"),
-    "text for a number": (["finetune", "--lr", "fast"], "--lr: finetune.lr"),
+    "text for a number": (
+        ["finetune", "--lr", "fast"],
+        "--lr: finetune.lr: must be a number (got 'fast') hint: `colakit finetune --help` lists",
+    ),
+    "value of a nested command": (
+        ["data", "check", "--seed", "x"],
+        "hint: `colakit data check --help` lists",
+    ),
+    "value of --set": (["finetune", "--set", "seed=x"], "hint: `colakit config reference` lists"),
+    "too few folds": (["finetune", "--folds", "1"], "'--folds': must be at least 2"),
     "cell unknown": (["distill", "--cell", "lsmt"], "--cell: student.cell"),
     "missing config": (["finetune", "--config", "no.yaml"], "no.yaml"),
     "missing data": (["data", "check", "--data", "nowhere.zip"], "nowhere.zip: file not found"),
     "missing base": (["finetune", "--base", "./nowhere", "--data", "{toy}/corpus"], "./nowhere"),
     "base not on the hub": (["finetune", "--base", "gpt2", "--data", "{toy}/corpus"], "put config.json"),
     "base a file": (["finetune", "--base", "{toy}/base/config.json", "--data", "{toy}/corpus"], "is a file"),
-    "no teacher": (["distill", "--data", "{toy}/corpus"], "--teacher PATH"),
+    "no teacher": (["distill"], "--teacher PATH"),  # before any download of data
+    "no base": (["finetune", "--base", "./nowhere"], "--base: './nowhere' not found"),
+    "no base of the control": (["train-scratch", "--base", "./nowhere"], "--base: './nowhere' not found"),
+    "no base of folds": (
+        ["finetune", "--folds", "2", "--base", "./nowhere"],
+        "--base: './nowhere' not found",
+    ),
+    "control like nothing": (["train-scratch", "--like", "runs/nope"], "--like runs/nope: is not a run"),
     "missing teacher": (
         ["distill", "--data", "{toy}/corpus", "--teacher", "no.pt"],
         "no.pt: file or folder not found",
@@ -542,6 +559,10 @@ FAULTS = {
         ["finetune", "--out", "{toy}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "is not empty",
     ),
+    "out holds a finished run": (
+        ["finetune", "--out", "{run}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
+        "{run}: folder is not empty: its run is finished hint: Choose another folder.",
+    ),
     "out is a file": (
         ["finetune", "--out", "{toy}/base/config.json", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "is a file",
@@ -558,7 +579,7 @@ def test_faults_are_named_with_exit_code_2(
     before = sorted(tmp_path.rglob("*"))
     code, _, err = colakit(*(a.format(toy=toy, run=runs["finetune"]) for a in arguments))
     assert code == 2, err
-    assert expected in " ".join(err.replace("│", " ").split())
+    assert expected.format(run=runs["finetune"]) in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -753,9 +774,9 @@ def test_a_line_of_ten_megabytes_is_cut_counted_and_reported(
 def test_overlong_line_is_refused(
     runs: dict[str, Path], colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(sentences, "MAX_LINE", 2**20)
     path = tmp_path / "long.txt"
     path.write_bytes(b"ok\n" + b"a" * 2**21)
     code, _, err = colakit("predict", "--model", runs["distill"], path)
     assert code == 2
-    assert "long.txt:2: the line is longer than 1 MiB" in " ".join(err.split())
+    assert "long.txt:2: a line is longer than 1 Mi characters" in " ".join(err.split())

@@ -19,6 +19,7 @@ import pytest
 import torch
 from stress.torture import run_output
 
+from colakit.api.session import Session
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.storage.checkpoints import STATE, Checkpoints
@@ -89,7 +90,7 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 def test_resume_auto_starts_resumes_and_reports_a_finished_run(
-    toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path
+    toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert colakit(*student(toy), "--resume", "auto", "--out", tmp_path / "new")[0] == 0
     assert_same(tmp_path / "new", whole)
@@ -99,6 +100,7 @@ def test_resume_auto_starts_resumes_and_reports_a_finished_run(
     assert code == 0
     assert "after step 4 of 14" in err
     assert_same(parts, whole)
+    monkeypatch.setattr(Session, "load_corpus", None)  # a finished run loads nothing
     for mode in ("--resume", "--resume=auto"):
         code, _, err = colakit("train-scratch", mode, "--out", parts)
         assert code == 0
@@ -248,7 +250,9 @@ def test_one_signal_finishes_the_step_saves_and_says_how_to_go_on(
     found, _, err = colakit(*student(toy), "--out", out)
     assert found == code
     last = f"{out}/checkpoints/step-00000005"
-    assert f"Stopped after step 5 of 14; the last checkpoint is {last}" in " ".join(err.split())
+    assert f"stopped: after step 5 of 14; the last checkpoint is {last}" in " ".join(err.split())
+    assert err.index("a checkpoint is saved") < err.index("stopped:")
+    assert "error:" not in err
     monkeypatch.undo()
     line = " ".join(err.split()).partition("Continue: colakit ")[2]
     assert colakit(*shlex.split(line), "--quiet")[0] == 0
@@ -304,7 +308,7 @@ def test_a_second_interrupt_leaves_at_once_even_inside_a_save(
     out = tmp_path / "run"
     code, _, err = colakit(*student(toy), "--out", out)
     assert code == 130
-    assert "Interrupted" in err
+    assert "stopped: at once; " in err
     assert f"the last checkpoint is {out / 'checkpoints' / 'step-00000004'}" in " ".join(err.split())
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
     monkeypatch.undo()

@@ -108,9 +108,9 @@ def test_foreign_and_damaged_student_files_are_refused(tmp_path: Path) -> None:
 
 INVALID: dict[str, dict[str, Any]] = {
     "label_names must be 2 strings": {"label_names": ["a"], "threshold": None},
-    "label_names.0: must be a valid string": {"label_names": [1, 2]},
-    "max_tokens: must be greater": {"max_tokens": 0},
-    "threshold: must be less": {"threshold": 1.5},
+    "label_names.0: must be text": {"label_names": [1, 2]},
+    "max_tokens: must be at least 1": {"max_tokens": 0},
+    "threshold: must be at most 1": {"threshold": 1.5},
     "threshold needs 2 labels": {"label_names": ["a", "b", "c"]},
     "origin: command: must be": {"origin": {"command": 3}},
     "origin: settings: must be": {"origin": {"settings": "x"}},

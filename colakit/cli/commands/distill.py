@@ -25,6 +25,7 @@ from colakit.storage.output import Resume
         "--kd-weight": "distill.kd_weight",
         **STUDENT_FLAGS,
         **BASE_AND_DATA,
+        "--track": "track",
     },
 )
 def distill_command(

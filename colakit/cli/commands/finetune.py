@@ -15,6 +15,7 @@ from colakit.storage.output import Resume
     "finetune",
     {
         **BASE_AND_DATA,
+        "--track": "track",
         "--start-token": "start_token",
         "--objective": "finetune.objective",
         "--method": "finetune.method",

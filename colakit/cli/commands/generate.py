@@ -55,7 +55,7 @@ def generate(
     """Print the prompt with its continuation; return the texts."""
     import torch
 
-    from colakit.data.tables import decode
+    from colakit.data.delimited import read_text
     from colakit.inference.generation import generate_tokens
     from colakit.inference.language_models import load_language_model
     from colakit.models.lora import inject
@@ -84,7 +84,10 @@ def generate(
     if rank is not None:
         names = inject(model, lora_config(session.settings.lora, rank))
         session.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
-    text = prompt if prompt is not None else decode(sys.stdin.buffer.read(), "stdin").rstrip("\r\n")
+    text = prompt
+    if text is None:
+        encoding = session.settings.data.encoding
+        text = "".join(read_text(sys.stdin.buffer, "stdin", encoding)).rstrip("\r\n")
     session.compute.place(model.requires_grad_(False)).eval()
     ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt becomes the end-of-text token
     if len(ids) > model.config.num_positions:

@@ -18,7 +18,10 @@ from colakit.cli.options import (
 from colakit.storage.output import Resume
 
 
-@command("train-scratch", {**STUDENT_FLAGS, "--transfer-size": "transfer.size", **BASE_AND_DATA})
+@command(
+    "train-scratch",
+    {**STUDENT_FLAGS, "--transfer-size": "transfer.size", "--track": "track", **BASE_AND_DATA},
+)
 def train_scratch_command(
     session: Session,
     *,

@@ -19,7 +19,14 @@ from colakit.config.student import DistillSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
 from colakit.distillation.student import empty_student, student_job
-from colakit.distillation.teachers import Teacher, TeacherTargets, load_teachers, mean_logits, train_logits
+from colakit.distillation.teachers import (
+    Teacher,
+    TeacherTargets,
+    load_teachers,
+    mean_logits,
+    require_above_chance,
+    train_logits,
+)
 from colakit.distillation.transfer_set import (
     cached_transfer_set,
     make_transfer_set,
@@ -298,6 +305,7 @@ def tuned_sampler(session: Session, task: TaskData, base: str) -> TunedSampler:
         settings.finetune,
         settings.lora,
         settings.data.max_tokens,
+        settings.start_token,
         session.compute,
         session.gpt_training_compute,
         settings.cpu_kernels,
@@ -313,6 +321,8 @@ def _val_metrics(session: Session, teachers: list[Teacher], task: TaskData) -> M
     single = teachers[0].classifier if len(teachers) == 1 else None
     labels = single.predict_labels(logits) if single is not None else logits.argmax(axis=1)
     metrics = measure(logits, task.val.require_labels(), labels)
+    if not session.settings.distill.allow_teacher_below_chance:
+        require_above_chance(metrics, [teacher.path for teacher in teachers])
     if metrics.collapsed:
         session.reporter.warn("the teacher predicts one class for all of val; it has little to teach")
     return metrics
@@ -333,7 +343,7 @@ def _lines(teachers: list[Teacher], metrics: Metrics, transfer: Split, num_out_o
 def _token_embeddings(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the (V, D) token embeddings; those of a recurrent teacher may share rows."""
     if isinstance(model, GPTClassifier):
-        weight = model.transformer.wte.weight
+        weight = model.body.embedding.weight
     else:
         weight = model.embedding.weight[model.embedding_rows(torch.arange(model.config.vocab_size))]
     return weight.detach().float().cpu().numpy()

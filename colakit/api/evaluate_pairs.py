@@ -92,7 +92,7 @@ def _evaluate(
     settings, warn = session.settings.evaluate, session.reporter.warn
     compute.place(model.requires_grad_(False))
     max_tokens = model.config.num_positions + 1  # the last token is predicted, but no input
-    tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=settings.pairs_bos)
+    tokenizer = tokenizer.with_boundaries(prefix=settings.pairs_bos)
     good = tokenizer.encode([pair.good for pair in pairs], max_tokens)
     bad = tokenizer.encode([pair.bad for pair in pairs], max_tokens)
     with session.reporter.progress(f"{name}, sentences", 2 * len(pairs)) as bar:

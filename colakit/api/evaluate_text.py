@@ -68,4 +68,5 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
 def language_models(session: Session, models: Sequence[str]) -> Loaders:
     """Return loaders of `models`, and of the base if the settings name one or `models` is empty."""
     named, typed = "base" in session.resolved.origins, session.resolved.was_typed("base")
-    return language_model_loaders(models, session.settings.base, base_named=named, base_typed=typed)
+    base, start = session.settings.base, session.settings.start_token
+    return language_model_loaders(models, base, base_named=named, base_typed=typed, start_token=start)

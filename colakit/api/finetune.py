@@ -89,6 +89,7 @@ def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTr
         settings.finetune,
         settings.lora,
         max_tokens=settings.data.max_tokens,
+        start_token=settings.start_token,
         compute=session.gpt_training_compute,
         reporter=session.reporter,
         **session.job_options(),
@@ -112,7 +113,12 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
     settings, tuning = session.settings, session.settings.finetune
     seed_everything(settings.seed)
     base = load_base(settings.base, tuning)
-    tokenizer = load_tokenizer(resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos)
+    tokenizer = load_tokenizer(
+        resolve_base(settings.base),
+        prefix=tuning.add_bos,
+        suffix=tuning.add_eos,
+        start=settings.start_token,
+    )
     fingerprint = base_fingerprint(base)
     model = build_model(session, task, base)
     assert isinstance(model, GPTClassifier)

@@ -199,7 +199,7 @@ def _lm_job(session: Session) -> LMJob:
     session.compute.place(model)
     compiled, how = compiles(session.compute.device, settings.compile)
     if compiled:
-        model.transformer.compile()
+        model.body.compile()
     vocabulary = Vocabulary.of(tokenizer)
 
     def windows(streams: dict[str, Stream], repeats: dict[str, int], num_tokens: int) -> Windows:
@@ -246,12 +246,6 @@ def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> 
     if settings.init_from is None:
         return GPT(_config(settings, tokenizer.vocab_size)), {}
     model = load_gpt(resolve_base(settings.init_from, FLAG))
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ColakitError(
-            f"{settings.init_from}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model "
-            f"{model.config.vocab_size:,}",
-            hint="Download or save the base again.",
-        )
     return model, {"base": base_fingerprint(model)}
 
 
@@ -260,7 +254,7 @@ def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     if settings.init_from is not None:
         return load_tokenizer(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
-        return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
+        return SentenceTokenizer.from_base(Path(settings.tokenizer).expanduser())
     return None
 
 

@@ -134,7 +134,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
     model = base.classifier(len(LABELS)).requires_grad_(True)
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=load_tokenizer(folder, prefix=True),
+        tokenizer=load_tokenizer(folder, prefix=True, start=settings.start_token),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
         origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),

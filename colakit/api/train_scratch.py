@@ -113,7 +113,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
         train_loss=CROSS_ENTROPY,
-        base_embeddings=lambda: base.transformer.wte.weight.detach().float().numpy(),
+        base_embeddings=lambda: base.body.embedding.weight.detach().float().numpy(),
         summary={"augmented": len(train) - len(task.train), "base_fingerprint": base_fingerprint(base)},
         epoch_size=epoch,
         settings_dump=session.portable_settings(),

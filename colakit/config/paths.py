@@ -14,7 +14,11 @@ PATHS = (
     *("pretrain.text", "pretrain.init_from", "pretrain.tokenizer"),
     *("transfer.text", "transfer.language_model"),
 )
-BUILTIN = ("builtin", "builtin:")  # names of the built-in base and corpus, also where a folder has this name
+BUILTIN = (
+    "builtin",
+    "builtin:",
+    "smollm2",
+)  # names of bases and the built-in corpus, also where a folder has this name
 HUB_CACHE = re.compile(r"/models--([^/]+)/snapshots/")  # in the path of a model that the hub's client fetched
 M = TypeVar("M", bound=BaseModel)
 

@@ -49,7 +49,14 @@ class Settings(Section):
         0, ge=0, le=MAX_SEED, description="Random seed (initial weights, batch order, dropout)."
     )
     base: str = Field(
-        "gpt2", description="Pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name."
+        "gpt2",
+        description="Pretrained GPT-2, Llama, Qwen2 or Qwen3: `builtin`, `smollm2`, a folder in the "
+        "transformers layout, a GGUF file, or a hub name.",
+    )
+    start_token: str | None = Field(
+        None,
+        min_length=1,
+        description="Token before a sentence or text; null: <|endoftext|> if the base has it, else BOS.",
     )
     device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

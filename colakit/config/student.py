@@ -82,6 +82,10 @@ class DistillSettings(Section):
     teacher: Names = Field(
         (), description="Run folders, ckpt.pt files or adapter folders; the logits of several are averaged."
     )
+    allow_teacher_below_chance: bool = Field(
+        False,
+        description="Distil even if the teacher's MCC on val is below 0 by more than its standard error.",
+    )
     upsample: int = Field(
         1, ge=1, le=1000, description="Passes over train in an epoch, beside the transfer set."
     )

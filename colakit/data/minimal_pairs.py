@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
 
 from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError, did_you_mean
-from colakit.utils.documents import validate_json
+from colakit.utils.documents import Bounds, validate_json
 from colakit.utils.unpacking import open_unpacked
 
 GOOD, BAD = "sentence_good", "sentence_bad"
@@ -113,7 +113,7 @@ def _read_file(path: Path, known: dict[str, str]) -> list[MinimalPair]:
     for number, raw in _lines(path):
         try:
             record = validate_json(
-                raw.removeprefix(BOM) if number == 1 else raw, PairRecord, max_bytes=MAX_LINE_BYTES
+                raw.removeprefix(BOM) if number == 1 else raw, PairRecord, Bounds(MAX_LINE_BYTES)
             )
         except ValueError as error:
             errors.add(number, str(error))

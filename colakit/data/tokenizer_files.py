@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,12 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel
 from tokenizers import AddedToken
 
-from colakit.utils.documents import Document, DocumentError, read_bounded, read_document, read_text
+from colakit.utils.documents import Bounds, Document, DocumentError, read_bounded, read_document, read_text
 
-MAX_VALUES = 2**21
 MAX_ADDED = 2**10  # each one added slows down the next
 MAX_TOKEN = 2**10  # characters
-MAX_BYTES = 2**24
+VOCABULARY = Bounds(2**24, 2**21, 2**21)
 MAX_ID = 2**24
 MAX_GROWTH = 64
 MAX_REPEATS = 2
@@ -47,18 +47,37 @@ def pairs_of(merges: list[Any]) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in pairs]
 
 
+def _children(node: Any) -> Any:
+    return node.values() if isinstance(node, dict) else node
+
+
+def _check_precompiled(table: Any) -> None:
+    """Raise `ValueError` unless a table is SentencePiece's: the library panics on others."""
+    try:
+        raw = base64.b64decode(table, validate=True)
+        size = int.from_bytes(raw[:4], "little")
+        if size % 4 or not 4 <= size <= len(raw) - 4:
+            raise ValueError("wrong length")
+        raw[4 + size :].decode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"precompiled_charsmap is not a table of SentencePiece ({error})") from None
+
+
 def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
     """Raise `ValueError` if a normalizer, pre-tokenizer or decoder may take far more than the text's length.
 
     A pattern takes exponential time at most if a group repeats, otherwise polynomial time whose degree is the
     number of its repeats. Replacements that lengthen text multiply.
     """
-    growth, pending = 1.0, [rules]
+    growth = 1.0
+    pending: list[Any] = [rules]
     while pending:
         node = pending.pop()
-        pending += [each for each in node.values() if isinstance(each, dict)]
-        pending += [each for part in node.values() if isinstance(part, list) for each in part]
-        pending = [each for each in pending if isinstance(each, dict)]
+        pending += [each for each in _children(node) if isinstance(each, (dict, list))]
+        if not isinstance(node, dict):
+            continue
+        if node.get("type") == "Precompiled":
+            _check_precompiled(node.get("precompiled_charsmap"))
         if isinstance(pattern := node.get("Regex"), str):
             is_long = any(len(REPEAT.findall(part)) > MAX_REPEATS for part in pattern.split("|"))
             if is_long or BACKTRACKING.search(pattern) or len(pattern) > MAX_TOKEN:
@@ -109,11 +128,21 @@ class TokenizerModel(Document, extra="allow"):
 class TokenizerFile(Document):
     """tokenizer.json."""
 
-    added_tokens: Annotated[list[AddedTokenEntry], Field(max_length=MAX_ADDED)] = Field([])
+    added_tokens: Annotated[list[AddedTokenEntry], Field(max_length=MAX_ADDED, fail_fast=True)] = Field([])
     normalizer: Rules | None = None
     pre_tokenizer: Rules | None = None
     decoder: Rules | None = None
+    post_processor: dict[str, Any] | None = None
     model: TokenizerModel
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it adds tokens to each text."""
+        rules = self.post_processor or {}
+        return bool(rules.get("special_tokens")) or rules.get("type", "ByteLevel") not in (
+            "ByteLevel",
+            "TemplateProcessing",
+        )
 
 
 class VocabularyFile(RootModel[Vocabulary]):
@@ -127,8 +156,10 @@ class TokenizerState(Document):
 
     json_: str = Field(alias="json")
     end_of_text_id: Annotated[int, Field(ge=0)]
+    start_id: Annotated[int, Field(ge=0)]
     prefix: bool
     suffix: bool
+    template: bool = False
 
 
 def _content(token: Any) -> Any:
@@ -138,8 +169,13 @@ def _content(token: Any) -> Any:
 class SpecialTokens(Document):
     """What tokenizer_config.json or special_tokens_map.json says."""
 
+    bos_token: Annotated[TokenText | None, BeforeValidator(_content)] = None
     eos_token: Annotated[TokenText, BeforeValidator(_content)] = END_OF_TEXT
+    sentence_start: TokenText | None = None  # written by colakit
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
     add_prefix_space: bool = False
+    split_special_tokens: Literal[False] = False
     tokenizer_class: str | None = None
     added_tokens_decoder: Annotated[dict[str, Any], Field(max_length=MAX_ADDED)] = Field({})
     additional_special_tokens: Annotated[list[Any], Field(max_length=MAX_ADDED)] = Field([])
@@ -147,6 +183,8 @@ class SpecialTokens(Document):
     @property
     def is_gpt2(self) -> bool:
         """Whether transformers would build GPT-2's tokenizer, whatever rules tokenizer.json has."""
+        if self.add_bos_token or self.add_eos_token:
+            return False
         return (self.tokenizer_class or "GPT2").removesuffix("Fast").removesuffix("Tokenizer") == "GPT2"
 
 
@@ -172,9 +210,12 @@ def check_files(folder: Path) -> None:
     """
     for path in sorted(folder.iterdir()):
         if path.suffix == ".json":
-            read_document(path, AnyDocument, max_items=MAX_VALUES)
-        elif path.suffix in (".txt", ".model") and read_bounded(path, MAX_BYTES).count(b"\n") > MAX_VALUES:
-            raise DocumentError(f"{path}: more than {MAX_VALUES:,} lines")
+            read_document(path, AnyDocument, VOCABULARY)
+        elif (
+            path.suffix in (".txt", ".model")
+            and read_bounded(path, VOCABULARY.bytes).count(b"\n") > VOCABULARY.values
+        ):
+            raise DocumentError(f"{path}: more than {VOCABULARY.values:,} lines")
 
 
 def read_merges(path: Path) -> list[str]:
@@ -183,6 +224,6 @@ def read_merges(path: Path) -> list[str]:
     Raises:
         DocumentError: if it is missing, too large or not text.
     """
-    text = read_text(path, MAX_BYTES)
+    text = read_text(path, VOCABULARY.bytes)
     lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
     return [line.rstrip("\r") for line in lines]

@@ -58,6 +58,7 @@ class TunedSampler:
     finetune: FinetuneSettings
     lora: LoRASettings
     max_tokens: int | None
+    start_token: str | None
     compute: Compute
     training_compute: Compute
     cpu_kernels: str
@@ -79,6 +80,7 @@ class TunedSampler:
         identity = {
             "base": base_fingerprint(load_gpt(folder)),
             "tokenizer": load_tokenizer(folder).vocabulary(),
+            **({} if self.start_token is None else {"start_token": self.start_token}),
             "compute": (self.training_compute if is_tuned else self.compute).arithmetic,
         }
         if not is_tuned:
@@ -143,6 +145,7 @@ class TunedSampler:
             command="sampler",
             seed=self.transfer.seed,
             max_tokens=self.max_tokens,
+            start_token=self.start_token,
             settings_yaml=to_yaml(self.tuning),
             compute=self.training_compute,
             cpu_kernels=self.cpu_kernels,
@@ -227,7 +230,7 @@ class TunedSampler:
     def _load(self, folder: Path) -> SentenceSampler:
         model = load_gpt(folder).requires_grad_(False).eval()
         self.compute.place(model)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, start=self.start_token)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)
 
 

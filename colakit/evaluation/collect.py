@@ -60,7 +60,7 @@ def collect_predictions(
             classifier = load_baseline(path) if is_baseline(path) else load_classifier(path, base=base)
             if not models:  # the data may lack a class that the model has
                 corpus = corpus.relabelled(classifier.label_names)
-            require_labels(classifier.label_names, corpus.label_names, path)
+            require_labels(classifier.label_names, corpus.label_names, path, reporter)
             models.append(_model_info(classifier, name))  # before `place`, which may round weights
             if isinstance(classifier, SentenceClassifier):
                 compute.place(classifier.model.requires_grad_(False))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.errors import ColakitError
+from colakit.utils.console import Reporter
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,22 @@ def as_list(sentences: str | Sequence[str]) -> list[str]:
     return [sentences] if isinstance(sentences, str) else list(sentences)
 
 
-def require_labels(label_names: tuple[str, ...], of_data: tuple[str, ...], where: str) -> None:
-    """Raise `ColakitError` unless the labels of the model at `where` are those of the dataset."""
+def require_labels(
+    label_names: tuple[str, ...], of_data: tuple[str, ...], where: str, reporter: Reporter
+) -> None:
+    """Raise `ColakitError` unless the labels of the model at `where` are those of the dataset.
+
+    A model that names no labels is taken to number them as the dataset does, with a warning.
+    """
     unnamed = tuple(f"LABEL_{i}" for i in range(len(of_data)))  # of a folder that PEFT wrote
     if label_names not in (of_data, unnamed):
         raise ColakitError(
             f"{where}: its labels are {', '.join(label_names)}; the dataset's are {', '.join(of_data)}",
             hint="Model and dataset must be of one task.",
         )
+    if label_names == unnamed != of_data:
+        classes = ", ".join(f"{i} for {name}" for i, name in enumerate(of_data))
+        reporter.warn(f"{where}: names no labels; its classes are taken as {classes}")
 
 
 def check_threshold(threshold: float, num_labels: int) -> None:

@@ -38,6 +38,7 @@ from colakit import __version__
 from colakit.errors import ColakitError, first_line
 from colakit.storage.tensors import read_tensors, write_tensors
 from colakit.utils.documents import (
+    Bounds,
     Document,
     DocumentError,
     MissingError,
@@ -310,7 +311,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read_manifest(path: Path) -> Manifest:
     try:
         raw = read_bounded(path, MAX_MANIFEST_BYTES)
-        check_json_bounds(raw, max_bytes=MAX_MANIFEST_BYTES)
+        check_json_bounds(raw, Bounds(MAX_MANIFEST_BYTES))
         content = json.loads(raw)
         if not isinstance(content, dict) or _manifest_text(content).encode() != raw:
             raise DamagedError(f"{path}: has changed since it was written (own SHA-256 differs)")
@@ -332,12 +333,12 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _check_file(path: Path, expected: FileRecord) -> None:
     try:
+        if not path.is_file():
+            raise DamagedError(f"{path}: is missing")
         size = path.stat().st_size
         if size != expected.bytes:
             raise DamagedError(f"{path}: has {size} bytes, not the {expected.bytes} that were written")
         if sha256_of(path) != expected.sha256:
             raise DamagedError(f"{path}: has changed since it was written (SHA-256 differs)")
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: is missing") from None
     except (OSError, ValueError) as error:  # ValueError: NUL in a file name
         raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error

@@ -173,6 +173,12 @@ class Companion(Document):
     origin: OriginDict = Field({})
     prefix: bool = False
     suffix: bool = False
+    start_token: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder has no `colakit.json`."""
+        return not self.model_fields_set
 
 
 def check_threshold(threshold: float | None, num_labels: int) -> None:

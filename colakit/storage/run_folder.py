@@ -35,16 +35,16 @@ from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
 from colakit.storage.run_schemas import EvaluationRecord, MetricsFile, Predictions, StepRecord, Summary
-from colakit.utils.documents import MissingError, parse_document, read_bounded, read_document
+from colakit.utils.documents import Bounds, MissingError, parse_document, read_bounded, read_document
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
 
 S = TypeVar("S", bound=Summary)
 Labels = NDArray[np.int64]  # (N,)
 
-MAX_METRICS_BYTES = 2**24
-MAX_PREDICTIONS_BYTES = 2**26
-MAX_VALUES = 2**22  # in metrics.jsonl or predictions.json
+MAX_LINES, MAX_LINE_BYTES = 2**19, 2**16  # of metrics.jsonl
+METRICS_BOUNDS = Bounds(2**24, 2**22, 2**22)
+PREDICTIONS_BOUNDS = Bounds(2**26, 2**22)
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "pydantic")
 
 
@@ -102,11 +102,14 @@ class RunFolder:
             ColakitError: if there is no evaluation, or the file is broken.
         """
         hint = "Give the folder of a training run."
-        lines = read_bounded(self.metrics, MAX_METRICS_BYTES, hint=hint).split(b"\n")
+        raw = read_bounded(self.metrics, METRICS_BOUNDS.bytes, hint=hint)
+        if raw.count(b"\n") > MAX_LINES or max(map(len, lines := raw.split(b"\n"))) > MAX_LINE_BYTES:
+            raise ColakitError(
+                f"{self.metrics}: has more than {MAX_LINES:,} lines, or {MAX_LINE_BYTES:,} bytes in a line",
+                hint=hint,
+            )
         raw = b"[" + b",\n".join(line for line in lines[:-1] if line) + b"]"
-        records = parse_document(
-            raw, MetricsFile, str(self.metrics), max_bytes=MAX_METRICS_BYTES, max_items=MAX_VALUES, hint=hint
-        ).root
+        records = parse_document(raw, MetricsFile, str(self.metrics), METRICS_BOUNDS, hint=hint).root
         evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
         if not evaluations:
             raise ColakitError(f"{self.metrics}: has no evaluation", hint=hint)
@@ -172,8 +175,7 @@ class RunFolder:
         splits = read_document(
             self.predictions,
             Predictions,
-            max_bytes=MAX_PREDICTIONS_BYTES,
-            max_items=MAX_VALUES,
+            PREDICTIONS_BOUNDS,
             hint="Pass a finished run.",
         ).splits
         return {

@@ -73,7 +73,10 @@ class EvaluationRecord(Document):
     dev: Annotated[dict[str, Scores], Field(max_length=MAX_SPLITS)] = Field({})
 
 
-class MetricsFile(RootModel[list[Annotated[StepRecord | EvaluationRecord, Field(discriminator="event")]]]):
+Record = Annotated[StepRecord | EvaluationRecord, Field(discriminator="event")]
+
+
+class MetricsFile(RootModel[Annotated[list[Record], Field(fail_fast=True)]]):
     """metrics.jsonl: its records in their order."""
 
     model_config = ConfigDict(strict=True)

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from colakit.utils.documents import MAX_BYTES, Document, DocumentError, parse_document, read_bounded
+from colakit.utils.documents import BOUNDS, Document, DocumentError, parse_document, read_bounded
 
-MAX_VALUES = 2**18
 Dtype = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 
 
@@ -33,10 +32,10 @@ def read_header(path: Path) -> SafetensorsHeader:
     Raises:
         DocumentError: if it cannot be read, exceeds a bound or is not valid.
     """
-    raw = read_bounded(path, MAX_BYTES + 8, whole=False)
+    raw = read_bounded(path, BOUNDS.bytes + 8, whole=False)
     length = int.from_bytes(raw[:8], "little")
     if length > len(raw) - 8:
         raise DocumentError(
-            f"{path}: its header has {length:,} bytes; the file and {MAX_BYTES:,} bytes are the limits"
+            f"{path}: its header has {length:,} bytes; the file and {BOUNDS.bytes:,} bytes are the limits"
         )
-    return parse_document(raw[8 : 8 + length], SafetensorsHeader, f"{path}, header", max_items=MAX_VALUES)
+    return parse_document(raw[8 : 8 + length], SafetensorsHeader, f"{path}, header")

@@ -47,6 +47,8 @@ def read_tensors(path: Path, *, hint: str | None = None) -> Any:
         DocumentError: if it is damaged, contains anything else, or needs more memory than it has bytes.
     """
     with library_errors(path, hint=hint):
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")
         source: Path | io.BytesIO = path
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive, archive.open(_pickle_of(archive, path)) as pickle:

@@ -16,6 +16,7 @@ from torch import Tensor
 from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Batch, Examples
 from colakit.data.corpora import Split
+from colakit.data.tokenizer import save_tokenizer
 from colakit.data.tokens import Tokens
 from colakit.evaluation.calibration import fit_temperature
 from colakit.evaluation.experiments import experiment_key
@@ -123,7 +124,7 @@ class ClassifierTrainer(Trainer):
         """Return the batch with the output of the frozen blocks, as after `prepare`."""
         assert isinstance(self.model, GPTClassifier)
         with evaluating(self.model), self.compute.autocast():
-            states = self.model.transformer.frozen_states(batch.input_ids.to(self.compute.device))
+            states = self.model.body.frozen_states(batch.input_ids.to(self.compute.device))
         return replace(batch, states=states.float().cpu().clone())
 
     def evaluated_sentences(self) -> tuple[int, int]:
@@ -280,12 +281,20 @@ class ClassifierTrainer(Trainer):
         if self.job.base is not None:
             assert isinstance(classifier.model, GPTClassifier)
             with self.job.base.applied():
-                write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
+                write_base(classifier.model.language_model(), classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
             base = classifier.origin["base"]
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
             write_companion(self.folder.adapter, classifier.companion())
+            assert isinstance(classifier.model, GPTClassifier)
+            positions = classifier.model.config.num_positions
+            save_tokenizer(classifier.tokenizer, self.folder.adapter, max_tokens=positions, boundaries=True)
+            if classifier.tokenizer.suffix:
+                self.reporter.warn(
+                    f"{self.folder.adapter}: with add_eos, transformers must pad with another token than "
+                    "eos_token, or its head reads the token before the end of the sentence"
+                )
 
 
 def _train_metrics(confusion: Tensor) -> dict[str, float]:

@@ -102,6 +102,7 @@ def sentence_lm_job(
     command: str,
     seed: int,
     max_tokens: int | None,
+    start_token: str | None,
     settings_yaml: str,
     compute: Compute,
     cpu_kernels: str,
@@ -112,10 +113,11 @@ def sentence_lm_job(
 
     Args:
         max_tokens: longest sentence; None is the number of positions of the base.
+        start_token: the setting; None is the base's own.
     """
     seed_everything(seed)
     model = load_base(base, settings)
-    tokenizer = load_tokenizer(resolve_base(base), prefix=True, suffix=True)
+    tokenizer = load_tokenizer(resolve_base(base), prefix=True, suffix=True, start=start_token)
     fingerprint, positions = base_fingerprint(model), model.config.num_positions
     make_trainable(model, settings, lora)
     longest = min(max_tokens or positions, positions)

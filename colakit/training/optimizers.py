@@ -102,7 +102,7 @@ def pretraining_optimizer(
         muon_lr: peak rate of Muon.
         weight_decay: of matrices; embeddings do not decay under Muon, vectors never.
     """
-    matrices = [p for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
+    matrices = [p for block in model.body.blocks for p in block.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     embeddings = [p for p in model.parameters() if p.ndim == 2 and id(p) not in chosen]
     vectors = [p for p in model.parameters() if p.ndim == 1]

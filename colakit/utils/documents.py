@@ -9,6 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +17,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from colakit.errors import ColakitError, first_line, plain_rule
 
-MAX_BYTES = 2**24
 MAX_DEPTH = 32
-MAX_ITEMS = 2**17  # values, of all levels; a million wrong values would take a gigabyte to report
 MAX_DIGITS = 40  # of a number
 DEEPER, SHALLOWER = b"[{", b"]}"
 
 M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of a document.
+
+    Attributes:
+        values: of all levels.
+        keys: in all objects; pydantic reports each wrong field of an object, a million in a gigabyte.
+    """
+
+    bytes: int = 2**24
+    values: int = 2**17
+    keys: int = 2**17
+
+
+BOUNDS = Bounds()
 
 
 class DocumentError(ColakitError):
@@ -42,9 +58,8 @@ class Document(BaseModel):
 def read_document(
     path: Path,
     model: type[M],
+    bounds: Bounds = BOUNDS,
     *,
-    max_bytes: int = MAX_BYTES,
-    max_items: int = MAX_ITEMS,
     hint: str | None = None,
 ) -> M:
     """Return the JSON document in `path` as a `model`.
@@ -53,8 +68,8 @@ def read_document(
         DocumentError: if it cannot be read, exceeds a bound or is not valid.
         MissingError: if there is no such file.
     """
-    raw = read_bounded(path, max_bytes, hint=hint)
-    return parse_document(raw, model, str(path), max_bytes=max_bytes, max_items=max_items, hint=hint)
+    raw = read_bounded(path, bounds.bytes, hint=hint)
+    return parse_document(raw, model, str(path), bounds, hint=hint)
 
 
 def read_bounded(path: Path, max_bytes: int, *, whole: bool = True, hint: str | None = None) -> bytes:
@@ -97,16 +112,14 @@ def parse_document(
     raw: bytes | str,
     model: type[M],
     where: str,
+    bounds: Bounds = BOUNDS,
     *,
-    max_bytes: int = MAX_BYTES,
-    max_items: int = MAX_ITEMS,
     hint: str | None = None,
 ) -> M:
     """Return a JSON document as a `model`.
 
     Args:
         where: name of the document in messages.
-        max_items: largest number of values, of all levels.
 
     Raises:
         DocumentError: if it exceeds a bound or is not valid.
@@ -114,36 +127,38 @@ def parse_document(
     try:
         if isinstance(raw, str):
             raw = raw.encode("utf-8")  # fails on lone surrogates
-        return validate_json(raw, model, max_bytes=max_bytes, max_items=max_items)
+        return validate_json(raw, model, bounds)
     except ValueError as error:
         raise DocumentError(f"{where}: {error}", hint=hint) from None
 
 
-def validate_json(raw: bytes, model: type[M], *, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> M:
+def validate_json(raw: bytes, model: type[M], bounds: Bounds = BOUNDS) -> M:
     """Return JSON as a `model`; raise `ValueError` if it exceeds a bound or is not valid."""
-    check_json_bounds(raw, max_bytes=max_bytes, max_items=max_items)
+    check_json_bounds(raw, bounds)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise ValueError(describe(error)) from None
 
 
-def check_json_bounds(raw: bytes, *, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> None:
+def check_json_bounds(raw: bytes, bounds: Bounds = BOUNDS) -> None:
     """Raise `ValueError` if parsing JSON would take too much, or if it holds characters that no text has."""
-    if len(raw) > max_bytes:
-        raise ValueError(f"longer than {max_bytes:,} bytes")
+    if len(raw) > bounds.bytes:
+        raise ValueError(f"longer than {bounds.bytes:,} bytes")
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     unescaped = raw.replace(rb"\\", b"")
-    if raw.count(b'"') > 4 * max_items + 4:  # two of each value and two of each key
-        raise ValueError(f"has more than {max_items:,} values")
+    if raw.count(b'"') > 4 * bounds.values + 4:  # two of each value and two of each key
+        raise ValueError(f"has more than {bounds.values:,} values")
     if b"\0" in raw or rb"\u0000" in unescaped:
         raise ValueError("contains NUL characters")
     outside = b" ".join(unescaped.replace(rb"\"", b"").split(b'"')[::2])  # of strings
-    if (items := sum(map(outside.count, (b",", b"[", b"{")))) > max_items:
-        raise ValueError(f"has about {items:,} values; {max_items:,} are allowed")
+    if (items := sum(map(outside.count, (b",", b"[", b"{")))) > bounds.values:
+        raise ValueError(f"has about {items:,} values; {bounds.values:,} are allowed")
+    if (keys := outside.count(b":")) > bounds.keys:
+        raise ValueError(f"has {keys:,} keys; {bounds.keys:,} are allowed")
     depth = 0
     for bracket in outside.translate(None, delete=bytes(set(range(256)) - set(DEEPER + SHALLOWER))):
         depth += 1 if bracket in DEEPER else -1
@@ -189,7 +204,9 @@ def check_text(text: str) -> None:
     text.encode()  # fails on lone surrogates
 
 
-def check_plain(value: Any, *, max_items: int = MAX_ITEMS, leaves: type | tuple[type, ...] = ()) -> list[Any]:
+def check_plain(
+    value: Any, *, max_items: int = BOUNDS.values, leaves: type | tuple[type, ...] = ()
+) -> list[Any]:
     """Raise `ValueError` unless `value` is plain data within the bounds of a document; return its leaves.
 
     Shared parts count each time, so structures that repeat or contain themselves are refused.

@@ -133,11 +133,19 @@ def prose(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv.xz", "jsonl.gz", "parquet"])
-def test_a_table_gives_the_sentences_of_its_column(ending: str, toy: Path, prose: Path) -> None:
+@pytest.mark.parametrize("ending", ["csv", "tsv.xz", "jsonl.gz", "parquet", "hub"])
+def test_a_table_gives_the_sentences_of_its_column(
+    ending: str, toy: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = pandas.DataFrame({"line": prose.read_text().splitlines(), "other": "A sentence of no use."})
-    path = prose.with_name(f"table.{ending}")
+    path: Path | str = prose.with_name(f"table.{ending}")
     match ending.partition(".")[0]:
+        case "hub":
+            datasets = pytest.importorskip("datasets")
+            monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(prose.with_name("cache")))
+            path.mkdir()
+            frame.to_csv(path / "train.csv")
+            path = f"hf:{path}:train"
         case "parquet":
             frame.to_parquet(path)
         case "jsonl":
@@ -228,7 +236,7 @@ def test_dev_sentences_of_cola_are_never_drawn(shared: Path) -> None:
 
 
 def test_sampled_sentences_are_complete_and_reproducible(toy: Path, fp32: Compute) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
 
     sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=4)
@@ -241,7 +249,7 @@ def test_sampled_sentences_are_complete_and_reproducible(toy: Path, fp32: Comput
 
 
 def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
     sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
     assert list(sampler.word_resamples(["Go!", "Stop"], "a seed")) == []  # the first word is never replaced
@@ -261,7 +269,7 @@ def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) 
     [(" dogs and", "dogs"), (" dog.", "dog"), ("s and", None), (" dog", None), (" 12 dogs", None)],
 )
 def test_only_whole_words_are_accepted(toy: Path, fp32: Compute, sampled: str, word: str | None) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     model = load_gpt(toy / "base")
     sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0)
     tokens = tokenizer.encode([sampled]).sentence(0).tolist()
@@ -380,7 +388,7 @@ def test_complete_rounds_are_cached(toy: Path, fp32: Compute) -> None:
         session, task = load_session(toy / "corpus", sampler_epochs=0, **settings)
         sampler = tuned_sampler(session, task, str(toy / "base"))
         model = load_gpt(toy / "base").requires_grad_(False).eval()
-        tokenizer = SentenceTokenizer.from_folder(toy / "base")
+        tokenizer = SentenceTokenizer.from_base(toy / "base")
         sampler.sampler = Recording(model, tokenizer, fp32, temperature=1.0, batch_size=4)
         return sampler
 

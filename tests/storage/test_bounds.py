@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from stress.hostile import RUN_FILES, read_run, tokenizer
+from stress.hostile import RUN_FILES, folder_of, gpt_config, read_run, tokenizer
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
+from colakit.inference.classifier import load_classifier
+from colakit.storage.gpt2 import load_gpt, load_tokenizer
+from colakit.storage.peft import read_adapter
+from colakit.storage.run_folder import RunFolder
 from colakit.storage.tensors import read_tensors
 
 LINE = json.dumps(RUN_FILES["metrics.jsonl"])
@@ -24,6 +30,31 @@ FAULTS: dict[str, tuple[str, str]] = {
     "more than 40 digits": ("metrics.jsonl", LINE.replace("1.0", "9" * 50) + "\n"),
     "nested more than": ("metrics.jsonl", LINE.replace("1.0", "[" * 99 + "]" * 99) + "\n"),
     "contains NUL": ("metrics.jsonl", LINE.replace("step", "\0") + "\n"),
+    "not UTF-8 at byte": ("metrics.jsonl", LINE.replace("evaluation", "\udcff") + "\n"),
+    "not JSON": ("metrics.jsonl", LINE[:40] + "\n" + LINE + "\n"),
+    "0: must be an object": ("metrics.jsonl", f"[{LINE}]\n"),
+    "0: Unable to extract tag": ("metrics.jsonl", "{}\n"),
+    "0.evaluation.val is missing": (
+        "metrics.jsonl",
+        '{"event": "evaluation", "step": 1, "epoch": 1, "train": {"loss": 1}}\n',
+    ),
+    "0.evaluation.step: must be at least": ("metrics.jsonl", LINE.replace('"step": 1', '"step": 0') + "\n"),
+    "label 1 has no name": (
+        "predictions.json",
+        json.dumps({"label_names": ["a"], "splits": {"dev": {"labels": [1], "predictions": [0]}}}),
+    ),
+    "1 labels and 2 predictions": (
+        "predictions.json",
+        json.dumps({"label_names": ["a"], "splits": {"dev": {"labels": [0], "predictions": [0, 0]}}}),
+    ),
+    "131,072 are allowed": (
+        "predictions.json",
+        json.dumps({"label_names": ["a"], "splits": dict.fromkeys(map(str, range(200_000)), 0)}),
+    ),
+    "has more than 524,288 lines": ("metrics.jsonl", "{}\n" * 600_000),
+    "or 65,536 bytes in a line": ("metrics.jsonl", LINE + " " * 70_000 + "\n"),
+    "must have either `folds` or `seeds`": ("runs.json", json.dumps({"command": "finetune"})),
+    "there must be 1 to 1000 seeds": ("runs.json", json.dumps({"command": "finetune", "seeds": [1, 1]})),
     "has no evaluation": ("metrics.jsonl", LINE[:40]),
     "splits.dev.labels.0: must be": (
         "predictions.json",
@@ -43,7 +74,7 @@ def test_a_fault_of_a_run_folder_is_named(fault: str, tmp_path: Path) -> None:
     write_run(tmp_path)
     read_run(tmp_path)
     name, text = FAULTS[fault]
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(ColakitError, match=fault) as caught:
         read_run(tmp_path)
     assert name in caught.value.message
@@ -95,11 +126,100 @@ def test_a_fault_of_a_tokenizer_is_named(change: dict[str, Any], fault: str, tmp
     file = json.loads(tokenizer().backend.to_str())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**file, **change}))
     with pytest.raises(ColakitError, match=fault):
-        SentenceTokenizer.from_folder(tmp_path)
+        SentenceTokenizer.from_base(tmp_path)
 
 
 def test_an_end_of_text_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer().backend.to_str())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "x y"}')
     with pytest.raises(ColakitError, match="'x y' is not in the vocabulary"):
-        SentenceTokenizer.from_folder(tmp_path)
+        SentenceTokenizer.from_base(tmp_path)
+
+
+def test_an_unfinished_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(LINE + "\n" + LINE[:40])
+    _, evaluations = RunFolder(tmp_path).read_metrics()
+    assert len(evaluations) == 1
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "predictions.json"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ColakitError, match=f"{name}: cannot be read .not a regular file"):
+        read_run(tmp_path)
+
+
+def test_a_pipe_is_no_model_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ckpt.pt")
+    with pytest.raises(ColakitError, match=r"ckpt\.pt: cannot be read .not a regular file"):
+        load_classifier(tmp_path / "ckpt.pt")
+
+
+CONFIG_FAULTS = [
+    ({"model_type": "opt"}, "model_type: must be"),
+    ({"n_embd": 10**9}, "n_embd: must be at most"),
+    ({"vocab_size": "x"}, "vocab_size: must be a whole number"),
+    ({"n_layer": [2]}, "n_layer: must be a whole number"),
+    ({"activation_function": "relu9"}, "activation"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings: must be True"),
+    ({"embd_pdrop": float("nan")}, "embd_pdrop: must be"),
+]
+
+
+def write_base(folder: Path, **changes: Any) -> Path:
+    for name, raw in folder_of("base").items():
+        (folder / name).write_bytes(raw)
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(("change", "fault"), CONFIG_FAULTS)
+def test_a_fault_of_a_config_is_named(change: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(ColakitError, match=rf"config\.json: .*{fault}") as caught:
+        load_gpt(write_base(tmp_path, **change))
+    assert caught.value.exit_code == 2
+
+
+def test_fields_of_a_config_that_colakit_does_not_read_have_no_effect(tmp_path: Path) -> None:
+    others = {"bos_token_id": [1], "eos_token_id": "x", "use_cache": "x", "layer_types": 3}
+    model = load_gpt(write_base(tmp_path, **others))
+    assert model.config == gpt_config()
+
+
+def test_merges_of_unknown_tokens_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "<|endoftext|>": 2}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na x\n")
+    with pytest.raises(ColakitError, match=r"vocab\.json: cannot be read"):
+        SentenceTokenizer.from_base(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(tmp_path: Path) -> None:
+    file = json.loads(tokenizer().backend.to_str())
+    file["model"]["vocab"]["zz"] = 5000
+    (write_base(tmp_path) / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(ColakitError, match=r"its tokenizer has 5,001 tokens, but the model 2"):
+        load_tokenizer(tmp_path)
+
+
+def test_too_many_patterns_of_an_adapter_are_refused(tmp_path: Path) -> None:
+    for name, raw in folder_of("adapter").items():
+        (tmp_path / name).write_bytes(raw)
+    config = json.loads((tmp_path / "adapter_config.json").read_bytes())
+    patterns = {f"x{i}": 1 for i in range(100_000)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": patterns}))
+    with pytest.raises(ColakitError, match=r"adapter_config\.json: alpha_pattern: .* at most 1024 items"):
+        read_adapter(tmp_path)
+
+
+def test_a_model_file_of_many_empty_objects_is_refused_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was built"))
+    with zipfile.ZipFile(tmp_path / "ckpt.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02](" + b"}" * 1_000_000 + b"e.")  # 70 MB of objects
+    with pytest.raises(ColakitError, match="values and operations"):
+        read_tensors(tmp_path / "ckpt.pt")

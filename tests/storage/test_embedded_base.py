@@ -28,7 +28,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def ours() -> tuple[GPT, SentenceTokenizer]:
-    return load_gpt(EMBEDDED).float().eval(), SentenceTokenizer.from_folder(EMBEDDED)
+    return load_gpt(EMBEDDED).float().eval(), SentenceTokenizer.from_base(EMBEDDED)
 
 
 def test_transformers_opens_it_and_computes_the_same_logits(ours: tuple[GPT, SentenceTokenizer]) -> None:

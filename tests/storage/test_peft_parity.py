@@ -432,8 +432,6 @@ def test_an_incomplete_adapter_is_refused(base: Path, adapter: Path, tails: tupl
 @pytest.mark.parametrize(
     ("key", "value", "name"),
     [
-        ("bias", "all", "bias"),
-        ("bias", "lora_only", "bias"),
         ("lora_bias", True, "bias"),
         ("init_lora_weights", "olora", "olora"),
         ("init_lora_weights", "corda", "corda"),

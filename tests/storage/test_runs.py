@@ -86,7 +86,8 @@ def test_a_run_folder_has_every_documented_file(tuned: Path) -> None:
     } <= names
     assert "run.lock" not in names
     adapter = {path.name for path in (tuned / "adapter").iterdir()}
-    assert adapter == {"adapter_config.json", "adapter_model.safetensors", "colakit.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert adapter == {"adapter_config.json", "adapter_model.safetensors", "colakit.json"} | tokenizer
     summary = json.loads((tuned / "summary.json").read_text())
     for split in ("val", "id_dev", "ood_dev"):
         figures = summary["splits"][split]

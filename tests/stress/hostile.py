@@ -38,19 +38,32 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
+import yaml
 from backports import zstd
 from hostile_data import DATA_READERS, json_text
+from hostile_schema import NUMBERS, altered, documents, json_of, torn
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from safetensors.torch import save as safetensors_of
 
+from colakit.cli.app import main
 from colakit.config.resolve import resolve
+from colakit.config.settings import Settings
+from colakit.config.yaml import to_yaml
 from colakit.data.annotations import read_annotations
 from colakit.data.corpora import Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import verified_files
 from colakit.data.labelled_rows import Columns
-from colakit.data.minimal_pairs import group_pairs, read_pairs
+from colakit.data.minimal_pairs import PairRecord, group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
+from colakit.data.tokenizer_files import (
+    AnyDocument,
+    SpecialTokens,
+    TokenizerFile,
+    TokenizerState,
+    VocabularyFile,
+)
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier, load_classifier, read_origin
 from colakit.inference.numpy_predictor import StudentPredictor
@@ -61,12 +74,21 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
-from colakit.storage.gpt2 import load_gpt, save_gpt
-from colakit.storage.model_file import METADATA_KEY
-from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
+from colakit.storage.gpt2 import ConfigFile, ShardIndex, load_gpt, save_gpt
+from colakit.storage.model_file import METADATA_KEY, Companion, ModelMetadata, Origin
+from colakit.storage.peft import AdapterConfig, apply_adapter, read_adapter, write_adapter
 from colakit.storage.run_folder import RunFolder
-from colakit.storage.run_schemas import ClassifierSummary
+from colakit.storage.run_schemas import (
+    ClassifierSummary,
+    EvaluationRecord,
+    MetricsFile,
+    Predictions,
+    RunsRecord,
+    StepRecord,
+    Summary,
+)
 from colakit.storage.run_set import open_run_set
+from colakit.storage.safetensors_header import SafetensorsHeader
 from colakit.utils.array_cache import ArrayCache
 
 SECONDS = 20.0  # limit of one case
@@ -154,13 +176,6 @@ def _raise_exceeded_limit(error: BaseException | None) -> None:
 
 # -- mutations of valid files
 
-TEXTS = st.text(max_size=20) | st.sampled_from(["", "\0", "../../x", "/etc/passwd", "*" * 5000, "\ud800"])
-NUMBERS = st.integers(-3, 300) | st.sampled_from([2**31, 2**63, -(2**63), 10**12, 10**30, 0.5, 1e308, -1.0])
-ODD_NUMBERS = st.sampled_from([float("nan"), float("inf"), -float("inf")])
-PLAIN = st.none() | st.booleans() | NUMBERS | ODD_NUMBERS | TEXTS
-VALUES = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4), max_leaves=8
-)
 DEEP = st.builds(lambda opening: opening * 50_000, st.sampled_from([b"[", b'{"a":']))
 
 
@@ -191,44 +206,6 @@ def mangled(draw: st.DrawFn, good: bytes) -> bytes:
 def mutated(good: bytes) -> st.SearchStrategy[bytes]:
     """Return changed, unchanged or arbitrary bytes."""
     return mangled(good) | st.just(good) | st.binary(max_size=60)
-
-
-@st.composite
-def altered(draw: st.DrawFn, good: Any) -> Any:
-    """Replace, remove or add up to three values of plain data, at any depth."""
-    root = {"root": _copied(good)}
-    for _ in range(draw(st.integers(1, 3))):
-        slots: list[tuple[Any, Any]] = []
-        _collect(root, slots)
-        container, key = draw(st.sampled_from(slots))
-        match draw(st.integers(0, 4)):
-            case 0 if container is not root:
-                del container[key]
-            case 1 if isinstance(container, dict):
-                container[draw(TEXTS)] = draw(VALUES)
-            case _:
-                container[key] = draw(VALUES)
-    return root.get("root")
-
-
-def _collect(value: Any, slots: list[tuple[Any, Any]]) -> None:
-    """Collect (container, key) of all nested values, in order."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value))
-    for key in keys:
-        slots.append((value, key))
-        if isinstance(value[key], (dict, list)):
-            _collect(value[key], slots)
-
-
-def _copied(value: Any) -> Any:
-    """Copy containers but not their leaves, so that cases do not share mutations."""
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def json_of(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
 def saved(value: Any) -> bytes:
@@ -313,7 +290,11 @@ def _classifiers(folder: Path) -> None:
     (folder / "gpt").mkdir()
     student = DistilRNN(RNNConfig(tokenizer().vocab_size, embedding_size=4, hidden_size=4, num_embeddings=5))
     student.embed_only([1, 2, 3, 4])
-    SentenceClassifier(student, tokenizer(), LABELS, 8, 0.5, origin={"seed": 0}).save(folder / "rnn/ckpt.pt")
+    for name in COLA_FILES.values():
+        (folder / name).write_bytes(CORPUS)
+    settings, data = run_settings().model_dump(mode="json"), load_corpus(folder).fingerprints()
+    origin = {"command": "distill", "seed": 0, "settings": settings, "data": data, "teachers": [{}]}
+    SentenceClassifier(student, tokenizer(), LABELS, 8, 0.5, origin=origin).save(folder / "rnn/ckpt.pt")
     model, lora = GPT(gpt_config()).classifier(2), LoRAConfig(rank=2, target_modules=("c_attn",))
     inject(model, lora)
     SentenceClassifier(model, tokenizer(), LABELS, 8, None, lora).save(folder / "gpt/ckpt.pt")
@@ -463,8 +444,8 @@ WORDS = (
 def yaml_cases() -> Cases:
     texts = st.lists(st.sampled_from(WORDS), max_size=14).map("".join).map(str.encode)
     bombs = st.integers(2, 40).map(_aliases)
-    flat = altered({"seed": 0, "lora": {"rank": 2, "target_modules": ["c_fc"]}, "data": {"splits": {}}})
-    raw = mutated(CONFIG) | texts | bombs | flat.map(json_of) | DEEP
+    flat = {"seed": 0, "lora": {"rank": 2, "target_modules": ["c_fc"]}, "data": {"splits": {}}}
+    raw = mutated(CONFIG) | texts | bombs | altered(flat, Settings).map(json_of) | DEEP
     return st.fixed_dictionaries({"settings.yaml": raw})
 
 
@@ -516,7 +497,7 @@ PAIR = {"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep.", "f
 
 
 def pair_cases() -> Cases:
-    lines = altered(PAIR).map(json_of) | st.just(json_of(PAIR)) | DEEP | st.binary(max_size=20)
+    lines = altered(PAIR, PairRecord).map(json_of) | st.just(json_of(PAIR)) | DEEP | st.binary(max_size=20)
     raw = st.lists(lines, max_size=5).map(b"\n".join) | mutated(json_of(PAIR) + b"\n" + json_of(PAIR))
     packed = [
         st.fixed_dictionaries({"a.jsonl": raw}),
@@ -580,12 +561,12 @@ def checkpoint_cases() -> Cases:
     states = (altered(a_state(4)) | tensor_states()).map(saved) | repacked(good[f"{newest}/{STATE}"])
     fitting = st.builds(_with_manifest, st.just(newest), states, st.just({}))
     manifest = json.loads(good[f"{newest}/{MANIFEST}"])
-    lying = altered({key: value for key, value in manifest.items() if key != "sha256"})
+    lying = altered({key: value for key, value in manifest.items() if key != "sha256"}, checkpoint.Manifest)
     claims = st.builds(_with_manifest, st.just(newest), st.just(good[f"{newest}/{STATE}"]), lying)
     torn = st.fixed_dictionaries(
         {
             f"{newest}/{STATE}": mutated(good[f"{newest}/{STATE}"]),
-            f"{newest}/{MANIFEST}": mutated(good[f"{newest}/{MANIFEST}"]) | DEEP,
+            f"{newest}/{MANIFEST}": documents(manifest, checkpoint.Manifest),
         }
     )
     before = st.sampled_from([{}, {name: raw for name, raw in good.items() if newest not in name}])
@@ -617,11 +598,17 @@ def classifier_cases() -> Cases:
             return {**content, "tensors": {**content["tensors"], name: tensor}}
 
         foreign = st.builds(with_tensor, names, tensors())
-        return mutated(good) | repacked(good) | (altered(content) | foreign).map(saved)
+        origins = altered(content["origin"], Origin).map(lambda origin: {**content, "origin": origin})
+        changed = altered(content, ModelMetadata) | foreign | origins
+        return mutated(good) | repacked(good) | changed.map(saved)
 
     good = folder_of("classifiers")
     student = good["rnn/student.safetensors"]
-    lying = st.builds(with_metadata, st.just(student), altered(metadata_of(student)) | DEEP.map(bytes.decode))
+    lying = st.builds(
+        with_metadata,
+        st.just(student),
+        altered(metadata_of(student), ModelMetadata) | DEEP.map(bytes.decode),
+    )
     return st.one_of(
         *(st.fixed_dictionaries({"ckpt.pt": one(good[f"{kind}/ckpt.pt"])}) for kind in ("rnn", "gpt")),
         st.fixed_dictionaries({"student.safetensors": safetensors_cases(student) | lying}),
@@ -660,7 +647,9 @@ def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
         return struct.pack("<Q", len(raw) if claimed is None else claimed) + raw + rest
 
     lengths = st.none() | st.sampled_from([0, 1, 2**26, 2**32, 2**63, 2**64 - 1])
-    lying = st.builds(with_header, (altered(header) | st.just(header)).map(json_of) | DEEP, lengths)
+    lying = st.builds(
+        with_header, (altered(header, SafetensorsHeader) | st.just(header)).map(json_of), lengths
+    )
     dtypes = st.sampled_from(
         ["F4", "F8_E8M0", "F8_E4M3", "F6_E2M3", "C64", "BOOL", "I8", "U64", "F64", "BF16"]
     )
@@ -679,10 +668,8 @@ def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
 def base_cases() -> Cases:
     good = folder_of("base")
     weights, config = good["model.safetensors"], json.loads(good["config.json"])
-    configs = (
-        altered(config).map(json_of) | st.just(good["config.json"]) | mutated(good["config.json"]) | DEEP
-    )
-    index = altered({"weight_map": {"transformer.wte.weight": "part.safetensors"}}).map(json_of)
+    configs = documents(config, ConfigFile) | st.just(good["config.json"])
+    index = documents({"weight_map": {"transformer.wte.weight": "part.safetensors"}}, ShardIndex)
     plain = {name: torch.zeros(2, 2) for name in ("transformer.wte.weight", "wpe.weight")}
     bins = altered(plain).map(saved) | repacked(saved(plain)) | mutated(saved(plain)) | tensors().map(saved)
     return st.one_of(
@@ -694,7 +681,7 @@ def base_cases() -> Cases:
         st.fixed_dictionaries(
             {
                 "config.json": st.just(good["config.json"]),
-                "model.safetensors.index.json": index | mutated(b'{"weight_map": {"a": "part.safetensors"}}'),
+                "model.safetensors.index.json": index,
                 "part.safetensors": safetensors_cases(weights),
             }
         ),
@@ -715,12 +702,10 @@ def adapter_cases() -> Cases:
         st.sampled_from(["target_modules", "exclude_modules", "base_model_name_or_path"]),
         st.sampled_from(PATTERNS),
     ) | st.sampled_from(PATTERNS).map(lambda pattern: {**config, "alpha_pattern": {pattern: 3}})
-    configs = (
-        (altered(config) | naming | st.just(config)).map(json_of)
-        | mutated(good["adapter_config.json"])
-        | DEEP
-    )
-    companion = altered(json.loads(good["colakit.json"])).map(json_of) | mutated(good["colakit.json"]) | DEEP
+    configs = documents(config, AdapterConfig) | (naming | st.just(config)).map(json_of)
+    facts = json.loads(good["colakit.json"])
+    origins = altered(facts["origin"], Origin).map(lambda origin: json_of({**facts, "origin": origin}))
+    companion = documents(facts, Companion) | origins
     weights = good["adapter_model.safetensors"]
     kept = {name: st.just(raw) for name, raw in good.items()}
     return st.one_of(
@@ -770,16 +755,27 @@ RUN_FILES: dict[str, Any] = {
 }
 
 
+RUN_MODELS: dict[str, type[BaseModel]] = {
+    "summary.json": ClassifierSummary,
+    "metrics.jsonl": EvaluationRecord,
+    "predictions.json": Predictions,
+    "runs.json": RunsRecord,
+}
+STEP = {"event": "step", "step": 1, "loss": 0.5}
+
+
 def run_cases() -> Cases:
     good = {name: json_of(value) + b"\n" for name, value in RUN_FILES.items()}
-
-    def one(name: str) -> Cases:
-        raw = (
-            altered(RUN_FILES[name]).map(json_of).map(lambda line: line + b"\n") | mutated(good[name]) | DEEP
+    files = {name: documents(RUN_FILES[name], model) for name, model in RUN_MODELS.items()}
+    evaluation = st.just(json_of(RUN_FILES["metrics.jsonl"]))
+    lines = st.lists(evaluation | documents(STEP, StepRecord) | files["metrics.jsonl"], max_size=4)
+    files["metrics.jsonl"] = lines.map(b"\n".join).map(lambda raw: raw + b"\n")
+    return st.one_of(
+        *(
+            st.fixed_dictionaries({**{other: st.just(raw) for other, raw in good.items()}, name: changed})
+            for name, changed in files.items()
         )
-        return st.fixed_dictionaries({**{other: st.just(good[other]) for other in good}, name: raw})
-
-    return st.one_of(*map(one, RUN_FILES))
+    )
 
 
 def read_run(folder: Path) -> object:
@@ -791,17 +787,38 @@ def read_run(folder: Path) -> object:
 
 def tokenizer_cases() -> Cases:
     file = json.loads(tokenizer().backend.to_str())
-    special = {"eos_token": "<|endoftext|>", "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+    special = {"eos_token": "<|endoftext|>", "add_prefix_space": False}
+    classes = st.sampled_from(
+        ["GPT2Tokenizer", "PreTrainedTokenizerFast", "BertTokenizer", "T5Tokenizer", "LlamaTokenizer", "X"]
+    )
+    configs = st.builds(
+        lambda kind, facts: json_of({"tokenizer_class": kind, **facts} if isinstance(facts, dict) else facts),
+        classes,
+        altered(special, SpecialTokens) | st.just(special),
+    )
     vocab, merges = file["model"]["vocab"], "\n".join(map(" ".join, file["model"]["merges"])).encode()
-    files = altered(file).map(json_of) | mutated(json_of(file)) | DEEP
+    rules = st.sampled_from(
+        [
+            {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"Regex": r"\s+|\p{L}+"}, "behavior": "Isolated", "invert": False},
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 60},
+            {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {"type": "Digits"}]},
+            {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Precompiled"}]},
+            {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True},
+        ]
+    )
+    ruled = st.builds(
+        lambda part, rule: {**file, part: rule},
+        st.sampled_from(["normalizer", "pre_tokenizer", "decoder"]),
+        rules,
+    )
+    files = (altered(file, TokenizerFile) | ruled | ruled.flatmap(altered)).map(json_of).flatmap(torn)
     return st.one_of(
-        st.fixed_dictionaries(
-            {"tokenizer.json": files, "tokenizer_config.json": altered(special).map(json_of)}
-        ),
+        st.fixed_dictionaries({"tokenizer.json": files, "tokenizer_config.json": configs.flatmap(torn)}),
         st.fixed_dictionaries({"tokenizer.json": files}),
         st.fixed_dictionaries(
             {
-                "vocab.json": altered(vocab).map(json_of) | st.just(json_of(vocab)),
+                "vocab.json": altered(vocab).map(json_of).flatmap(torn) | st.just(json_of(vocab)),
                 "merges.txt": mutated(merges),
             }
         ),
@@ -809,8 +826,119 @@ def tokenizer_cases() -> Cases:
 
 
 def read_tokenizer(folder: Path) -> object:
-    loaded = SentenceTokenizer.from_folder(folder)
+    loaded = SentenceTokenizer.from_base(folder)
     return loaded.encode(["the cat", ""]).ids.max(initial=0) < loaded.vocab_size
+
+
+# -- commands on the run folder of another
+
+
+CORPUS = "".join(f"a{i % 5}\t{i % 2}\t\tThe cat number {i} sleeps.\n" for i in range(40)).encode()
+
+
+def run_settings() -> Settings:
+    given = ["data.path=corpus", "base=base", "distill.teacher=[good]", "student_training.max_steps=1"]
+    return resolve(assignments=given, environment={}).settings
+
+
+@functools.cache
+def good_run() -> Files:
+    """Return the files of a finished run of a student, with a checkpoint."""
+    files = {name.removeprefix("rnn/"): raw for name, raw in folder_of("classifiers").items()}
+    states = {f"checkpoints/{name}": raw for name, raw in folder_of("checkpoints").items()}
+    adapter = {f"adapter/{name}": raw for name, raw in folder_of("adapter").items()}
+    settings = {"settings.yaml": to_yaml(run_settings()).encode()}
+    documents = {name: json_of(value) + b"\n" for name, value in RUN_FILES.items() if name != "runs.json"}
+    files = {name: raw for name, raw in files.items() if name in ("ckpt.pt", "student.safetensors")}
+    return {**files, **adapter, **states, **settings, **documents, "environment.json": b"{}"}
+
+
+MODEL, STUDENT = ("ckpt.pt", "settings.yaml"), ("ckpt.pt", "student.safetensors", "settings.yaml")
+FIGURES = ("summary.json", "metrics.jsonl", "predictions.json", "settings.yaml")
+ADAPTER = ("adapter/adapter_config.json", "adapter/colakit.json", "adapter/adapter_model.safetensors")
+STATES = tuple(f"checkpoints/step-0000000{step}/{name}" for step in (2, 4) for name in (STATE, MANIFEST))
+COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # and the files that it reads
+    ("plot case --out figures --set plot.dpi=30", FIGURES),
+    ("plot case good --out figures --set plot.dpi=30", FIGURES),
+    ("predict sentences.txt --model case", STUDENT),
+    ("predict sentences.txt --model case/ckpt.pt --json", STUDENT),
+    ("predict sentences.txt --model case/ckpt.pt --device cpu", MODEL),
+    ("evaluate case --data corpus", MODEL),
+    ("evaluate case good/ckpt.pt", MODEL),
+    ("distill --teacher case --data corpus --transfer-size 0 --dry-run", MODEL),
+    ("distill --teacher case --transfer-size 0 --dry-run", MODEL),
+    ("train-scratch --like case --data corpus --base base --dry-run", ("summary.json", "settings.yaml")),
+    ("train-scratch --like case --dry-run", ("summary.json", "settings.yaml")),
+    ("finetune --resume --out case --data corpus --base base", STATES),
+    ("distill --resume --out case --teacher good --transfer-size 0", STATES),
+    ("config show --config case/settings.yaml", ("settings.yaml",)),
+    ("generate --prompt the --adapter case/adapter --base base", ADAPTER),
+    ("predict sentences.txt --model case/adapter --base base", ADAPTER),
+    ("evaluate case/adapter case --data corpus --base base", (*ADAPTER, *MODEL)),
+)
+
+
+def command_cases() -> Cases:
+    """Return run folders with one or two changed or missing files, and the number of a command."""
+    good = good_run()
+    changes: dict[str, st.SearchStrategy[bytes | None]] = {name: mutated(raw) for name, raw in good.items()}
+    changes |= {name: documents(RUN_FILES[name], model) for name, model in RUN_MODELS.items()}
+    changes["settings.yaml"] = documents(yaml.safe_load(good["settings.yaml"]), Settings)
+    for name, model in zip(ADAPTER, (AdapterConfig, Companion), strict=False):
+        changes[name] = documents(json.loads(good[name]), model)
+    content = torch.load(io.BytesIO(good["ckpt.pt"]), weights_only=True)
+    origins = altered(content["origin"], Origin).map(lambda origin: {**content, "origin": origin})
+    changes["ckpt.pt"] = (altered(content, ModelMetadata) | origins).map(saved) | mutated(good["ckpt.pt"])
+
+    def of_command(number: int) -> Cases:
+        one = st.one_of(
+            *(st.fixed_dictionaries({name: changes[name]}) for name in COMMANDS[number][1]),
+            st.sampled_from(COMMANDS[number][1]).map(lambda name: {name: None}),
+        )
+
+        def merged(*parts: dict[str, bytes | None]) -> Files:
+            files = {f"case/{name}": raw for part in (good, *parts) for name, raw in part.items()}
+            number_file = {"command": str(number).encode()}
+            return number_file | {name: raw for name, raw in files.items() if raw is not None}
+
+        return st.builds(merged, one, one | st.just({}))
+
+    return st.integers(0, len(COMMANDS) - 1).flatmap(of_command)
+
+
+def run_command(folder: Path) -> object:
+    """Run a command on the run folder; it must end with 0, or with 2 and the name of a fault."""
+    arguments = COMMANDS[int((folder / "command").read_bytes())][0].split()
+    for name, raw in good_run().items():
+        (folder / "good" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "good" / name).write_bytes(raw)
+    (folder / "corpus").mkdir()
+    for name in COLA_FILES.values():
+        (folder / "corpus" / name).write_bytes(CORPUS)
+    (folder / "sentences.txt").write_text("the cat\n", encoding="utf-8")
+    shutil.copytree(base_with_tokenizer(), folder / "base")
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(arguments)
+    finally:
+        os.chdir(before)
+    text = err.getvalue()
+    assert "Traceback" not in text, text
+    assert not any(mark in text + out.getvalue() for mark in "\x1b\x07\u202e"), text
+    if code == 2:
+        raise ColakitError(text[text.index("error: ") :])
+    assert code == 0, (code, arguments, text)
+    return code
+
+
+SCHEMAS = (
+    *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
+    *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
+    *(checkpoint.Manifest, AnyDocument),
+)
+"""All files that readers parse; parts of them are found in their schemas."""
 
 
 @functools.cache
@@ -831,6 +959,7 @@ def readers() -> dict[str, Reader]:
         "base": Reader(base_cases(), load_gpt),
         "adapter": Reader(adapter_cases(), read_adapter_folder),
         **{name: Reader(cases(), read) for name, (cases, read) in DATA_READERS.items()},
+        "commands": Reader(command_cases(), run_command),
     }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hostile_schema import TEXTS, VALUES, torn
 from hypothesis import strategies as st
 
 from colakit.config.resolve import resolve
@@ -28,30 +29,8 @@ from colakit.errors import ColakitError
 Files = dict[str, bytes]
 Cases = st.SearchStrategy[Files]
 
-TEXTS = st.text(max_size=10) | st.sampled_from(
-    ["", " ", "\0", "\ud800", "\x1b[31m", "[/x]", "$x$", "\\x", "\u202e", "1:30", "../../x", "x" * 5000]
-)
-NUMBERS = st.sampled_from(
-    [0, 1, -1, 2**31, 2**63, 10**9, 10**30, 10**99, 0.5, 1e308, 1e-300, float("nan"), float("inf")]
-)
-ROOTS = st.none() | st.booleans() | NUMBERS | TEXTS | st.integers(-3, 300)
-VALUES = st.recursive(
-    ROOTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6
-)
 DEPTHS = st.sampled_from([50, 1000, 10_000]).map(lambda depth: "[" * depth + "]" * depth)
 DIGITS = st.sampled_from(["9" * 5000, "0x" + "f" * 5000, "1:" * 2000 + "1", "1e" + "9" * 50, "-0", "1_0"])
-
-
-@st.composite
-def torn(draw: st.DrawFn, raw: bytes) -> bytes:
-    """Leave, cut or flip bytes."""
-    at = draw(st.integers(0, max(0, len(raw) - 1)))
-    match draw(st.integers(0, 5)):
-        case 0:
-            return raw[:at]
-        case 1 if raw:
-            return raw[:at] + bytes([raw[at] ^ 1 << draw(st.integers(0, 7))]) + raw[at + 1 :]
-    return raw
 
 
 def json_text(value: Any) -> str:

@@ -16,6 +16,7 @@ from colakit.errors import ColakitError
     "evaluate",
     {
         **BASE_AND_DATA,
+        "--start-token": "start_token",
         "--split": "evaluate.splits",
         "--batch-size": "evaluate.batch_size",
         "--group-by": "evaluate.group_by",

@@ -16,6 +16,7 @@ from colakit.storage.output import Resume
     {
         **BASE_AND_DATA,
         "--track": "track",
+        "--start-token": "start_token",
         "--objective": "finetune.objective",
         "--method": "finetune.method",
         "--rank": "lora.rank",

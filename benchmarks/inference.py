@@ -175,7 +175,7 @@ def random_teacher(base: Path) -> SentenceClassifier:
     lora = LoRAConfig(rank=8, alpha=16)
     model = load_gpt(base).classifier(len(COLA_LABELS))
     inject(model, lora)
-    return SentenceClassifier(model, SentenceTokenizer.from_folder(base), COLA_LABELS, 1024, lora=lora)
+    return SentenceClassifier(model, SentenceTokenizer.from_base(base), COLA_LABELS, 1024, lora=lora)
 
 
 class TransformersTeacher:

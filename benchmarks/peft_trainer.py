@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 RANK, ALPHA = 8, 16
-TARGETS = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
 FILES = {"train": "in_domain_train.tsv", "id_dev": "in_domain_dev.tsv", "ood_dev": "out_of_domain_dev.tsv"}
 
 Rows = list[dict[str, Any]]
@@ -93,16 +92,15 @@ def lora_model(base: Path, pad_token_id: int = 0, layers: list[int] | None = Non
         layers: numbers of the adapted blocks; None is all.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers import GPT2ForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=pad_token_id)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=pad_token_id)
     lora = LoraConfig(
         task_type="SEQ_CLS",
         r=RANK,
         lora_alpha=ALPHA,
-        target_modules=list(TARGETS),
+        target_modules="all-linear",
         layers_to_transform=layers,
-        fan_in_fan_out=True,
     )
     return get_peft_model(model, lora)
 

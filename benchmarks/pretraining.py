@@ -97,7 +97,7 @@ class Pretraining:
         set_dropout(model, 0.0)
         compute.place(model)
         if compiles(compute.device, "auto")[0]:
-            model.transformer.compile()
+            model.body.compile()
         tokens = model.config.num_positions
         batches = (
             StepBatch(

@@ -24,7 +24,7 @@ from inference import Inference, Load
 from pretraining import SHAPE, Pretraining
 from startup import Startup
 from student_steps import StudentSteps
-from workspaces import SHAPES, make_workspace, random_examples, real_cola, write_random_gpt2
+from workspaces import LLAMA_SHAPES, SHAPES, make_workspace, random_examples, real_cola, write_random_gpt2
 
 from colakit.models.rnn.config import RNNConfig
 
@@ -113,6 +113,15 @@ def finetuning(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     return [table for benchmark in benchmarks for table in benchmark.tables(scale.repeats)]
 
 
+def llama(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
+    """Measure fine-tuning steps at the size of SmolLM2-135M."""
+    shape = LLAMA_SHAPES[scale.shape]
+    base, examples = write_random_gpt2(scratch / "base", shape), random_examples(data, shape.vocab_size)
+    name = "Fine-tuning SmolLM2-135M's shape"
+    benchmark = Finetuning(base, examples, scale.steps, scale.batch_sizes[0], scratch, name)
+    return benchmark.tables(scale.repeats)
+
+
 def pretraining(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
     """Measure pre-training steps."""
     base = write_random_gpt2(scratch / "base", SHAPE)
@@ -152,6 +161,7 @@ def startup(scale: Scale, data: Path | None, scratch: Path) -> list[Table]:
 
 PARTS: dict[str, Callable[[Scale, Path | None, Path], list[Table]]] = {
     "finetuning": finetuning,
+    "llama": llama,
     "pretraining": pretraining,
     "commands": commands,
     "students": students,

@@ -6,7 +6,7 @@ Speed does not depend on weights or words, so nothing here is pretrained.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,23 @@ SHAPES = {
     "gpt2": KNOWN_SHAPES["gpt2"],
     "small": GPTConfig(width=256, num_layers=4, num_heads=4),
     "tiny": GPTConfig(vocab_size=600, num_positions=64, width=32, num_layers=2, num_heads=2),
+}
+LLAMA = replace(GPTConfig(), family="llama", activation="silu", attention_dropout=0.0)
+LLAMA_SHAPES = {  # of the same scales
+    "gpt2": replace(  # SmolLM2-135M
+        LLAMA,
+        vocab_size=49152,
+        num_positions=8192,
+        width=576,
+        mlp_width=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        rope_theta=1e5,
+    ),
+    "tiny": replace(
+        LLAMA, vocab_size=600, num_positions=64, width=32, mlp_width=48, num_layers=2, num_heads=2
+    ),
 }
 
 
@@ -114,7 +131,7 @@ def random_student(base: Path, **sizes: int) -> SentenceClassifier:
     Args:
         sizes: fields of `RNNConfig` other than their defaults.
     """
-    tokenizer = SentenceTokenizer.from_folder(base)
+    tokenizer = SentenceTokenizer.from_base(base)
     torch.manual_seed(0)
     model = DistilRNN(RNNConfig(tokenizer.vocab_size, **sizes))  # type: ignore[arg-type]
     return SentenceClassifier(model, tokenizer, COLA_LABELS, 1024)

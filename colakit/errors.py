@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 EXIT_FAILED = 1  # the run itself failed
 EXIT_USAGE = 2  # invalid usage, configuration or input; nothing was written
 EXIT_INTERRUPTED = 130  # Ctrl-C
+
+PLAIN_WORDS = {  # of pydantic and typer -> of this program
+    r"^Value error, ": "",
+    r", (unable to parse|unable to interpret|got a number with|not \d+$).*": "",
+    r"(Input )?should be (a )?valid ": "must be a valid ",
+    r"(Input )?should be ": "must be ",
+    r"(String|Tuple|List|Dictionary) should have ": "must have ",
+    r" after validation": "",
+    r"a valid integer": "a whole number",
+    r"a valid number": "a number",
+    r"a valid boolean": "true or false",
+    r"a valid string": "text",
+    r"a valid (list|tuple|array)": "a list",
+    r"a valid (dictionary|object)": "a mapping",
+    r"(greater than or equal to|≥)": "at least",
+    r"(less than or equal to|≤)": "at most",
+}
 
 
 class ColakitError(Exception):
@@ -35,6 +53,13 @@ def first_line(error: BaseException) -> str:
     if text.startswith("Weights only load failed"):  # torch's advice on how to execute it anyway
         return "it must contain only tensors and plain data"
     return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def plain_rule(message: str) -> str:
+    """Return the rule that a library's message states, in the words of this program: `must be at least 2`."""
+    for pattern, words in PLAIN_WORDS.items():
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:

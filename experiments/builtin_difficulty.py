@@ -79,7 +79,7 @@ def print_pairs(base: Path, *, by_paradigm: bool) -> None:
 def log_probability(base: Path, sentences: Sequence[str]) -> np.ndarray:
     """Return (N,) summed log-probabilities of N sentences, in nats."""
     model = load_gpt(base).eval()
-    tokens = SentenceTokenizer.from_folder(base, prefix=True).encode(sentences)
+    tokens = SentenceTokenizer.from_base(base, prefix=True).encode(sentences)
     totals = np.empty(len(tokens))
     for index in plan_inference(tokens.lengths, 64):
         input_ids, mask = pad(tokens, index)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from support.toy import write_base, write_corpus
 
+from colakit.errors import ColakitError
 from colakit.kernels.native import Kernels
 from colakit.runtime.device import Compute
+from colakit.runtime.subprocesses import Child
 from colakit.utils.files import replacing
 
 torch.set_num_threads(1)  # two test processes share two cores
@@ -102,3 +104,22 @@ def colakit(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """The commands of `--seeds` and `--folds`, run in this process for speed."""
+    from colakit.api import run_set
+    from colakit.cli.app import main
+
+    started: list[Child] = []
+
+    def run_side_by_side(commands: Sequence[Child], workers: object, on_line: object) -> list[str]:
+        for child in commands:
+            started.append(child)
+            if code := main([*child.words, "--quiet"]):
+                raise ColakitError(f"{child.name}: failed", hint="Repair it.", exit_code=code)
+        return [""] * len(commands)
+
+    monkeypatch.setattr(run_set, "run_side_by_side", run_side_by_side)
+    return started

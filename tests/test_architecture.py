@@ -93,6 +93,7 @@ def test_there_are_configs_for_the_experiments_people_run() -> None:
         "gpt2-medium-cola",
         "quick",
         "builtin-cola",
+        "smollm2-cola",
         *(f"embedded-base-{stage}" for stage in (1, 2, 3, 4)),
         "pretrain-mini",
     } <= names

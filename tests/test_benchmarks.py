@@ -19,6 +19,7 @@ from colakit.data.tokens import Tokens
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 PARTS = {  # number of tables, and a reference row
     "finetuning": (2, "colakit, defaults"),
+    "llama": (2, "colakit, defaults"),
     "pretraining": (1, "colakit with AdamW"),
     "commands": (2, "colakit finetune"),
     "students": (1, "colakit, defaults"),
@@ -55,7 +56,7 @@ def check(content: dict[str, Any], *parts: str) -> None:
 
 
 def test_suite_writes_machine_versions_settings_and_tables(tmp_path: Path) -> None:
-    parts = ("finetuning", "students", "inference")
+    parts = ("finetuning", "llama", "students", "inference")
     check(run_suite(*parts, out=tmp_path / "suite.json"), *parts)
 
 

@@ -29,7 +29,9 @@ from colakit.inference.decisions import probabilities
 from colakit.storage.output import Resume
 from colakit.storage.run_schemas import ClassifierSummary
 from colakit.storage.run_set import RunSet
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
+from colakit.training.trainer import Trainer
 from colakit.utils.plan import Plan, Stage
 
 MeasureStages = Callable[[], list[Stage]]
@@ -40,7 +42,7 @@ def cross_validate(
     session: Session,
     count: int,
     build_model: Callable[[Session, TaskData], nn.Module],
-    measurable_stages: Callable[[Session, TaskData], MeasureStages | None],
+    make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer],
     *,
     resume: Resume,
 ) -> dict[str, Any]:
@@ -48,18 +50,18 @@ def cross_validate(
 
     Args:
         build_model: returns the model without weights; finds errors of base and adapter before any training.
-        measurable_stages: returns a function that measures the stages of a run, if the base is local.
+        make_trainer: returns the trainer of a run, to measure its stages.
     """
     if (fold := session.settings.finetune.leave_out) is not None:
         raise ColakitError(
             f"--folds with finetune.leave_out={fold}: --folds leaves out each fold once",
             hint="Remove one of them.",
         )
-    runs = plan_run_set(session, "folds", range(1, count + 1), resume=resume)
+    runs, saved = plan_run_set(session, "folds", range(1, count + 1), resume=resume)
     task = session.load_task()
     model = build_model(session, task)
     sizes = _fold_sizes(task, runs)
-    measure_run = measurable_stages(_without_first_fold(session, runs), task)
+    measure_run = _without_first_fold(session, runs).measurable_stages(task, make_trainer)
     if session.dry_run:
         rows = [[fold, str(len(task.train) - size), str(size)] for fold, size in sizes.items()]
         session.reporter.table("Folds", ["left out", "trained on", "sentences of it"], rows)
@@ -85,7 +87,7 @@ def cross_validate(
         with plan.stage(LABELLING_TRAIN):
             return _report(session, task, runs, plan)
 
-    return train_run_set(session, runs, resume=resume, report=report, training=training)
+    return train_run_set(session, runs, saved, resume=resume, report=report, training=training)
 
 
 def _without_first_fold(session: Session, runs: RunSet) -> Session:

@@ -19,7 +19,14 @@ from colakit.config.student import DistillSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
 from colakit.distillation.student import empty_student, student_job
-from colakit.distillation.teachers import Teacher, TeacherTargets, load_teachers, mean_logits, train_logits
+from colakit.distillation.teachers import (
+    Teacher,
+    TeacherTargets,
+    load_teachers,
+    mean_logits,
+    require_above_chance,
+    train_logits,
+)
 from colakit.distillation.transfer_set import (
     cached_transfer_set,
     make_transfer_set,
@@ -27,6 +34,7 @@ from colakit.distillation.transfer_set import (
     transfer_size,
 )
 from colakit.distillation.tuned_sampler import TUNING, TunedSampler
+from colakit.errors import ColakitError
 from colakit.evaluation.metrics import Metrics, measure
 from colakit.evaluation.tables import percent
 from colakit.inference.classifier import read_origin
@@ -39,7 +47,7 @@ from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.job import settings_identity
 from colakit.training.objectives import CROSS_ENTROPY, distillation, line
-from colakit.training.run import TrainingRun
+from colakit.training.run import TrainingRun, is_resuming
 from colakit.training.task_data import TaskData
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.plan import Plan, Stage
@@ -60,12 +68,16 @@ def distill(
     """
     runs = chosen_runs(session, resume, seeds=seeds)
     seeds = None if runs is None else runs[1]
+    if seeds is None and not session.dry_run:
+        is_resuming(session.out, resume)  # raises if there is no run to resume
     _record_data_and_base(session)
     if session.dry_run:
         return plan_seeds(session, seeds, lambda: _dry_run(session, seeds))
     if seeds is None:
-        with session.training_run(resume) as run:
-            return ClassifierTrainer(_job(session, session.load_task(), run), run).train()
+        return session.train(
+            resume,
+            lambda run: ClassifierTrainer(_job(session, session.load_task(needs_base=False), run), run),
+        )
     teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
     base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
 
@@ -76,18 +88,27 @@ def distill(
         session,
         seeds,
         resume=resume,
-        check=lambda: _load_teachers(session, session.load_task()),
+        check=lambda: _load_teachers(session, session.load_task(needs_base=False)),
         words=words,
     )
 
 
 def _record_data_and_base(session: Session) -> None:
-    """Set the data and the base of the settings to those of the teachers, unless they are given."""
-    teachers = expand_runs(session.settings.distill.teacher)
+    """Set the data and the base of the settings to those of the teachers, unless they are given.
+
+    Raises:
+        ColakitError: if no teacher is named.
+    """
+    if not session.settings.distill.teacher:
+        raise ColakitError(
+            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
+        )
+    origins = {path: read_origin(path) for path in expand_runs(session.settings.distill.teacher)}
     changes: dict[str, Any] = {}
-    if (data := recorded_data(session, teachers)) is not None:
+    if (data := recorded_data(session, origins)) is not None:
         changes["data"] = data
-    if teachers and _typed_base(session) is None and (base := read_origin(teachers[0]).get("base")):
+    base = next((origin.get("base") for origin in origins.values()), None)
+    if base and _typed_base(session) is None:
         changes["base"] = base
     settings = session.settings.model_copy(update=changes)
     session.resolved = replace(session.resolved, settings=settings)
@@ -95,7 +116,7 @@ def _record_data_and_base(session: Session) -> None:
 
 def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
     """Print the plan of a run, with seeds that of the first, and return it as plain data."""
-    settings, task = session.settings, session.load_task()
+    settings, task = session.settings, session.load_task(needs_base=False)
     teachers = _load_teachers(session, task)
     if seeds is not None:
         own = expand_runs(teachers_by_seed(settings.distill.teacher, seeds)[seeds[0]])
@@ -106,7 +127,7 @@ def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
         if (folder := local_base(base)) is None:
             return session.plan(task, _empty_student(session, task, first), None)
         sampler = tuned_sampler(session, task, str(folder))
-    stages = partial(_stages, session, task, teachers, sampler)
+    stages = partial(distillation_stages, session, task, teachers, sampler)
     return session.plan(task, _empty_student(session, task, first), stages)
 
 
@@ -115,7 +136,7 @@ def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> Distil
     return empty_student(session.settings.student, task, vocab_size, session.reporter)
 
 
-def _stages(
+def distillation_stages(
     session: Session, task: TaskData, teachers: list[Teacher], sampler: TunedSampler | None
 ) -> list[Stage]:
     """Return the stages of a distillation with their estimated seconds."""
@@ -179,7 +200,7 @@ def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
         base = settings.transfer.language_model or teachers[0].untuned_base(_typed_base(session))
         sampler = tuned_sampler(session, task, base)
     needs_plan = not (reporter.quiet or run.is_finished)
-    run.plan = Plan(_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
+    run.plan = Plan(distillation_stages(session, task, teachers, sampler) if needs_plan else [], reporter)
     run.plan.show(reporter.say)
     if sampler is not None and cached_transfer_set(task, settings.transfer, session.arrays, sampler) is None:
         with run.plan.stage(TUNING):
@@ -284,6 +305,7 @@ def tuned_sampler(session: Session, task: TaskData, base: str) -> TunedSampler:
         settings.finetune,
         settings.lora,
         settings.data.max_tokens,
+        settings.start_token,
         session.compute,
         session.gpt_training_compute,
         settings.cpu_kernels,
@@ -299,6 +321,8 @@ def _val_metrics(session: Session, teachers: list[Teacher], task: TaskData) -> M
     single = teachers[0].classifier if len(teachers) == 1 else None
     labels = single.predict_labels(logits) if single is not None else logits.argmax(axis=1)
     metrics = measure(logits, task.val.require_labels(), labels)
+    if not session.settings.distill.allow_teacher_below_chance:
+        require_above_chance(metrics, [teacher.path for teacher in teachers])
     if metrics.collapsed:
         session.reporter.warn("the teacher predicts one class for all of val; it has little to teach")
     return metrics
@@ -319,7 +343,7 @@ def _lines(teachers: list[Teacher], metrics: Metrics, transfer: Split, num_out_o
 def _token_embeddings(model: GPTClassifier | DistilRNN) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the (V, D) token embeddings; those of a recurrent teacher may share rows."""
     if isinstance(model, GPTClassifier):
-        weight = model.transformer.wte.weight
+        weight = model.body.embedding.weight
     else:
         weight = model.embedding.weight[model.embedding_rows(torch.arange(model.config.vocab_size))]
     return weight.detach().float().cpu().numpy()

@@ -14,6 +14,8 @@ from colakit.evaluation.collect import collect_predictions
 from colakit.evaluation.slices import SplitSlices, slice_splits
 from colakit.evaluation.split_report import report_split
 from colakit.evaluation.tables import print_tables, write_results
+from colakit.reports.figures.calibration import draw_calibration
+from colakit.reports.figures.confusion import draw_confusion
 from colakit.reports.figures.heatmaps import draw_slices
 from colakit.reports.figures.style import save_figure
 from colakit.storage.run_set import expand_runs
@@ -37,7 +39,7 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
     settings, reporter = session.settings.evaluate, session.reporter
     splits = settings.splits or corpus.report_splits()
     if not settings.splits and sum(name.endswith("_dev") for name in splits) > 1:
-        splits = [*splits, "dev"]  # their union
+        splits = [*splits, "dev"]  # the union of these splits
     for name in splits:
         corpus.split(name).require_labels()
     slices = slice_splits(corpus, splits, settings, reporter)
@@ -53,10 +55,11 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         reporter=reporter,
         base=session.settings.base if session.resolved.was_typed("base") else None,
     )
-    reports = {name: report_split(inputs, name, slices) for name in splits}
+    listed = {"errors": settings.errors, "disagreements": settings.disagreements}
+    reports = {name: report_split(inputs, name, slices, **listed) for name in splits}
     training = training_table(inputs.models, inputs.groups)
-    tables = [training, *(table for report in reports.values() for table in report.tables())]
-    print_tables(tables, reporter)
+    shown = (table for report in reports.values() for table in report.tables(classes=settings.classes))
+    print_tables([training, *shown], reporter)
     for text in (unequal := unequal_controls(inputs.models, inputs.groups)):
         reporter.warn(text)
     for report in reports.values():
@@ -67,12 +70,16 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         "unequal": unequal,
         "splits": {name: report.as_dict() for name, report in reports.items()},
     }
+    tables = [training, *(table for report in reports.values() for table in report.tables())]
     write_results(session.out, "evaluation", results, tables, reporter)
     if session.out is not None:
         plot = session.settings.plot
-        for sliced in (each for report in reports.values() for each in report.slices):
-            path = session.out / f"{sliced.slices.field}-{file_name(sliced.slices.split)}.{plot.format}"
-            save_figure(draw_slices(sliced), path, dpi=plot.dpi)
+        for name, report in reports.items():
+            figures = {each.slices.field: draw_slices(each) for each in report.slices}
+            figures["confusion"] = draw_confusion(name, report.classes)
+            figures["calibration"] = draw_calibration(name, report.calibration)
+            for kind, figure in figures.items():
+                save_figure(figure, session.out / f"{kind}-{file_name(name)}.{plot.format}", dpi=plot.dpi)
     return results
 
 

@@ -69,14 +69,14 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
     sizes = {field: {name: len(index) for name, index in by.items()} for field, by in groups.items()}
     tables = pair_tables(sizes, len(minimal_pairs), results)
     print_tables(tables, reporter)
-    answer = {
+    content = {
         **inputs,
         "bos": settings.pairs_bos,
         "group_sizes": sizes,
         "models": [result.as_dict() for result in results],
     }
-    write_results(session.out, "pairs", answer, tables, reporter)
-    return answer
+    write_results(session.out, "pairs", content, tables, reporter)
+    return content
 
 
 def _evaluate(
@@ -92,7 +92,7 @@ def _evaluate(
     settings, warn = session.settings.evaluate, session.reporter.warn
     compute.place(model.requires_grad_(False))
     max_tokens = model.config.num_positions + 1  # the last token is predicted, but no input
-    tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id, prefix=settings.pairs_bos)
+    tokenizer = tokenizer.with_boundaries(prefix=settings.pairs_bos)
     good = tokenizer.encode([pair.good for pair in pairs], max_tokens)
     bad = tokenizer.encode([pair.bad for pair in pairs], max_tokens)
     with session.reporter.progress(f"{name}, sentences", 2 * len(pairs)) as bar:

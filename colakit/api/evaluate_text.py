@@ -57,15 +57,16 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
     rows = [[name, *(f"{value:.4f}" for value in values.values())] for name, values in results.items()]
     table: Table = ("bits per byte", ["model", *files], rows)
     print_tables([table], session.reporter)
-    answer = {
+    content = {
         "texts": list(files),
         "models": [{"model": name, "bits_per_byte": values} for name, values in results.items()],
     }
-    write_results(session.out, "text", answer, [table], session.reporter)
-    return answer
+    write_results(session.out, "text", content, [table], session.reporter)
+    return content
 
 
 def language_models(session: Session, models: Sequence[str]) -> Loaders:
     """Return loaders of `models`, and of the base if the settings name one or `models` is empty."""
     named, typed = "base" in session.resolved.origins, session.resolved.was_typed("base")
-    return language_model_loaders(models, session.settings.base, base_named=named, base_typed=typed)
+    base, start = session.settings.base, session.settings.start_token
+    return language_model_loaders(models, base, base_named=named, base_typed=typed, start_token=start)

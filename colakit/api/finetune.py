@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 from colakit.api.cross_validation import cross_validate
@@ -35,7 +34,6 @@ from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
 from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData, labelled_examples
-from colakit.utils.plan import Stage
 
 CLASSIFIER_ONLY = (
     *("evaluate_every_steps", "evaluate_every_epochs", "patience", "ema_decay", "metric_for_best_model"),
@@ -66,7 +64,7 @@ def finetune(
             hint=f"Remove --{runs[0]}.",
         )
     if runs is not None and runs[0] == "folds":
-        return cross_validate(session, len(runs[1]), build_model, measurable_stages, resume=resume)
+        return cross_validate(session, len(runs[1]), build_model, _trainer, resume=resume)
     seeds = None if runs is None else runs[1]
     if seeds is not None and not session.dry_run:
         return train_seeds(
@@ -76,16 +74,9 @@ def finetune(
         _refuse_classifier_settings(session)
     if session.dry_run:
         task = session.load_task()
-        model, measure = build_model(session, task), measurable_stages(session, task)
+        model, measure = build_model(session, task), session.measurable_stages(task, _trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
-    with session.training_run(resume) as run:
-        return _trainer(session, session.load_task(), run).train()
-
-
-def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
-    """Return a function that measures the stages; None if the base is not on this machine."""
-    local = session.with_local_base()
-    return None if local is None else partial(local.trainer_stages, partial(_trainer, local, task))
+    return session.train(resume, lambda run: _trainer(session, session.load_task(), run))
 
 
 def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer | SentenceLMTrainer:
@@ -98,6 +89,7 @@ def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTr
         settings.finetune,
         settings.lora,
         max_tokens=settings.data.max_tokens,
+        start_token=settings.start_token,
         compute=session.gpt_training_compute,
         reporter=session.reporter,
         **session.job_options(),
@@ -121,7 +113,12 @@ def classifier_job(session: Session, task: TaskData) -> ClassifierJob:
     settings, tuning = session.settings, session.settings.finetune
     seed_everything(settings.seed)
     base = load_base(settings.base, tuning)
-    tokenizer = load_tokenizer(resolve_base(settings.base), prefix=tuning.add_bos, suffix=tuning.add_eos)
+    tokenizer = load_tokenizer(
+        resolve_base(settings.base),
+        prefix=tuning.add_bos,
+        suffix=tuning.add_eos,
+        start=settings.start_token,
+    )
     fingerprint = base_fingerprint(base)
     model = build_model(session, task, base)
     assert isinstance(model, GPTClassifier)

@@ -17,6 +17,7 @@ from colakit.storage.output import Resume
 from colakit.utils.console import Reporter
 
 if TYPE_CHECKING:
+    from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.numpy_predictor import StudentPredictor
     from colakit.inference.predictor import Predictor
 
@@ -140,17 +141,20 @@ def evaluate(
     return run(_session("evaluate", settings or Settings(), out, quiet), models=list(map(_path, models)))
 
 
-def load(model: Run | str | Path) -> Predictor | StudentPredictor:
+def load(model: Run | str | Path) -> Predictor | StudentPredictor | BaselineClassifier:
     """Return a callable that labels sentences: `load(run)("The cat sleep.").names`.
 
-    A student is loaded without torch if its run folder has `student.safetensors`.
+    A baseline is loaded without torch, and a student if its run folder has `student.safetensors`.
 
     Raises:
         ColakitError: if there is no model, or it is damaged.
     """
+    from colakit.inference.baseline import is_baseline, load_baseline
     from colakit.inference.numpy_predictor import StudentPredictor
 
     path = _path(model)
+    if is_baseline(path):
+        return load_baseline(path)
     try:
         return StudentPredictor(path)
     except ColakitError:  # not a student, or one without that file
@@ -172,7 +176,7 @@ def _session(command: str, settings: Settings, out: str | Path | None, quiet: bo
 
 
 def _keys_set(model: BaseModel, prefix: str = "") -> list[str]:
-    """Return the dotted keys of the settings that differ from being unset."""
+    """Return the dotted keys of the settings that are set."""
     keys = []
     for name in model.model_fields_set:
         value = getattr(model, name)

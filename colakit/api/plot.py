@@ -15,12 +15,13 @@ from colakit.evaluation.budget import training_facts, training_table, unequal_co
 from colakit.evaluation.experiments import ModelInfo, group_names, named_settings
 from colakit.evaluation.metrics import STATISTICS, Bootstrap, Labels, indices_by_value
 from colakit.evaluation.tables import print_tables
+from colakit.inference.baseline import is_baseline
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.reports.figures.comparison import Score, SplitScores, draw_comparison
 from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
 from colakit.reports.figures.style import save_figure
 from colakit.storage.run_folder import RunFolder
-from colakit.storage.run_schemas import ClassifierSummary, Summary
+from colakit.storage.run_schemas import ClassifierSummary, ResultSummary, Summary
 from colakit.storage.run_set import expand_runs
 from colakit.utils.console import Reporter
 
@@ -42,12 +43,18 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     figures = {
         (single_out or folder.plots) / f"curves.{suffix}": draw_curves(each)
         for folder, each in zip(folders, data, strict=True)
+        if each.evaluations
     }
+    if len(data) == 1 and not figures:
+        raise ColakitError(
+            f"{folders[0].path}: a baseline has no curves", hint="Give other runs to compare it with."
+        )
     if len(data) > 1:
         out = session.out or COMPARISON_FOLDER
         splits = _split_scores([folder.read_predictions() for folder in folders], data)
         note = ONLY_VAL if "val" in splits else ""
-        figures[out / f"overlay.{suffix}"] = draw_overlay(data)
+        if trained := [each for each in data if each.evaluations]:
+            figures[out / f"overlay.{suffix}"] = draw_overlay(trained)
         figures[out / f"comparison.{suffix}"] = draw_comparison(splits, note)
     for path, figure in figures.items():
         if not session.dry_run:
@@ -67,7 +74,12 @@ def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData
                 f"{folder.path}: is a run of pre-training; there is nothing to plot",
                 hint="Give runs of finetune, distill or train-scratch.",
             )
-    summaries = [folder.read_summary(ClassifierSummary).model_dump(exclude_unset=True) for folder in folders]
+    summaries = [
+        folder.read_summary(ResultSummary if is_baseline(folder.path) else ClassifierSummary).model_dump(
+            exclude_unset=True
+        )
+        for folder in folders
+    ]
     names = distinct_names([folder.path.resolve() for folder in folders])
     models = [_model_info(*run) for run in zip(folders, names, summaries, strict=True)]
     groups = group_names(models)
@@ -76,8 +88,9 @@ def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData
         reporter.warn(text)
     runs = []
     for folder, name, group, summary in zip(folders, names, groups, summaries, strict=True):
+        metrics = ([], []) if is_baseline(folder.path) else folder.read_metrics()
         steps, evaluations = (
-            [record.model_dump(exclude_unset=True) for record in records] for records in folder.read_metrics()
+            [record.model_dump(exclude_unset=True) for record in records] for records in metrics
         )
         runs.append(RunData(name, group, steps, evaluations, summary))
     return runs

@@ -43,7 +43,6 @@ from colakit.storage.gpt2 import (
 )
 from colakit.storage.output import Resume
 from colakit.training.averaging import StartAverage
-from colakit.training.classifier_trainer import ClassifierTrainer
 from colakit.training.estimate import EVALUATING, TRAINING, seconds_per_step
 from colakit.training.job import settings_identity
 from colakit.training.lm_trainer import LMJob, LMTrainer
@@ -100,11 +99,12 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
     session.resolved.settings = session.settings.model_copy(update=changes)
     if session.dry_run:
         return _plan(session)
-    with session.training_run(resume) as run:
-        if settings.objective == "real-fake":
-            job = real_fake.real_fake_job(session, real_fake.load_real_fake_data(session))
-            return ClassifierTrainer(job, run).train()
-        return LMTrainer(_lm_job(session), run).train()
+    if settings.objective == "real-fake":
+        return session.train(
+            resume,
+            lambda run: real_fake.real_fake_trainer(session, real_fake.load_real_fake_data(session), run),
+        )
+    return session.train(resume, lambda run: LMTrainer(_lm_job(session), run))
 
 
 def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:
@@ -145,7 +145,7 @@ def _plan(session: Session) -> dict[str, Any]:
         with without_weights():
             base = GPT(plan_config(session.settings.base, FLAG))
             model = base.classifier(len(real_fake.LABELS))
-        return session.plan(task, model, real_fake.measurable_stages(session, task))
+        return session.plan(task, model, session.measurable_stages(task, real_fake.real_fake_trainer))
     files = {name: text_files(path) for name, path in settings.text.items()}
     if settings.init_from is not None:
         config = plan_config(settings.init_from, FLAG)
@@ -200,7 +200,7 @@ def _lm_job(session: Session) -> LMJob:
     session.compute.place(model)
     compiled, how = compiles(session.compute.device, settings.compile)
     if compiled:
-        model.transformer.compile()
+        model.body.compile()
     vocabulary = Vocabulary.of(tokenizer)
 
     def windows(streams: dict[str, Stream], repeats: dict[str, int], num_tokens: int) -> Windows:
@@ -247,12 +247,6 @@ def _initial_model(settings: PretrainSettings, tokenizer: SentenceTokenizer) -> 
     if settings.init_from is None:
         return GPT(_config(settings, tokenizer.vocab_size)), {}
     model = load_gpt(resolve_base(settings.init_from, FLAG))
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ColakitError(
-            f"{settings.init_from}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model "
-            f"{model.config.vocab_size:,}",
-            hint="Download or save the base again.",
-        )
     return model, {"base": base_fingerprint(model)}
 
 
@@ -261,7 +255,7 @@ def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
     if settings.init_from is not None:
         return load_tokenizer(resolve_base(settings.init_from, FLAG))
     if settings.tokenizer is not None:
-        return SentenceTokenizer.from_folder(Path(settings.tokenizer).expanduser())
+        return SentenceTokenizer.from_base(Path(settings.tokenizer).expanduser())
     return None
 
 

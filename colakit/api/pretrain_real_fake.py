@@ -7,7 +7,7 @@ with one corrupted copy.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from colakit.config.pretrain import RealFakeSettings
 from colakit.data.batches import PairExamples
 from colakit.data.corpora import Corpus, Split
 from colakit.data.corruption import Corruptor
-from colakit.data.running_text import FORMAT, text_files, whole_sentences
+from colakit.data.running_text import FORMAT, read_documents, text_files, whole_sentences
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.gpt.model import set_dropout
@@ -29,10 +29,10 @@ from colakit.training.job import settings_identity
 from colakit.training.model_setup import base_origin
 from colakit.training.objectives import discrimination
 from colakit.training.optimizers import tuning_optimizer
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData, labelled_examples
 from colakit.utils.array_cache import pack_lines, unpack_lines
 from colakit.utils.files import sha256_of
-from colakit.utils.plan import Stage
 
 LABELS = ("corrupted", "real")
 WORDS = range(4, 23)  # allowed words in a sentence
@@ -96,7 +96,9 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
         sentences: dict[str, list[str]] = {}
         for name in files:
             session.reporter.say(f"reading {name}")
-            sentences[name] = list(whole_sentences(files[name], WORDS))
+            sentences[name] = list(
+                whole_sentences(chain.from_iterable(map(read_documents, files[name])), WORDS)
+            )
         sizes = {name: len(rows) * repeats[name] for name, rows in sentences.items()}
         rng = random.Random(seed)
         distinct: dict[str, None] = {}  # an ordered set
@@ -116,15 +118,12 @@ def _draw(session: Session, num_sentences: int) -> list[str]:
     return drawn
 
 
-def measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
-    """Return a function that measures the stages; None if the base is not on this machine."""
-    local = session.with_local_base()
-    if local is None:
-        return None
-    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(real_fake_job(local, task), run))
+def real_fake_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+    """Return the trainer of the base with a classification head."""
+    return ClassifierTrainer(_job(session, task), run)
 
 
-def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
+def _job(session: Session, task: TaskData) -> ClassifierJob:
     """Load the base, add a classification head, and return the job that trains all of it."""
     settings, training = session.settings, session.settings.real_fake
     folder = resolve_base(settings.base, "--init-from")
@@ -135,7 +134,7 @@ def real_fake_job(session: Session, task: TaskData) -> ClassifierJob:
     model = base.classifier(len(LABELS)).requires_grad_(True)
     classifier = SentenceClassifier(
         model=model,
-        tokenizer=load_tokenizer(folder, prefix=True),
+        tokenizer=load_tokenizer(folder, prefix=True, start=settings.start_token),
         label_names=LABELS,
         max_tokens=base.config.num_positions,
         origin=base_origin(session.command, settings.seed, fingerprint, session.portable_settings(), {}),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from colakit.api.session import Session
 from colakit.config.data import DataSettings
 from colakit.data.builtin.corpus import BUILTIN_NAMES
+from colakit.data.columnar import HUB_PREFIX
 from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
 from colakit.inference.classifier import read_origin
 
 NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
 FILES = ("path", "splits")  # settings of `data` that name files
+BYTES = ("delimiter", "quoting", "encoding")  # settings that hold for these files only
 TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
 Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
 
@@ -26,7 +29,7 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     Raises:
         ColakitError: if the models record different data, or the recorded files are not found.
     """
-    recorded = _recorded(models)
+    recorded = _recorded({model: read_origin(model) for model in models})
     data = _data_settings(session, recorded)
     if data is None:
         return session.load_corpus()
@@ -48,8 +51,8 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     return corpus
 
 
-def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | None:
-    """Return the data settings that `models` record, with those that are given; None if they record none.
+def recorded_data(session: Session, origins: Mapping[str, Mapping[str, Any]]) -> DataSettings | None:
+    """Return the data settings that models record, with those that are given; None if they record none.
 
     Given settings of `data` replace the recorded ones: columns and label names of the models also apply to
     other files. Models without recorded data, such as adapters written by PEFT, are assumed to have the data
@@ -58,7 +61,7 @@ def recorded_data(session: Session, models: Sequence[str]) -> DataSettings | Non
     Raises:
         ColakitError: if the settings name no files and the models record different data.
     """
-    return _data_settings(session, _recorded(models))
+    return _data_settings(session, _recorded(origins))
 
 
 def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) -> None:
@@ -86,7 +89,7 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
     if given.intersection(FILES):
         if not data.splits and data.path in NAMED:  # their layout is known
             return None
-        rows = [row.model_dump(exclude={*TRAINING, *FILES}) for row, _ in recorded.values()]
+        rows = [row.model_dump(exclude={*TRAINING, *FILES, *BYTES}) for row, _ in recorded.values()]
         shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
         if (text := shared.get("text_column")) and "text_column" not in given:
             session.reporter.say(f"columns {text}, {shared.get('label_column')}, recorded by {first}")
@@ -106,11 +109,10 @@ def _data_settings(session: Session, recorded: Recorded) -> DataSettings | None:
     return DataSettings.model_validate({**settings.model_dump(), **data.model_dump(include=given)})
 
 
-def _recorded(models: Sequence[str]) -> Recorded:
+def _recorded(origins: Mapping[str, Mapping[str, Any]]) -> Recorded:
     """Return the data of the models that record some; bases were trained on text and record none."""
     recorded = {}
-    for model in models:
-        origin = read_origin(model)
+    for model, origin in origins.items():
         settings, fingerprints = origin.get("settings"), origin.get("data")
         if not isinstance(settings, dict) or not isinstance(fingerprints, dict) or not fingerprints:
             continue
@@ -128,7 +130,8 @@ def _exist(data: DataSettings) -> bool:
     """Return whether all files of the data exist, or it is a dataset with a name."""
     if not data.splits and data.path in NAMED:
         return True
-    return all(Path(path).expanduser().exists() for path in data.splits.values() or [data.path])
+    paths = data.splits.values() or [data.path]
+    return all(path.startswith(HUB_PREFIX) or Path(path).expanduser().exists() for path in paths)
 
 
 def _describe(data: DataSettings) -> str:

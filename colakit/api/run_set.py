@@ -71,8 +71,10 @@ def _saved_runs(session: Session, resume: Resume) -> RunSet | None:
     return runs
 
 
-def plan_run_set(session: Session, kind: Kind, values: Sequence[int], *, resume: Resume) -> RunSet:
-    """Return the runs to train; their path is `session.out` or the current folder.
+def plan_run_set(
+    session: Session, kind: Kind, values: Sequence[int], *, resume: Resume
+) -> tuple[RunSet, RunSet | None]:
+    """Return the runs to train, whose path is `session.out` or the current folder, and those it holds.
 
     Raises:
         ColakitError: if runs cannot start in `session.out`, or the runs in it were started differently.
@@ -89,7 +91,7 @@ def plan_run_set(session: Session, kind: Kind, values: Sequence[int], *, resume:
                 f"--out {session.out}: holds a single run, not {kind}",
                 hint=f"Choose another folder, or remove --{kind}.",
             )
-        return runs
+        return runs, None
     check_writable(saved.path)
     can_grow = kind == "seeds" and set(saved.values) <= set(runs.values)
     if kind != saved.kind or (runs.values != saved.values and not can_grow):
@@ -102,7 +104,7 @@ def plan_run_set(session: Session, kind: Kind, values: Sequence[int], *, resume:
             f"{saved.path}: the {kind} were started differently: {differing}",
             hint=f"Continue: {saved.resume_command()}",
         )
-    return runs
+    return runs, saved
 
 
 def _differences(session: Session, saved: RunSet, runs: RunSet) -> str:
@@ -140,6 +142,7 @@ def _identity(settings: Settings, runs: RunSet) -> dict[str, Any]:
 def train_run_set(
     session: Session,
     runs: RunSet,
+    saved: RunSet | None,
     *,
     resume: Resume,
     report: Callable[[RunSet], dict[str, Any]],
@@ -149,7 +152,7 @@ def train_run_set(
     """Train the unfinished runs and return the summary of all.
 
     Args:
-        runs: of `plan_run_set`.
+        runs, saved: of `plan_run_set`.
         report: writes and prints the summary of finished runs, and returns it.
         words: further arguments of the command of a run.
         training: returns a context for the training of so many unfinished runs.
@@ -157,7 +160,8 @@ def train_run_set(
     session.out = claim_run_folder(session.command, session.out)
     runs = RunSet(session.out, runs.command, runs.kind, runs.values)
     with runs.shared.lock.held():
-        runs = plan_run_set(session, runs.kind, runs.values, resume=resume)  # others may have used the folder
+        if saved is None or _saved_runs(session, resume) != saved:  # others may have started or extended them
+            runs, _ = plan_run_set(session, runs.kind, runs.values, resume=resume)
         missing = runs.unfinished()
         if not missing and runs.shared.summary.is_file():
             session.reporter.say(f"{runs.path} is finished; nothing to resume")

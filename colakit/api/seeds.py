@@ -48,10 +48,10 @@ def train_seeds(
         check: raises errors of data, base or teachers before any training.
         words: further arguments of the command of a run.
     """
-    runs = plan_run_set(session, "seeds", seeds, resume=resume)
+    runs, saved = plan_run_set(session, "seeds", seeds, resume=resume)
     check()
     return train_run_set(
-        session, runs, resume=resume, report=lambda runs: _report(session, runs), words=words
+        session, runs, saved, resume=resume, report=lambda runs: _report(session, runs), words=words
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Session:
     out: Path | None = None
     dry_run: bool = False
     as_json: bool = False
+    _loaded: tuple[DataSettings, Corpus] | None = field(default=None, init=False, repr=False)
 
     @property
     def settings(self) -> Settings:
@@ -85,26 +86,50 @@ class Session:
         with TemporaryDirectory() as folder:  # a dry run measures with kernels, and leaves no file
             return self.compute.with_kernels(self.settings.cpu_kernels, Path(folder))
 
-    def load_corpus(self, data: DataSettings | None = None) -> Corpus:
-        """Return the corpus of `data` (default: the settings); a dry run downloads nothing."""
+    def load_corpus(
+        self, data: DataSettings | None = None, *, before_fetch: Callable[[], object] = lambda: None
+    ) -> Corpus:
+        """Return the corpus of `data` (default: the settings), loaded once; a dry run downloads nothing.
+
+        Args:
+            before_fetch: called before a download.
+        """
         from colakit.data.loading import load_dataset
 
         data = data or self.settings.data
-        return load_dataset(data, self.cache_folder, self.reporter, may_fetch=not self.dry_run)
+        if self._loaded is None or self._loaded[0] != data:
+            allowed = None if self.dry_run else before_fetch
+            corpus = load_dataset(data, self.cache_folder, self.reporter, before_fetch=allowed)
+            self._loaded = data, corpus
+        return self._loaded[1]
 
-    def load_task(self) -> TaskData:
-        """Return the corpus divided into train, validation and report splits."""
+    def load_task(self, *, needs_base: bool = True) -> TaskData:
+        """Return the corpus divided into train, validation and report splits.
+
+        Args:
+            needs_base: raise `ColakitError` before data are downloaded if the base is missing.
+        """
+        from colakit.storage.gpt2 import resolve_base
         from colakit.training.task_data import split_corpus
 
-        return split_corpus(self.load_corpus(), self.settings.data, self.reporter)
+        check = partial(resolve_base, self.settings.base) if needs_base else lambda: None
+        return split_corpus(self.load_corpus(before_fetch=check), self.settings.data, self.reporter)
 
     def job_options(self) -> dict[str, Any]:
-        """Return the fields of a `TrainJob` that are the same for every command."""
+        """Return the fields of a `TrainJob` that are the same for every command.
+
+        Raises:
+            ColakitError: if the package of a store is missing.
+        """
+        from colakit.training.tracking import require_packages
+
+        require_packages(self.settings.track)
         return {
             "command": self.command,
             "seed": self.settings.seed,
             "settings_yaml": self.settings_yaml,
             "cpu_kernels": self.settings.cpu_kernels,
+            "track": self.settings.track,
         }
 
     @property
@@ -130,6 +155,13 @@ class Session:
                 self.reporter = Reporter(quiet=True, results_on_stderr=True)
             with training_run(self.command, self.out, resume, group=group, reporter=self.reporter) as run:
                 yield run
+
+    def train(self, resume: Resume, make_trainer: Callable[[TrainingRun], Trainer]) -> dict[str, Any]:
+        """Train in `out` and return the summary; for a run that these settings finished, load nothing."""
+        with self.training_run(resume) as run:
+            if run.has_finished_with(self.settings_yaml):
+                return run.finished_summary()
+            return make_trainer(run).train()
 
     def check_out(self) -> None:
         """Raise `ColakitError` unless `out`, if given, is a writable folder or can be created."""
@@ -168,13 +200,21 @@ class Session:
         }
 
     def with_local_base(self) -> Session | None:
-        """Return the session with the folder of the base, or None if the base must be downloaded."""
+        """Return the session with the folder of its base; None if the base must be downloaded."""
         from colakit.storage.gpt2 import local_base
 
         if (folder := local_base(self.settings.base)) is None:
             return None
         settings = self.settings.model_copy(update={"base": str(folder)})
         return replace(self, resolved=replace(self.resolved, settings=settings))
+
+    def measurable_stages(
+        self, task: TaskData, make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer]
+    ) -> Callable[[], list[Stage]] | None:
+        """Return a function that measures the stages of a training; None if the base must be downloaded."""
+        if (local := self.with_local_base()) is None:
+            return None
+        return lambda: local.trainer_stages(lambda run: make_trainer(local, task, run))
 
     def trainer_stages(self, make_trainer: Callable[[TrainingRun], Trainer]) -> list[Stage]:
         """Return the stages of a training that does not run, with their measured seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from colakit.storage.run_schemas import Summary
 from colakit.storage.run_set import open_run_set
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
 from colakit.training.objectives import CROSS_ENTROPY, line, supervised
+from colakit.training.run import TrainingRun
 from colakit.training.task_data import TaskData
-from colakit.utils.plan import Stage
 
 
 def train_scratch(
@@ -49,19 +49,16 @@ def train_scratch(
     seeds = None if runs is None else runs[1]
     if session.dry_run:
         task = session.load_task()
-        model, measure = _model(session, task), _measurable_stages(session, task)
+        model, measure = _model(session, task), session.measurable_stages(task, control_trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
-    with session.training_run(resume) as run:
-        return ClassifierTrainer(_job(session, session.load_task()), run).train()
+    return session.train(resume, lambda run: control_trainer(session, session.load_task(), run))
 
 
-def _measurable_stages(session: Session, task: TaskData) -> Callable[[], list[Stage]] | None:
-    local = session.with_local_base()
-    if local is None:
-        return None
-    return lambda: local.trainer_stages(lambda run: ClassifierTrainer(_job(local, task), run))
+def control_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
+    """Return the trainer of the control."""
+    return ClassifierTrainer(_job(session, task), run)
 
 
 BUDGET = ("student_training.max_steps", "student_training.epochs", "train_scratch.budget")
@@ -116,7 +113,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
         train_loss=CROSS_ENTROPY,
-        base_embeddings=lambda: base.transformer.wte.weight.detach().float().numpy(),
+        base_embeddings=lambda: base.body.embedding.weight.detach().float().numpy(),
         summary={"augmented": len(train) - len(task.train), "base_fingerprint": base_fingerprint(base)},
         epoch_size=epoch,
         settings_dump=session.portable_settings(),

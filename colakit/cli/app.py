@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from colakit import __version__
+from colakit.cli.commands.baseline import baseline_command
 from colakit.cli.commands.config import (
     config_reference_command,
     config_schema_command,
@@ -29,7 +30,7 @@ from colakit.cli.commands.plot import plot_command
 from colakit.cli.commands.predict import predict_command
 from colakit.cli.commands.pretrain import pretrain_command
 from colakit.cli.commands.train_scratch import train_scratch_command
-from colakit.errors import EXIT_FAILED, ColakitError
+from colakit.errors import EXIT_FAILED, ColakitError, plain_rule
 from colakit.storage.output import Resume
 from colakit.utils.console import print_error
 
@@ -49,6 +50,7 @@ app.add_typer(config_app, name="config")
 COMMANDS = {  # group, empty for none -> its commands
     "": (
         *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
+        baseline_command,
         *(evaluate_command, plot_command, predict_command, demo_command, doctor_command),
     ),
     "data": (data_fetch_command, data_check_command, data_write_command),
@@ -124,7 +126,7 @@ def _print_usage_error(error: TyperException) -> int:
     context = getattr(error, "ctx", None)
     hint = f"`{context.command_path} --help` lists arguments and options." if context else None
     if text := error.format_message():  # empty if a command without arguments printed its help
-        print_error(text, hint)
+        print_error(plain_rule(text), hint)
     return error.exit_code
 
 

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_origin
@@ -40,25 +40,27 @@ ResumeOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ColakitError(
+            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
+        ) from None
+
+
 SeedsOption = Annotated[
-    str | None,
+    Sequence[int] | None,
     typer.Option(
         "--seeds",
+        parser=_parse_seeds,
         metavar="0,1,2",
         help="Train one run for each seed, side by side, in --out/seed-0, seed-1 …; report mean ± sd.",
         show_default=False,
     ),
 ]
-
-
-def parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    """Return the seeds of `--seeds`."""
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ColakitError(
-            f"--seeds {text}: must be whole numbers, separated by commas", hint="For example --seeds 0,1,2."
-        ) from None
 
 
 def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
@@ -197,15 +199,16 @@ def command(
             options["config"] = options["config"] or (Path(config) if config else None)
             session = _session(name, all_flags, options, data_on_stdout)
             try:
-                answer = function(session, **options)
+                result = function(session, **options)
             except KeyboardInterrupt:
                 raise ColakitError("Interrupted.", exit_code=EXIT_INTERRUPTED) from None
-            if session.as_json and answer is not None and os.environ.get("RANK", "0") == "0":
-                print_json(answer)
+            if session.as_json and result is not None and os.environ.get("RANK", "0") == "0":
+                print_json(result)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]
-        parameters = [*own, *generated, *_common_parameters()]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context, *own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")  # the terminal wraps them
@@ -224,6 +227,10 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
                 "--like with --config: --like takes the settings of its run", hint="Remove one of them."
             )
         config = like / "settings.yaml"
+        if not config.is_file():
+            raise ColakitError(
+                f"--like {like}: is not a run (no settings.yaml)", hint="Give a run folder of distill."
+            )
     if config is None and out is not None and options.get("resume", Resume.NEVER) is not Resume.NEVER:
         saved = out / "settings.yaml"
         config = saved if saved.is_file() else None
@@ -231,6 +238,7 @@ def _session(name: str, flags: Mapping[str, str], options: dict[str, Any], data_
         flags={key: pair for key, pair in chosen.items() if pair[1] is not None},
         assignments=options.pop("assign") or (),
         config=config,
+        command=options.pop("context").command_path,
     )
     reporter = Reporter(quiet=options.pop("quiet"), results_on_stderr=as_json or data_on_stdout)
     return Session(name, resolved, reporter, out, options.pop("dry_run"), as_json)

@@ -21,9 +21,9 @@ class LoRASettings(Section):
     alpha: float = Field(16.0, gt=0, description="Numerator of the scaling alpha/rank.")
     dropout: Share = Field(0.0, description="Dropout probability on the adapters' input.")
     target_modules: Names = Field(
-        ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
+        ("all-linear",),
         min_length=1,
-        description="Linear layers to adapt, by exact dotted suffix.",
+        description="Linear layers to adapt, by exact dotted suffix; all-linear: those of all blocks.",
     )
     rank_pattern: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=MAX_RANK)]] = Field(
         {}, description="Module suffix -> rank; the longest matching suffix decides."
@@ -39,8 +39,8 @@ class LoRASettings(Section):
     init: Literal["kaiming", "pissa"] = Field("kaiming", description="Initialisation of A and B.")
     loraplus_lr_ratio: float = Field(1.0, ge=1, description="LoRA+: ratio of B's learning rate to A's.")
     modules_to_save: Names = Field(
-        ("score", "ln_1", "ln_2", "ln_f"),
-        description="Modules trained in full beside the adapters: the head `score` and LayerNorms.",
+        ("score", "all-norms"),
+        description="Modules trained in full beside the adapters: the head `score`, norms, or all-norms.",
     )
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class FinetuneSettings(TrainingSettings):
     leave_out: str | None = Field(
         None, description="Fold of train to leave out, written i/k, for out-of-fold predictions."
     )
-    add_bos: bool = Field(False, description="Prepend the end-of-text token to each sentence.")
+    add_bos: bool = Field(False, description="Prepend the start token to each sentence.")
     add_eos: bool = Field(
         False, description="Append the end-of-text token to each sentence; the head reads its hidden state."
     )

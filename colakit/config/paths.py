@@ -14,7 +14,11 @@ PATHS = (
     *("pretrain.text", "pretrain.init_from", "pretrain.tokenizer"),
     *("transfer.text", "transfer.language_model"),
 )
-BUILTIN = ("builtin", "builtin:")  # names of the built-in base and corpus, also where a folder has this name
+BUILTIN = (
+    "builtin",
+    "builtin:",
+    "smollm2",
+)  # names of bases and the built-in corpus, also where a folder has this name
 HUB_CACHE = re.compile(r"/models--([^/]+)/snapshots/")  # in the path of a model that the hub's client fetched
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,8 +43,8 @@ def _map_value(value: Any, convert: Callable[[str], str]) -> Any:
 
 def absolute_path(value: str) -> str:
     """Return the absolute path of an existing file or folder; other values, such as a hub name, unchanged."""
-    path = Path(value).expanduser()
-    return str(path.resolve()) if value not in BUILTIN and path.exists() else value
+    prefix, path, split = _parts(value)
+    return f"{prefix}{path.resolve()}{split}" if value not in BUILTIN and path.exists() else value
 
 
 def portable_name(value: str) -> str:
@@ -48,9 +52,18 @@ def portable_name(value: str) -> str:
 
     Other values, such as a hub name, are returned unchanged.
     """
-    path = Path(value).expanduser()
-    if value in BUILTIN or not (path.exists() or value.startswith((".", "/", "~"))):
+    prefix, path, split = _parts(value)
+    if value in BUILTIN or not (path.exists() or str(path).startswith((".", "/"))):
         return value
     path = path.resolve()
     in_cache = HUB_CACHE.search(f"{path.as_posix()}/")
-    return in_cache[1].replace("--", "/") if in_cache else path.name or value
+    return in_cache[1].replace("--", "/") if in_cache else f"{prefix}{path.name}{split}" or value
+
+
+def _parts(value: str) -> tuple[str, Path, str]:
+    """Return `hf:` or nothing, the path after it, and the split after that."""
+    prefix, split = "", ""
+    if value.startswith("hf:"):
+        prefix, (value, colon, split) = "hf:", value[3:].partition(":")
+        split = colon + split
+    return prefix, Path(value).expanduser(), split

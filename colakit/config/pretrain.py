@@ -25,7 +25,7 @@ class PretrainSettings(LoopSettings):
         "language-modelling",
         description="Predict the next token, or tell real sentences from corrupted ones (section real_fake).",
     )
-    text: dict[str, str] = Field({}, description="Name -> text file or folder (plain, .gz, .xz).")
+    text: dict[str, str] = Field({}, description="Name -> text file or folder (plain, .gz, .xz, .zst).")
     upsample: dict[str, Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=1000)]] = Field(
         {}, description="Name -> passes over this text in an epoch; default 1."
     )

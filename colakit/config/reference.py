@@ -34,6 +34,8 @@ UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     "probability": ("dropout", "base_dropout", "threshold", "top_p"),
     "multiple of train": ("transfer.size",),
     "features": ("width", "embedding_size", "hidden_size"),
+    "words": ("baseline.words",),
+    "characters": ("baseline.characters",),
     "layers": ("num_layers",),
     "heads": ("num_heads",),
     "block index": ("layers_to_transform",),
@@ -42,7 +44,7 @@ UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     NO_UNIT: (
         *("seed", "val_seed", "rank", "alpha", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio"),
         *("lr", "muon_lr", "weight_decay", "max_grad_norm", "temperature", "temperature_end", "sources"),
-        *("lm_weight", "lm_weight_end", "pair_weight", "hidden_weight"),
+        *("lm_weight", "lm_weight_end", "pair_weight", "hidden_weight", "penalties"),
     ),
 }
 BOUNDS = {  # keys of JSON Schema, and those that pydantic leaves inside mappings
@@ -64,12 +66,12 @@ HEADER = """# Settings
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """What the reference says about one setting.
+    """A row of the reference: one setting.
 
     Attributes:
         key: dotted key.
         values: type and bounds, in words.
-        unit: `NO_UNIT` for a number without one; empty if it is no number.
+        unit: `NO_UNIT` for a number without one; empty for other values.
     """
 
     key: str

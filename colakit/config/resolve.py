@@ -12,7 +12,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from colakit.config.settings import Settings, leaf_fields
-from colakit.errors import ColakitError, did_you_mean, nearest
+from colakit.errors import ColakitError, did_you_mean, nearest, plain_rule
 
 ENVIRONMENT_PREFIX = "COLAKIT_"
 NOT_SETTINGS = {"COLAKIT_SHARED"}  # the folder of real data for tests
@@ -44,6 +44,7 @@ def resolve(
     assignments: Sequence[str] = (),
     config: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    command: str | None = None,
 ) -> Resolved:
     """Merge all sources and validate them; flags override `--set`, the environment and `config`.
 
@@ -52,6 +53,7 @@ def resolve(
         assignments: arguments of `--set`, `section.key=value`.
         config: a YAML file.
         environment: default: the environment of the process.
+        command: such as `colakit finetune`; the hint for a wrong flag names its help.
 
     Raises:
         ColakitError: lists every invalid setting with its origin.
@@ -99,7 +101,11 @@ def resolve(
             faults.append(f"and {len(wrong) - MAX_FAULTS} more errors")
         settings = Settings()
     if faults:
-        raise ColakitError("\n".join(faults), hint="`colakit config reference` lists every setting.")
+        hint = "`colakit config reference` lists every setting."
+        flag_names = tuple(f"{flag}: " for flag, _ in (flags or {}).values())
+        if command is not None and all(fault.startswith(flag_names) for fault in faults):
+            hint = f"`{command} --help` lists arguments and options."
+        raise ColakitError("\n".join(faults), hint=hint)
     return Resolved(settings, {key: origin for key, (origin, _) in layers.items()})
 
 
@@ -177,10 +183,10 @@ def _describe(fault: Any, layers: Mapping[str, tuple[str, Any]]) -> str:
         inside = {name: origin for name, (origin, _) in layers.items() if name.startswith(f"{path}.")}
         named = {name: origin for name, origin in inside.items() if name.rpartition(".")[2] in fault["msg"]}
         origins = sorted(set((named or inside).values()))
-        return f"{', '.join(origins) or DEFAULT}: {path}: {_plain(fault['msg'])}"
+        return f"{', '.join(origins) or DEFAULT}: {path}: {plain_rule(fault['msg'])}"
     origin, value = layers[key]
     got, suggestion = _shown(value), _suggest_value(fault, value)
-    return f"{origin}: {_cut(path)}: {_plain(fault['msg'])} (got {got}).{suggestion}".rstrip(".")
+    return f"{origin}: {_cut(path)}: {plain_rule(fault['msg'])} (got {got}).{suggestion}".rstrip(".")
 
 
 def _suggest_value(fault: Any, value: Any) -> str:
@@ -202,8 +208,3 @@ def _shown(value: Any) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_VALUE_SHOWN else text[:MAX_VALUE_SHOWN] + "…"
-
-
-def _plain(message: str) -> str:
-    message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return message[0].lower() + message[1:]

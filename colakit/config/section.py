@@ -28,11 +28,28 @@ def no_bool(value: Any) -> Any:
     return value
 
 
+def number_to_text(value: Any) -> Any:
+    """Return a number as text: YAML reads the names 1 and 1.0 as numbers."""
+    return str(value) if type(value) in (int, float) else value
+
+
+def list_of(value: Any) -> Any:
+    """Return a list of one number, or of the parts of a comma-separated text."""
+    return split_commas(number_to_text(value))
+
+
+def _to_names(value: Any) -> Any:
+    value = list_of(value)
+    return [number_to_text(no_bool(item)) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+Name = Annotated[str, BeforeValidator(number_to_text)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+NamesOrNumbers = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Numbers = Annotated[
     tuple[Annotated[int, Field(ge=0), BeforeValidator(no_bool)], ...],
     Field(min_length=1),
-    BeforeValidator(lambda value: split_commas([value] if type(value) is int else value)),
+    BeforeValidator(list_of),
 ]
 
 

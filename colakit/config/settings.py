@@ -6,17 +6,19 @@ the YAML file of `--config`, the default.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
+from colakit.config.baseline import BaselineSettings
 from colakit.config.data import DataSettings
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.pretrain import PretrainSettings, RealFakeSettings
-from colakit.config.section import MAX_SEED, Section
+from colakit.config.section import MAX_SEED, Section, split_commas
 from colakit.config.student import (
     DistillSettings,
     StudentSettings,
@@ -47,13 +49,16 @@ class Settings(Section):
         0, ge=0, le=MAX_SEED, description="Random seed (initial weights, batch order, dropout)."
     )
     base: str = Field(
-        "gpt2", description="Pretrained GPT-2: `builtin`, a folder in the transformers layout, or a hub name."
+        "gpt2",
+        description="Pretrained GPT-2, Llama, Qwen2 or Qwen3: `builtin`, `smollm2`, a folder in the "
+        "transformers layout, a GGUF file, or a hub name.",
     )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?|mps)$",
-        description="Device: auto, cpu, cuda, cuda:N or mps.",
+    start_token: str | None = Field(
+        None,
+        min_length=1,
+        description="Token before a sentence or text; null: <|endoftext|> if the base has it, else BOS.",
     )
+    device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Precision of matrix products and frozen weights; auto: bf16 where it is faster, but "
@@ -67,23 +72,34 @@ class Settings(Section):
         "never",
         description="Record a GPT's training steps on a GPU as CUDA graphs; auto: with a single process.",
     )
+    track: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(split_commas)] = (
+        Field((), description="Stores that also get the metrics of a training: tensorboard, mlflow, wandb.")
+    )
     cache: str | None = Field(
         None, description="Folder of downloads and cached arrays; null: the user's cache folder."
     )
-    data: DataSettings = DataSettings()
-    pretrain: PretrainSettings = PretrainSettings()
-    real_fake: RealFakeSettings = RealFakeSettings()
-    lora: LoRASettings = LoRASettings()
-    finetune: FinetuneSettings = FinetuneSettings()
-    student: StudentSettings = StudentSettings()
-    student_training: StudentTrainingSettings = StudentTrainingSettings()
-    distill: DistillSettings = DistillSettings()
-    transfer: TransferSettings = TransferSettings()
-    train_scratch: TrainScratchSettings = TrainScratchSettings()
-    generate: GenerateSettings = GenerateSettings()
-    predict: PredictSettings = PredictSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    plot: PlotSettings = PlotSettings()
+    data: DataSettings = Field(default_factory=DataSettings)
+    pretrain: PretrainSettings = Field(default_factory=PretrainSettings)
+    real_fake: RealFakeSettings = Field(default_factory=RealFakeSettings)
+    lora: LoRASettings = Field(default_factory=LoRASettings)
+    finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
+    student: StudentSettings = Field(default_factory=StudentSettings)
+    student_training: StudentTrainingSettings = Field(default_factory=StudentTrainingSettings)
+    distill: DistillSettings = Field(default_factory=DistillSettings)
+    transfer: TransferSettings = Field(default_factory=TransferSettings)
+    train_scratch: TrainScratchSettings = Field(default_factory=TrainScratchSettings)
+    baseline: BaselineSettings = Field(default_factory=BaselineSettings)
+    generate: GenerateSettings = Field(default_factory=GenerateSettings)
+    predict: PredictSettings = Field(default_factory=PredictSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    plot: PlotSettings = Field(default_factory=PlotSettings)
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?|mps", device):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        return device
 
     @property
     def cache_folder(self) -> Path | None:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from colakit.config.section import MAX_COUNT, MAX_EPOCHS, MAX_SEED, Names, Section, Share, no_bool
+from colakit.config.section import MAX_COUNT, MAX_EPOCHS, MAX_SEED, Name, Names, Section, Share, no_bool
 from colakit.config.training import TrainingSettings
 
-Cell = Literal["rnn", "gru", "lstm"]
+Cell = Literal["rnn", "gru", "lstm", "bag"]
 MAX_WEIGHTS = 2**28  # 1 GiB
 Pooling = Literal["last", "mean", "max", "attention"]
 
@@ -18,7 +18,7 @@ Pooling = Literal["last", "mean", "max", "attention"]
 class StudentSettings(Section):
     """The recurrent student of `distill` and `train-scratch`."""
 
-    cell: Cell = Field("lstm", description="Recurrent cell.")
+    cell: Cell = Field("lstm", description="Recurrent cell; bag: none, the embeddings are pooled.")
     embedding_size: int = Field(128, ge=1, le=2**12, description="Width of the token embedding.")
     hidden_size: int = Field(256, ge=1, le=2**14, description="Hidden size of each direction.")
     num_layers: int = Field(1, ge=1, le=8, description="Number of recurrent layers.")
@@ -40,6 +40,10 @@ class StudentSettings(Section):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
+        if self.cell == "bag":
+            if self.pooling == "last":
+                raise ValueError("pooling last needs a recurrent cell; a bag has mean, max or attention")
+            return self
         directions = 1 + self.bidirectional
         inputs = self.embedding_size + (self.num_layers - 1) * directions * self.hidden_size
         rows = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell] * directions * self.hidden_size
@@ -77,6 +81,10 @@ class DistillSettings(Section):
 
     teacher: Names = Field(
         (), description="Run folders, ckpt.pt files or adapter folders; the logits of several are averaged."
+    )
+    allow_teacher_below_chance: bool = Field(
+        False,
+        description="Distil even if the teacher's MCC on val is below 0 by more than its standard error.",
     )
     upsample: int = Field(
         1, ge=1, le=1000, description="Passes over train in an epoch, beside the transfer set."
@@ -140,7 +148,11 @@ class TransferSettings(Section):
         "(those, corrupted).",
     )
     text: str | None = Field(
-        None, description="Text file or folder (plain, .gz, .xz): one sentence a line, or prose."
+        None,
+        description="Text file or folder (plain, .gz, .xz, .zst): one sentence a line, prose, or a table.",
+    )
+    text_column: Name | None = Field(
+        None, description="Column of the sentences if `text` is a table; null: that of data.text_column."
     )
     language_model: str | None = Field(
         None, description="Base to sample from; null: the teacher's base before fine-tuning."

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from colakit.config.section import MAX_BATCH, Names, Section
+from colakit.config.section import MAX_BATCH, Names, NamesOrNumbers, Section
 
 
 class GenerateSettings(Section):
@@ -50,13 +50,26 @@ class EvaluateSettings(Section):
 
     splits: Names = Field((), description="Splits to evaluate; default: every labelled split but train.")
     batch_size: int = Field(256, ge=1, le=MAX_BATCH, description="Sentences in a batch.")
-    group_by: Names = Field(
+    group_by: NamesOrNumbers = Field(
         (),
         description="Report subsets by `source` (CoLA's first column); with --pairs, by these fields "
         "(default: text fields with 2 to 100 distinct values).",
     )
     annotations: str | None = Field(
         None, description="Table of grammatical features (0 or 1, with a header) to report subsets by."
+    )
+    classes: bool = Field(
+        False,
+        description="Also print metrics and predictions by class, and calibration; --out always writes them.",
+    )
+    errors: int = Field(
+        0, ge=0, le=10**4, description="Sentences to list for each model: those it is most wrong about."
+    )
+    disagreements: int = Field(
+        0,
+        ge=0,
+        le=10**4,
+        description="Sentences to list for each pair of models: those they label differently.",
     )
     pairs_bos: bool = Field(
         True, description="With --pairs, also score the first token, given the end-of-text token."

@@ -16,6 +16,15 @@ MAX_NUMBER = 100  # characters of a number
 MAX_DEPTH = 16
 TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+PLAIN_WORDS = {  # of PyYAML -> of this program
+    "the node content": "a value",
+    "<block end>": "the end of the section",
+    "'<block mapping start>'": "a section",
+    "'<stream end>'": "the end of the text",
+    "'<document start>'": "a new document",
+    "found character '\\t' that cannot start any token": "lines are indented by spaces, not tabs",
+    "mapping values are not allowed here": "`:` is not allowed here; quote a text that contains it",
+}
 STRING = "tag:yaml.org,2002:str"
 
 
@@ -62,10 +71,23 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"longer than {MAX_CONFIG_BYTES >> 10} KiB")
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (it derives from SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_describe(error)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: the character U+{error.character:04X} is not allowed") from error
     except Exception as error:  # PyYAML does not wrap the errors of int() and date()
         raise ValueError(f"invalid value: {' '.join(str(error).split())}") from error
+
+
+def _describe(error: yaml.MarkedYAMLError) -> str:
+    """Return line, column and reason of a fault, in one line."""
+    text = error.problem or error.context or ""
+    for pattern, words in PLAIN_WORDS.items():
+        text = text.replace(pattern, words)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + " ".join(text.split())
 
 
 def to_yaml(settings: BaseModel) -> str:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
 from colakit.data.corpus_files import file_opener
-from colakit.data.tables import RowErrors, read_rows, shown
+from colakit.data.delimited import read_rows, read_text, split_lines
+from colakit.data.row_errors import RowErrors, shown
 from colakit.errors import ColakitError
 
 SENTENCE, SOURCE, LABEL = "Sentence", "Source", "Acceptability"
@@ -74,7 +75,9 @@ def read_annotations(path: Path) -> Annotations:
     """
     where = str(path)
     with file_opener(path, "Check the path of the annotations.")() as file:
-        rows = read_rows(file, where)
+        is_csv = path.suffix.lower() == ".csv"
+        lines = split_lines(read_text(file, where), where)
+        rows = read_rows(lines, where, "," if is_csv else "\t", quoted=is_csv)
         header = next(rows, (1, []))[1]
         columns = _feature_columns(header, where) if header else {}
         widths = RowErrors(where, f"every row must have {len(header)} columns")

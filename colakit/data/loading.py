@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from colakit.config.data import DataSettings
 from colakit.data.builtin.corpus import BUILTIN_NAMES, builtin_corpus
-from colakit.data.corpora import Columns, Corpus, load_corpus
+from colakit.data.columnar import HUB_PREFIX
+from colakit.data.corpora import Corpus, load_corpus
 from colakit.data.fetch import cola_folder, fetch_cola, is_fetched
+from colakit.data.labelled_rows import Columns
+from colakit.data.tables import Reading
 from colakit.errors import ColakitError, nearest
 from colakit.utils.console import Reporter
 
 
-def load_dataset(data: DataSettings, cache_folder: Path, reporter: Reporter, *, may_fetch: bool) -> Corpus:
+def load_dataset(
+    data: DataSettings, cache_folder: Path, reporter: Reporter, *, before_fetch: Callable[[], object] | None
+) -> Corpus:
     """Return the built-in corpus, CoLA (downloaded to `cache_folder` if needed) or a corpus from files.
 
     Args:
-        may_fetch: whether CoLA may be downloaded.
+        before_fetch: called before CoLA is downloaded; None: it may not be downloaded.
 
     Raises:
         ColakitError: if the corpus is missing, malformed, or cannot or may not be downloaded.
     """
-    if not data.splits and data.path in BUILTIN_NAMES:
+    path = data.path
+    if not data.splits and path in BUILTIN_NAMES:
         return builtin_corpus()
-    path = Path(data.path).expanduser()
-    if not data.splits and data.path == "cola" and not path.exists():
-        path = cola_folder(cache_folder)
+    exists = data.splits or path.startswith(HUB_PREFIX) or Path(path).expanduser().exists()
+    if path == "cola" and not exists:
+        path = str(cola_folder(cache_folder))
         if not is_fetched(cache_folder):
-            if not may_fetch:
+            if before_fetch is None:
                 raise ColakitError(
                     "CoLA is not downloaded", hint="Run `colakit data fetch`, or name a corpus with --data."
                 )
+            before_fetch()
             reporter.say("downloading CoLA")
             fetch_cola(cache_folder, data.mirrors)
-    if not data.splits and not path.exists() and (near := nearest(data.path, ("cola", "builtin"))):
+    elif not exists and (near := nearest(path, ("cola", "builtin"))):
         raise ColakitError(f"{path}: file not found. Did you mean {near}?", hint="Check --data.")
-    files = {name: Path(file).expanduser() for name, file in data.splits.items()}
-    columns = Columns(data.text_column, data.label_column) if data.text_column else None
-    return load_corpus(path, files=files, columns=columns, label_names=data.label_names or None)
+    columns = None
+    if data.text_column is not None:
+        columns = Columns(data.text_column, data.label_column, data.split_column)
+    corpus = load_corpus(
+        path, files=data.splits, columns=columns, label_names=data.label_names, reading=Reading.of(data)
+    )
+    for note in corpus.notes:
+        reporter.say(f"note: {note}")
+    return corpus

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
 
-from colakit.data.tables import RowErrors
+from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError, did_you_mean
 from colakit.utils.documents import Bounds, validate_json
 from colakit.utils.unpacking import open_unpacked

@@ -102,12 +102,11 @@ def sentences(document: str) -> list[str]:
     return pieces
 
 
-def whole_sentences(files: Iterable[Path], lengths: range) -> Iterator[str]:
+def whole_sentences(documents: Iterable[str], lengths: range) -> Iterator[str]:
     """Yield sentences that start with a capital, end with `.?!` and contain no quotation mark.
 
     `lengths` are the allowed numbers of words.
     """
-    documents = (document for file in files for document in read_documents(file))
     for sentence in itertools.chain.from_iterable(map(sentences, documents)):
         words = sentence.split()
         text = " ".join(words)
@@ -188,8 +187,7 @@ def encode_text(files: Sequence[Path], tokenizer: SentenceTokenizer, cache: Arra
     Raises:
         ColakitError: if a file cannot be read or all are empty.
     """
-
-    documents = (document for file in files for document in read_documents(file))
+    documents = itertools.chain.from_iterable(map(read_documents, files))
     if cache is None:
         stream = _encode(documents, tokenizer)
     else:

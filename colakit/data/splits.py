@@ -16,6 +16,8 @@ from colakit.errors import ColakitError
 def train_val_split(train: Split, share: float, seed: int) -> tuple[Split, Split]:
     """Split `train` into (train, val), stratified by label; copies of a sentence stay on one side.
 
+    The only sentence of a class stays in train.
+
     Args:
         share: fraction of the distinct sentences in val, 0 < share < 1.
         seed: random seed; use the same one for runs to be compared.
@@ -34,14 +36,19 @@ def train_val_split(train: Split, share: float, seed: int) -> tuple[Split, Split
             f"train: all {len(train)} sentences have one label; a classifier needs two",
             hint="Check the label column.",
         )
+    classes = labels[distinct]
+    is_single = np.bincount(classes)[classes] == 1
+    divided = distinct[~is_single]
     try:
-        kept, _ = train_test_split(distinct, test_size=share, random_state=seed, stratify=labels[distinct])
+        if len(np.unique(labels[divided])) < 2:
+            raise ValueError("only one label has two sentences")
+        kept, _ = train_test_split(divided, test_size=share, random_state=seed, stratify=labels[divided])
     except ValueError as error:
         raise ColakitError(
             f"data.val_fraction: cannot hold out {share:.0%} of {len(distinct)} sentences by label ({error})",
             hint="Give more sentences, or another share with --set data.val_fraction=0.2",
         ) from error
-    keep = set(kept.tolist())
+    keep = {*kept.tolist(), *distinct[is_single].tolist()}
     is_kept = np.array([first[sentence] in keep for sentence in train.sentences])
     return train.take(np.flatnonzero(is_kept), "train"), train.take(np.flatnonzero(~is_kept), "val")
 

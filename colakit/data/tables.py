@@ -1,172 +1,272 @@
-"""Streaming reader of TSV and CSV rows, with errors by line number.
-
-TSV is read like CoLA: one row a line, without quoting. CSV is read with quoting. Only LF, CRLF and CR end a
-line (not U+2028).
-"""
+"""One reader for all tables: TSV, CSV, JSON, Parquet and datasets of the hub, in bounded memory."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import re
-from collections.abc import Iterable, Iterator
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePath
-from typing import IO
+from typing import IO, Any, Literal, NamedTuple
 
+from colakit.config.data import DataSettings
+from colakit.data.columnar import HubSplit, open_parquet
+from colakit.data.delimited import MAX_COLUMNS, Fields, detect_delimiter, read_rows, read_text, split_lines
+from colakit.data.json_records import Record, read_json
+from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError, did_you_mean
+from colakit.utils.documents import check_text
+from colakit.utils.unpacking import DECODERS
 
-Row = tuple[int, list[str]]  # line number from 1, fields
-MAX_SHOWN = 5
-MAX_ERRORS = 1000  # invalid lines of a file after which reading stops
-MAX_CELL_SHOWN = 40  # characters of a cell in an error
-MAX_LINE = 2**20  # characters of a line, and of a CSV row of several lines
-MAX_COLUMNS = 1000
-CHUNK = 2**20  # bytes read at a time
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # includes the line ending, if any
+Format = Literal["text", "tsv", "csv", "json", "jsonl", "parquet"]
+FORMATS: dict[str, Format] = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+COLA_COLUMNS = ("source", "label", "mark", "sentence")  # of CoLA's files, which have no header
+TEST_HEADERS = (["index", "sentence"], ["id", "sentence"])  # of GLUE's and Kaggle's test set of CoLA
 
 
-class RowErrors:
-    """Invalid lines of one file: up to `MAX_ERRORS` are counted, the first `MAX_SHOWN` are reported.
+class Reading(NamedTuple):
+    """How text tables are read; see the settings of `data`."""
+
+    delimiter: str | None = None
+    quoting: str = "auto"
+    encoding: str = "utf-8"
+
+    @classmethod
+    def of(cls, data: DataSettings) -> Reading:
+        """Return the settings' part."""
+        return cls(data.delimiter, data.quoting, data.encoding)
+
+
+AS_PANDAS = Reading()
+
+
+@dataclass
+class Table:
+    """A table that is being read.
+
+    Attributes:
+        where: its file, for messages.
+        columns: their names; of JSON, the names of the first object.
+        rows: numbered rows, values by column name.
+        kind: format of the file; `text` for a sentence a line; None for a dataset of the hub.
+        layout: `cola` or `test` for files of CoLA, GLUE and Kaggle; else `named`.
+        delimiter, quoted: of TSV and CSV.
+        schema: Arrow schema of Parquet and of a dataset of the hub.
+        class_names: column -> names of its classes in order, if the file has them.
+    """
+
+    where: str
+    columns: tuple[str, ...]
+    rows: Iterator[Record]
+    kind: Format | None
+    layout: Literal["cola", "test", "named"] = "named"
+    delimiter: str = "\t"
+    quoted: bool = False
+    schema: Any = None
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    num_quoted: int = field(default=0, init=False)  # texts that `text` returned with quotes around them
+    num_multiline: int = field(default=0, init=False)
+
+    @property
+    def is_delimited(self) -> bool:
+        """Whether it is TSV or CSV."""
+        return self.kind in ("tsv", "csv")
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of the rows count."""
+        return "line" if self.schema is None else "row"
+
+    def errors(self, rule: str) -> RowErrors:
+        """Return an empty list of errors of its rows."""
+        return RowErrors(self.where, rule, unit=self.unit)
+
+    def require(self, name: str, setting: str) -> str:
+        """Return the column `name`; raise `ColakitError` if the table does not have it."""
+        if name not in self.columns:
+            has = ", ".join(self.columns)
+            raise ColakitError(
+                f"{self.where}: no column {name!r} (has {has if len(has) <= 200 else has[:200] + '…'})."
+                f"{did_you_mean(name, self.columns[:50])}",
+                hint=f"Name the column: --set {setting}=NAME",
+            )
+        return name
+
+    def text(self, row: Mapping[str, Any], column: str) -> str:
+        """Return a cell of the column of texts; raise `ValueError` if it is no text."""
+        if column not in row:
+            raise ValueError(f"no {column!r}")
+        text = cell_text(row[column])
+        if self.is_delimited:
+            if not self.quoted and len(text) > 1 and text[0] == text[-1] == '"':
+                self.num_quoted += '"' not in text[1:-1].replace('""', "")
+            elif self.quoted and "\n" in text:
+                self.num_multiline += 1
+        return text
+
+    def with_texts(self, column: str) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield each row with its text; raise `ColakitError` for a row without one."""
+        for number, row in self.rows:
+            try:
+                yield row, self.text(row, column)
+            except ValueError as error:
+                raise ColakitError(
+                    f"{self.where}:{number}: {error}; every {self.unit} must have a text in {column!r}",
+                    hint="Correct it, or name another column: --set data.text_column=NAME",
+                ) from error
+
+    def notes(self) -> list[str]:
+        """Return what the user should know about the rows that were read."""
+        notes = []
+        if self.is_delimited and self.delimiter != ("," if self.kind == "csv" else "\t"):
+            notes.append(f"{self.where}: columns are separated by {self.delimiter!r}")
+        if self.num_quoted:
+            notes.append(
+                f"{self.where}: {self.num_quoted:,} texts look quoted, and their quotes are kept; "
+                "--set data.quoting=minimal removes them"
+            )
+        if self.num_multiline:
+            notes.append(
+                f"{self.where}: {self.num_multiline:,} quoted texts span several lines; "
+                "--set data.quoting=none if quotes are text in this file"
+            )
+        return notes
+
+
+def table_format(name: str) -> Format | None:
+    """Return the format that a file's name stands for, packed or not; None for another name."""
+    path = PurePath(name.lower())
+    return FORMATS.get(path.with_suffix("").suffix if path.suffix in DECODERS else path.suffix)
+
+
+def cell_text(value: Any) -> str:
+    """Return a cell as text; a missing one is empty, and `1`, `1.0` and `True` stay different.
+
+    Raises:
+        ValueError: if it is neither text, number nor boolean, or cannot be written as UTF-8.
+    """
+    if isinstance(value, str):
+        check_text(value)
+        return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (bool, int, float)):
+        return str(value)
+    raise ValueError(f"a {type(value).__name__}, not text")
+
+
+@contextlib.contextmanager
+def open_table(
+    file: IO[bytes], where: str, kind: Format, reading: Reading, text_column: str | None
+) -> Iterator[Table]:
+    """Yield the table in an open file.
 
     Args:
-        where: the file.
-        rule: the rule that every line must follow.
-    """
-
-    def __init__(self, where: str, rule: str) -> None:
-        self.where, self.rule = where, rule
-        self.shown: list[tuple[int, str]] = []
-        self.count = 0
-
-    def add(self, line: int, problem: str) -> None:
-        """Record an invalid line; raise `ColakitError` after `MAX_ERRORS` of them."""
-        self.count += 1
-        if len(self.shown) < MAX_SHOWN:
-            self.shown.append((line, problem))
-        if self.count == MAX_ERRORS:
-            self.raise_any()
-
-    def raise_any(self) -> None:
-        """Raise one `ColakitError` for all invalid lines, if there are any."""
-        if not self.count:
-            return
-        shown = "; ".join(f"line {number}: {problem}" for number, problem in self.shown)
-        more = f"; and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
-        lines = "line" if self.count == 1 else "lines"
-        count = f"{self.count}{' or more' if self.count == MAX_ERRORS else ''}"
-        raise ColakitError(
-            f"{self.where}:{self.shown[0][0]}: {self.rule} ({count} invalid {lines}: {shown}{more})",
-            hint="Fix these lines; nothing was written.",
-        )
-
-
-def decode(raw: bytes, where: str) -> str:
-    """Return the text of a UTF-8 file, without its byte-order mark.
+        text_column: name of a column, if one is known; it may tell the delimiter and the layout.
 
     Raises:
-        ColakitError: if it is not UTF-8 or contains a NUL; gives the byte offset.
+        ColakitError: also while the rows are read: if the file is empty or malformed.
     """
-    return "".join(_pieces(io.BytesIO(raw), where))
-
-
-def read_rows(file: IO[bytes], where: str) -> Iterator[Row]:
-    """Yield the numbered rows of a file; the suffix of its name `where` selects CSV or TSV.
-
-    Raises:
-        ColakitError: if it is not UTF-8, contains a NUL, has a row over `MAX_LINE` characters or over
-            `MAX_COLUMNS` columns, or broken quoting.
-    """
-    lines = _lines(_pieces(file, where), where)
-    if PurePath(where).suffix.lower() == ".csv":
-        rows = _csv_rows(lines, where)
-    else:
-        rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, start=1))
-    for number, fields in rows:
-        if len(fields) > MAX_COLUMNS:
+    if kind != "parquet":
+        pieces = read_text(file, where, reading.encoding)
+        yield read_text_table(pieces, where, kind, reading, text_column)
+        return
+    with open_parquet(file, where) as (schema, rows):
+        if len(schema.names) > MAX_COLUMNS:
             raise ColakitError(
-                f"{where}:{number}: {len(fields):,} columns; at most {MAX_COLUMNS:,} are allowed",
+                f"{where}: {len(schema.names):,} columns; at most {MAX_COLUMNS:,} are allowed",
                 hint="Remove the columns that are not needed.",
             )
-        yield number, fields
+        yield Table(where, tuple(schema.names), rows, kind, schema=schema)
 
 
-def _csv_rows(lines: Iterator[str], where: str) -> Iterator[Row]:
-    length = 0  # characters of the row
-
-    def counted() -> Iterator[str]:
-        nonlocal length
-        for number, line in enumerate(lines, start=1):
-            length += len(line)
-            if length > MAX_LINE:
-                raise _too_long(f"{where}:{number}")
-            yield line
-
-    csv.field_size_limit(MAX_LINE)  # the default is 128 KiB
-    reader = csv.reader(counted(), strict=True)
-    try:
-        for fields in reader:
-            length = 0
-            if fields:
-                yield reader.line_num, fields
-    except csv.Error as error:
-        raise ColakitError(f"{where}:{reader.line_num}: {error}", hint="Fix the quoting.") from error
+def read_text_table(
+    pieces: Iterator[str], where: str, kind: Format, reading: Reading, text_column: str | None
+) -> Table:
+    """Return the table in a text, given in pieces; see `open_table`."""
+    if kind in ("tsv", "csv"):
+        return _read_delimited(split_lines(pieces, where), where, kind, reading, text_column)
+    rows = read_json(pieces, where)
+    if (first := next(rows, None)) is None:
+        raise empty_file(where)
+    return Table(where, tuple(first[1]), chain([first], rows), kind)
 
 
-def _too_long(where: str) -> ColakitError:
-    return ColakitError(
-        f"{where}: a line is longer than {MAX_LINE >> 20} Mi characters", hint="Is this a text file?"
-    )
+def hub_table(name: str, split: HubSplit) -> Table:
+    """Return a split of the hub as a table."""
+    columns = tuple(split.schema.names)
+    return Table(name, columns, split.rows, None, schema=split.schema, class_names=split.class_names)
 
 
-def _pieces(file: IO[bytes], where: str) -> Iterator[str]:
-    """Yield a file's text in chunks that never split CR LF."""
-    characters = codecs.getincrementaldecoder("utf-8")()
-    decoder = io.IncrementalNewlineDecoder(characters, translate=False)
-    done, is_last, begins = 0, False, True
-    while not is_last:
-        raw = file.read(CHUNK)
-        is_last = not raw
-        held = len(characters.getstate()[0])  # bytes of an incomplete character
-        try:
-            text = decoder.decode(raw, final=is_last)
-        except UnicodeDecodeError as error:
-            raise ColakitError(
-                f"{where}: not UTF-8 at byte {done - held + error.start}", hint="Save the file as UTF-8."
-            ) from None
-        if b"\0" in raw:
-            position = done + raw.index(0)
-            raise ColakitError(f"{where}: a NUL byte at byte {position}", hint="Is this a text file?")
-        done += len(raw)
-        if text:
-            yield text.removeprefix("\ufeff") if begins else text
-            begins = False
+def empty_file(where: str, problem: str = "is empty") -> ColakitError:
+    """Return the error for a file without sentences."""
+    return ColakitError(f"{where}: {problem}", hint="A split needs at least one sentence.")
 
 
-def _lines(pieces: Iterable[str], where: str) -> Iterator[str]:
-    rest = ""
-    for piece in pieces:
-        lines = LINE.findall(rest + piece)
-        rest = lines.pop() if lines and lines[-1][-1] not in "\r\n" else ""
-        if len(rest) > MAX_LINE:
-            raise _too_long(where)
-        yield from lines
-    if rest:
-        yield rest
+def _read_delimited(
+    lines: Iterator[str], where: str, kind: Format, reading: Reading, text_column: str | None
+) -> Table:
+    begin = []
+    for line in lines:
+        begin.append(line)
+        if line.strip():
+            break
+    if not begin or not begin[-1].strip():
+        raise empty_file(where)
+    lines, first = chain(begin, lines), begin[-1]
+    names = first.rstrip("\r\n").split("\t")
+    layout: Literal["cola", "test", "named"] = "named"
+    if kind == "csv" or reading.delimiter not in (None, "\t"):
+        pass  # not the files of CoLA, GLUE and Kaggle
+    elif [name.lower() for name in names] in TEST_HEADERS:
+        layout = "test"
+    elif len(names) == len(COLA_COLUMNS) and names[1] in ("0", "1") and text_column not in names:
+        layout = "cola"
+    quoted = reading.quoting == "minimal" or (reading.quoting == "auto" and layout == "named")
+    delimiter = "\t"
+    if layout == "named":
+        delimiter = reading.delimiter or _delimiter(first, kind, text_column, names)
+    rows = read_rows(lines, where, delimiter, quoted=quoted, skip_blank=layout == "named")
+    columns = COLA_COLUMNS if layout == "cola" else unique_names(next(rows)[1])
+    return Table(where, columns, _by_name(rows, columns, where), kind, layout, delimiter, quoted)
 
 
-def shown(cell: str) -> str:
-    """Return a cell quoted and shortened for an error message."""
-    return repr(cell if len(cell) <= MAX_CELL_SHOWN else cell[:MAX_CELL_SHOWN] + "…")
+def _delimiter(first: str, kind: Format, text_column: str | None, names: Sequence[str]) -> str:
+    if kind == "csv":
+        return detect_delimiter(first, ",", text_column)
+    return "\t" if text_column is None or text_column in names else detect_delimiter(first, "\t", text_column)
 
 
-def column_index(header: list[str], name: str, setting: str, where: str) -> int:
-    """Return the index of column `name` in `header`; raise `ColakitError` if it is missing."""
-    if name not in header:
-        has = ", ".join(header)
-        raise ColakitError(
-            f"{where}: no column {name!r} (has {has if len(has) <= 200 else has[:200] + '…'})."
-            f"{did_you_mean(name, header[:50])}",
-            hint=f"Name the column: --set {setting}=NAME",
-        )
-    return header.index(name)
+def _by_name(rows: Iterator[Fields], columns: Sequence[str], where: str) -> Iterator[Record]:
+    widths = RowErrors(where, f"every row must have {len(columns)} columns")
+    for number, fields in rows:
+        if len(fields) == len(columns):
+            yield number, dict(zip(columns, fields, strict=True))
+        else:
+            widths.add(number, f"{len(fields)} columns")
+    widths.raise_any()
+
+
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of columns as pandas makes them: `Unnamed: 2` for an empty one, `a.1` for a second `a`."""
+    unique = [name or f"Unnamed: {i}" for i, name in enumerate(names)]
+    counts: Counter[str] = Counter()
+    for i in sorted(range(len(names)), key=lambda i: not names[i]):  # given names first
+        name = unique[i]
+        count = counts[name]
+        while count:
+            counts[unique[i]] = count + 1
+            name = f"{unique[i]}.{count}"
+            count = count + 1 if name in unique else counts[name]
+        unique[i] = name
+        counts[name] = 1
+    return tuple(unique)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from colakit.data.gguf_tokenizer import read_gguf_tokenizer
 from colakit.data.tokenizer_files import (
     VOCABULARY,
     SpecialTokens,
@@ -40,8 +41,11 @@ class SentenceTokenizer:
 
     Args:
         backend: the Rust tokenizer.
-        end_of_text_id: GPT-2's one special token; also encodes an empty sentence.
-        prefix, suffix: whether to add `end_of_text_id` before and after each sentence.
+        end_of_text_id: token between texts; also encodes an empty sentence.
+        prefix, suffix: whether to add `start_id` before and `end_of_text_id` after each sentence.
+        start_id: token before a text; None means `end_of_text_id`, GPT-2's one special token.
+        template: whether to add the boundary tokens that the backend's own template adds, as transformers
+            does; then `prefix` and `suffix` must be False.
     """
 
     def __init__(
@@ -51,37 +55,60 @@ class SentenceTokenizer:
         *,
         prefix: bool = False,
         suffix: bool = False,
+        start_id: int | None = None,
+        template: bool = False,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.end_of_text_id = end_of_text_id
+        self.start_id = end_of_text_id if start_id is None else start_id
         self.prefix = prefix
         self.suffix = suffix
+        self.template = template
+        self.num_own = backend.num_special_tokens_to_add(False) if template else 0
 
     @classmethod
-    def from_folder(cls, folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
-        """Load the tokenizer of a base model as transformers does: GPT-2's without importing it.
+    def from_base(
+        cls,
+        path: Path,
+        *,
+        start: str | None = None,
+        prefix: bool = False,
+        suffix: bool = False,
+        template: bool = False,
+    ) -> SentenceTokenizer:
+        """Load the tokenizer of a base, a folder or a GGUF file, as transformers does.
+
+        Texts are separated by `<|endoftext|>` if the vocabulary has it. Otherwise they start with the BOS
+        token and end with the EOS token. Chat models name tokens of their dialogues as BOS and EOS, which
+        suit single sentences less (docs/bases.md).
+
+        Args:
+            start: replaces the token before a text; it must be one token.
 
         Raises:
-            ColakitError: if the folder has no valid tokenizer, or one that may take exponential time.
+            ColakitError: if there is no valid tokenizer, or one that may take exponential time, or `start`
+                is not one token.
         """
-        facts, path = read_special_tokens(folder), folder / "tokenizer.json"
-        file = read_document(path, TokenizerFile, VOCABULARY) if path.is_file() else None
-        end_of_text = facts.eos_token
-        if not facts.is_gpt2:
-            backend, end_of_text = _read_with_transformers(folder, facts)
-        elif file is not None and file.model.type != "BPE":
-            backend = _backend_of(path.read_text(encoding="utf-8"), path)
+        if path.suffix == ".gguf":
+            backend, start_id, end_id = read_gguf_tokenizer(path)
         else:
-            backend = _gpt2_tokenizer(folder, file, facts)
-        end_of_text_id = backend.token_to_id(end_of_text)
-        if end_of_text_id is None:
-            raise ColakitError(
-                f"{folder}: the end-of-text token {end_of_text!r} is not in the vocabulary",
-                hint="Set eos_token in tokenizer_config.json.",
-            )
-        return cls(backend, end_of_text_id, prefix=prefix, suffix=suffix)
+            backend, facts = _from_folder(path)
+            start_id = None if facts.bos_token is None else backend.token_to_id(facts.bos_token)
+            end_id = backend.token_to_id(facts.eos_token)
+            start = start or facts.sentence_start
+            if end_id is None:
+                raise ColakitError(
+                    f"{path}: the end-of-text token {facts.eos_token!r} is not in the vocabulary",
+                    hint="Set eos_token in tokenizer_config.json.",
+                )
+        if (separator := backend.token_to_id(END_OF_TEXT)) is not None:
+            start_id = end_id = separator
+        if end_id is None:
+            raise ColakitError(f"{path}: names no end-of-text token", hint="Choose another base.")
+        tokenizer = cls(backend, end_id, prefix=prefix, suffix=suffix, start_id=start_id, template=template)
+        return tokenizer.with_start(start)
 
     @classmethod
     def from_state(cls, state: TokenizerState) -> SentenceTokenizer:
@@ -92,9 +119,9 @@ class SentenceTokenizer:
         """
         backend = _backend_of(state.json_, "tokenizer")
         with library_errors("tokenizer"):
-            if backend.id_to_token(state.end_of_text_id) is None:
-                raise ValueError("end_of_text_id must be a token of the vocabulary")
-        return cls(backend, state.end_of_text_id, prefix=state.prefix, suffix=state.suffix)
+            if None in map(backend.id_to_token, (state.start_id, state.end_of_text_id)):
+                raise ValueError("start_id and end_of_text_id must be tokens of the vocabulary")
+        return cls(backend, **state.model_dump(exclude={"json_"}))
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
@@ -106,9 +133,40 @@ class SentenceTokenizer:
         return {
             "json": self.backend.to_str(),
             "end_of_text_id": self.end_of_text_id,
+            "start_id": self.start_id,
             "prefix": self.prefix,
             "suffix": self.suffix,
+            "template": self.template,
         }
+
+    def with_boundaries(self, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
+        """Return the tokenizer with or without boundary tokens."""
+        return self._with(prefix=prefix, suffix=suffix, template=False)
+
+    @property
+    def start_token(self) -> str:
+        """Text of the token before a sentence."""
+        return self.backend.decode([self.start_id], skip_special_tokens=False)
+
+    def with_start(self, token: str | None) -> SentenceTokenizer:
+        """Return the tokenizer with another token before a sentence; None changes nothing.
+
+        Raises:
+            ColakitError: if `token` is not one token.
+        """
+        if token is None:
+            return self
+        ids = self.backend.encode(token, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ColakitError(
+                f"start_token: {token!r} is {len(ids)} tokens of this base; it must be one",
+                hint="Name a special token of the base, such as its bos_token, or a newline.",
+            )
+        return self._with(start_id=ids[0])
+
+    def _with(self, **changes: Any) -> SentenceTokenizer:
+        names = ("end_of_text_id", "start_id", "prefix", "suffix", "template")
+        return SentenceTokenizer(self.backend, **{**{name: getattr(self, name) for name in names}, **changes})
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -130,18 +188,19 @@ class SentenceTokenizer:
             max_tokens: maximum length, boundary tokens included. Longer sentences lose their last tokens (but
                 no boundary token) and count in `num_truncated`; only `MAX_CHARACTERS` of one are read.
         """
-        before = [self.end_of_text_id] if self.prefix else []
+        before = [self.start_id] if self.prefix else []
         after = [self.end_of_text_id] if self.suffix else []
-        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after))
+        room = None if max_tokens is None else max(0, max_tokens - len(before) - len(after) - self.num_own)
         rows: list[list[int]] = []
         num_truncated = 0
         texts = [text if room is None else text[:MAX_CHARACTERS] for text in sentences]
         with library_errors("tokenizer"):
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for sentence, encoding in zip(sentences, encodings, strict=True):
-            ids = encoding.ids
-            if room is not None and (len(ids) > room or len(sentence) > MAX_CHARACTERS):
-                ids, num_truncated = ids[:room], num_truncated + 1
+            if room is not None and (len(encoding) > room or len(sentence) > MAX_CHARACTERS):
+                encoding.truncate(room)
+                num_truncated += 1
+            ids = (self.backend.post_process(encoding) if self.template else encoding).ids
             rows.append([*before, *ids, *after] or [self.end_of_text_id])
         return Tokens.pack(rows, num_truncated)
 
@@ -157,14 +216,25 @@ def _backend_of(text: str, where: object) -> Tokenizer:
         return Tokenizer.from_str(text)
 
 
-def _read_with_transformers(folder: Path, facts: SpecialTokens) -> tuple[Tokenizer, str]:
-    """Return the tokenizer of a class of transformers, and its end-of-text token."""
+def _from_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
+    """Return the tokenizer of a folder and its special tokens; GPT-2's without importing transformers."""
+    facts, path = read_special_tokens(folder), folder / "tokenizer.json"
+    file = read_document(path, TokenizerFile, VOCABULARY) if path.is_file() else None
+    if not facts.is_gpt2 or (file is not None and file.has_template):
+        return _read_with_transformers(folder, facts)
+    if file is not None and file.model.type != "BPE":
+        return _backend_of(path.read_text(encoding="utf-8"), path), facts
+    return _gpt2_tokenizer(folder, file, facts), facts
+
+
+def _read_with_transformers(folder: Path, facts: SpecialTokens) -> tuple[Tokenizer, SpecialTokens]:
     check_files(folder)
     from transformers import AutoTokenizer
 
     with library_errors(folder, hint=HINT):
         fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-        return _backend_of(fast.backend_tokenizer.to_str(), folder), str(fast.eos_token or facts.eos_token)
+        named = {"bos_token": fast.bos_token, "eos_token": fast.eos_token or facts.eos_token}
+        return _backend_of(fast.backend_tokenizer.to_str(), folder), facts.model_copy(update=named)
 
 
 def _gpt2_tokenizer(folder: Path, file: TokenizerFile | None, facts: SpecialTokens) -> Tokenizer:
@@ -214,17 +284,43 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentenceTokenizer:
     return SentenceTokenizer(backend, end_of_text_id)
 
 
-def save_tokenizer(tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`."""
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has a tokenizer of its own."""
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def save_tokenizer(
+    tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int, boundaries: bool = False
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`.
+
+    Args:
+        boundaries: whether transformers adds the boundary tokens, too, by the file's template.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    has_template = tokenizer.template
+    if boundaries and (tokenizer.prefix or tokenizer.suffix):
+        backend.post_processor, has_template = _boundary_template(tokenizer), True
     with replacing(folder / "tokenizer.json") as temporary:
-        tokenizer.backend.save(str(temporary))
-    end_of_text = tokenizer.backend.id_to_token(tokenizer.end_of_text_id)
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
-    is_gpt2 = isinstance(tokenizer.backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+        backend.save(str(temporary))
+    start, end = map(backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
+    special = {"bos_token": start, "eos_token": end, "unk_token": end}
+    is_gpt2 = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and not has_template
     kind = "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast"
     settings = {"tokenizer_class": kind, "model_max_length": max_tokens, **special}
+    if tokenizer.start_id != tokenizer.end_of_text_id:
+        settings["sentence_start"] = tokenizer.start_token
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def _boundary_template(tokenizer: SentenceTokenizer) -> processors.PostProcessor:
+    start, end = (tokenizer.backend.id_to_token(i) for i in (tokenizer.start_id, tokenizer.end_of_text_id))
+    assert start is not None
+    assert end is not None
+    ids = {start: tokenizer.start_id, end: tokenizer.end_of_text_id}
+    parts = [*([start] if tokenizer.prefix else []), "$A", *([end] if tokenizer.suffix else [])]
+    return processors.TemplateProcessing(single=parts, special_tokens=list(ids.items()))
 
 
 def encode_cached(

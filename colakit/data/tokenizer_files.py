@@ -132,7 +132,17 @@ class TokenizerFile(Document):
     normalizer: Rules | None = None
     pre_tokenizer: Rules | None = None
     decoder: Rules | None = None
+    post_processor: dict[str, Any] | None = None
     model: TokenizerModel
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it adds tokens to each text."""
+        rules = self.post_processor or {}
+        return bool(rules.get("special_tokens")) or rules.get("type", "ByteLevel") not in (
+            "ByteLevel",
+            "TemplateProcessing",
+        )
 
 
 class VocabularyFile(RootModel[Vocabulary]):
@@ -146,8 +156,10 @@ class TokenizerState(Document):
 
     json_: str = Field(alias="json")
     end_of_text_id: Annotated[int, Field(ge=0)]
+    start_id: Annotated[int, Field(ge=0)]
     prefix: bool
     suffix: bool
+    template: bool = False
 
 
 def _content(token: Any) -> Any:
@@ -157,8 +169,13 @@ def _content(token: Any) -> Any:
 class SpecialTokens(Document):
     """What tokenizer_config.json or special_tokens_map.json says."""
 
+    bos_token: Annotated[TokenText | None, BeforeValidator(_content)] = None
     eos_token: Annotated[TokenText, BeforeValidator(_content)] = END_OF_TEXT
+    sentence_start: TokenText | None = None  # written by colakit
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
     add_prefix_space: bool = False
+    split_special_tokens: Literal[False] = False
     tokenizer_class: str | None = None
     added_tokens_decoder: Annotated[dict[str, Any], Field(max_length=MAX_ADDED)] = Field({})
     additional_special_tokens: Annotated[list[Any], Field(max_length=MAX_ADDED)] = Field([])
@@ -166,6 +183,8 @@ class SpecialTokens(Document):
     @property
     def is_gpt2(self) -> bool:
         """Whether transformers would build GPT-2's tokenizer, whatever rules tokenizer.json has."""
+        if self.add_bos_token or self.add_eos_token:
+            return False
         return (self.tokenizer_class or "GPT2").removesuffix("Fast").removesuffix("Tokenizer") == "GPT2"
 
 

@@ -1,1 +1,1 @@
-"""Teachers, transfer set, sentence samplers, student, control."""
+"""Teachers, transfer set, sentence samplers, student; its loss is in `training/objectives.py`."""

@@ -83,7 +83,7 @@ class SentenceSampler:
     def continuations(self, beginnings: Sequence[str], seed: str) -> Iterator[str]:
         """Yield a round of sampled sentences.
 
-        A prompt is the end-of-text token and up to half of the words of a sentence of `beginnings`. A sample
+        A prompt is the start token and up to half of the words of a sentence of `beginnings`. A sample
         ends with the end-of-text token or at the start of a second sentence; others are dropped.
         """
         draws = Generators.seeded(seed)
@@ -116,7 +116,7 @@ class SentenceSampler:
         rows = min(self.batch_size, CPU_ROWS) if on_cpu else self.batch_size
         tokens = generate_tokens(
             self.model,
-            torch.full((rows, max(1, prompt_tokens)), self.tokenizer.end_of_text_id),
+            torch.full((rows, max(1, prompt_tokens)), self.tokenizer.start_id),
             max_new_tokens=num_tokens,
             compute=self.compute,
             temperature=self.temperature,
@@ -132,7 +132,7 @@ class SentenceSampler:
     ) -> Iterator[tuple[list[int], list[list[int]], list[list[int]]]]:
         """Yield batches of prompts of equal length: their indices, prompt tokens and sampled tokens."""
         encoded = self.tokenizer.encode(heads)
-        begin = self.tokenizer.end_of_text_id
+        begin = self.tokenizer.start_id
         prompts = [[begin, *(encoded.sentence(i).tolist() if head else [])] for i, head in enumerate(heads)]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         same_length = (list(rows) for _, rows in itertools.groupby(by_length, key=lambda i: len(prompts[i])))

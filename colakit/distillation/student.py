@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from colakit.data.corpora import Split
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import Tokens
 from colakit.distillation.teachers import TeacherTargets
+from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
 from colakit.models.meta_device import without_weights
 from colakit.models.rnn.config import RNNConfig
@@ -36,7 +37,7 @@ def empty_student(
     settings: StudentSettings, task: TaskData, vocab_size: int, reporter: Reporter
 ) -> DistilRNN:
     """Return a student without weights, for a dry run."""
-    reporter.say("of the student's embedding, only the rows of tokens in the training data train")
+    reporter.say("only embedding rows of tokens in the training data are trained")
     with without_weights():
         return DistilRNN(_config(settings, len(task.corpus.label_names), vocab_size))
 
@@ -68,13 +69,14 @@ def student_job(
     seed: int,
     settings_yaml: str,
     cpu_kernels: str,
+    track: Sequence[str],
     targets: TeacherTargets | None = None,
     identity: Mapping[str, Any] | None = None,
     lines: list[str] | None = None,
     summary: Mapping[str, Any] | None = None,
     epoch_size: int | None = None,
 ) -> ClassifierJob:
-    """Return the job that trains a student on `train`, with labels `UNLABELLED` where only teachers know.
+    """Return the job that trains a student on `train`, with the label `UNLABELLED` for unlabelled sentences.
 
     Args:
         tokenizer: of the teacher or the base; a student reads without boundary tokens.
@@ -88,6 +90,11 @@ def student_job(
         epoch_size: sentences in an epoch, from which the number of steps follows; None for those of `train`.
     """
     predicts_tokens = bool(training.lm_weight or training.lm_weight_end)
+    if predicts_tokens and student.cell == "bag":
+        raise ColakitError(
+            "student_training.lm_weight with student.cell=bag: a bag reads no neighbouring tokens",
+            hint="Set student_training.lm_weight to 0, or choose a recurrent cell.",
+        )
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or max_tokens, max_tokens)
     tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id)  # no boundary tokens
@@ -153,6 +160,7 @@ def student_job(
         },
         compute=compute,
         cpu_kernels=cpu_kernels,
+        track=track,
         lines=[*(lines or []), _describe(model)],
         summary=facts,
         classifier=classifier,
@@ -195,5 +203,7 @@ def _copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArr
 def _describe(model: DistilRNN) -> str:
     config = model.config
     shape = f"{'bidirectional ' if config.bidirectional else ''}{config.cell}, hidden {config.hidden_size}"
+    if config.cell == "bag":
+        shape = f"bag of embeddings, width {config.width}"
     tokens = f"{config.vocab_size:,} tokens in {model.embedding.num_embeddings:,} embeddings"
     return f"student: {shape}, {config.pooling} pooling, {tokens}"

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
 from colakit.data.splits import left_out
-from colakit.errors import ColakitError
+from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.evaluation.experiments import experiment_key, fold_of
+from colakit.evaluation.metrics import Metrics
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier, read_origin
+from colakit.inference.decisions import require_labels
 from colakit.inference.forward import compute_hidden
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.parameters import count_parameters
@@ -188,7 +190,7 @@ def load_teachers(
     reporter: Reporter,
     hidden_weight: float = 0.0,
 ) -> list[Teacher]:
-    """Load the teachers; a folder of folds stands for one teacher per fold.
+    """Load the teachers; a folder of folds counts as one teacher per fold.
 
     Args:
         label_names: of the data.
@@ -196,17 +198,13 @@ def load_teachers(
         hidden_weight: if not 0, the first teacher must be a GPT.
 
     Raises:
-        ColakitError: if there are none, their tokenizers or labels differ, a fold is not finished, or the
+        ColakitError: if their tokenizers or labels differ, a fold is not finished, or the
             first has no hidden states to match.
     """
-    if not paths:
-        raise ColakitError(
-            "distill.teacher is not set", hint="Name a ckpt.pt, run folder or adapter folder: --teacher PATH"
-        )
     teachers = []
     for path in expand_runs(paths):
         classifier = load_classifier(path, base=base)
-        classifier.require_labels(label_names, f"--teacher {path}")
+        require_labels(classifier.label_names, label_names, f"--teacher {path}", reporter)
         teachers.append(Teacher(path, classifier, classifier.fingerprint(), compute, arrays, reporter))
     first = teachers[0]
     if hidden_weight and not isinstance(first.classifier.model, GPTClassifier):
@@ -241,3 +239,15 @@ def train_logits(teachers: Sequence[Teacher], train: Split) -> tuple[NDArray[np.
     weights = np.where(out_of_fold, unseen, True).astype(np.float32)[:, :, None]
     mean = (logits * weights).sum(axis=0) / weights.sum(axis=0)
     return mean.astype(np.float32), int(out_of_fold.sum())
+
+
+def require_above_chance(metrics: Metrics, paths: Sequence[str]) -> None:
+    """Raise `ColakitError` if the teachers' MCC on val is below 0 by more than its standard error, 1/√n."""
+    if metrics.mcc < -(metrics.num_examples**-0.5):
+        raise ColakitError(
+            f"--teacher {', '.join(paths)}: its MCC on val is {metrics.mcc:.3f}, below chance; its labels "
+            "may be numbered the other way",
+            hint="Exchange the labels of the data or of the teacher; to distil it as it is, add "
+            "--set distill.allow_teacher_below_chance=true",
+            exit_code=EXIT_FAILED,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import numpy as np
 from colakit.config.student import TransferSettings
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.corruption import corrupt_sentences
-from colakit.data.running_text import text_files, whole_sentences
+from colakit.data.running_text import read_documents, text_files, whole_sentences
+from colakit.data.sentences import open_sentences, sentence_column
+from colakit.data.tables import Reading, table_format
 from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
 from colakit.distillation.tuned_sampler import TunedSampler
@@ -27,6 +29,7 @@ from colakit.utils.unpacking import DECODERS
 
 LEXICON = 50_000  # sentences from which corruptions take their words
 MEASURED = 500  # sentences of a source that are drawn for an estimate
+SOURCES_OF_TEXT = ("text", "text_column", "language_model")  # settings that are compared by content
 PACKED = 3  # characters of text per byte of a compressed file
 
 
@@ -66,7 +69,7 @@ def make_transfer_set(
         longest = max((len(sentence.split()) for sentence in task.train.sentences), default=0)
         lengths = range(WORDS.start, max(WORDS.stop, longest + 1))
         collector = Collector(forbidden, known=task.train.sentences, lengths=lengths)
-        sources = Sources(settings, task.train.sentences, sampler, collector.is_forbidden)
+        sources = Sources(settings, task, sampler, collector.is_forbidden)
         with reporter.progress("making sentences", size) as bar:
             for name, share in shares(size, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
@@ -96,9 +99,9 @@ def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: Tu
         train = task.train.sentences
         seconds += _seconds_of(corrupt_sentences(train, train, random.Random(0)), num_corrupted)
     if settings.text is not None:
-        paths = _text(settings)
+        paths = _files(settings)
         size = sum(path.stat().st_size * (PACKED if path.suffix in DECODERS else 1) for path in paths)
-        sentences = islice(whole_sentences(paths, WORDS), LEXICON)
+        sentences = islice(whole_sentences(_documents(task, settings), WORDS), LEXICON)
         length = sum(map(len, islice(sentences, MEASURED))) / MEASURED
         seconds += _seconds_of(sentences, round(size / max(1.0, length)))
     if num_sampled:
@@ -128,11 +131,12 @@ def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | Non
     """Return plain data that determines a transfer set."""
     return {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"text", "language_model", "sampler_epochs"}),
+        "settings": settings.model_dump(mode="json", exclude={*SOURCES_OF_TEXT, "sampler_epochs"}),
         "wanted": transfer_size(settings, len(task.train)),
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in _reserved(task)],
-        "text": [sha256_of(file) for file in _text(settings)],
+        "text": [sha256_of(file) for file in _files(settings)],
+        **({"table": [_text_column(task, settings), *Reading.of(task.data)]} if _has_table(settings) else {}),
         "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
     }
 
@@ -173,19 +177,19 @@ class Sources:
     """Iterators over sentences, by the names of `transfer.sources`.
 
     Args:
-        train: sentences of train.
         sampler: None if no source needs it.
-        is_forbidden: returns whether a sentence is in a split that is evaluated; such are not corrupted.
+        is_forbidden: returns whether a sentence is in a split that is evaluated; these are not corrupted.
     """
 
     def __init__(
         self,
         settings: TransferSettings,
-        train: Sequence[str],
+        task: TaskData,
         sampler: TunedSampler | None,
         is_forbidden: Callable[[str], bool],
     ) -> None:
-        self.settings, self.train, self.sampler = settings, train, sampler
+        self.settings, self.task, self.sampler = settings, task, sampler
+        self.train = task.train.sentences
         self.is_forbidden = is_forbidden
         self.rng = random.Random(settings.seed)
         self.sampled: list[str] = []  # all samples so far, also those that were not collected
@@ -205,7 +209,7 @@ class Sources:
                 for _ in islice(self.samples, max(0, count - len(self.sampled))):
                     pass
                 return corrupt_sentences(self.sampled, [*self.train, *self.sampled[:LEXICON]], self.rng)
-        whole = whole_sentences(_text(self.settings), WORDS)
+        whole = whole_sentences(_documents(self.task, self.settings), WORDS)
         allowed = [sentence for sentence in whole if not self.is_forbidden(sentence)]
         self.rng.shuffle(allowed)
         return iter(allowed) if name == "text" else corrupt_sentences(allowed, allowed[:LEXICON], self.rng)
@@ -218,5 +222,25 @@ class Sources:
                 yield sentence
 
 
-def _text(settings: TransferSettings) -> list[Path]:
+def _files(settings: TransferSettings) -> list[Path]:
     return [] if settings.text is None else text_files(settings.text)
+
+
+def _has_table(settings: TransferSettings) -> bool:
+    return any(table_format(file.name) for file in _files(settings))
+
+
+def _text_column(task: TaskData, settings: TransferSettings) -> str | None:
+    return task.data.text_column if settings.text_column is None else settings.text_column
+
+
+def _documents(task: TaskData, settings: TransferSettings) -> Iterator[str]:
+    """Yield the documents of the transfer text; a row of a table is one."""
+    column = _text_column(task, settings)
+    for file in _files(settings):
+        if not table_format(file.name):
+            yield from read_documents(file)
+            continue
+        with open_sentences(str(file), Reading.of(task.data), column) as table:
+            name = sentence_column(table, settings.text_column, column, setting="transfer.text_column")
+            yield from (text for _, text in table.with_texts(name))

@@ -58,6 +58,7 @@ class TunedSampler:
     finetune: FinetuneSettings
     lora: LoRASettings
     max_tokens: int | None
+    start_token: str | None
     compute: Compute
     training_compute: Compute
     cpu_kernels: str
@@ -79,6 +80,7 @@ class TunedSampler:
         identity = {
             "base": base_fingerprint(load_gpt(folder)),
             "tokenizer": load_tokenizer(folder).vocabulary(),
+            **({} if self.start_token is None else {"start_token": self.start_token}),
             "compute": (self.training_compute if is_tuned else self.compute).arithmetic,
         }
         if not is_tuned:
@@ -143,6 +145,7 @@ class TunedSampler:
             command="sampler",
             seed=self.transfer.seed,
             max_tokens=self.max_tokens,
+            start_token=self.start_token,
             settings_yaml=to_yaml(self.tuning),
             compute=self.training_compute,
             cpu_kernels=self.cpu_kernels,
@@ -204,7 +207,8 @@ class TunedSampler:
     def measure_sentences(self, count: int) -> float:
         """Return the expected seconds to sample `count` sentences that are as long as those of train."""
         tokens, sampler = self._mean_tokens()
-        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS  # a base goes on
+        # a base that is not fine-tuned writes longer sentences
+        new = tokens - tokens // 4 if self.transfer.sampler_epochs else SENTENCE_TOKENS
         return _num_samples(count) * sampler.seconds_per_sample(tokens // 4, new)
 
     def measure_words(self, count: int) -> float:
@@ -213,20 +217,20 @@ class TunedSampler:
         return _num_samples(count) * sampler.seconds_per_sample(tokens // 2, WORD_TOKENS)
 
     def _mean_tokens(self) -> tuple[int, SentenceSampler]:
-        """Return the mean tokens of train's sentences, with an end, and a sampler before its tuning."""
+        """Return the mean length of train's sentences in tokens (end included), and the untuned sampler."""
         sampler = self._load(resolve_base(self.base))
         lengths = sampler.tokenizer.encode(self.task.train.sentences[:LENGTHS]).lengths
         return round(float(lengths.mean())) + 1, sampler
 
     @cached_property
     def sampler(self) -> SentenceSampler:
-        """The model, on its device."""
+        """The sampler with the fine-tuned model, on its device."""
         return self._load(self.folder())
 
     def _load(self, folder: Path) -> SentenceSampler:
         model = load_gpt(folder).requires_grad_(False).eval()
         self.compute.place(model)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, start=self.start_token)
         return SentenceSampler(model, tokenizer, self.compute, temperature=self.transfer.temperature)
 
 

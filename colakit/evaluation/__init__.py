@@ -1,1 +1,1 @@
-"""Metrics, bootstrap, model comparison, slices, minimal pairs, bits per byte, out-of-fold results."""
+"""Metrics, bootstrap intervals, model comparison, slices, minimal pairs, out-of-fold results."""

@@ -15,11 +15,11 @@ COMPARED = {
     "student (shape, tokenizer)": lambda model: model.facts.get("student_fingerprint"),
     "training data": lambda model: model.facts.get("train_fingerprint"),
 }
-"""What must be equal in a comparison of `distill` with `train-scratch`."""
+"""Facts that must be equal for a student of `distill` and its control: name -> value of a model."""
 
 
 def training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts on a training, from a model's origin or a run's summary."""
+    """Return the facts about a training, from a model's origin or a run's summary."""
     return {name: record[name] for name in FACTS if name in record}
 
 

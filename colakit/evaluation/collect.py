@@ -17,7 +17,9 @@ from colakit.evaluation.experiments import (
     teachers_of,
 )
 from colakit.evaluation.teacher_agreement import match_teachers
+from colakit.inference.baseline import BaselineClassifier, is_baseline, load_baseline
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
+from colakit.inference.decisions import predict_labels, raw_threshold, require_labels
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.parameters import count_parameters
 from colakit.runtime.device import Compute
@@ -51,22 +53,27 @@ def collect_predictions(
     Students whose teachers are not among the models are named in a note.
     """
     models: list[ModelInfo] = []
-    outputs = []
+    outputs, temperatures = [], []
     names = distinct_names([run_folder(path) for path in paths])
     with reporter.progress("evaluate", len(paths)) as bar:
         for path, name in zip(paths, names, strict=True):
-            classifier = load_classifier(path, base=base)
+            classifier = load_baseline(path) if is_baseline(path) else load_classifier(path, base=base)
             if not models:  # the data may lack a class that the model has
                 corpus = corpus.relabelled(classifier.label_names)
-            classifier.require_labels(corpus.label_names, path)
+            require_labels(classifier.label_names, corpus.label_names, path, reporter)
             models.append(_model_info(classifier, name))  # before `place`, which may round weights
-            compute.place(classifier.model.requires_grad_(False))
+            if isinstance(classifier, SentenceClassifier):
+                compute.place(classifier.model.requires_grad_(False))
             output = {}
             for split in splits:
-                tokens = encode_split(classifier, corpus.split(split), arrays, reporter, f"{name}, ")
-                logits = classifier.logits(tokens, compute, batch_size)
-                output[split] = logits, classifier.predict_labels(logits)
+                if isinstance(classifier, BaselineClassifier):
+                    logits = classifier.logits(corpus.split(split).sentences)
+                else:
+                    tokens = encode_split(classifier, corpus.split(split), arrays, reporter, f"{name}, ")
+                    logits = classifier.logits(tokens, compute, batch_size)
+                output[split] = logits, predict_labels(logits, classifier.threshold, classifier.temperature)
             outputs.append(output)
+            temperatures.append(classifier.temperature)
             bar.advance(note=name)
     matched = match_teachers(models)
     if missing := [model.name for i, model in enumerate(models) if model.teachers and i not in matched]:
@@ -76,17 +83,21 @@ def collect_predictions(
     groups = group_names(models)
     predictions = {
         split: [
-            ModelPredictions(model.name, group, model.seed, *output[split], fold=model.fold)
-            for model, group, output in zip(models, groups, outputs, strict=True)
+            ModelPredictions(model.name, group, model.seed, *output[split], model.fold, temperature)
+            for model, group, output, temperature in zip(models, groups, outputs, temperatures, strict=True)
         ]
         for split in splits
     }
     return EvaluationInputs(corpus, models, groups, predictions)
 
 
-def _model_info(classifier: SentenceClassifier, name: str) -> ModelInfo:
+def _model_info(classifier: SentenceClassifier | BaselineClassifier, name: str) -> ModelInfo:
     origin = classifier.origin
     fingerprint = classifier.fingerprint()
+    if isinstance(classifier, BaselineClassifier):
+        num_parameters = classifier.model.num_parameters
+    else:
+        num_parameters = count_parameters(classifier.model).total
     return ModelInfo(
         name=name,
         kind=classifier.name,
@@ -95,8 +106,8 @@ def _model_info(classifier: SentenceClassifier, name: str) -> ModelInfo:
         fold=fold_of(origin),
         fingerprint=fingerprint,
         teachers=tuple(str(teacher.get("fingerprint")) for teacher in teachers_of(origin)),
-        num_parameters=count_parameters(classifier.model).total,
-        threshold=classifier.threshold,
+        num_parameters=num_parameters,
+        threshold=raw_threshold(classifier.threshold, classifier.temperature),
         settings=named_settings(origin),
         facts=training_facts(origin),
     )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from colakit.evaluation.metrics import (
     Labels,
     Metrics,
     Spread,
+    holm,
     indices_by_value,
     mcnemar,
     measure,
@@ -27,7 +29,12 @@ from colakit.evaluation.metrics import (
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """Predictions of one model on one split; `group` is the name of its experiment."""
+    """Predictions of one model on one split.
+
+    Attributes:
+        group: name of its experiment.
+        temperature: of its calibrated probabilities.
+    """
 
     model: str
     group: str
@@ -35,6 +42,7 @@ class ModelPredictions:
     logits: NDArray[np.float32]  # (N, C)
     predictions: Labels  # (N,)
     fold: str | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,15 +84,19 @@ class PairRow:
 
     Attributes:
         accuracy, mcc: differences of the means over seeds, with paired bootstrap intervals (`Bootstrap`).
-        mcnemar_p: exact p, not corrected for multiple tests, of each pair of models with the same seed and
-            fold; of the two models if each experiment has one.
+        detectable_mcc: difference of MCC that would be found with a power of 80 % (`Bootstrap.detectable`).
+        mcnemar_p: exact p of each pair of models with the same seed and fold, or of which one has no seed; of
+            the two models if each experiment has one.
+        corrected_p: the same, corrected by Holm's method over all tests on the split.
     """
 
     first: str
     second: str
     accuracy: Interval
     mcc: Interval
+    detectable_mcc: float
     mcnemar_p: tuple[float, ...]
+    corrected_p: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,9 @@ def compare(split: str, labels: Labels, predictions: Sequence[ModelPredictions])
     )
     groups = group_indices(predictions)
     rows = (_group_row(name, [models[i] for i in indices]) for name, indices in groups.items())
-    pairs = (_pair_row(labels, predictions, sample, *names) for names in itertools.combinations(groups, 2))
+    pairs = [_pair_row(labels, predictions, sample, *names) for names in itertools.combinations(groups, 2)]
+    corrected = iter(holm([p for pair in pairs for p in pair.mcnemar_p]))
+    pairs = [replace(pair, corrected_p=tuple(islice(corrected, len(pair.mcnemar_p)))) for pair in pairs]
     return SplitComparison(split, models, tuple(rows), tuple(pairs))
 
 
@@ -146,8 +160,10 @@ def _pair_row(
     matched = [
         (a, b) for a in firsts for b in seconds if a.seed is not None and (a.seed, a.fold) == (b.seed, b.fold)
     ]
-    if not matched and len(firsts) == len(seconds) == 1:
-        matched = [(firsts[0], seconds[0])]
+    unseeded = any(len(group) == 1 and group[0].seed is None for group in (firsts, seconds))
+    if unseeded or (not matched and len(firsts) == len(seconds) == 1):
+        matched = list(itertools.product(firsts, seconds))
     accuracy, mcc = (sample.difference(name, groups[first], groups[second]) for name in STATISTICS)
     p_values = tuple(mcnemar(labels, a.predictions, b.predictions) for a, b in matched)
-    return PairRow(first, second, accuracy, mcc, p_values)
+    detectable = sample.detectable("mcc", groups[first], groups[second])
+    return PairRow(first, second, accuracy, mcc, detectable, p_values)

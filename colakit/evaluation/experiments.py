@@ -12,7 +12,7 @@ from typing import Any
 from colakit.config.paths import PATHS
 
 NOT_IN_EXPERIMENT = {
-    *("seed", "device", "precision", "cpu_kernels", "cuda_graphs"),
+    *("seed", "device", "precision", "cpu_kernels", "cuda_graphs", "track"),
     *("generate", "predict", "evaluate", "plot", "finetune.frozen_cache_mib"),
     *PATHS,  # names of files; their content counts
 }
@@ -21,6 +21,7 @@ SECTIONS = {
     "finetune": ("data", "lora", "finetune"),
     "distill": ("data", "lora", "finetune", "student", "student_training", "distill", "transfer"),
     "train-scratch": ("data", "student", "student_training", "distill", "transfer", "train_scratch"),
+    "baseline": ("data", "baseline"),
 }
 """Sections that a command reads. The sampler of `distill` is tuned by `lora` and `finetune`; the steps of
 `train-scratch` follow from `distill` and `transfer`."""
@@ -88,7 +89,7 @@ def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model in a comparison.
+    """A model with its experiment.
 
     Attributes:
         name: unique among the compared models.
@@ -97,8 +98,9 @@ class ModelInfo:
         fold: of train that it left out, if any.
         teachers: fingerprints of the models it was distilled from.
         num_parameters: all, frozen ones included.
+        threshold: on uncalibrated probabilities.
         settings: `named_settings` of its origin.
-        facts: on its training, see `evaluation.budget`.
+        facts: about its training, see `evaluation.budget`.
     """
 
     name: str
@@ -127,12 +129,13 @@ def group_names(models: Sequence[ModelInfo]) -> list[str]:
     """
     seen: set[tuple[str, int | None, str | None]] = set()
     keys: list[str] = []
+    first: dict[str, ModelInfo] = {}  # experiment -> its first model
     for model in models:
         run = (model.experiment, model.seed, model.fold)
         repeated = model.seed is None or run in seen
         seen.add(run)
         keys.append(f"{model.experiment} {model.name}" if repeated else model.experiment)
-    first = dict(reversed(list(zip(keys, models, strict=True))))
+        first.setdefault(keys[-1], model)
     names = {}
     for key, model in first.items():
         rivals = [other.settings for other in first.values() if other.command == model.command]

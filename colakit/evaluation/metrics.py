@@ -8,9 +8,9 @@ is 0 if all predictions are one class. Intervals are 95 % percentile bootstraps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
+POWER = 0.8  # probability of finding a difference of the size `Bootstrap.detectable`
 MAX_NONPOSITIVE = 0.01  # share of resamples; less than (1 - CONFIDENCE) / 2
 STATISTICS = ("accuracy", "mcc")
 MAX_INDICES = 2**22  # sentence indices drawn at a time: 32 MB
@@ -112,6 +113,15 @@ def accuracy_of_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
 
 
+def bootstrap_draws(size: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each of `size` sentences is drawn, (resamples, N), for `NUM_RESAMPLES` in all."""
+    generator, chunk = np.random.default_rng(seed), max(1, MAX_INDICES // size)
+    for first in range(0, NUM_RESAMPLES, chunk):
+        count = min(chunk, NUM_RESAMPLES - first)
+        index = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+        yield np.bincount(index.ravel(), minlength=count * size).reshape(count, size)
+
+
 class Bootstrap:
     """Bootstrap of M models on the same N sentences; every resample is shared by all models.
 
@@ -142,22 +152,27 @@ class Bootstrap:
             return {"accuracy": of_hits / size, "mcc": _mcc(of_hits, of_true[:, None], of_predicted)}
 
         self.values = {name: row[0] for name, row in statistics(np.ones((1, size), dtype=np.int64)).items()}
-        generator, chunk, parts = np.random.default_rng(seed), max(1, MAX_INDICES // size), []
-        for first in range(0, NUM_RESAMPLES, chunk):
-            count = min(chunk, NUM_RESAMPLES - first)
-            index = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-            parts.append(statistics(np.bincount(index.ravel(), minlength=count * size).reshape(count, size)))
+        parts = [statistics(draws) for draws in bootstrap_draws(size, seed)]
         self.resampled = {name: np.concatenate([part[name] for part in parts]) for name in STATISTICS}
 
     def mean(self, statistic: str, models: Indices) -> Interval:
         """Return the mean over `models`."""
-        return _interval(*self._means(statistic, models))
+        return percentile_interval(*self._means(statistic, models))
 
     def difference(self, statistic: str, first: Indices, second: Indices) -> Interval:
         """Return the mean over the models `first` minus the mean over `second`."""
         value, resampled = self._means(statistic, first)
         other, resampled_other = self._means(statistic, second)
-        return _interval(value - other, resampled - resampled_other)
+        return percentile_interval(value - other, resampled - resampled_other)
+
+    def detectable(self, statistic: str, first: Indices, second: Indices) -> float:
+        """Return the difference of the means that these sentences show with a power of `POWER`.
+
+        A two-sided test at the level 1 - `CONFIDENCE`, with the bootstrap's standard error of the difference.
+        """
+        normal = NormalDist()
+        errors = self._means(statistic, first)[1] - self._means(statistic, second)[1]
+        return float((normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)) * errors.std(ddof=1))
 
     def ratio(self, statistic: str, first: Indices, second: Indices) -> Interval | None:
         """Return the mean over the models `first` divided by the mean over `second`.
@@ -170,14 +185,16 @@ class Bootstrap:
             return None
         infinite = np.copysign(np.inf, resampled)  # too few to reach an end of the interval
         positive = resampled_other > 0
-        return _interval(value / other, np.divide(resampled, resampled_other, out=infinite, where=positive))
+        return percentile_interval(
+            value / other, np.divide(resampled, resampled_other, out=infinite, where=positive)
+        )
 
     def _means(self, statistic: str, models: Indices) -> tuple[float, NDArray[np.float64]]:
         value = float(self.values[statistic][list(models)].mean())
         return value, self.resampled[statistic][:, list(models)].mean(axis=1)
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+def percentile_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     """Return a value with the percentile interval of its (K,) resamples."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, float(low), float(high))
@@ -202,6 +219,16 @@ def mcnemar(labels: Labels, first: Labels, second: Labels) -> float:
     if num_different == 0:
         return 1.0
     return float(binomtest(int((first_correct & ~second_correct).sum()), num_different).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of one family of tests, corrected by Holm's (1979) step-down method."""
+    corrected = np.zeros(len(p_values))
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected.tolist()
 
 
 def best_threshold(probs: NDArray[np.float64], labels: Labels) -> float:

@@ -139,7 +139,7 @@ def _summed(model: GPT, input_ids: Tensor, attention_mask: Tensor, compute: Comp
     targets = input_ids[:, 1:][predicted].to(compute.device)  # (M,)
     logprobs: list[Tensor] = []
     with compute.autocast():
-        hidden = model.transformer(input_ids[:, :-1].to(compute.device))  # (B, T - 1, D)
+        hidden = model.body(input_ids[:, :-1].to(compute.device))  # (B, T - 1, D)
         hidden = hidden[predicted.to(compute.device)]  # (M, D)
         size = max(1, MAX_LOGITS // model.config.vocab_size)
         for states, labels in zip(hidden.split(size), targets.split(size), strict=True):

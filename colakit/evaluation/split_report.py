@@ -8,6 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from colakit.evaluation.calibration import CalibrationRow, calibration_row, calibration_table
+from colakit.evaluation.classes import (
+    ClassReport,
+    class_tables,
+    disagreement_table,
+    error_table,
+    report_classes,
+)
 from colakit.evaluation.collect import EvaluationInputs
 from colakit.evaluation.comparison import SplitComparison, compare
 from colakit.evaluation.metrics import Spread
@@ -24,17 +32,29 @@ class SplitReport:
     comparison: SplitComparison
     teaching: tuple[TeachingRow, ...]
     slices: tuple[SliceReport, ...]
+    classes: tuple[ClassReport, ...]
+    calibration: tuple[CalibrationRow, ...]
+    sentences: tuple[Table, ...]  # errors and disagreements
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results as plain data."""
         return {
             **asdict(self.comparison),
             "teaching": [asdict(row) for row in self.teaching],
+            "classes": [report.as_dict() for report in self.classes],
+            "calibration": [row.as_dict() for row in self.calibration],
+            "sentences": [
+                dict(zip(("title", "columns", "rows"), table, strict=True)) for table in self.sentences
+            ],
             "parts": {report.slices.field: report.as_dict() for report in self.slices},
         }
 
-    def tables(self) -> list[Table]:
-        """Return the tables that apply: models, experiments, differences, students, slices."""
+    def tables(self, *, classes: bool = True) -> list[Table]:
+        """Return the tables that apply: models, experiments, differences, students, slices, sentences.
+
+        Args:
+            classes: add the tables of classes and calibration.
+        """
         comparison = self.comparison
         where = f"{comparison.split} ({comparison.models[0].metrics.num_examples} sentences)"
         tables = [_model_table(where, comparison)]
@@ -44,7 +64,9 @@ class SplitReport:
             tables.append(_pair_table(where, comparison))
         if self.teaching:
             tables.append(_teaching_table(where, self.teaching))
-        return [*tables, *(slice_table(report) for report in self.slices)]
+        if classes:
+            tables += [*class_tables(where, self.classes), calibration_table(where, self.calibration)]
+        return [*tables, *(slice_table(report) for report in self.slices), *self.sentences]
 
     def print_warnings(self, label_names: Sequence[str], reporter: Reporter) -> None:
         """Name collapsed models, and students whose share of the teacher's MCC is undefined."""
@@ -64,13 +86,35 @@ class SplitReport:
                 )
 
 
-def report_split(inputs: EvaluationInputs, name: str, slices: Sequence[SplitSlices]) -> SplitReport:
-    """Compute all results on the split `name`; slices of other splits are ignored."""
-    labels, predictions = inputs.corpus.split(name).require_labels(), inputs.predictions[name]
+def report_split(
+    inputs: EvaluationInputs,
+    name: str,
+    slices: Sequence[SplitSlices],
+    *,
+    errors: int = 0,
+    disagreements: int = 0,
+) -> SplitReport:
+    """Compute all results on the split `name`; slices of other splits are ignored.
+
+    Args:
+        errors, disagreements: sentences to list for each model, and for each pair of models.
+    """
+    split, predictions = inputs.corpus.split(name), inputs.predictions[name]
+    labels, label_names = split.require_labels(), inputs.corpus.label_names
+    listed = (f"{name} ({len(split)} sentences)", split.sentences, labels, predictions, label_names)
     return SplitReport(
         compare(name, labels, predictions),
         compare_with_teachers(labels, predictions, inputs.models),
         tuple(report_slices(each, labels, predictions) for each in slices if each.split == name),
+        tuple(
+            report_classes(each.model, each.logits, labels, each.predictions, label_names)
+            for each in predictions
+        ),
+        tuple(calibration_row(each.model, each.logits, labels, each.temperature) for each in predictions),
+        (
+            *([error_table(*listed, errors)] if errors else []),
+            *([disagreement_table(*listed, disagreements)] if disagreements and len(predictions) > 1 else []),
+        ),
     )
 
 
@@ -109,12 +153,15 @@ def _pair_table(where: str, comparison: SplitComparison) -> Table:
             f"{row.first} - {row.second}",
             format_interval(row.accuracy, 100, 1, signed=True),
             format_interval(row.mcc, 1, 3, signed=True),
-            ", ".join(f"{p:.2g}" for p in row.mcnemar_p) or "-",
+            f"{row.detectable_mcc:.3f}",
+            ", ".join(f"{p:.2g}" for p in row.corrected_p) or "-",
         ]
         for row in comparison.pairs
     ]
-    columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "McNemar p"]
-    return f"{where}: differences, paired over sentences, seeds fixed", columns, rows
+    columns = ["first minus second", "Δ accuracy, points", "Δ MCC", "detectable Δ MCC", "McNemar p"]
+    num_tests = sum(len(row.mcnemar_p) for row in comparison.pairs)
+    title = f"{where}: differences, paired over sentences, seeds fixed; detectable with 80 % power"
+    return f"{title}; p corrected for {num_tests} tests (Holm)", columns, rows
 
 
 def _teaching_table(where: str, rows: Sequence[TeachingRow]) -> Table:

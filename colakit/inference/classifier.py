@@ -16,7 +16,7 @@ from torch import Tensor
 
 from colakit.config.yaml import read_yaml
 from colakit.data.corpora import Split
-from colakit.data.tokenizer import SentenceTokenizer, encode_cached
+from colakit.data.tokenizer import SentenceTokenizer, encode_cached, has_tokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.errors import ColakitError
 from colakit.inference.decisions import predict_labels
@@ -29,15 +29,26 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
+from colakit.storage.gpt2 import (
+    base_fingerprint,
+    load_classifier_model,
+    load_gpt,
+    load_tokenizer,
+    read_config_file,
+    require_embeddings,
+    resolve_base,
+)
 from colakit.storage.model_file import (
+    BASELINE_NAME,
     CHECKPOINT_NAME,
     COMPANION_NAME,
     STUDENT_NAME,
+    Companion,
     ModelMetadata,
     check_origin,
     check_shapes,
     check_threshold,
+    read_baseline_file,
     read_companion,
     read_model_file,
     student_name,
@@ -49,7 +60,11 @@ from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
 from colakit.utils.documents import library_errors
 
-WHAT_TO_GIVE = f"Give a run folder, a {CHECKPOINT_NAME} or an adapter folder."
+ADAPTER_CONFIG = "adapter_config.json"
+WHAT_TO_GIVE = (
+    f"Give a run folder, a {CHECKPOINT_NAME}, an adapter folder or a folder of a transformers classifier."
+)
+FAMILY_NAMES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 @dataclass
@@ -60,6 +75,7 @@ class SentenceClassifier:
         model: maps (input_ids, attention_mask) to (B, C) logits.
         max_tokens: longer sentences are truncated.
         threshold: class 1 is predicted if its probability is at least this; None predicts the argmax.
+        temperature: calibrates the probabilities, of which `threshold` is one.
         lora: configuration of a GPT's adapter, if it has one.
         origin: plain data on how the model was made: command, seed, base, settings.
     """
@@ -71,17 +87,18 @@ class SentenceClassifier:
     threshold: float | None = None
     lora: LoRAConfig | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:
         """Name of this kind of model in tables and messages."""
         if isinstance(self.model, DistilRNN):
             return student_name(self.origin, self.model.config.cell)
-        command = self.origin.get("command", "adapter")
+        command, family = self.origin.get("command", "adapter"), FAMILY_NAMES[self.model.config.family]
         if self.lora is not None:
-            return f"{command} (GPT-2, rank {self.lora.rank})"
+            return f"{command} ({family}, rank {self.lora.rank})"
         finetune = (self.origin.get("settings") or {}).get("finetune") or {}
-        return f"{command} (GPT-2, {'from scratch' if finetune.get('from_scratch') else 'full'})"
+        return f"{command} ({family}, {'from scratch' if finetune.get('from_scratch') else 'full'})"
 
     def encode(self, sentences: Sequence[str], cache: ArrayCache | None = None) -> Tokens:
         """Return the sentences' tokens, truncated to `max_tokens`."""
@@ -93,19 +110,9 @@ class SentenceClassifier:
         """Return (N, C) logits of N sentences; the model must already be on the device of `compute`."""
         return compute_logits(self.model, tokens, compute, batch_size, done)
 
-    def require_labels(self, label_names: tuple[str, ...], where: str) -> None:
-        """Raise `ColakitError` unless the dataset's `label_names` are this model's."""
-        unnamed = tuple(f"LABEL_{i}" for i in range(len(label_names)))  # of a folder that PEFT wrote
-        if self.label_names not in (label_names, unnamed):
-            raise ColakitError(
-                f"{where}: its labels are {', '.join(self.label_names)}; "
-                f"the dataset's are {', '.join(label_names)}",
-                hint="Model and dataset must be of one task.",
-            )
-
     def predict_labels(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return (N,) labels for (N, C) logits."""
-        return predict_labels(logits, self.threshold)
+        return predict_labels(logits, self.threshold, self.temperature)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that determines a sentence's logits."""
@@ -123,7 +130,8 @@ class SentenceClassifier:
 
     def companion(self) -> dict[str, Any]:
         """Return the content of an adapter folder's `colakit.json`."""
-        return {**self._decision(), "prefix": self.tokenizer.prefix, "suffix": self.tokenizer.suffix}
+        boundaries = {"prefix": self.tokenizer.prefix, "suffix": self.tokenizer.suffix}
+        return {**self._decision(), **boundaries, "start_token": self.tokenizer.start_token}
 
     def _architecture(self) -> dict[str, Any]:
         kind = "rnn" if isinstance(self.model, DistilRNN) else "gpt"
@@ -131,12 +139,17 @@ class SentenceClassifier:
         return {"kind": kind, "config": asdict(self.model.config), "lora": lora}
 
     def _decision(self) -> dict[str, Any]:
-        decision = {"max_tokens": self.max_tokens, "threshold": self.threshold, "origin": self.origin}
-        return {"label_names": list(self.label_names), **decision}
+        return {
+            "label_names": list(self.label_names),
+            "max_tokens": self.max_tokens,
+            "threshold": self.threshold,
+            "temperature": self.temperature,
+            "origin": self.origin,
+        }
 
 
 def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceClassifier:
-    """Load a classifier from a run folder, a model file (see `storage.model_file`) or an adapter folder.
+    """Load a classifier from a run folder, a model file, an adapter folder or a folder of transformers.
 
     Args:
         base: of an adapter folder (colakit's or PEFT's); by default the one that it records.
@@ -145,7 +158,9 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
         ColakitError: if there is no classifier, or it is damaged or of another format.
     """
     path = _locate(where)
-    return _from_adapter(path, base) if path.is_dir() else _from_model_file(path)
+    if not path.is_dir():
+        return _from_model_file(path)
+    return _from_adapter(path, base) if (path / ADAPTER_CONFIG).is_file() else _from_transformers(path)
 
 
 def read_origin(where: str | Path) -> dict[str, Any]:
@@ -158,7 +173,10 @@ def read_origin(where: str | Path) -> dict[str, Any]:
         ColakitError: if there is no classifier, or its file or settings.yaml cannot be read.
     """
     path = _locate(where)
-    origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
+    if path.name == BASELINE_NAME:
+        origin = read_baseline_file(path)[0].origin
+    else:
+        origin = read_companion(path).origin if path.is_dir() else read_model_file(path)[0].origin
     saved = path.resolve().parent / "settings.yaml"
     if not origin or not saved.is_file():
         return origin
@@ -169,16 +187,16 @@ def read_origin(where: str | Path) -> dict[str, Any]:
 
 
 def _locate(where: str | Path) -> Path:
-    """Return the model file or the adapter folder that `where` stands for."""
+    """Return the model file or the adapter folder at `where`."""
     path = Path(where).expanduser()
     if not path.exists():
         raise ColakitError(f"{path}: file or folder not found", hint=WHAT_TO_GIVE)
     if not path.is_dir():
         return path
-    for name in (CHECKPOINT_NAME, STUDENT_NAME):
+    for name in (CHECKPOINT_NAME, STUDENT_NAME, BASELINE_NAME):
         if (path / name).is_file():
             return path / name
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file() or _is_transformers(path):
         return path
     hint = WHAT_TO_GIVE
     if (path / "summary.json").is_file() and (path / "base").is_dir():
@@ -187,10 +205,15 @@ def _locate(where: str | Path) -> Path:
         hint = f"This run is not finished: continue it with --resume --out {shlex.quote(str(path))}"
     elif (runs := open_run_set(path)) is not None:
         hint = f"This folder holds several runs; give one of them, such as {runs.run(runs.values[0]).path}"
-    raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor adapter_config.json", hint=hint)
+    raise ColakitError(f"{path}: holds neither {CHECKPOINT_NAME} nor {ADAPTER_CONFIG}", hint=hint)
 
 
 def _from_model_file(path: Path) -> SentenceClassifier:
+    if path.name == BASELINE_NAME:
+        raise ColakitError(
+            f"{path}: is a baseline of n-grams; this command needs a neural network",
+            hint="`evaluate` and `predict` read baselines.",
+        )
     metadata, tensors = read_model_file(path)
     with library_errors(path, hint="Train or copy the model again."):
         model, lora = _build_empty(metadata, tensors)
@@ -211,6 +234,7 @@ def _from_model_file(path: Path) -> SentenceClassifier:
             metadata.threshold,
             lora,
             metadata.origin,
+            metadata.temperature,
         )
 
 
@@ -252,13 +276,68 @@ def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
     apply_adapter(model, adapter, where=str(folder))
     return SentenceClassifier(
         model.eval(),
-        load_tokenizer(base_folder, prefix=companion.prefix, suffix=companion.suffix),
+        _adapter_tokenizer(folder, companion, base_folder, model),
         tuple(names),
         min(companion.max_tokens or positions, positions),
         companion.threshold,
         adapter.config,
         companion.origin or {"command": "adapter", "base": base or adapter.base},
+        companion.temperature,
     )
+
+
+def _adapter_tokenizer(
+    folder: Path, companion: Companion, base_folder: Path, model: GPTClassifier
+) -> SentenceTokenizer:
+    """Return the tokenizer in the adapter's folder, or that of its base.
+
+    PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of `colakit.json`.
+    """
+    source = folder if has_tokenizer(folder) else base_folder
+    tokenizer = SentenceTokenizer.from_base(
+        source,
+        prefix=companion.prefix,
+        suffix=companion.suffix,
+        start=companion.start_token,
+        template=companion.is_empty,
+    )
+    require_embeddings(tokenizer, model.config.vocab_size, source)
+    if base_folder.is_dir():
+        _require_padding(tokenizer, base_folder)
+    return tokenizer
+
+
+def _is_transformers(folder: Path) -> bool:
+    """Return whether a folder holds a `…ForSequenceClassification` of transformers."""
+    if not (folder / "config.json").is_file():
+        return False
+    names = read_config_file(folder).architectures or []
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _from_transformers(folder: Path) -> SentenceClassifier:
+    model, config = load_classifier_model(folder), read_config_file(folder)
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ColakitError(
+            f"{folder}/config.json: problem_type is {config.problem_type!r}; only "
+            "single_label_classification is supported"
+        )
+    tokenizer = load_tokenizer(folder, template=True)
+    _require_padding(tokenizer, folder)
+    names = config.id2label or {}
+    labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(model.num_labels))
+    origin = {"command": "classifier", "base": str(folder)}
+    return SentenceClassifier(model, tokenizer, labels, model.config.num_positions, origin=origin)
+
+
+def _require_padding(tokenizer: SentenceTokenizer, folder: Path) -> None:
+    """Refuse a template that ends with the padding token: transformers then reads the token before it."""
+    padding = read_config_file(folder).pad_token_id
+    if tokenizer.num_own and padding is not None and tokenizer.encode([""]).ids[-1] == padding:
+        raise ColakitError(
+            f"{folder}/config.json: pad_token_id is {padding}, which the tokenizer adds after each sentence",
+            hint="Save the model with another pad_token_id.",
+        )
 
 
 def load_base_of(folder: Path, adapter: PeftAdapter, base: str | None) -> tuple[GPT, Path]:

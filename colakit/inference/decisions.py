@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colakit.errors import ColakitError
+from colakit.utils.console import Reporter
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Predictions:
         label_names: tuple[str, ...],
         threshold: float | None,
         num_truncated: int,
+        temperature: float = 1.0,
     ) -> Predictions:
-        """Return the predictions for (N, C) logits; `threshold` as in `predict_labels`."""
-        probs = probabilities(logits)
-        return cls(predict_labels(logits, threshold, probs), probs, label_names, num_truncated)
+        """Return the predictions for (N, C) logits; `threshold` and `temperature` as in `predict_labels`."""
+        probs = probabilities(logits, temperature)
+        return cls(predict_labels(logits, threshold, temperature), probs, label_names, num_truncated)
 
     @property
     def names(self) -> list[str]:
@@ -46,6 +48,24 @@ def as_list(sentences: str | Sequence[str]) -> list[str]:
     return [sentences] if isinstance(sentences, str) else list(sentences)
 
 
+def require_labels(
+    label_names: tuple[str, ...], of_data: tuple[str, ...], where: str, reporter: Reporter
+) -> None:
+    """Raise `ColakitError` unless the labels of the model at `where` are those of the dataset.
+
+    A model that names no labels is taken to number them as the dataset does, with a warning.
+    """
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(of_data)))  # of a folder that PEFT wrote
+    if label_names not in (of_data, unnamed):
+        raise ColakitError(
+            f"{where}: its labels are {', '.join(label_names)}; the dataset's are {', '.join(of_data)}",
+            hint="Model and dataset must be of one task.",
+        )
+    if label_names == unnamed != of_data:
+        classes = ", ".join(f"{i} for {name}" for i, name in enumerate(of_data))
+        reporter.warn(f"{where}: names no labels; its classes are taken as {classes}")
+
+
 def check_threshold(threshold: float, num_labels: int) -> None:
     """Raise `ColakitError` unless a model with `num_labels` classes can have a threshold."""
     if num_labels != 2:
@@ -55,20 +75,21 @@ def check_threshold(threshold: float, num_labels: int) -> None:
         )
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the softmax of (N, C) logits."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
+def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return the softmax of (N, C) logits, divided by the temperature of the calibration."""
+    scaled = (logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)) / temperature
+    shifted = np.exp(scaled)
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def predict_labels(
-    logits: NDArray[np.float32], threshold: float | None, probs: NDArray[np.float64] | None = None
+    logits: NDArray[np.float32], threshold: float | None, temperature: float = 1.0
 ) -> NDArray[np.int64]:
     """Return (N,) labels: the argmax or, with a threshold, 1 where the probability of class 1 reaches it.
 
     Args:
         threshold: for two classes only.
-        probs: `probabilities(logits)`, if already computed.
+        temperature: of the probabilities.
 
     Raises:
         ColakitError: if there is a threshold and not two classes.
@@ -76,4 +97,11 @@ def predict_labels(
     if threshold is None:
         return logits.argmax(axis=1).astype(np.int64)
     check_threshold(threshold, logits.shape[1])
-    return ((probabilities(logits) if probs is None else probs)[:, 1] >= threshold).astype(np.int64)
+    return (probabilities(logits, temperature)[:, 1] >= threshold).astype(np.int64)
+
+
+def raw_threshold(threshold: float | None, temperature: float) -> float | None:
+    """Return the threshold on uncalibrated probabilities that gives the same labels."""
+    from scipy.special import expit, logit
+
+    return None if threshold is None else float(expit(temperature * logit(threshold)))

@@ -91,7 +91,7 @@ def compute_states(
     states = torch.empty(len(tokens.ids), model.config.width)
 
     def unpadded_states(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return model.transformer.frozen_states(input_ids)[attention_mask.bool()]
+        return model.body.frozen_states(input_ids)[attention_mask.bool()]
 
     with evaluating(model):
         for index, batch_states in map_batches(unpadded_states, tokens, compute, batch_size, done):

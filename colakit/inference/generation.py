@@ -54,7 +54,7 @@ def generate_tokens(
             unread = text = text[:, -(positions // 2) :]
             cache = KVCache(model.config, len(text), positions, compute.device, compute.dtype)
         with compute.autocast():
-            hidden = model.transformer.forward_cached(unread, cache)[:, -1]  # (B, D)
+            hidden = model.body.forward_cached(unread, cache)[:, -1]  # (B, D)
             logits = model.lm_logits(hidden).float()  # (B, V)
         unread = sample(logits, temperature, top_k, top_p, generator)[:, None]
         text = torch.cat([text, unread], dim=1)

@@ -68,14 +68,16 @@ class StudentPredictor:
             self._tokenizer = SentenceTokenizer.from_state(metadata.tokenizer)
             check_shapes(metadata, self._model.config, self._model.config.num_labels, self._tokenizer)
         self.name = student_name(metadata.origin, self._model.config.cell)
-        self.label_names = tuple(metadata.label_names)
-        self.max_tokens, self.threshold = metadata.max_tokens, metadata.threshold
+        self.label_names, self.origin = tuple(metadata.label_names), metadata.origin
+        self.max_tokens = metadata.max_tokens
+        self.threshold, self.temperature = metadata.threshold, metadata.temperature
         self._batch_size = batch_size
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
         tokens = self._tokenizer.encode(as_list(sentences), self.max_tokens)
-        return Predictions.of(self._logits(tokens), self.label_names, self.threshold, tokens.num_truncated)
+        decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
+        return Predictions.of(self._logits(tokens), *decision)
 
     def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """Return (N, C) logits; several batches are spread over the cores, one BLAS thread each."""

@@ -42,8 +42,9 @@ class Predictor:
                     module.weight.data = module.weight.data.t().contiguous().t()
         self.classifier, self.compute, self.batch_size = classifier, compute, batch_size
         self._forward = fastest_forward(classifier.model, compute, student_dtype)
-        self.name, self.label_names = classifier.name, classifier.label_names
-        self.max_tokens, self.threshold = classifier.max_tokens, classifier.threshold
+        self.name, self.label_names, self.origin = classifier.name, classifier.label_names, classifier.origin
+        self.max_tokens = classifier.max_tokens
+        self.threshold, self.temperature = classifier.threshold, classifier.temperature
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
@@ -51,4 +52,5 @@ class Predictor:
         with torch.inference_mode():
             width = len(self.label_names)
             logits = compute_rows(self._forward, width, tokens, self.compute, self.batch_size)
-        return Predictions.of(logits, self.label_names, self.threshold, tokens.num_truncated)
+        decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
+        return Predictions.of(logits, *decision)

@@ -40,22 +40,20 @@ def short_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
     return ((drop(probs, dropout) if dropout else probs) @ v).transpose(1, 2)
 
 
-def can_pack(input_ids: Tensor, last: Tensor, num_heads: int, weight: Tensor) -> bool:
+def can_pack(input_ids: Tensor, last: Tensor, num_heads: int, head_width: int, weight: Tensor) -> bool:
     """Return whether `packed_attention` supports these sentences in the current autocast context.
 
     Args:
         input_ids: (B, T), padded on the right.
         last: index of each sentence's last token, (B,). Indices outside [0, T) return False.
-        num_heads: H.
-        weight: any weight (…, D) of the model; without autocast, attention runs in its dtype.
+        num_heads, head_width: H and d.
+        weight: any weight of the model; without autocast, attention runs in its dtype.
     """
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     kernels = kernels_for(weight.device, dtype)
     batch, tokens = input_ids.shape
-    if kernels is None or not kernels.supports_attention(
-        batch, tokens, num_heads, weight.shape[-1] // num_heads
-    ):
+    if kernels is None or not kernels.supports_attention(batch, tokens, num_heads, head_width):
         return False
     return last.dtype == torch.int64 and bool(((last >= 0) & (last < tokens)).all())
 

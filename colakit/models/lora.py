@@ -25,6 +25,10 @@ from torch import Tensor, nn
 from colakit.errors import ColakitError, did_you_mean
 from colakit.kernels.fused import lora_linear
 
+ALL_LINEAR = "all-linear"  # of `target_modules`: every linear layer of the blocks, as in PEFT
+ALL_NORMS = "all-norms"  # of `modules_to_save`: every norm
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -37,7 +41,7 @@ class LoRAConfig:
         rank: R.
         alpha: numerator of the scaling.
         dropout: dropout probability on the adapter's input, in training mode.
-        target_modules: suffixes of the linear layers to adapt.
+        target_modules: suffixes of the linear layers to adapt, or `ALL_LINEAR`.
         rslora: scale by alpha/√R instead of alpha/R.
         dora: learn the magnitude of each output row separately.
         init: `kaiming` (A Kaiming-uniform, B zero) or `pissa`.
@@ -49,7 +53,7 @@ class LoRAConfig:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
-    target_modules: tuple[str, ...] = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
+    target_modules: tuple[str, ...] = (ALL_LINEAR,)
     rslora: bool = False
     dora: bool = False
     init: str = "kaiming"
@@ -164,7 +168,7 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name != "score"  # the head is trained in full or not at all
+        if isinstance(module, nn.Linear) and block_of(name) is not None  # heads train in full or not at all
     }
     layers = config.layers_to_transform
     if layers is not None:
@@ -176,9 +180,12 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
             )
         linears = {name: module for name, module in linears.items() if block_of(name) in layers}
     targets = [
-        name for name in linears if any(matches_suffix(target, name) for target in config.target_modules)
+        name
+        for name in linears
+        if any(target == ALL_LINEAR or matches_suffix(target, name) for target in config.target_modules)
     ]
-    _require_matches("target_modules", config.target_modules, linears, layers)
+    named = [target for target in config.target_modules if target != ALL_LINEAR]
+    _require_matches("target_modules", named, linears, layers)
     _require_matches("rank_pattern", config.rank_pattern, targets, layers)
     _require_matches("alpha_pattern", config.alpha_pattern, targets, layers)
     model.requires_grad_(False)
@@ -191,7 +198,7 @@ def inject(model: nn.Module, config: LoRAConfig) -> list[str]:
 
 def block_of(name: str) -> int | None:
     """Return the index of the block that contains module `name`, None outside of the blocks."""
-    match = re.search(r"(?:^|\.)h\.(\d+)\.", name)
+    match = re.search(r"(?:^|\.)(?:h|layers)\.(\d+)\.", name)
     return int(match[1]) if match else None
 
 
@@ -234,32 +241,34 @@ def _require_matches(
 
 def train_modules(
     model: nn.Module,
-    modules: Sequence[str] = ("score", "ln_1", "ln_2", "ln_f"),
+    modules: Sequence[str] = ("score", ALL_NORMS),
     *,
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Unfreeze the head `score` and the LayerNorms that `modules` names, and make them fp32.
+    """Unfreeze the head `score` and the norms that `modules` names, and make them fp32.
 
     Args:
-        modules: exact dotted suffixes, as PEFT's `modules_to_save`. `score` is ignored where the model has
-            no classification head.
-        layers: `LoRAConfig.layers_to_transform`: LayerNorms of other blocks stay frozen.
+        modules: exact dotted suffixes, as PEFT's `modules_to_save`, or `ALL_NORMS`. `score` is ignored where
+            the model has no classification head.
+        layers: `LoRAConfig.layers_to_transform`: norms of other blocks stay frozen.
 
     Raises:
-        ColakitError: if a name matches neither the head nor a LayerNorm.
+        ColakitError: if a name matches neither the head nor a norm.
     """
     candidates = {
         name: module
         for name, module in model.named_modules()
         if name == "score"
         or (
-            isinstance(module, nn.LayerNorm)
+            isinstance(module, NORMS)
             and (layers is None or block_of(name) is None or block_of(name) in layers)
         )
     }
-    _require_matches("modules_to_save", modules, {"score", *candidates}, layers, "head or LayerNorm")
+    named = [suffix for suffix in modules if suffix != ALL_NORMS]
+    _require_matches("modules_to_save", named, {"score", *candidates}, layers, "head or norm")
     for name, module in candidates.items():
-        if any(matches_suffix(suffix, name) for suffix in modules):
+        is_norm = name != "score" and ALL_NORMS in modules
+        if is_norm or any(matches_suffix(suffix, name) for suffix in named):
             module.float().requires_grad_(True)
 
 

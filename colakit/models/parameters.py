@@ -58,7 +58,10 @@ def count_parameters(model: nn.Module) -> ParameterReport:
 
 def _group(name: str) -> str:
     """`transformer.h.3.attn.c_attn.base.weight` -> `h.*.attn.c_attn`; adapters are counted separately."""
-    parts = ["*" if part.isdigit() else part for part in name.removeprefix("transformer.").split(".")]
+    parts = [
+        "*" if part.isdigit() else part
+        for part in name.removeprefix("transformer.").removeprefix("model.").split(".")
+    ]
     if parts[-1] in ("lora_a", "lora_b", "magnitude"):
         return ".".join(parts[:-1]) + " (adapter)"
     return ".".join(part for part in parts[:-1] if part != "base")

@@ -102,7 +102,7 @@ class Compute:
         The embeddings of a classifier without adapters stay in fp32: they were trained and evaluated in it.
         """
         model.to(self.device).float()
-        body, adapted = getattr(model, "transformer", None), list(lora_layers(model))
+        body, adapted = getattr(model, "body", None), list(lora_layers(model))
         keeps_embeddings = isinstance(model, GPTClassifier) and not adapted
         kinds = nn.Linear if keeps_embeddings else (nn.Linear, nn.Embedding)
         for module in body.modules() if isinstance(body, nn.Module) else ():

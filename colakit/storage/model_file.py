@@ -1,6 +1,7 @@
-"""The files of a trained classifier: `ckpt.pt`, and for a student also `student.safetensors`.
+"""The files of a trained classifier: `ckpt.pt`, for a student also `student.safetensors`; of a baseline
+of n-grams `baseline.safetensors` alone.
 
-Both hold the model's tensors and its metadata: plain data such as configuration, tokenizer, label names,
+They hold the model's tensors and its metadata: plain data such as configuration, tokenizer, label names,
 threshold and origin. `ckpt.pt` is read by torch with `weights_only=True`. `student.safetensors` lies beside
 it and is read without torch, whose import takes longer than labelling thousands of sentences. It records the
 SHA-256 of the `ckpt.pt` that was written with it, so a `ckpt.pt` that was replaced later is noticed.
@@ -14,17 +15,19 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, field_validator, model_validator
 from safetensors import safe_open
 from safetensors.numpy import save
+from typing_extensions import Self
 
 from colakit import __version__
 from colakit.data.tokenizer import SentenceTokenizer, TokenizerState
-from colakit.storage.run_schemas import ClassifierSummary, Count, Fold, Fraction, LabelNames, Seed
+from colakit.models.ngrams import MAX_CHARACTERS, MAX_WORDS
+from colakit.storage.run_schemas import Count, Fold, Fraction, LabelNames, ResultSummary, Seed
 from colakit.storage.safetensors_header import read_header
 from colakit.utils.documents import (
     Document,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CHECKPOINT_NAME = "ckpt.pt"
 STUDENT_NAME = "student.safetensors"
+BASELINE_NAME = "baseline.safetensors"
 COMPANION_NAME = "colakit.json"  # in an adapter folder: metadata that PEFT's two files have no field for
 METADATA_KEY = "colakit"  # one key only: safetensors writes several in random order
 MAX_MODULES = 2**12
@@ -63,7 +67,7 @@ class FinetuneRecord(Document):
 class SettingsRecord(Document, extra="allow"):
     """The recorded settings: sections and single settings."""
 
-    __pydantic_extra__: dict[str, Scalar | SectionRecord]
+    __pydantic_extra__: dict[str, Scalar | list[Scalar] | SectionRecord]
     finetune: FinetuneRecord | None = None
     transfer: SectionRecord | None = None
     base: str | None = None
@@ -97,6 +101,7 @@ def check_origin(origin: dict[str, Any]) -> dict[str, Any]:
 
 
 OriginDict = Annotated[dict[str, Any], AfterValidator(check_origin)]  # kept whole and in its order
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -115,19 +120,14 @@ class LoRARecord(Document):
     layers_to_transform: Annotated[tuple[int, ...], Field(max_length=MAX_MODULES)] | None
 
 
-class ModelMetadata(Document):
-    """All of a model file but its tensors."""
+class DecisionMetadata(Document):
+    """What every model file records beside the model: the decision rule and the origin."""
 
     format: int
-    kind: Literal["rnn", "gpt"]
-    config: dict[str, Any]  # checked by the dataclass of the kind
-    lora: LoRARecord | None
-    tokenizer: TokenizerState
     label_names: LabelNames
-    max_tokens: MaxTokens | None
     threshold: Fraction | None
+    temperature: Temperature = 1.0
     origin: OriginDict
-    checkpoint_sha256: str | None = None  # of a student
 
     @field_validator("format")
     @classmethod
@@ -137,9 +137,30 @@ class ModelMetadata(Document):
         return number
 
     @model_validator(mode="after")
-    def _decision_fits(self) -> ModelMetadata:
+    def _decision_fits(self) -> Self:
         check_threshold(self.threshold, len(self.label_names))
         return self
+
+
+class ModelMetadata(DecisionMetadata):
+    """All of a model file but its tensors."""
+
+    kind: Literal["rnn", "gpt"]
+    config: dict[str, Any]  # checked by the dataclass of the kind
+    lora: LoRARecord | None
+    tokenizer: TokenizerState
+    max_tokens: MaxTokens | None
+    checkpoint_sha256: str | None = None  # of a student
+
+
+class BaselineMetadata(DecisionMetadata):
+    """All of a `baseline.safetensors` but its tensors."""
+
+    words: Annotated[int, Field(ge=0, le=MAX_WORDS)]
+    characters: Annotated[int, Field(ge=0, le=MAX_CHARACTERS)]
+
+
+M = TypeVar("M", ModelMetadata, BaselineMetadata)
 
 
 class Companion(Document):
@@ -148,9 +169,16 @@ class Companion(Document):
     label_names: LabelNames | None = None
     max_tokens: MaxTokens | None = None
     threshold: Fraction | None = None
+    temperature: Temperature = 1.0
     origin: OriginDict = Field({})
     prefix: bool = False
     suffix: bool = False
+    start_token: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder has no `colakit.json`."""
+        return not self.model_fields_set
 
 
 def check_threshold(threshold: float | None, num_labels: int) -> None:
@@ -184,19 +212,36 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
 
     Args:
         metadata: `kind` (`rnn` or `gpt`), `config`, `lora`, `tokenizer`, `label_names`, `max_tokens`,
-            `threshold` and `origin`, JSON-serialisable.
+            `threshold`, `temperature` and `origin`, JSON-serialisable.
     """
     from colakit.storage.tensors import write_tensors
 
     # The round trip removes shared objects: pickle writes a string once or twice depending on identity.
-    plain = json.loads(json.dumps({"format": FORMAT, "colakit": __version__, **metadata}))
+    plain = json.loads(json.dumps(_with_version(metadata)))
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(path, {**plain, "tensors": on_cpu})
     if plain["kind"] == "rnn":
         plain["checkpoint_sha256"] = sha256_of(path)
         arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
-        with replacing(path.with_name(STUDENT_NAME)) as temporary:
-            temporary.write_bytes(save(arrays, {METADATA_KEY: json.dumps(plain)}))
+        _write_arrays(path.with_name(STUDENT_NAME), plain, arrays)
+
+
+def write_baseline_file(
+    folder: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]
+) -> Path:
+    """Write `baseline.safetensors` into a folder and return its path; equal content gives equal bytes."""
+    path = folder / BASELINE_NAME
+    _write_arrays(path, _with_version(metadata), arrays)
+    return path
+
+
+def _with_version(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": FORMAT, "colakit": __version__, **metadata}
+
+
+def _write_arrays(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), {METADATA_KEY: json.dumps(metadata)}))
 
 
 def read_model_file(path: Path) -> tuple[ModelMetadata, dict[str, Tensor]]:
@@ -236,14 +281,28 @@ def read_student_file(where: Path) -> tuple[ModelMetadata, dict[str, NDArray[np.
     if path.suffix != ".safetensors":
         checkpoint = where / CHECKPOINT_NAME if where.is_dir() else where
         path = checkpoint.with_name(STUDENT_NAME)
-    header = read_header(path)
-    text = header.metadata.get(METADATA_KEY, "")
-    metadata = parse_document(text, ModelMetadata, f"{path}, {METADATA_KEY}", hint=BROKEN)
-    with library_errors(path, hint=BROKEN), safe_open(path, framework="np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = _read_arrays(path, ModelMetadata)
     if checkpoint is not None and checkpoint.exists() and metadata.checkpoint_sha256 != sha256_of(checkpoint):
         raise DocumentError(f"{path}: it was not written with {checkpoint.name}", hint=BROKEN)
     return metadata, tensors
+
+
+def read_baseline_file(path: Path) -> tuple[BaselineMetadata, dict[str, NDArray[np.generic]]]:
+    """Return (metadata, tensors) of a `baseline.safetensors`.
+
+    Raises:
+        DocumentError: if it is damaged.
+        MissingError: if there is no such file.
+    """
+    return _read_arrays(path, BaselineMetadata)
+
+
+def _read_arrays(path: Path, model: type[M]) -> tuple[M, dict[str, NDArray[np.generic]]]:
+    header = read_header(path)
+    text = header.metadata.get(METADATA_KEY, "")
+    metadata = parse_document(text, model, f"{path}, {METADATA_KEY}", hint=BROKEN)
+    with library_errors(path, hint=BROKEN), safe_open(path, framework="np") as file:
+        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def describe_model(path: Path) -> str:
@@ -251,7 +310,7 @@ def describe_model(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     if (folder / "summary.json").is_file():
         with contextlib.suppress(DocumentError):
-            return f"holds {read_document(folder / 'summary.json', ClassifierSummary).model}"
+            return f"holds {read_document(folder / 'summary.json', ResultSummary).model}"
     contents = {
         "adapter_config.json": "an adapter",
         CHECKPOINT_NAME: f"a {CHECKPOINT_NAME}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from colakit.errors import ColakitError, first_line
-from colakit.models.lora import LoRAConfig, block_of, inject, lora_layers
+from colakit.models.gpt.model import GPT, GPTClassifier
+from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers
 from colakit.storage.run_schemas import Fraction
 from colakit.storage.tensors import read_weights_file
 from colakit.utils.documents import Document, library_errors, read_document
@@ -34,19 +35,12 @@ MAX_MODULES = 2**12
 MAX_PATTERNS = 2**10
 MAX_PATTERN = 4000  # characters
 PATTERN_SECONDS = 1.0  # for all, because a hostile pattern can backtrack for ever
-UNSUPPORTED = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "use_bdlora",
-    "use_qalora",
-    "layer_replication",
-    "megatron_config",
-    "loftq_config",
-    "corda_config",
-    "eva_config",
-    "lora_bias",
+MERGE_FIRST = (
+    "Merge it in PEFT (merge_and_unload, save_pretrained), and give colakit the folder of the whole model."
+)
+INERT = (  # keys of adapter_config.json that change no number; other unknown keys must be unset
+    *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "fan_in_fan_out"),
+    *("layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size", "runtime_config"),
 )
 Names = Annotated[list[str], Field(max_length=MAX_MODULES, fail_fast=True)]
 Layer = Annotated[int, Field(ge=0, lt=2**16)]
@@ -63,7 +57,7 @@ class AdapterConfig(Document, extra="allow"):
 
     peft_type: Literal["LORA"]
     base_model_name_or_path: str | None = None
-    bias: Literal["none"] = "none"
+    bias: Literal["none", "all", "lora_only"] = "none"
     r: Annotated[int, Field(ge=1, le=2**16)] = 8
     lora_alpha: Annotated[float, Field(ge=-1e6, le=1e6)] = 8.0
     lora_dropout: Fraction = 0.0
@@ -83,7 +77,9 @@ class AdapterConfig(Document, extra="allow"):
 
     @model_validator(mode="after")
     def _is_supported(self) -> AdapterConfig:
-        if used := [key for key in UNSUPPORTED if (self.model_extra or {}).get(key)]:
+        if used := sorted(
+            key for key, value in (self.model_extra or {}).items() if value and key not in INERT
+        ):
             raise ValueError(f"{used[0]} is not supported")
         return self
 
@@ -114,14 +110,17 @@ def read_adapter(folder: Path) -> PeftAdapter:
         ColakitError: if a file is missing or corrupt, or the adapter's type is not supported.
     """
     config_path = folder / "adapter_config.json"
-    raw = read_document(config_path, AdapterConfig, hint="Name the folder of a LoRA adapter.")
-    path = folder / "adapter_model.safetensors"
+    raw = read_document(config_path, AdapterConfig, hint=f"Name the folder of a LoRA adapter. {MERGE_FIRST}")
+    files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]  # older PEFT wrote .bin
+    path = next((path for path in files if path.is_file()), files[0])
     tensors = read_weights_file(path, hint="Save the adapter again.")
     factors: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".base.")
+        if ".lora_embedding_" in f".{name}":
+            raise ColakitError(f"{path}: LoRA on embeddings ({key}) is not supported", hint=MERGE_FIRST)
         suffix = next((suffix for suffix in FACTORS if name.endswith("." + suffix)), None)
         if suffix is None:
             saved[name] = tensor
@@ -152,7 +151,7 @@ def _lora_config(raw: AdapterConfig, ranks: Mapping[str, int]) -> LoRAConfig:
     ):  # pissa_niter is randomised
         raise ColakitError(
             f"adapter_config.json: init_lora_weights is {init[:40]!r}, which changes the base's weights",
-            hint="Convert it in PEFT first: save_pretrained(path_initial_model_for_weight_conversion=…)",
+            hint=MERGE_FIRST,
         )
     return LoRAConfig(
         rank=raw.r,
@@ -182,8 +181,9 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
         inject(model, adapter.config)
     except (ValueError, RuntimeError) as error:  # PiSSA's SVD fails on weights that are not finite
         raise ColakitError(f"{where}: {first_line(error)}", hint="Save the adapter again.") from error
-    parameters = dict(model.named_parameters())
     tensors = {**adapter.factors, **adapter.saved_modules}
+    _resize_embedding(model, tensors)
+    parameters = dict(model.named_parameters())
     if "score.weight" not in parameters:
         tensors.pop("score.weight", None)
     for name, tensor in tensors.items():
@@ -199,6 +199,19 @@ def apply_adapter(model: nn.Module, adapter: PeftAdapter, *, where: str) -> None
     }
     if missing := sorted(expected - set(tensors)):
         raise ColakitError(f"{where}: {missing[0]} is missing", hint="Save the adapter again.")
+
+
+def _resize_embedding(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the token embedding the rows of the adapter's, which PEFT saves if they were resized."""
+    assert isinstance(model, GPT | GPTClassifier)
+    embedding = model.body.embedding
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    rows = tensors.get(f"{name}.weight")
+    if rows is None or rows.ndim != 2 or rows.shape[1] != model.config.width:
+        return
+    embedding.num_embeddings = len(rows)
+    embedding.weight.data = rows
+    model.config = model.body.config = replace(model.config, vocab_size=len(rows))
 
 
 def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
@@ -332,11 +345,13 @@ def _peft_config(
         "r": usual_rank,
         "lora_alpha": usual_alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.target_modules),
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers})
+        if ALL_LINEAR in config.target_modules
+        else list(config.target_modules),
         "layers_to_transform": config.layers_to_transform,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != usual_rank},
         "alpha_pattern": {name: alpha(name) for name in layers if not math.isclose(alpha(name), usual_alpha)},
-        "fan_in_fan_out": True,
+        "fan_in_fan_out": any(name.startswith("transformer.") for name in layers),  # GPT-2's Conv1D
         "bias": "none",
         "init_lora_weights": True,
         "use_rslora": config.rslora,

@@ -106,25 +106,15 @@ class Summary(Document):
     max_steps: Step | None = None
 
 
-class ClassifierSummary(Summary):
-    """summary.json of a run that trained one classifier."""
+class ResultSummary(Summary):
+    """summary.json of a run whose result is one classifier; of a baseline of n-grams nothing more."""
 
-    seed: Seed
     experiment: str
     model: str
     labels: LabelNames
-    best: Best
-    train_loss: str
     splits: Annotated[dict[str, SplitSummary], Field(max_length=MAX_SPLITS)]
     threshold: Fraction | None
-    steps: Count
-    max_steps: Step
-    examples: Count
-    seconds: Amount
-    leave_out: Fold | None = None
-    base: str | None = None
-    teachers: Annotated[list[dict[str, Any]], Field(max_length=MAX_RUNS)] | None = None
-    student_fingerprint: str | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     train_fingerprint: str | None = None
 
     @field_validator("splits")
@@ -133,6 +123,22 @@ class ClassifierSummary(Summary):
         if "val" not in splits:
             raise ValueError("`val` is missing")
         return splits
+
+
+class ClassifierSummary(ResultSummary):
+    """summary.json of a run that trained one classifier step by step."""
+
+    seed: Seed
+    best: Best
+    train_loss: str
+    steps: Count
+    max_steps: Step
+    examples: Count
+    seconds: Amount
+    leave_out: Fold | None = None
+    base: str | None = None
+    teachers: Annotated[list[dict[str, Any]], Field(max_length=MAX_RUNS)] | None = None
+    student_fingerprint: str | None = None
 
 
 class SplitPredictions(Document):

@@ -1,1 +1,1 @@
-"""Training loop, trainers, objectives, optimizers, schedules, averages."""
+"""Training loop, trainers, losses (objectives), resuming, optimizers, schedules, averages."""

@@ -16,20 +16,18 @@ from torch import Tensor
 from colakit.config.training import TrainingSettings
 from colakit.data.batches import UNLABELLED, Batch, Examples
 from colakit.data.corpora import Split
+from colakit.data.tokenizer import save_tokenizer
 from colakit.data.tokens import Tokens
+from colakit.evaluation.calibration import fit_temperature
 from colakit.evaluation.experiments import experiment_key
 from colakit.evaluation.metrics import (
     STATISTICS,
-    Metrics,
     accuracy_of_confusion,
-    best_threshold,
     mcc_of_confusion,
     measure,
-    measure_with_intervals,
 )
-from colakit.evaluation.tables import metrics_row
 from colakit.inference.classifier import SentenceClassifier
-from colakit.inference.decisions import predict_labels, probabilities
+from colakit.inference.decisions import predict_labels
 from colakit.inference.forward import compute_logits, compute_states, evaluating
 from colakit.models.gpt.model import GPTClassifier, num_frozen_blocks
 from colakit.models.parameters import count_parameters
@@ -41,6 +39,7 @@ from colakit.training.epochs import steps, steps_per_epoch
 from colakit.training.job import TrainJob
 from colakit.training.loop import StepBatch, StepReport
 from colakit.training.objectives import CROSS_ENTROPY
+from colakit.training.result import choose_threshold, print_result, summary_of, write_predictions
 from colakit.training.run import TrainingRun
 from colakit.training.trainer import Trainer
 
@@ -125,7 +124,7 @@ class ClassifierTrainer(Trainer):
         """Return the batch with the output of the frozen blocks, as after `prepare`."""
         assert isinstance(self.model, GPTClassifier)
         with evaluating(self.model), self.compute.autocast():
-            states = self.model.transformer.frozen_states(batch.input_ids.to(self.compute.device))
+            states = self.model.body.frozen_states(batch.input_ids.to(self.compute.device))
         return replace(batch, states=states.float().cpu().clone())
 
     def evaluated_sentences(self) -> tuple[int, int]:
@@ -221,11 +220,9 @@ class ClassifierTrainer(Trainer):
         """Return the (N, C) logits of N sentences with the current weights."""
         return compute_logits(self.job.classifier.model, data.tokens, self.compute, states=data.states)
 
-    def best_threshold(self, logits: NDArray[np.float32]) -> float | None:
+    def best_threshold(self, logits: NDArray[np.float32], temperature: float = 1.0) -> float | None:
         """Return the best threshold for the (N, C) logits of the validation split; None for argmax."""
-        if self.settings.threshold == "argmax" or logits.shape[1] != 2:
-            return None
-        return best_threshold(probabilities(logits)[:, 1], self.job.val.labels)
+        return choose_threshold(self.settings.threshold, logits, self.job.val.labels, temperature)
 
     # -- checkpoints
 
@@ -246,27 +243,17 @@ class ClassifierTrainer(Trainer):
     # -- result
 
     def finish(self) -> dict[str, Any]:
-        """Load the best weights, choose the threshold, evaluate dev once, write and print the result."""
+        """Load the best weights, fit the decision, evaluate dev once, write and print the result."""
         job, classifier = self.job, self.job.classifier
         if self.is_stale():
             self.reporter.say(f"stopped early: no improvement in {self.progress.stale} evaluations")
         best = self.load_best()
         classifier.model.eval()
-        splits = {"val": job.val, **job.dev}
-        logits = {name: self.logits(data) for name, data in splits.items()}
-        classifier.threshold = self.best_threshold(logits["val"])
-        predictions = {name: predict_labels(row, classifier.threshold) for name, row in logits.items()}
-        measured = {
-            name: measure_with_intervals(data.labels, logits[name], predictions[name])
-            for name, data in splits.items()
-        }
-        self.folder.write_predictions(
-            classifier.label_names,
-            {
-                name: (split, predictions[name], probabilities(logits[name]))
-                for name, split in job.splits.items()
-            },
-        )
+        logits = {name: self.logits(data) for name, data in {"val": job.val, **job.dev}.items()}
+        classifier.temperature = fit_temperature(logits["val"], job.val.labels)
+        classifier.threshold = self.best_threshold(logits["val"], classifier.temperature)
+        decision = (classifier.label_names, classifier.threshold, classifier.temperature)
+        measured = write_predictions(self.folder, job.splits, logits, *decision)
         classifier.origin |= {"steps": self.step, "max_steps": self.max_steps, "examples": self.counted}
         self._write_model()
         summary = self.write_summary(
@@ -277,12 +264,16 @@ class ClassifierTrainer(Trainer):
             best=best,
             train_loss=job.train_loss,
             threshold=classifier.threshold,
-            splits={
-                name: {**metrics.as_dict(), **intervals} for name, (metrics, intervals) in measured.items()
-            },
+            temperature=classifier.temperature,
+            splits=summary_of(measured),
             parameters=count_parameters(classifier.model).as_dict(),
         )
-        self._print(summary, {name: metrics for name, (metrics, _) in measured.items()})
+        title = f"{job.command}, seed {job.seed}, after {best['epoch']:.2f} epochs"
+        print_result(title, measured, classifier.label_names, classifier.threshold, self.reporter)
+        self.reporter.result(
+            f"{self.folder.checkpoint} ({summary['steps']:,} steps, {summary['examples']:,} sentences, "
+            f"{summary['seconds']:.0f} s of training)"
+        )
         return summary
 
     def _write_model(self) -> None:
@@ -290,30 +281,20 @@ class ClassifierTrainer(Trainer):
         if self.job.base is not None:
             assert isinstance(classifier.model, GPTClassifier)
             with self.job.base.applied():
-                write_base(classifier.model.transformer, classifier.tokenizer, self.folder.base)
+                write_base(classifier.model.language_model(), classifier.tokenizer, self.folder.base)
         classifier.save(self.folder.checkpoint)
         if classifier.lora is not None:
             base = classifier.origin["base"]
             write_adapter(classifier.model, self.folder.adapter, classifier.lora, base=base)
             write_companion(self.folder.adapter, classifier.companion())
-
-    def _print(self, summary: dict[str, Any], measured: Mapping[str, Metrics]) -> None:
-        columns = ["split", "sentences", "accuracy %", "majority %", "MCC", "loss"]
-        title = f"{summary['command']}, seed {summary['seed']}, after {summary['best']['epoch']:.2f} epochs"
-        if summary["threshold"] is not None:
-            title += f", threshold {summary['threshold']:.3f} chosen on val"
-        self.reporter.table(title, columns, [metrics_row(name, row) for name, row in measured.items()])
-        for name, metrics in measured.items():
-            if metrics.collapsed:
-                label = summary["labels"][int(np.argmax(metrics.predicted_rates))]
+            assert isinstance(classifier.model, GPTClassifier)
+            positions = classifier.model.config.num_positions
+            save_tokenizer(classifier.tokenizer, self.folder.adapter, max_tokens=positions, boundaries=True)
+            if classifier.tokenizer.suffix:
                 self.reporter.warn(
-                    f"{name}: the model predicts {label!r} for every sentence: MCC 0, accuracy is the rate "
-                    f"of that label (majority rate {100 * metrics.majority_rate:.2f} %)"
+                    f"{self.folder.adapter}: with add_eos, transformers must pad with another token than "
+                    "eos_token, or its head reads the token before the end of the sentence"
                 )
-        self.reporter.result(
-            f"{self.folder.checkpoint} ({summary['steps']:,} steps, {summary['examples']:,} sentences, "
-            f"{summary['seconds']:.0f} s of training)"
-        )
 
 
 def _train_metrics(confusion: Tensor) -> dict[str, float]:

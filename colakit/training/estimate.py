@@ -109,7 +109,7 @@ def seconds_per_step(
         batches,
         objective,
         optimizer,
-        lr_at=lambda step: 0.0,  # weights must stay finite; a step takes as long at any rate
+        lr_at=lambda step: 0.0,  # keeps the weights finite; the time of a step does not depend on it
         compute=compute,
         max_grad_norm=max_grad_norm,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class TrainJob:
         cpu_kernels: the setting; with `always` a run that began without kernels is not resumed.
         graph_width: longest batch in tokens, if a step may be recorded as a CUDA graph; None if it may not
             (the objective synchronises with the device or changes during training).
+        track: stores that follow the metrics, see `training.tracking`.
         lines: printed before training.
         summary: entries added to summary.json.
     """
@@ -51,6 +52,7 @@ class TrainJob:
     compute: Compute
     cpu_kernels: str = "auto"
     graph_width: int | None = None
+    track: Sequence[str] = ()
     lines: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 

@@ -108,7 +108,7 @@ class LMTrainer(Trainer):
         """
         val = self.job.val
         with self.job.average.applied():
-            write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
+            write_base(self.model, self.job.tokenizer, self.folder.base)
             return {
                 name: bits_per_byte(self.model, val.measured(name, limit), self.compute)
                 for name in val.sources
@@ -248,7 +248,7 @@ class SentenceLMTrainer(Trainer):
         """Load the best weights, write the base, and print the result."""
         best = self.load_best()
         merge_and_unload(self.model)
-        write_base(self.model.transformer, self.job.tokenizer, self.folder.base)
+        write_base(self.model, self.job.tokenizer, self.folder.base)
         summary = self.write_summary(
             "tokens",
             model="gpt2",

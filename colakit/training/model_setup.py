@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -102,19 +102,22 @@ def sentence_lm_job(
     command: str,
     seed: int,
     max_tokens: int | None,
+    start_token: str | None,
     settings_yaml: str,
     compute: Compute,
     cpu_kernels: str,
+    track: Sequence[str] = (),
     reporter: Reporter,
 ) -> SentenceLMJob:
     """Return the job that fine-tunes the base as a language model of train's sentences.
 
     Args:
         max_tokens: longest sentence; None is the number of positions of the base.
+        start_token: the setting; None is the base's own.
     """
     seed_everything(seed)
     model = load_base(base, settings)
-    tokenizer = load_tokenizer(resolve_base(base), prefix=True, suffix=True)
+    tokenizer = load_tokenizer(resolve_base(base), prefix=True, suffix=True, start=start_token)
     fingerprint, positions = base_fingerprint(model), model.config.num_positions
     make_trainable(model, settings, lora)
     longest = min(max_tokens or positions, positions)
@@ -150,6 +153,7 @@ def sentence_lm_job(
         },
         compute=compute,
         cpu_kernels=cpu_kernels,
+        track=track,
         lines=[f"base: {base}, as a language model of {len(train):,} sentences, {settings.method}"],
         base=base,
         tokenizer=tokenizer,

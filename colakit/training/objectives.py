@@ -98,9 +98,9 @@ def supervised(lm_weight: Schedule) -> Objective:
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
-        answer = _forward(model, batch)
-        total = F.cross_entropy(answer.logits, batch.labels, reduction="sum")
-        return Loss(_with_tokens(total, answer, lm_weight, batch.progress), answer.logits.detach())
+        output = _forward(model, batch)
+        total = F.cross_entropy(output.logits, batch.labels, reduction="sum")
+        return Loss(_add_token_loss(total, output, lm_weight, batch.progress), output.logits.detach())
 
     return objective
 
@@ -130,20 +130,20 @@ def distillation(
     def objective(model: nn.Module, batch: Batch) -> Loss:
         assert batch.labels is not None
         assert batch.teacher_logits is not None
-        answer, now = _forward(model, batch), batch.progress
-        weight = kd_weight(now)
+        output, progress = _forward(model, batch), batch.progress
+        weight = kd_weight(progress)
         if soft_loss == "kl":
-            soft = soft_kl(answer.logits, batch.teacher_logits, temperature(now))
+            soft = soft_kl(output.logits, batch.teacher_logits, temperature(progress))
         else:
-            soft = logit_mse(answer.logits, batch.teacher_logits)
-        hard = F.cross_entropy(answer.logits, batch.labels, reduction="sum", ignore_index=UNLABELLED)
+            soft = logit_mse(output.logits, batch.teacher_logits)
+        hard = F.cross_entropy(output.logits, batch.labels, reduction="sum", ignore_index=UNLABELLED)
         total = (1 - weight) * hard + (torch.where(batch.labels == UNLABELLED, 1.0, weight) * soft).sum()
         if hidden_weight:
-            assert answer.hidden is not None
+            assert output.hidden is not None
             assert batch.teacher_hidden is not None
-            alike = F.cosine_similarity(answer.hidden, batch.teacher_hidden.float(), dim=-1)  # (B,)
-            total = total + hidden_weight * (1 - alike).sum()
-        return Loss(_with_tokens(total, answer, lm_weight, now), answer.logits.detach())
+            similarity = F.cosine_similarity(output.hidden, batch.teacher_hidden.float(), dim=-1)  # (B,)
+            total = total + hidden_weight * (1 - similarity).sum()
+        return Loss(_add_token_loss(total, output, lm_weight, progress), output.logits.detach())
 
     return objective
 
@@ -165,9 +165,9 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def _forward(model: nn.Module, batch: Batch) -> StudentOutput:
     """Return the output of a student with or without heads."""
-    answer = model(batch.input_ids, batch.attention_mask)
-    return answer if isinstance(answer, StudentOutput) else StudentOutput(answer)
+    output = model(batch.input_ids, batch.attention_mask)
+    return output if isinstance(output, StudentOutput) else StudentOutput(output)
 
 
-def _with_tokens(total: Tensor, answer: StudentOutput, weight: Schedule | None, now: float) -> Tensor:
-    return total if answer.nll is None or weight is None else total + weight(now) * answer.nll
+def _add_token_loss(total: Tensor, output: StudentOutput, weight: Schedule | None, progress: float) -> Tensor:
+    return total if output.nll is None or weight is None else total + weight(progress) * output.nll

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW to tune; to pre-train AdamW, or Muon for the blocks' matrices with AdamW for all else."""
+"""Optimizers: AdamW; for pre-training also Muon on the blocks' matrices with AdamW on all other weights."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """A rate that is set in `param_groups` is the parts' rate."""
+        """List the parts' own groups, so that a rate set in `param_groups` is the rate of the part."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs: torch copies only the attributes that it knows."""
+        """Return the state for `copy.deepcopy`; torch's own method leaves out `parts`."""
         return {**super().__getstate__(), "parts": self.parts}
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Let both take their step."""
+        """Take a step with both optimizers."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states."""
+        """Return the states of both optimizers."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
@@ -102,7 +102,7 @@ def pretraining_optimizer(
         muon_lr: peak rate of Muon.
         weight_decay: of matrices; embeddings do not decay under Muon, vectors never.
     """
-    matrices = [p for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
+    matrices = [p for block in model.body.blocks for p in block.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     embeddings = [p for p in model.parameters() if p.ndim == 2 and id(p) not in chosen]
     vectors = [p for p in model.parameters() if p.ndim == 1]

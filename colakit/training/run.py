@@ -7,16 +7,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from colakit.config.yaml import MAX_CONFIG_BYTES
 from colakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, ColakitError
 from colakit.runtime.distributed import Processes
 from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from colakit.storage.output import RUNS, Resume, check_writable, claim_run_folder
 from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_schemas import Summary
 from colakit.utils.console import Reporter
+from colakit.utils.documents import read_text
 from colakit.utils.plan import Plan
 
-BEFORE_FIRST_CHECKPOINT = {"settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"}
+BEFORE_FIRST_CHECKPOINT = {
+    *("settings.yaml", "environment.json", "metrics.jsonl", "checkpoints", "run.lock"),
+    *("tracking.json", "tensorboard", "wandb"),
+}
 """Files of a run that has no checkpoint yet; `pretrain` adds `base`, written just before each checkpoint."""
 
 
@@ -35,6 +42,7 @@ class TrainingRun:
         locks: released at the end of the run.
         plan: stages of the command; None: the trainer makes it.
         title: of the training's progress bar.
+        locked: whether this process holds the lock of `out`.
     """
 
     command: str
@@ -47,6 +55,7 @@ class TrainingRun:
     locks: ExitStack = field(default_factory=ExitStack)
     plan: Plan | None = None
     title: str = "training"
+    locked: bool = False
 
     def open(self) -> RunFolder:
         """Return the run folder, the same in every process; create and lock it if it is new.
@@ -62,12 +71,24 @@ class TrainingRun:
             self.reporter.say(f"run folder: {self.folder.path}")
         return self.folder
 
-    locked: bool = False
-
     @property
     def is_finished(self) -> bool:
         """Whether the run in `out` has a summary: nothing is left to train."""
         return self.resuming and self.out is not None and RunFolder(self.out).summary.is_file()
+
+    def has_finished_with(self, settings_yaml: str) -> bool:
+        """Whether the run in `out` is finished and was started with these settings."""
+        if not self.is_finished or self.out is None:
+            return False
+        settings = RunFolder(self.out).settings
+        return settings.is_file() and read_text(settings, MAX_CONFIG_BYTES) == settings_yaml
+
+    def finished_summary(self) -> dict[str, Any]:
+        """Print that nothing is left to train; return the summary of the run in `out`."""
+        assert self.out is not None
+        self.reporter.say(f"{self.out} is finished; nothing to resume")
+        summary = RunFolder(self.out).read_summary(Summary).model_dump(exclude_unset=True)
+        return {**summary, "run": str(self.out)}
 
     def lock(self) -> None:
         """Lock the folder, and check again whether there is a run to resume: another process may have run."""

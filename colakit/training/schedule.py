@@ -17,7 +17,7 @@ def warmup_then(
     Args:
         shape: of the fall: `linear`, `cosine`, or `constant` for none.
         decay: share of the steps after the warm-up, at the end, in which the rate falls.
-        floor: what is left at the end, 0 to 1.
+        floor: multiplier at the end, 0 to 1.
     """
 
     def lr_at(step: int) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colakit.config.data import DataSettings
 from colakit.data.batches import Examples
-from colakit.data.checks import check_corpus
+from colakit.data.checks import check_corpus, describe_classes, label_warnings
 from colakit.data.corpora import Corpus, Split
 from colakit.data.splits import train_val_split
 from colakit.inference.classifier import SentenceClassifier, encode_split
@@ -19,12 +19,13 @@ from colakit.utils.console import Reporter
 
 @dataclass(frozen=True)
 class TaskData:
-    """A corpus divided into what trains, what chooses epoch and threshold, and what is reported."""
+    """A corpus divided into train, a validation split (chooses epoch and threshold) and reported splits."""
 
     corpus: Corpus
     train: Split
     val: Split
     reports: dict[str, Split]
+    data: DataSettings = field(default_factory=DataSettings)
 
     def identity(self) -> dict[str, str]:
         """Return the fingerprint of every split that a run reads."""
@@ -42,9 +43,12 @@ def split_corpus(corpus: Corpus, data: DataSettings, reporter: Reporter) -> Task
     for check in check_corpus(corpus):
         for text in check.warnings():
             reporter.say(f"note: {text}")
+    for text in label_warnings(corpus.label_names):
+        reporter.warn(text)
+    reporter.say(f"train: {describe_classes(corpus.split('train'), corpus.label_names)}")
     train, val = train_val_split(corpus.split("train"), data.val_fraction, data.val_seed)
     reports = {name: corpus.splits[name] for name in corpus.report_splits() if name != "train"}
-    return TaskData(corpus, train, val, reports)
+    return TaskData(corpus, train, val, reports, data)
 
 
 def labelled_examples(

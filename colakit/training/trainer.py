@@ -17,13 +17,13 @@ from colakit.runtime.seeding import restore_rng, rng_state, seed_everything
 from colakit.runtime.signals import StopRequest, stop_requests
 from colakit.storage.checkpoints import Checkpoint
 from colakit.storage.run_folder import RunFolder
-from colakit.storage.run_schemas import Summary
 from colakit.training.cuda_graphs import StepGraphs
 from colakit.training.estimate import CACHING, EVALUATING, TRAINING, plan_training
 from colakit.training.job import TrainJob, differences
 from colakit.training.loop import NOT_FINITE_HINT, StepBatch, StepReport, train
 from colakit.training.run import TrainingRun
 from colakit.training.schedule import warmup_then
+from colakit.training.tracking import Tracker, open_tracker
 from colakit.utils.console import ProgressTask
 from colakit.utils.plan import Plan
 
@@ -70,6 +70,7 @@ class Trainer(ABC):
         self.seconds = 0.0  # of training and evaluation; time lost to a kill is not counted
         self.start_time = 0.0  # monotonic clock, minus the seconds of earlier sessions
         self.counted = 0  # terms of the loss
+        self.tracker: Tracker | None = None
         seed_everything(job.seed, run.group.rank)
 
     # -- defined by subclasses
@@ -151,6 +152,10 @@ class Trainer(ABC):
         elif self.group.is_main:
             self.folder.create(self.job.settings_yaml, self.compute)
         self.reporter.say(f"compute: {self.compute}")
+        if self.group.is_main and self.job.track:
+            parameters = {"command": self.job.command, "seed": self.job.seed, **self.job.identity}
+            self.tracker = open_tracker(self.job.track, self.folder, self.step, parameters, self.reporter)
+            self.run.locks.callback(self.tracker.close)
         self.group.barrier()
         if self.run.plan is None:
             self.run.plan = Plan([] if self.reporter.quiet else plan_training(self), self.reporter)
@@ -189,11 +194,7 @@ class Trainer(ABC):
         if checkpoint is not None:
             self.require_identity(checkpoint.state["identity"])
             self.check_length(checkpoint.state["progress"]["max_steps"], is_finished=True)
-        self.reporter.say(f"{self.folder.path} is finished; nothing to resume")
-        return {
-            **self.folder.read_summary(Summary).model_dump(exclude_unset=True),
-            "run": str(self.folder.path),
-        }
+        return self.run.finished_summary()
 
     def _step_graphs(self) -> StepGraphs | None:
         if not self.compute.graphs or self.job.graph_width is None or self.graphs_failed:
@@ -246,8 +247,12 @@ class Trainer(ABC):
 
     def log(self, event: str, **values: Any) -> None:
         """Append a record to metrics.jsonl."""
-        if self.group.is_main:
-            self.folder.append_metrics({"event": event, "step": self.step, **values})
+        if not self.group.is_main:
+            return
+        record = {"event": event, "step": self.step, **values}
+        self.folder.append_metrics(record)
+        if self.tracker is not None:
+            self.tracker.log(record)
 
     @property
     def epoch(self) -> float:

@@ -36,8 +36,15 @@ WIDE = 100  # characters of a terminal from which progress shows the elapsed tim
 PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
 
 
-def _message(text: str) -> str:
-    return printable(text, keep="\n")
+def _print(console: Console, text: str, label: str = "", style: str = "") -> None:
+    """Print a text after its label; on a terminal, lines are wrapped between words."""
+    lines = printable(f"{label} {text}" if label else text, keep="\n").split("\n")
+    if console.is_terminal:
+        wrapper = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+        lines = [wrapper.fill(line) for line in lines]
+    shown = Text("\n".join(lines))
+    shown.stylize(style, 0, len(label) or len(shown))
+    console.print(shown)
 
 
 class _PipeSafeConsole(Console):
@@ -91,24 +98,24 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a message."""
         if not self.quiet:
-            self._messages.print(_message(text))
+            _print(self._messages, text)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._messages.print(Text.assemble(("warning:", "bold yellow"), f" {_message(text)}"))
+        _print(self._messages, text, "warning:", "bold yellow")
 
     def heading(self, text: str) -> None:
         """Print a heading."""
         if not self.quiet:
-            self._messages.print(Text(f"\n{_message(text)}", "bold"))
+            _print(self._messages, f"\n{text}", style="bold")
 
     def result(self, text: str) -> None:
         """Print a line of results."""
         if not self.silent:
-            self._results.print(_message(text))
+            _print(self._results, text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; columns after the first are right-aligned.
+        """Print a table of results; columns of numbers are right-aligned.
 
         A table that cannot fit into the terminal is printed as lines `column: cell`.
         """
@@ -129,7 +136,8 @@ class Reporter:
         self._results.print(Text(title, "bold"), soft_wrap=False)
         table = Table(header_style="bold")
         for index, (column, width) in enumerate(zip(header, widths, strict=True)):
-            table.add_column(column, justify="right" if index else "left", width=width)
+            is_text = any(map(str.isalpha, "".join(row[index] for row in body)))
+            table.add_column(column, justify="left" if is_text or not index else "right", width=width)
         for row in body:
             table.add_row(*row)
         self._results.print(table, soft_wrap=False)
@@ -273,9 +281,9 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_error(message: str, hint: str | None) -> None:
     """Print an error and its hint on stderr."""
     console = _console(stderr=True)
-    console.print(Text.assemble(("error:", "bold red"), f" {_message(message)}"))
+    _print(console, message, "error:", "bold red")
     if hint:
-        console.print(Text.assemble(("hint:", "bold"), f" {_message(hint)}"))
+        _print(console, hint, "hint:", "bold")
 
 
 def read_error(lines: Sequence[str]) -> tuple[str, str | None] | None:

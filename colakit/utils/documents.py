@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from colakit.errors import ColakitError, first_line
+from colakit.errors import ColakitError, first_line, plain_rule
 
 MAX_DEPTH = 32
 MAX_DIGITS = 40  # of a number
@@ -179,8 +179,7 @@ def describe(error: ValidationError) -> str:
     """Return the first fault as text: field, what is allowed, and what the document has."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"])[:80]
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    message = message.replace(" at line 1 column ", " at column ")
+    message = plain_rule(first["msg"]).replace(" at line 1 column ", " at column ")
     match first["type"]:
         case "json_invalid":
             return f"not JSON ({message.removeprefix('Invalid JSON: ')})"

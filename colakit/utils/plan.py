@@ -32,7 +32,7 @@ class Stage:
 
     @property
     def is_cached(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the result is cached, so that nothing is left to do."""
         return self.estimate == 0
 
     @property
@@ -49,7 +49,7 @@ class Stage:
 
 
 def describe_seconds(seconds: float | None) -> str:
-    """Return a duration in words, rounded to what an estimate can promise."""
+    """Return a duration in words, rounded to the precision of an estimate."""
     if seconds is None:
         return "time unknown"
     if seconds < 1:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
-from urllib.parse import quote
 
 MAX_FILE_NAME = 100  # characters; file systems allow 255 bytes
 INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, line ends
@@ -37,6 +35,9 @@ def escape_markdown(text: str) -> str:
 
 def file_name(text: str) -> str:
     """Return text as a part of a file name; texts that differ give names that differ."""
+    import hashlib  # imported on use, to keep `--help` fast
+    from urllib.parse import quote
+
     name = quote(text, safe=" ", errors="surrogatepass")
     if len(name) <= MAX_FILE_NAME:
         return name

@@ -90,7 +90,7 @@ def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
     trained: Path, toy: Path
 ) -> None:
     train = load_task(toy).train
-    labels, answers = train.require_labels(), np.full(len(train), -1)
+    labels, predicted = train.require_labels(), np.full(len(train), -1)
     folds = np.array([fold_of_sentence(sentence, K) for sentence in train.sentences])
     compute = resolve_compute("auto", "auto")
     result = summary(trained)
@@ -101,23 +101,23 @@ def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
         logits = classifier.logits(classifier.encode([train.sentences[i] for i in rows]), compute)
         odds = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
         assert classifier.threshold is not None
-        answers[rows] = odds >= classifier.threshold
+        predicted[rows] = odds >= classifier.threshold
         run = result["runs"][number - 1]
         assert run["leave_out"] == f"{number}/{K}"
         assert run["threshold"] == classifier.threshold
         assert run["left_out"]["num_examples"] == len(rows)
-        assert run["left_out"]["mcc"] == pytest.approx(matthews_corrcoef(labels[rows], answers[rows]))
+        assert run["left_out"]["mcc"] == pytest.approx(matthews_corrcoef(labels[rows], predicted[rows]))
         val = summary(trained / f"fold-{number}")["splits"]["val"]
         assert run["val"].items() <= val.items()
     whole = result["out_of_fold"]
     assert whole["num_examples"] == len(train) == 216
-    assert whole["mcc"] == pytest.approx(matthews_corrcoef(labels, answers))
+    assert whole["mcc"] == pytest.approx(matthews_corrcoef(labels, predicted))
     assert whole["mcc"] != 0
-    assert whole["accuracy"] == pytest.approx(accuracy_score(labels, answers))
+    assert whole["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
     assert whole["majority_rate"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
     assert whole["mcc_interval"][0] < whole["mcc"] < whole["mcc_interval"][1]
     saved = RunFolder(trained).read_predictions()["out_of_fold"]
-    np.testing.assert_array_equal(saved, (labels, answers))
+    np.testing.assert_array_equal(saved, (labels, predicted))
     for part in ("val", "left_out"):
         for key in ("mcc", "accuracy", "majority_rate"):
             values = [run[part][key] for run in result["runs"]]
@@ -148,12 +148,12 @@ def test_printed_metrics_equal_written_ones(copy: Path, colakit: Run, children: 
 def test_dry_run_counts_the_folds_and_writes_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:
     code, out, err = colakit(*finetune(toy, "--folds", 3, "--dry-run", "--json", "--out", tmp_path / "run"))
     assert code == 0, err
-    answer, train = json.loads(out), load_task(toy).train
+    plan, train = json.loads(out), load_task(toy).train
     sizes = [sum(fold_of_sentence(s, 3) == number for s in train.sentences) for number in (1, 2, 3)]
-    assert answer["folds"] == dict(zip(("1/3", "2/3", "3/3"), sizes, strict=True))
-    assert answer["parameters"]["trainable"] > 0
-    assert list(answer["stages"]) == ["training the folds", "labelling train"]
-    assert all(stage["estimated_seconds"] > 0 for stage in answer["stages"].values())
+    assert plan["folds"] == dict(zip(("1/3", "2/3", "3/3"), sizes, strict=True))
+    assert plan["parameters"]["trainable"] > 0
+    assert list(plan["stages"]) == ["training the folds", "labelling train"]
+    assert all(stage["estimated_seconds"] > 0 for stage in plan["stages"].values())
     assert "parameters train" in err
     assert not (tmp_path / "run").exists()
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 
 from colakit import ColakitError, load_settings, train_scratch
+from colakit.api import distill
 from colakit.cli.app import main
+from colakit.data import loading
 from colakit.runtime.subprocesses import Child
 from colakit.storage.run_folder import RunFolder
 
@@ -147,6 +150,27 @@ def test_more_seeds_are_added_and_finished_runs_are_kept(
     name = "seed-3/predictions.json"
     assert (copy / name).read_bytes() == (teachers / name).read_bytes()
     assert summary(copy)["seeds"] == [1, 3, 4]
+
+
+@pytest.mark.usefixtures("children")
+def test_data_and_origins_are_read_once(
+    teachers: Path, colakit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy, calls = tmp_path / "copy", Counter[str]()
+    shutil.copytree(teachers, copy)
+    (copy / "summary.json").unlink()  # no run is missing; only the report is
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: calls.update([name]) or function(*a, **k))
+
+    counted(loading, "load_dataset")
+    counted(distill, "read_origin")
+    assert colakit("finetune", "--resume", "--out", copy)[0] == 0
+    assert calls == {"load_dataset": 1}
+    calls.clear()
+    assert colakit("distill", "--teacher", copy / "seed-1", *STUDENT, "--dry-run")[0] == 0
+    assert calls == {"load_dataset": 1, "read_origin": 1}
 
 
 @pytest.mark.parametrize(

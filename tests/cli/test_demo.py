@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,11 +30,40 @@ def test_demo_runs_every_command_and_prints_the_output_folders(
     assert (folder / "evaluation" / "evaluation.md").is_file()
     assert out.index("The children") < out.index("differences, paired") < out.index("comparison.png")
     assert (folder / "plots" / "comparison.png").is_file()
+    result = out[out.rindex("Result") :]
+    comparison = json.loads((folder / "evaluation" / "evaluation.json").read_text())["splits"]
+    for name in ("id_dev", "ood_dev"):
+        models, (pair,) = comparison[name]["models"], comparison[name]["pairs"][3:4]
+        assert pair["second"].startswith("train-scratch")
+        verdict = "includes" if pair["mcc"]["low"] <= 0 <= pair["mcc"]["high"] else "excludes"
+        (line,) = (
+            line for line in result.splitlines() if line.startswith(f"{name}: distilled minus control")
+        )
+        assert f"ΔMCC {pair['mcc']['value']:+.3f} " in line
+        assert f"{verdict} 0" in line
+        for model in models:
+            assert f"{100 * model['metrics']['accuracy']:.1f}" in result
+            is_below = model["metrics"]["accuracy"] < model["metrics"]["majority_rate"]
+            assert (f"{name}: {Path(model['model']).name} is less accurate than" in err) == is_below
+    assert "comparison.png" in result
+    assert result.rstrip().endswith(f"colakit predict --model {folder}/distill")
     sizes = [json.loads((folder / run / "summary.json").read_text()) for run in ("distill", "train-scratch")]
     assert sizes[0]["transfer"]["sentences"] > 0
     assert sizes[1]["augmented"] == 0  # the control uses labels only
     teacher = json.loads((folder / "distill" / "summary.json").read_text())["teachers"][0]
     assert Path(teacher["path"]).resolve() == (folder / "finetune").resolve()
+
+
+def test_dry_run_of_the_demo_plans_all_trainings_and_their_sum(
+    toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    code, out, err = colakit("demo", "--base", toy / "base", "--data", toy / "corpus", *SHORT, "--dry-run")
+    assert code == 0, err
+    for stage in ("finetune: training", "distill: labelling", "distill: training", "train-scratch: training"):
+        assert re.search(rf"stage \d of \d: {stage}.*(about|under) ", out)
+    assert "estimated time: " in out
+    assert "dry run: nothing was written" in out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stopped_demo_continues_and_keeps_finished_runs(
@@ -48,7 +78,7 @@ def test_a_stopped_demo_continues_and_keeps_finished_runs(
         code, _, err = colakit(*words)
     assert code == 130
     message = " ".join(err.split())
-    assert "Interrupted; 2 of 3 runs are finished" in message
+    assert "Interrupted; 2 of 4 runs are finished" in message
     assert f"Continue: colakit demo --out {tmp_path}/demo" in message
     finished = [tmp_path / "demo" / run / "ckpt.pt" for run in ("finetune", "distill")]
     before = [path.stat().st_mtime_ns for path in finished]

@@ -19,6 +19,7 @@ import pytest
 import torch
 from stress.torture import run_output
 
+from colakit.api.session import Session
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.storage.checkpoints import STATE, Checkpoints
@@ -89,7 +90,7 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 def test_resume_auto_starts_resumes_and_reports_a_finished_run(
-    toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path
+    toy: Path, colakit: Run, parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert colakit(*student(toy), "--resume", "auto", "--out", tmp_path / "new")[0] == 0
     assert_same(tmp_path / "new", whole)
@@ -99,6 +100,7 @@ def test_resume_auto_starts_resumes_and_reports_a_finished_run(
     assert code == 0
     assert "after step 4 of 14" in err
     assert_same(parts, whole)
+    monkeypatch.setattr(Session, "load_corpus", None)  # a finished run loads nothing
     for mode in ("--resume", "--resume=auto"):
         code, _, err = colakit("train-scratch", mode, "--out", parts)
         assert code == 0
@@ -158,7 +160,7 @@ def test_killed_while_writing_results_and_resumed_equals_uninterrupted(
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_torn_last_line_of_metrics_is_repaired_and_no_step_stands_twice(
+def test_a_partial_last_line_of_metrics_is_repaired_and_no_step_is_repeated(
     colakit: Run, parts: Path, whole: Path
 ) -> None:
     with (parts / "metrics.jsonl").open("a") as file:
@@ -468,9 +470,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_read(
 # -- paths and pipes
 
 
-def test_a_path_may_hold_whatever_a_path_may_hold(
-    toy: Path, colakit: Run, whole: Path, tmp_path: Path
-) -> None:
+def test_a_path_may_have_any_characters(toy: Path, colakit: Run, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / ("a 'run'\n[bold]é" + "x" * 230) / "run"
     code, _, err = colakit(*student(toy), "--out", out)
     assert code == 0, err
@@ -478,9 +478,7 @@ def test_a_path_may_hold_whatever_a_path_may_hold(
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_a_reader_who_leaves_does_not_end_the_run(
-    closed: str, toy: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_a_closed_pipe_does_not_end_the_run(closed: str, toy: Path, whole: Path, tmp_path: Path) -> None:
     command = [word for word in student(toy) if word != "--quiet"]
     streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
@@ -529,7 +527,7 @@ def test_run_folder_is_locked_once(tmp_path: Path) -> None:
 # -- memory
 
 
-def test_a_run_whose_memory_ran_out_says_so_and_resumes_with_the_same_bytes(
+def test_a_run_out_of_memory_reports_it_and_resumes_with_the_same_bytes(
     toy: Path, colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from colakit.api import train_scratch

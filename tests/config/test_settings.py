@@ -63,14 +63,14 @@ def test_flag_beats_set_beats_environment_beats_yaml_beats_default() -> None:
     assert not untouched.was_typed("lora.rank")
     for _, source, value, origin in sources:
         given_so_far |= source
-        found = resolve(**given_so_far)
-        assert found.settings.lora.rank == value
-        assert found.origins == {"lora.rank": origin}
-        assert found.was_typed("lora.rank") == origin.startswith("--")
+        actual = resolve(**given_so_far)
+        assert actual.settings.lora.rank == value
+        assert actual.origins == {"lora.rank": origin}
+        assert actual.was_typed("lora.rank") == origin.startswith("--")
 
 
 def test_settings_from_different_sources_are_merged() -> None:
-    found = from_yaml(
+    actual = from_yaml(
         "seed: 1\nlora: {rank: 2, alpha: 7}\n",
         environment={
             "COLAKIT_FINETUNE__LR": "1e-3",
@@ -81,7 +81,7 @@ def test_settings_from_different_sources_are_merged() -> None:
         assignments=["lora.rank=4", "data.path=own.tsv"],
         flags={"device": ("--device", "cpu")},
     )
-    assert found.origins == {
+    assert actual.origins == {
         "seed": "cola.yaml",
         "lora.rank": "--set lora.rank=4",
         "lora.alpha": "cola.yaml",
@@ -90,7 +90,7 @@ def test_settings_from_different_sources_are_merged() -> None:
         "data.path": "--set data.path=own.tsv",
         "device": "--device",
     }
-    assert [setting(key, found) for key in found.origins] == [
+    assert [setting(key, actual) for key in actual.origins] == [
         1,
         4,
         7.0,
@@ -115,9 +115,9 @@ def test_every_yaml_notation_of_a_float_is_a_float(text: str, value: float) -> N
         resolve(assignments=[f"finetune.lr={text}"], environment={}),
         resolve(environment={"COLAKIT_FINETUNE__LR": text}),
     ]
-    for found in sources:
-        assert isinstance(found.settings.finetune.lr, float)
-        assert found.settings.finetune.lr == value
+    for actual in sources:
+        assert isinstance(actual.settings.finetune.lr, float)
+        assert actual.settings.finetune.lr == value
 
 
 @pytest.mark.parametrize("word", ["no", "off", "yes", "true"])
@@ -184,6 +184,23 @@ def test_a_duplicate_key_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nlora:\n  rank: [1\nbase: x\n", "line 4, column 5: expected ',' or ']', but got ':'"),
+        ("lora:\n  rank: {1", "line 2, column 11: expected ',' or '}', but got the end of the text"),
+        ("lora:\n\trank: 1", "line 2, column 1: lines are indented by spaces, not tabs"),
+        ("lora: rank: 1", "line 1, column 11: `:` is not allowed here"),
+        ("seed: 1\nbase: \a", "line 2: the character U+0007 is not allowed"),
+        ("seed: 1\nseed: 2", "line 2, column 1: duplicate key 'seed'"),
+    ],
+)
+def test_a_fault_of_yaml_has_line_column_and_reason_in_plain_words(text: str, expected: str) -> None:
+    (fault,) = faults_of(lambda: from_yaml(text))
+    assert fault.startswith(f"cola.yaml: {expected}")
+    assert "<" not in fault
+
+
+@pytest.mark.parametrize(
     "tag",
     ["!!python/object/apply:os.mkdir [canary]", "!!python/object:os.system x", "!!python/name:os.system"],
 )
@@ -207,7 +224,7 @@ def test_python_objects_are_refused_and_never_constructed(tag: str) -> None:
     ],
 )
 def test_an_unknown_key_names_its_origin_and_the_nearest(key: str, nearest: str | None) -> None:
-    said = f"{key} is not a setting." + (f" Did you mean {nearest}?" if nearest else "")
+    message = f"{key} is not a setting." + (f" Did you mean {nearest}?" if nearest else "")
     name = "COLAKIT_" + key.upper().replace(".", "__")
     section, dot, leaf = key.rpartition(".")
     for origin, read in [
@@ -216,7 +233,7 @@ def test_an_unknown_key_names_its_origin_and_the_nearest(key: str, nearest: str 
         (name, lambda: resolve(environment={name: "1"})),
     ]:
         (fault,) = faults_of(read)
-        assert fault.startswith(f"{origin}: {said}")
+        assert fault.startswith(f"{origin}: {message}")
 
 
 def test_an_unknown_section_names_the_nearest() -> None:
@@ -394,9 +411,9 @@ def test_every_setting_is_described_and_settable(key: str) -> None:
     default: Any = yaml.safe_load(value)
     for name in key.split("."):
         default = default[name]
-    found = resolve(flags={key: ("--flag", default)}, environment={})
-    assert found.settings == Settings()
-    assert found.origins == {key: "--flag"}
+    actual = resolve(flags={key: ("--flag", default)}, environment={})
+    assert actual.settings == Settings()
+    assert actual.origins == {key: "--flag"}
 
 
 def test_every_config_of_the_project_validates() -> None:
@@ -473,8 +490,8 @@ def test_any_text_gives_settings_or_an_error(text: str) -> None:
         lambda: resolve(environment={"COLAKIT_LORA__RANK": text}),
     ]
     for read in readers:
-        found = settings_or_fault(read)
-        assert found.message if isinstance(found, ColakitError) else found == found.model_validate(found)
+        actual = settings_or_fault(read)
+        assert actual.message if isinstance(actual, ColakitError) else actual == actual.model_validate(actual)
 
 
 @pytest.mark.parametrize(
@@ -512,9 +529,9 @@ def test_yaml_that_crashes_the_parser_gives_an_error(text: str) -> None:
     ],
 )
 def test_a_typed_data_path_overrides_splits(sources: dict[str, Any], splits: dict[str, str]) -> None:
-    found = from_yaml("data: {splits: {train: a.tsv}}", **sources)
-    assert found.settings.data.splits == splits
-    CONFIG.write_text(to_yaml(found.settings))  # and what a run saves says the same
+    actual = from_yaml("data: {splits: {train: a.tsv}}", **sources)
+    assert actual.settings.data.splits == splits
+    CONFIG.write_text(to_yaml(actual.settings))  # and what a run saves says the same
     assert resolve(config=CONFIG, environment={}).settings.data.splits == splits
 
 
@@ -523,14 +540,19 @@ def test_a_typed_data_path_overrides_splits(sources: dict[str, Any], splits: dic
     [
         ("seed=" + "9" * 5000, "not a number of up to 100 characters"),
         ("seed=0x" + "f" * 5000, "not a number of up to 100 characters"),
-        ("seed=1:30", "seed: should be a valid integer"),
+        ("seed=1:30", "seed: must be a whole number"),
         ("seed=!!int 1:30", "not a number of up to 100 characters"),
         ("seed=" + "[" * 5000, "nested more than 16 levels deep"),
         ("base=" + "x" * 70_000, "longer than 64 KiB"),
-        ("student.hidden_size=1000000000", "less than or equal to 16384"),
+        ("student.hidden_size=1000000000", "must be at most 16384 (got 1000000000)"),
+        ("lora.rank=eight", "lora.rank: must be a whole number (got 'eight')"),
+        ("finetune.add_bos=5", "finetune.add_bos: must be true or false (got 5)"),
+        ("finetune.lr=-1", "finetune.lr: must be greater than 0 (got -1)"),
+        ("data.splits=3", "data.splits: must be a mapping (got 3)"),
+        ("lora.target_modules=3", "lora.target_modules: must be a list (got 3)"),
         ("student.hidden_size=16384", "recurrent weights; at most 268,435,456"),
         ("pretrain.width=16380", "parameters; at most 2,147,483,648"),
-        ("device=cuda:" + "9" * 20, "string should match pattern"),
+        ("device=cuda:" + "9" * 20, "must be auto, cpu, cuda, cuda:N or mps"),
         ("finetune.leave_out=1/" + "9" * 4000, "a fold is written i/k"),
         ("generate.temperature=1e-300", "temperature is 0 (greedy) or from 0.01 to 100"),
         (r'data.path="a\0b"', "without NUL and surrogates"),
@@ -549,6 +571,6 @@ def test_values_without_bounds_are_refused_in_a_short_message(assignment: str, e
 
 
 def test_numbers_in_base_60_are_text_and_underscores_are_allowed() -> None:
-    found = resolve(assignments=["data.path=1:30", "pretrain.tokens=24_000_000"], environment={}).settings
-    assert found.data.path == "1:30"
-    assert found.pretrain.tokens == 24_000_000
+    actual = resolve(assignments=["data.path=1:30", "pretrain.tokens=24_000_000"], environment={}).settings
+    assert actual.data.path == "1:30"
+    assert actual.pretrain.tokens == 24_000_000

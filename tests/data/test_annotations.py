@@ -75,7 +75,7 @@ def test_faults_of_annotations_are_named_by_line(text: str, expected: str, tmp_p
     assert caught.value.hint
 
 
-def test_annotations_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_annotations_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.tsv", tmp_path):
         with pytest.raises(ColakitError, match=str(path)):
             read_annotations(path)

@@ -204,7 +204,7 @@ def cola_lengths(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> NDAr
         shutil.copyfile(shared / "gpt2-tokenizer" / name, folder / name)
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
     train = load_corpus(shared / "cola" / "cola_public.zip").split("train")
-    return SentenceTokenizer.from_folder(folder).encode(train.sentences).lengths
+    return SentenceTokenizer.from_base(folder).encode(train.sentences).lengths
 
 
 def test_cola_lengths_equal_the_published_ones(cola_lengths: NDArray[np.int64]) -> None:

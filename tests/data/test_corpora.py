@@ -18,9 +18,10 @@ import pytest
 
 from colakit.data import corpus_files as places
 from colakit.data.checks import check_corpus
-from colakit.data.corpora import Columns, Corpus, Split, load_corpus
+from colakit.data.corpora import Corpus, Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import COLA_SHA256
+from colakit.data.labelled_rows import Columns
 from colakit.errors import ColakitError
 
 COLA = {
@@ -247,7 +248,7 @@ def test_label_names_fix_the_order() -> None:
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["10", "9", "-2"], ("-2", "9", "10")),
         (["2.5", "10", "2"], ("2", "2.5", "10")),
         (["10", "9", "nine"], ("10", "9", "nine")),
     ],

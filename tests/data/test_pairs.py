@@ -68,11 +68,11 @@ BAD_LINES = {
     "no good": (b'{"sentence_bad": "a b"}\n', "line 2: sentence_good is missing"),
     "a number": (
         b'{"sentence_good": 3, "sentence_bad": "b"}\n',
-        "sentence_good: must be a valid string (got 3)",
+        "sentence_good: must be text (got 3)",
     ),
     "null": (
         b'{"sentence_good": "a", "sentence_bad": null}\n',
-        "sentence_bad: must be a valid string (got None)",
+        "sentence_bad: must be text (got None)",
     ),
     "blank": (
         b'{"sentence_good": "a", "sentence_bad": " "}\n',
@@ -184,7 +184,7 @@ def test_a_field_groups_where_pairs_share_few_texts(values: list[Any], groups: b
     assert bool(group_pairs([pair(f=value) for value in values])) is groups
 
 
-def test_a_second_name_for_the_same_groups_is_left_out_unless_asked_for() -> None:
+def test_a_field_that_repeats_a_partition_is_omitted_unless_named() -> None:
     pairs = [pair(file=f"f{i // 3}", UID=f"u{i // 3}", half="ab"[i % 2]) for i in range(12)]
     assert list(group_pairs(pairs)) == ["UID", "half"]
     assert list(group_pairs(pairs, ["file", "UID"])) == ["file", "UID"]
@@ -195,7 +195,7 @@ def test_pairs_without_a_field_are_a_group() -> None:
     assert group_pairs(pairs)["UID"] == ["x", "x", ABSENT, ABSENT]
 
 
-def test_any_field_groups_when_asked_for() -> None:
+def test_any_named_field_groups() -> None:
     assert group_pairs([pair(n=1), pair(n=True), pair(n=[2])], ["n"]) == {"n": ["1", "true", "[2]"]}
     with pytest.raises(ColakitError, match=r"no pair has a field 'UDI'\. Did you mean UID\?"):
         group_pairs([pair(UID="x")], ["UDI"])

@@ -223,4 +223,4 @@ def test_a_tokenizer_keeps_its_own_end_of_text(tmp_path: Path) -> None:
     backend.add_special_tokens(["</s>"])
     other = SentenceTokenizer(backend, backend.token_to_id("</s>"))
     save_tokenizer(other, tmp_path, max_tokens=64)
-    assert SentenceTokenizer.from_folder(tmp_path).end_of_text_id == other.end_of_text_id
+    assert SentenceTokenizer.from_base(tmp_path).end_of_text_id == other.end_of_text_id

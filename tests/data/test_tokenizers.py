@@ -66,7 +66,7 @@ def folder_of(tokenizer: Tokenizer, folder: Path, kind: str = "PreTrainedTokeniz
 def test_ids_equal_those_of_transformers(name: str, kind: str, tmp_path: Path) -> None:
     folder = folder_of(KINDS[name], tmp_path, kind)
     reference = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    tokenizer = SentenceTokenizer.from_folder(folder)
+    tokenizer = SentenceTokenizer.from_base(folder)
     tokens = tokenizer.encode(SENTENCES)
     for i, sentence in enumerate(SENTENCES):
         assert tokens.sentence(i).tolist() == reference(sentence, add_special_tokens=False).input_ids
@@ -75,9 +75,9 @@ def test_ids_equal_those_of_transformers(name: str, kind: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_saved_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None:
-    tokenizer = SentenceTokenizer.from_folder(folder_of(KINDS[name], tmp_path))
+    tokenizer = SentenceTokenizer.from_base(folder_of(KINDS[name], tmp_path))
     save_tokenizer(tokenizer, tmp_path / "saved", max_tokens=8)
-    saved = SentenceTokenizer.from_folder(tmp_path / "saved")
+    saved = SentenceTokenizer.from_base(tmp_path / "saved")
     assert saved.encode(SENTENCES).ids.tolist() == tokenizer.encode(SENTENCES).ids.tolist()
     assert saved.fingerprint() == tokenizer.fingerprint()
 
@@ -87,18 +87,18 @@ def test_a_saved_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None
 )
 def test_a_pattern_that_may_take_exponential_time_is_refused(pattern: str, tmp_path: Path) -> None:
     with pytest.raises(ColakitError, match=r"tokenizer.json: pre_tokenizer: .* may take exponential time"):
-        SentenceTokenizer.from_folder(folder_of(split(pattern), tmp_path))
+        SentenceTokenizer.from_base(folder_of(split(pattern), tmp_path))
 
 
 @pytest.mark.parametrize("replaced", ["a", "", Regex("a")])
 def test_replacements_that_multiply_the_text_are_refused(replaced: str | Regex, tmp_path: Path) -> None:
     longer = normalizers.Sequence([normalizers.Replace(replaced, "a" * 9) for _ in range(3)])
     with pytest.raises(ColakitError, match="normalizer: replacements may lengthen a text more than 64 times"):
-        SentenceTokenizer.from_folder(folder_of(word_piece(normalizer=longer), tmp_path))
+        SentenceTokenizer.from_base(folder_of(word_piece(normalizer=longer), tmp_path))
 
 
 def test_a_class_that_wants_another_package_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     (tmp_path / "spiece.model").write_bytes(b"x")
     with pytest.raises(ColakitError, match=f"{tmp_path}: cannot be read"):
-        SentenceTokenizer.from_folder(tmp_path)
+        SentenceTokenizer.from_base(tmp_path)

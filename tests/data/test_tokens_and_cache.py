@@ -34,7 +34,7 @@ BOUNDARIES = [(False, False), (True, False), (False, True), (True, True)]
 
 @pytest.fixture
 def tokenizer(toy: Path) -> SentenceTokenizer:
-    return SentenceTokenizer.from_folder(toy / "base")
+    return SentenceTokenizer.from_base(toy / "base")
 
 
 def with_boundaries(tokenizer: SentenceTokenizer, prefix: bool, suffix: bool) -> SentenceTokenizer:
@@ -167,7 +167,7 @@ def test_a_folder_without_a_tokenizer_is_refused(content: str | None) -> None:
     if content is not None:
         (folder / "tokenizer.json").write_text(content)
     with pytest.raises(ColakitError, match=r"given/(tokenizer|vocab)\.json: .*\S"):
-        SentenceTokenizer.from_folder(folder)
+        SentenceTokenizer.from_base(folder)
 
 
 def test_the_cache_computes_once_and_returns_the_same(counting: Counting) -> None:

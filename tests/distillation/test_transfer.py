@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 
 from colakit.api.distill import tuned_sampler
@@ -15,7 +16,7 @@ from colakit.api.session import Session
 from colakit.config.resolve import resolve
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
 from colakit.data.corruption import corrupt_sentences
-from colakit.data.running_text import whole_sentences
+from colakit.data.running_text import read_documents, whole_sentences
 from colakit.data.splits import left_out, normalised
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.collector import WORDS, Collector, shares
@@ -132,13 +133,32 @@ def prose(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv.xz", "jsonl.gz", "parquet"])
+def test_a_table_gives_the_sentences_of_its_column(ending: str, toy: Path, prose: Path) -> None:
+    frame = pandas.DataFrame({"line": prose.read_text().splitlines(), "other": "A sentence of no use."})
+    path = prose.with_name(f"table.{ending}")
+    match ending.partition(".")[0]:
+        case "parquet":
+            frame.to_parquet(path)
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case kind:
+            frame.to_csv(path, sep="\t" if kind == "tsv" else ",")
+    options = {"data": toy / "corpus", "size": 0.2, "sources": "{text: 1}"}
+    session, task = load_session(**options, text=path, text_column="line")
+    expected = draw_transfer_set(*load_session(**options, text=prose)).sentences
+    assert draw_transfer_set(session, task).sentences == expected
+    with pytest.raises(ColakitError, match=r"no setting names the column.*\n.*transfer\.text_column=NAME"):
+        draw_transfer_set(*load_session(**options, text=path))
+
+
 def test_evaluation_sentences_are_never_drawn(toy: Path, prose: Path) -> None:
     """Half of the text is evaluation sentences in other spellings."""
     corpus = {"data": toy / "corpus", "size": 1.5}
     evaluation = load_session(**corpus)[1].corpus.split("dev").sentences
     planted = [f"{sentence.upper().strip(' .')}!" for sentence in evaluation if len(sentence.split()) > 3]
     prose.write_text("\n".join([*planted, *prose.read_text().splitlines()]))
-    assert set(planted) <= set(whole_sentences([prose], WORDS))
+    assert set(planted) <= set(whole_sentences(read_documents(prose), WORDS))
     session, task = load_session(
         **corpus,
         sources="{corrupt: 1, word_resample: 1, lm_sample: 1, lm_sample_corrupt: 1, "
@@ -178,7 +198,7 @@ def test_both_sample_sources_share_one_sequence_of_samples(toy: Path) -> None:
     """`lm_sample_corrupt` uses further samples, not those of `lm_sample`."""
     session, task = load_session(toy / "corpus", sampler_epochs=0)
     settings, sampler = session.settings.transfer, tuned_sampler(session, task, str(toy / "base"))
-    sources = Sources(settings, task.train.sentences, sampler, lambda sentence: False)
+    sources = Sources(settings, task, sampler, lambda sentence: False)
     first = list(islice(sources.draw("lm_sample", 50), 50))
     next(sources.draw("lm_sample_corrupt", 80))
     assert sources.sampled[:50] == first
@@ -208,7 +228,7 @@ def test_dev_sentences_of_cola_are_never_drawn(shared: Path) -> None:
 
 
 def test_sampled_sentences_are_complete_and_reproducible(toy: Path, fp32: Compute) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
 
     sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=4)
@@ -221,7 +241,7 @@ def test_sampled_sentences_are_complete_and_reproducible(toy: Path, fp32: Comput
 
 
 def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     model = load_gpt(toy / "base").requires_grad_(False).eval()
     sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0, batch_size=8)
     assert list(sampler.word_resamples(["Go!", "Stop"], "a seed")) == []  # the first word is never replaced
@@ -241,7 +261,7 @@ def test_word_resampling_replaces_one_word_in_context(toy: Path, fp32: Compute) 
     [(" dogs and", "dogs"), (" dog.", "dog"), ("s and", None), (" dog", None), (" 12 dogs", None)],
 )
 def test_only_whole_words_are_accepted(toy: Path, fp32: Compute, sampled: str, word: str | None) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     model = load_gpt(toy / "base")
     sampler = SentenceSampler(model, tokenizer, fp32, temperature=1.0)
     tokens = tokenizer.encode([sampled]).sentence(0).tolist()
@@ -303,7 +323,7 @@ def test_sampler_key_depends_on_its_inputs_and_precision(toy: Path) -> None:
 
 def test_evaluation_sentences_are_never_corrupted(toy: Path, prose: Path) -> None:
     session, task = load_session(toy / "corpus", sources="{text: 1, text_corrupt: 1}", text=prose)
-    sources = Sources(session.settings.transfer, task.train.sentences, None, lambda s: "counted 7" in s)
+    sources = Sources(session.settings.transfer, task, None, lambda s: "counted 7" in s)
     assert not [s for s in sources.draw("text", 10) if "counted 7" in s]
 
 
@@ -360,7 +380,7 @@ def test_complete_rounds_are_cached(toy: Path, fp32: Compute) -> None:
         session, task = load_session(toy / "corpus", sampler_epochs=0, **settings)
         sampler = tuned_sampler(session, task, str(toy / "base"))
         model = load_gpt(toy / "base").requires_grad_(False).eval()
-        tokenizer = SentenceTokenizer.from_folder(toy / "base")
+        tokenizer = SentenceTokenizer.from_base(toy / "base")
         sampler.sampler = Recording(model, tokenizer, fp32, temperature=1.0, batch_size=4)
         return sampler
 

@@ -47,6 +47,9 @@ def annotations(toy: Path, tmp_path: Path) -> Path:
     return path
 
 
+DEV_SPLITS = ("id_dev", "ood_dev", "dev")
+
+
 def evaluated(colakit: Run, *arguments: object) -> dict[str, Any]:
     code, out, err = colakit("evaluate", *arguments, "--json")
     assert code == 0, err
@@ -65,16 +68,16 @@ def test_students_are_compared_with_the_teachers_of_their_seed(runs: dict[str, P
         assert row["teachers"] == ["finetune (GPT-2, rank 8)"]
         ours = [predicted(runs[f"distill-{seed}"], split)[1] for seed in SEEDS]
         labels, _ = predicted(runs["finetune-0"], split)
-        theirs = [predicted(runs[f"finetune-{seed}"], split)[1] for seed in SEEDS]
-        alike = [float(np.mean(a == b)) for a, b in zip(ours, theirs, strict=True)]
-        assert [pupil["agreement"] for pupil in row["pupils"]] == alike
-        assert row["agreement"]["mean"] == pytest.approx(np.mean(alike))
-        assert row["agreement"]["sd"] == pytest.approx(np.std(alike, ddof=1))
-        for pupil, a, b in zip(row["pupils"], ours, theirs, strict=True):
+        reference = [predicted(runs[f"finetune-{seed}"], split)[1] for seed in SEEDS]
+        equal = [float(np.mean(a == b)) for a, b in zip(ours, reference, strict=True)]
+        assert [pupil["agreement"] for pupil in row["pupils"]] == equal
+        assert row["agreement"]["mean"] == pytest.approx(np.mean(equal))
+        assert row["agreement"]["sd"] == pytest.approx(np.std(equal, ddof=1))
+        for pupil, a, b in zip(row["pupils"], ours, reference, strict=True):
             if pupil["kappa"] is not None:
                 assert pupil["kappa"] == pytest.approx(cohen_kappa_score(a, b))
         kept = np.mean([matthews_corrcoef(labels, a) for a in ours])
-        whole = np.mean([matthews_corrcoef(labels, b) for b in theirs])
+        whole = np.mean([matthews_corrcoef(labels, b) for b in reference])
         assert row["mcc"]["value"] == pytest.approx(kept)
         assert row["teacher_mcc"]["value"] == pytest.approx(whole)
         if row["mcc_kept"] is not None:
@@ -158,8 +161,8 @@ def test_slices_by_phenomenon_match_the_predictions(
     expected = []
     for run in models:
         halves = [predicted(run, split) for split in ("id_dev", "ood_dev")]
-        labels, answers = (np.concatenate(part)[index] for part in zip(*halves, strict=True))
-        expected.append(matthews_corrcoef(labels, answers))
+        labels, outputs = (np.concatenate(part)[index] for part in zip(*halves, strict=True))
+        expected.append(matthews_corrcoef(labels, outputs))
     tuned, control = relative["scores"]
     assert tuned["mcc"]["mean"] == pytest.approx(np.mean(expected[:2]))
     assert tuned["mcc"]["sd"] == pytest.approx(np.std(expected[:2], ddof=1))
@@ -183,7 +186,9 @@ def test_slices_are_planned_printed_and_drawn_in_the_chosen_format(
     assert "dev: MCC by phenomenon" in out
     assert f"sentences are missing from {annotations} and are in no slice" in " ".join(err.split())
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"evaluation.json", "evaluation.md", "source-dev.svg", "phenomenon-dev.svg"}
+    of_models = {f"{kind}-{split}.svg" for kind in ("confusion", "calibration") for split in DEV_SPLITS}
+    slices = {"source-dev.svg", "phenomenon-dev.svg"}
+    assert names == {"evaluation.json", "evaluation.md", *slices, *of_models}
 
 
 @pytest.mark.parametrize(
@@ -225,8 +230,8 @@ def test_real_cola_by_source_and_phenomenon(shared: Path, toy: Path, colakit: Ru
     assert (len(by_source["parts"]), len(by_phenomenon["parts"])) == (23, 63)
     assert sum(part["num_examples"] for part in by_source["parts"]) == 1043
     assert (by_phenomenon["whole"]["num_examples"], len(by_phenomenon["left_out"])) == (1040, 3)
-    alike = [part["name"] for part in by_phenomenon["parts"] if not part["scores"]]
-    assert alike == ["Sem  Violation"]
+    undefined = [part["name"] for part in by_phenomenon["parts"] if not part["scores"]]
+    assert undefined == ["Sem  Violation"]
     flagged = {part["name"] for part in by_phenomenon["parts"] if part["few"]}
     assert {"Imperative", "Sem  Violation", "Infl/Agr Violation"} <= flagged
     assert "Coord" not in flagged

@@ -23,6 +23,7 @@ from colakit.evaluation.metrics import (
     Labels,
     accuracy_of_confusion,
     best_threshold,
+    holm,
     mcc_of_confusion,
     mcnemar,
     measure,
@@ -393,3 +394,31 @@ def test_seed_machine_and_paths_are_not_the_experiment(changes: dict[str, Any]) 
 )
 def test_rank_weights_command_base_and_data_are_the_experiment(other: dict[str, Any]) -> None:
     assert experiment_key(other) != experiment_key(origin())
+
+
+def test_holm_is_the_step_down_correction() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_detectable_difference_is_found_in_four_of_five_samples() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(2, size=400)
+
+    def flipped(rate: float) -> np.ndarray:
+        return np.where(generator.random(400) < rate, 1 - labels, labels)
+
+    found, detectable = 0, []
+    for _ in range(40):
+        sample = Bootstrap(labels, [flipped(0.20), flipped(0.285)], 2)
+        detectable.append(sample.detectable("accuracy", [0], [1]))
+        found += sample.difference("accuracy", [0], [1]).low > 0
+    assert np.mean(detectable) == pytest.approx(0.085, abs=0.01)  # the true difference
+    assert 26 <= found <= 38
+
+
+def test_p_values_are_corrected_over_all_tests_of_a_split(labels: Labels) -> None:
+    comparison = compare("dev", labels, [answers(labels, f"g{n}", n, 0.1 * n) for n in (1, 2, 3)])
+    raw = [p for pair in comparison.pairs for p in pair.mcnemar_p]
+    assert [p for pair in comparison.pairs for p in pair.corrected_p] == holm(raw)

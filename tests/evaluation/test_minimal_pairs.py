@@ -34,7 +34,7 @@ def suite(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def base(toy: Path) -> tuple[GPT, SentenceTokenizer]:
     model = load_gpt(toy / "base").requires_grad_(False)
-    return model, SentenceTokenizer.from_folder(toy / "base", prefix=True)
+    return model, SentenceTokenizer.from_base(toy / "base", prefix=True)
 
 
 def encode(tokenizer: SentenceTokenizer, lines: list[dict[str, Any]]) -> tuple[Tokens, Tokens]:
@@ -61,7 +61,7 @@ def transformers_sums(folder: Path, sentences: list[str], *, bos: bool) -> list[
 @pytest.mark.parametrize("bos", [True, False])
 def test_scores_match_transformers(toy: Path, fp32: Compute, bos: bool) -> None:
     lines = draw_pairs(20)
-    tokenizer = SentenceTokenizer.from_folder(toy / "base", prefix=bos)
+    tokenizer = SentenceTokenizer.from_base(toy / "base", prefix=bos)
     scores = score_pairs(load_gpt(toy / "base"), *encode(tokenizer, lines), fp32)
     for result, side in ((scores.good, "good"), (scores.bad, "bad")):
         expected = transformers_sums(toy / "base", [line[f"sentence_{side}"] for line in lines], bos=bos)
@@ -75,7 +75,7 @@ def test_mini_base_agrees_with_transformers_on_english(shared: Path, fp32: Compu
         {"sentence_good": "The keys to the old house are here.", "sentence_bad": "The keys to are here."},
         {"sentence_good": "She has seen it.", "sentence_bad": "She have seen it."},
     ]
-    tokenizer = SentenceTokenizer.from_folder(folder, prefix=True)
+    tokenizer = SentenceTokenizer.from_base(folder, prefix=True)
     scores = score_pairs(load_gpt(folder), *encode(tokenizer, lines), fp32)
     for result, side in ((scores.good, "good"), (scores.bad, "bad")):
         expected = transformers_sums(folder, [line[f"sentence_{side}"] for line in lines], bos=True)
@@ -257,7 +257,7 @@ def test_without_the_end_of_text_token_the_first_token_is_not_scored(
         *("evaluate", "--pairs", suite, "--base", toy / "base", "--set", "evaluate.pairs_bos=false", "--json")
     )
     assert code == 0, err
-    bare = SentenceTokenizer.from_folder(toy / "base")
+    bare = SentenceTokenizer.from_base(toy / "base")
     scores = score_pairs(load_gpt(toy / "base"), *encode(bare, draw_pairs()), fp32)
     answer = json.loads(out)
     assert answer["bos"] is False

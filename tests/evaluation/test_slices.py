@@ -12,7 +12,7 @@ from colakit.evaluation.metrics import Spread, indices_by_value
 from colakit.evaluation.slices import slice_scores
 
 
-def answers(model: str, group: str, predictions: list[int]) -> ModelPredictions:
+def predicted(model: str, group: str, predictions: list[int]) -> ModelPredictions:
     result = np.array(predictions)
     return ModelPredictions(model, group, None, np.eye(2, dtype=np.float32)[result], result)
 
@@ -24,9 +24,9 @@ def index(*numbers: int) -> np.ndarray:
 def test_mcc_of_slices_by_hand() -> None:
     labels = np.array([1, 1, 0, 0, 1, 0])
     models = [
-        answers("a-0", "a", [1, 1, 0, 0, 0, 1]),
-        answers("b-0", "b", [1, 0, 0, 0, 0, 1]),
-        answers("a-1", "a", [1, 0, 0, 0, 1, 0]),
+        predicted("a-0", "a", [1, 1, 0, 0, 0, 1]),
+        predicted("b-0", "b", [1, 0, 0, 0, 0, 1]),
+        predicted("a-1", "a", [1, 0, 0, 0, 1, 0]),
     ]
     parts = {"first": index(0, 1, 2, 3), "last": index(4, 5), "good": index(0, 1, 4), "none": index()}
     first, last, good, none = slice_scores(labels, models, parts)
@@ -48,7 +48,7 @@ def test_mcc_of_slices_by_hand() -> None:
 @pytest.mark.parametrize(("size", "others", "few"), [(30, 5, False), (29, 14, True), (200, 4, True)])
 def test_small_and_unbalanced_slices_are_flagged(size: int, others: int, few: bool) -> None:
     labels = np.repeat([1, 0], [size - others, others])
-    (row,) = slice_scores(labels, [answers("a", "a", [1] * size)], {"all": np.arange(size)})
+    (row,) = slice_scores(labels, [predicted("a", "a", [1] * size)], {"all": np.arange(size)})
     assert row.few == few
 
 

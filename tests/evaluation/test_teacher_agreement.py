@@ -154,7 +154,7 @@ def test_agreement_and_share_of_mcc_by_hand() -> None:
     assert (row.num_parameters, row.teacher_parameters) == (50, 800)
 
 
-def test_a_student_of_two_teachers_stands_beside_both() -> None:
+def test_a_student_of_two_teachers_is_compared_with_their_ensemble() -> None:
     labels = np.array([1, 1, 0, 0] * 10)
     answers = [
         predictions_of("t0", labels, "t"),

@@ -34,9 +34,9 @@ def plain_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX).sum(dim=1)
 
 
-def same_gradients(found: Tensor, expected: Tensor, leaves: tuple[Tensor, Tensor]) -> None:
+def same_gradients(actual: Tensor, expected: Tensor, leaves: tuple[Tensor, Tensor]) -> None:
     wanted = torch.autograd.grad(3 * expected, leaves)
-    for one, two in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
+    for one, two in zip(torch.autograd.grad(3 * actual, leaves), wanted, strict=True):
         assert_close(one, two, **TIGHT)
 
 
@@ -47,9 +47,9 @@ def test_linear_cross_entropy_is_cross_entropy_of_the_product(
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 6)  # a whole chunk, a ragged one, several
     hidden, weight, targets = problem(sentences)
     expected = plain_nll(hidden, weight, targets).sum()
-    found = linear_cross_entropy(hidden, weight, targets)
-    assert_close(found, expected, **TIGHT)
-    same_gradients(found, expected, (hidden, weight))
+    actual = linear_cross_entropy(hidden, weight, targets)
+    assert_close(actual, expected, **TIGHT)
+    same_gradients(actual, expected, (hidden, weight))
 
 
 @pytest.mark.parametrize("rows", [1, 6, 100])  # a pair is never parted, however small the chunk
@@ -62,9 +62,9 @@ def test_a_loss_of_pairs_of_sentences_has_its_gradient(rows: int, monkeypatch: p
 
     expected = product_of_pairs(plain_nll(hidden, weight, targets).view(-1, 2))
     pairs = hidden.unflatten(0, (-1, 2)), weight, targets.unflatten(0, (-1, 2))
-    found = linear_cross_entropy(*pairs, product_of_pairs)
-    assert_close(found, expected, **TIGHT)
-    same_gradients(found, expected, (hidden, weight))
+    actual = linear_cross_entropy(*pairs, product_of_pairs)
+    assert_close(actual, expected, **TIGHT)
+    same_gradients(actual, expected, (hidden, weight))
 
 
 def test_linear_cross_entropy_without_gradients_is_the_same_number() -> None:
@@ -103,10 +103,10 @@ def test_short_attention_is_scaled_dot_product_attention(tokens: int) -> None:
     qkv = torch.randn(2, tokens, 3, 3, 8, requires_grad=True)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    found = short_attention(qkv)
-    assert_close(found, expected, **TIGHT)
+    actual = short_attention(qkv)
+    assert_close(actual, expected, **TIGHT)
     wanted = torch.autograd.grad(expected.square().sum(), qkv)
-    assert_close(torch.autograd.grad(found.square().sum(), qkv), wanted, **TIGHT)
+    assert_close(torch.autograd.grad(actual.square().sum(), qkv), wanted, **TIGHT)
 
 
 def test_short_attention_drops_and_rescales_probabilities() -> None:
@@ -123,11 +123,11 @@ def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
     config = GPTConfig(31, 16, 16, 3, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0)
     body = GPT(config).transformer
     ids, last = torch.randint(31, (4, 9)), torch.tensor([8, 0, 3, 5])
-    expected, found = body(ids)[torch.arange(4), last], body.forward_last(ids, last)
-    assert_close(found, expected, **TIGHT)
+    expected, actual = body(ids)[torch.arange(4), last], body.forward_last(ids, last)
+    assert_close(actual, expected, **TIGHT)
     parameters = list(body.parameters())
     wanted = torch.autograd.grad(expected.square().sum(), parameters)
-    for one, two in zip(torch.autograd.grad(found.square().sum(), parameters), wanted, strict=True):
+    for one, two in zip(torch.autograd.grad(actual.square().sum(), parameters), wanted, strict=True):
         assert_close(one, two, **TIGHT)
 
 
@@ -135,10 +135,10 @@ def test_the_last_block_on_one_position_is_that_position_of_the_whole() -> None:
 def test_gelu_is_gelu(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 1000)  # several chunks, the last one short
     x = torch.linspace(-9, 9, 4001, requires_grad=True)
-    found = (torch.compile(gelu_tanh) if compiled else gelu_tanh)(x)
+    actual = (torch.compile(gelu_tanh) if compiled else gelu_tanh)(x)
     expected = F.gelu(x, approximate="tanh")
-    assert_close(found, expected, **TIGHT)
-    one, two = (torch.autograd.grad(y.sum(), x)[0] for y in (found, expected))
+    assert_close(actual, expected, **TIGHT)
+    one, two = (torch.autograd.grad(y.sum(), x)[0] for y in (actual, expected))
     assert_close(one, two, **TIGHT)
 
 
@@ -149,11 +149,11 @@ def test_lora_linear_is_the_layer_plus_the_scaled_update(with_bias: bool) -> Non
     lora_a, lora_b = torch.randn(2, 6, requires_grad=True), torch.randn(7, 2, requires_grad=True)
     bias = torch.randn(7) if with_bias else None
     expected = F.linear(x, weight, bias) + 0.5 * F.linear(F.linear(x, lora_a), lora_b)
-    found = lora_linear(x, weight, bias, lora_a, lora_b, 0.5)
-    assert_close(found, expected, **TIGHT)
+    actual = lora_linear(x, weight, bias, lora_a, lora_b, 0.5)
+    assert_close(actual, expected, **TIGHT)
     inputs = (x, lora_a, lora_b)
     wanted = torch.autograd.grad(expected.square().sum(), inputs)
-    for one, two in zip(torch.autograd.grad(found.square().sum(), inputs), wanted, strict=True):
+    for one, two in zip(torch.autograd.grad(actual.square().sum(), inputs), wanted, strict=True):
         assert_close(one, two, **TIGHT)
 
 
@@ -199,14 +199,14 @@ def test_compiling_changes_neither_loss_nor_gradients() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(31, 16, 16, 2, 2, embedding_dropout=0, attention_dropout=0, residual_dropout=0))
     ids = torch.randint(31, (3, 9))
-    found = []
+    actual = []
     for _ in range(2):
         model.zero_grad()
         loss = model(ids[:, :-1], targets=ids[:, 1:])
         loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        actual.append([loss.detach(), *(p.grad for p in model.parameters())])
         model.transformer.compile()
-    for plain, compiled in zip(*found, strict=True):
+    for plain, compiled in zip(*actual, strict=True):
         assert plain is not None
         assert_close(compiled, plain, **TIGHT)
 

@@ -36,7 +36,7 @@ def fresh_decision() -> Iterator[None]:
 @pytest.mark.parametrize("rows", [1, 2, 33])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.usefixtures("onednn")
-def test_a_product_is_the_same_by_either_library(rows: int, turned: bool) -> None:
+def test_both_libraries_give_the_same_product(rows: int, turned: bool) -> None:
     torch.manual_seed(rows)
     a, b = torch.randn(rows, 40), torch.randn(24, 40)
     if turned:
@@ -50,7 +50,9 @@ def test_a_product_is_the_same_by_either_library(rows: int, turned: bool) -> Non
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(5, 16), (2, 3, 16), (1, 16)])
 @pytest.mark.usefixtures("onednn")
-def test_a_layer_and_its_gradients_are_torchs(frozen: bool, bias: bool, shape: tuple[int, ...]) -> None:
+def test_a_layer_and_its_gradients_equal_those_of_torch(
+    frozen: bool, bias: bool, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     layer = Linear(16, 24, bias=bias)
     layer.weight.requires_grad_(not frozen)
@@ -72,7 +74,7 @@ def test_a_layer_and_its_gradients_are_torchs(frozen: bool, bias: bool, shape: t
 @needs_onednn
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch's, of the switch
 @pytest.mark.usefixtures("onednn")
-def test_what_is_not_fp32_on_a_cpu_is_left_to_torch() -> None:
+def test_torch_computes_other_dtypes_and_devices() -> None:
     layer = Linear(16, 8)
     assert not uses_onednn(torch.zeros(2, 16, dtype=torch.bfloat16), layer.weight)
     assert not uses_onednn(torch.zeros(0, 16), layer.weight)
@@ -96,7 +98,7 @@ def test_what_is_not_fp32_on_a_cpu_is_left_to_torch() -> None:
     ],
 )
 @pytest.mark.usefixtures("fresh_decision")
-def test_mkl_is_left_to_intels_processors(
+def test_intel_processors_use_mkl(
     name: str, mkl: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})

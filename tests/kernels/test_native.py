@@ -141,7 +141,7 @@ def test_attention_and_its_gradient_sentence_by_sentence(
     assert_close(kernels.attention_backward(qkv, starts, grad, nothing).float(), wanted, **tolerance)
 
 
-def test_attentions_gradient_knows_what_was_dropped(folder: Path) -> None:
+def test_the_gradient_of_attention_uses_the_same_dropout_mask(folder: Path) -> None:
     torch.manual_seed(0)
     batch, tokens, heads, width = 3, 20, 2, 64
     kernels, mask = made(torch.float32, folder), DropoutMask(0.3, 1234567890123456789)
@@ -206,7 +206,7 @@ def test_a_mask_is_drawn_from_torchs_generator() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_not_finite_stays_so(dtype: torch.dtype, value: float, folder: Path) -> None:
+def test_values_that_are_not_finite_stay_so(dtype: torch.dtype, value: float, folder: Path) -> None:
     kernels = made(dtype, folder)
     assert not kernels.gelu(torch.full((40,), value, dtype=dtype))[0].isfinite().any()
     qkv = torch.zeros(5, 3, 1, 64, dtype=dtype)
@@ -280,7 +280,7 @@ def test_with_dropout_the_mean_of_many_gradients_is_the_plain_one(compute: Compu
     assert_close(branch.grad / 400, torch.ones(64, 64), rtol=0.0, atol=5 * (0.25 / 0.75 / 400) ** 0.5)
 
 
-def test_they_are_used_in_training_alone(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_used_in_training_only(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
 
     def noted(name: str) -> Callable[..., object]:
@@ -300,7 +300,7 @@ def test_they_are_used_in_training_alone(compute: Compute, monkeypatch: pytest.M
     assert kernels_for(torch.device("cpu"), torch.float32) is None
 
 
-def test_what_they_do_not_take_is_computed_by_torch(compute: Compute) -> None:
+def test_torch_computes_unsupported_inputs(compute: Compute) -> None:
     with compute.autocast():
         row, rows = torch.ones(1, 4, requires_grad=True), torch.ones(3, 4)
         assert Dropout(0.5).add_to(row, rows).shape == (3, 4)
@@ -360,7 +360,7 @@ def test_a_mask_that_does_not_fit_is_refused_with_and_without(
         torch.tensor([0, MAX_TOKENS + 1, 80]),
     ],
 )
-def test_starts_that_do_not_part_the_rows_are_refused(starts: Tensor, folder: Path) -> None:
+def test_starts_that_do_not_divide_the_rows_are_refused(starts: Tensor, folder: Path) -> None:
     kernels, qkv, grad = made(torch.float32, folder), torch.zeros(80, 3, 1, 64), torch.zeros(80, 1, 64)
     with pytest.raises(ValueError, match="must split 80 rows"):
         kernels.attention(qkv, starts, DropoutMask(0.0, 0))
@@ -376,7 +376,7 @@ def test_packed_or_padded_a_sentence_may_be_too_long(compute: Compute) -> None:
 # -- how they come to be
 
 
-def test_a_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
     assert "kernels by" in str(compute)
     assert compute.arithmetic == "cpu, torch.float32, kernels"
@@ -386,7 +386,7 @@ def test_a_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == [made_file]
 
 
-def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
     (library,) = tmp_path.iterdir()
     library.unlink()  # what is mapped stays
@@ -410,7 +410,7 @@ def script(path: Path, text: str) -> str:
         ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "file too short|invalid ELF header"),
     ],
 )
-def test_a_compiler_that_fails_is_done_without_and_said(
+def test_a_failing_compiler_is_reported_and_kernels_are_off(
     text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", script(tmp_path / "compiler", text))
@@ -423,7 +423,7 @@ def test_a_compiler_that_fails_is_done_without_and_said(
         plain.with_kernels("always", tmp_path / "kept")
 
 
-def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_kernels_are_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     plain = resolve_compute("cpu", "fp32")
@@ -447,7 +447,7 @@ def test_a_library_that_another_user_left_is_not_loaded(
         resolve_compute("cpu", "fp32").with_kernels("always", tmp_path)
 
 
-def test_the_loop_trains_alike_with_and_without(compute: Compute, fp32: Compute) -> None:
+def test_the_loop_trains_alike_with_and_without_kernels(compute: Compute, fp32: Compute) -> None:
     from colakit.data.batches import Batch
     from colakit.training.objectives import classification
 
@@ -466,7 +466,7 @@ def test_the_loop_trains_alike_with_and_without(compute: Compute, fp32: Compute)
     assert losses[0][-1] != losses[0][0]
 
 
-def test_a_run_goes_on_with_the_kernels_it_began_with(
+def test_a_run_resumes_with_the_kernels_it_started_with(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colakit: Callable[..., tuple[int, str, str]]
 ) -> None:
     def tune(*words: object) -> tuple[int, str]:
@@ -485,6 +485,7 @@ def test_a_run_goes_on_with_the_kernels_it_began_with(
     assert code == 0
     assert "nothing to resume" in said
     monkeypatch.setenv("CC", script(tmp_path / "compiler", "exit 1"))
+    (quick / "summary.json").unlink()  # the last step is to be repeated
     code, said = tune("--out", quick, "--resume")
     assert code == 2
     assert "The run started with CPU kernels: install a C compiler" in said

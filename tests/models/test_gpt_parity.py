@@ -271,7 +271,7 @@ def test_tensors_that_do_not_fit_are_named(saved: Path, change: dict[str, Any], 
 @pytest.mark.parametrize(
     ("key", "value", "names"),
     [
-        ("model_type", "bert", ["model_type", "'bert'", "'gpt2'"]),
+        ("model_type", "bert", ["model_type", "'bert'", "'gpt2', 'llama'"]),
         ("scale_attn_weights", False, ["scale_attn_weights", "False"]),
         ("scale_attn_by_inverse_layer_idx", True, ["scale_attn_by_inverse_layer_idx", "True"]),
         ("tie_word_embeddings", False, ["tie_word_embeddings", "False"]),

@@ -58,7 +58,7 @@ def prepared(variant: dict[str, Any] | None, compute: Compute) -> GPTClassifier:
             parameter.add_(0.05 * torch.randn_like(parameter))  # GPT-2's own start is nearly linear
     if variant is None:
         model.requires_grad_(False)
-        compute.place(model.transformer.language_model())  # a classifier without adapters is tuned in full
+        compute.place(model.language_model())  # a classifier without adapters is tuned in full
         return model.eval()
     config = LoRAConfig(**{"rank": 4, **variant})
     inject(model, config)
@@ -94,7 +94,7 @@ def from_states(model: GPTClassifier, compute: Compute) -> Tensor:
 
 def language_model(model: GPTClassifier, compute: Compute) -> Tensor:
     with evaluating(model), compute.autocast():
-        return model.transformer.language_model()(sentences()[0])
+        return model.language_model()(sentences()[0])
 
 
 def cached(model: GPTClassifier, compute: Compute) -> Tensor:
@@ -103,7 +103,7 @@ def cached(model: GPTClassifier, compute: Compute) -> Tensor:
     with evaluating(model), compute.autocast():
         parts = [body.forward_cached(ids[:, :3], cache)]
         parts += [body.forward_cached(ids[:, t : t + 1], cache) for t in range(3, ids.shape[1])]
-        return body.language_model().lm_logits(torch.cat(parts, dim=1))
+        return model.language_model().lm_logits(torch.cat(parts, dim=1))
 
 
 def merged(model: GPTClassifier, compute: Compute) -> Tensor:
@@ -121,7 +121,7 @@ def transposed(model: GPTClassifier, compute: Compute) -> Tensor:
 def sampled(model: GPTClassifier, compute: Compute) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     tokens = generate_tokens(
-        model.transformer.language_model().eval(),
+        model.language_model().eval(),
         sentences()[0][:, :4],
         max_new_tokens=30,  # beyond the positions of the model
         compute=compute,

@@ -205,10 +205,10 @@ def test_the_longest_matching_suffix_of_a_pattern_decides(order: list[str]) -> N
     model = classifier()
     ranks, alphas = {suffix: RANKS[suffix] for suffix in order}, {suffix: ALPHAS[suffix] for suffix in order}
     inject(model, LoRAConfig(rank=8, alpha=16.0, rank_pattern=ranks, alpha_pattern=alphas))
-    found = {
+    actual = {
         name.removeprefix("transformer."): (layer.rank, layer.scaling) for name, layer in lora_layers(model)
     }
-    assert found == {
+    assert actual == {
         **{f"h.{i}.{linear}": (8, 2.0) for i in range(2) for linear in ("attn.c_attn", "mlp.c_fc")},
         **{f"h.{i}.mlp.c_proj": (2, 2.0) for i in range(2)},
         "h.0.attn.c_proj": (3, 3.0),

@@ -71,11 +71,11 @@ def trained(embedding: nn.Module, weight_decay: float) -> Tensor:
 
 def test_trained_rows_get_the_updates_of_the_full_embedding() -> None:
     read = READ.unique()
-    found, expected = (trained(e, 0.1) for e in (PartialEmbedding(full_embedding(), read), full_embedding()))
-    assert_close(found[read], expected[read], atol=1e-6, rtol=0)  # norms are summed over fewer zeros
+    actual, expected = (trained(e, 0.1) for e in (PartialEmbedding(full_embedding(), read), full_embedding()))
+    assert_close(actual[read], expected[read], atol=1e-6, rtol=0)  # norms are summed over fewer zeros
     assert (expected[read] - full_embedding().weight[read]).abs().min() > 0.01
     others = torch.ones(VOCAB, dtype=torch.bool).index_fill(0, read, False)
-    assert torch.equal(found[others], full_embedding().weight[others])
+    assert torch.equal(actual[others], full_embedding().weight[others])
     partial, full = trained(PartialEmbedding(full_embedding(), read), 0.0), trained(full_embedding(), 0.0)
     assert_close(partial, full, atol=1e-6, rtol=0)
 
@@ -101,8 +101,8 @@ def test_token_heads_predict_among_the_trained_rows() -> None:
     ids = torch.tensor([[7, 3, 29, 3], [12, 7, 7, 0]])  # 0 is padding
     heads = StudentWithHeads(model, predicts_tokens=True)
     model.train_rows(torch.tensor([3, 7, 12, 29]))
-    found = heads(ids, mask).nll
-    assert found is not None
+    actual = heads(ids, mask).nll
+    assert actual is not None
     states, table = model.encode(ids, mask).first, whole_table(model)[[3, 7, 12, 29]]
     number = {3: 0, 7: 1, 12: 2, 29: 3}
     total = torch.zeros(())
@@ -113,7 +113,7 @@ def test_token_heads_predict_among_the_trained_rows() -> None:
                     logits = table @ heads.to_tokens[head](seen)
                     target = torch.tensor(number[int(ids[row, position + step])])
                     total = total + nn.functional.cross_entropy(logits, target)
-    assert_close(found, total, atol=1e-4, rtol=1e-5)
+    assert_close(actual, total, atol=1e-4, rtol=1e-5)
 
 
 def whole_table(model: nn.Module) -> Tensor:

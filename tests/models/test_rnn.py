@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from colakit.data.batches import Batch
-from colakit.models.rnn.config import CELLS, POOLINGS, RNNConfig
+from colakit.models.rnn.config import POOLINGS, RECURRENT_CELLS, RNNConfig
 from colakit.models.rnn.model import CELL_MODULES, DistilRNN
 from colakit.runtime.device import Compute
 from colakit.training.loop import StepBatch, train
 from colakit.training.objectives import classification
 
-every_cell = pytest.mark.parametrize("cell", CELLS)
+every_cell = pytest.mark.parametrize("cell", RECURRENT_CELLS)
 every_pooling = pytest.mark.parametrize("pooling", POOLINGS)
 both_directions = pytest.mark.parametrize("bidirectional", [True, False], ids=["both", "forward"])
 one_or_two_layers = pytest.mark.parametrize("num_layers", [1, 2])

@@ -61,7 +61,7 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).write_text(checkpoint._manifest_text(manifest))
 
 
-def test_what_is_loaded_is_what_was_saved(saved: Checkpoints) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(saved: Checkpoints) -> None:
     said: Said = []
     found = saved.load(said.append)
     assert not said
@@ -77,7 +77,7 @@ def test_the_last_two_are_kept_and_nothing_else(saved: Checkpoints) -> None:
     assert {path.name for path in saved.folder.iterdir()} == {"step-100000000", "step-00000009"}
 
 
-def test_the_newest_is_the_one_of_the_last_step_whatever_the_clock_says(saved: Checkpoints) -> None:
+def test_the_newest_checkpoint_has_the_highest_step_not_the_latest_time(saved: Checkpoints) -> None:
     for path in saved.folder.rglob("step-00000006*"):
         os.utime(path, (0, 0))
     assert load(saved) == (6, [])

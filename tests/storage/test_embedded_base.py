@@ -28,7 +28,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def ours() -> tuple[GPT, SentenceTokenizer]:
-    return load_gpt(EMBEDDED).float().eval(), SentenceTokenizer.from_folder(EMBEDDED)
+    return load_gpt(EMBEDDED).float().eval(), SentenceTokenizer.from_base(EMBEDDED)
 
 
 def test_transformers_opens_it_and_computes_the_same_logits(ours: tuple[GPT, SentenceTokenizer]) -> None:
@@ -63,13 +63,13 @@ def test_peft_opens_an_adapter_on_it_and_so_does_colakit(toy: Path, colakit: Run
     assert load_classifier(str(adapter)).origin["base"] == "builtin"
 
 
-def test_it_is_small_and_stored_in_bf16() -> None:
+def test_the_base_is_small_and_stored_in_bf16() -> None:
     assert sum(file.stat().st_size for file in EMBEDDED.iterdir()) <= 32 * 2**20
     with safe_open(EMBEDDED / "model.safetensors", framework="pt") as tensors:
         assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"BF16"}  # noqa: SIM118
 
 
-def test_its_context_fits_the_sentences_that_it_is_for(ours: tuple[GPT, SentenceTokenizer]) -> None:
+def test_the_context_of_the_base_fits_the_sentences_of_cola(ours: tuple[GPT, SentenceTokenizer]) -> None:
     model, tokenizer = ours
     assert model.config.vocab_size == tokenizer.vocab_size
     assert model.config.num_positions >= 128

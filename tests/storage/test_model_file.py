@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save
 from support.students import student
 
+from colakit.config.resolve import resolve
 from colakit.data.tokenizer import train_tokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier, load_classifier
@@ -22,6 +23,7 @@ from colakit.storage.model_file import (
     METADATA_KEY,
     STUDENT_NAME,
     Companion,
+    check_origin,
     read_companion,
     read_model_file,
     read_student_file,
@@ -108,9 +110,9 @@ def test_foreign_and_damaged_student_files_are_refused(tmp_path: Path) -> None:
 
 INVALID: dict[str, dict[str, Any]] = {
     "label_names must be 2 strings": {"label_names": ["a"], "threshold": None},
-    "label_names.0: must be a valid string": {"label_names": [1, 2]},
-    "max_tokens: must be greater": {"max_tokens": 0},
-    "threshold: must be less": {"threshold": 1.5},
+    "label_names.0: must be text": {"label_names": [1, 2]},
+    "max_tokens: must be at least 1": {"max_tokens": 0},
+    "threshold: must be at most 1": {"threshold": 1.5},
     "threshold needs 2 labels": {"label_names": ["a", "b", "c"]},
     "origin: command: must be": {"origin": {"command": 3}},
     "origin: settings: must be": {"origin": {"settings": "x"}},
@@ -147,3 +149,8 @@ def test_damaged_companion_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "colakit.json").write_text(text)
     with pytest.raises(ColakitError, match=r"colakit\.json: "):
         read_companion(tmp_path)
+
+
+def test_every_section_of_the_settings_is_a_valid_record() -> None:
+    settings = resolve(assignments=["track=[mlflow]"], environment={}).settings.model_dump(mode="json")
+    assert check_origin({"settings": settings})["settings"] == settings

@@ -38,7 +38,7 @@ STEPS = 20
 class Variant:
     """One adapter, in PEFT's words and in ours; both start from rank 4 and alpha 8."""
 
-    theirs: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=dict)
     ours: dict[str, Any] = field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ def adapted_by_peft(base: Path, variant: str, **settings: Any) -> PeftModel:
         "modules_to_save": ["score"],
         "fan_in_fan_out": True,
     }
-    return get_peft_model(model, LoraConfig(**{**usual, **VARIANTS[variant].theirs, **settings}))
+    return get_peft_model(model, LoraConfig(**{**usual, **VARIANTS[variant].peft, **settings}))
 
 
 def our_config(variant: str, **settings: Any) -> LoRAConfig:
@@ -143,13 +143,13 @@ def adapted_by_us(
 def batches(count: int) -> list[Batch]:
     """Return ragged, right-padded batches of six sentences."""
     generator = torch.Generator().manual_seed(2)
-    found = []
+    result = []
     for _ in range(count):
         lengths = torch.randint(1, 12, (6, 1), generator=generator)
         mask = (torch.arange(int(lengths.max())) < lengths).long()
         input_ids = torch.randint(1, 100, mask.shape, generator=generator) * mask
-        found.append(Batch(input_ids, mask, torch.randint(0, NUM_LABELS, (6,), generator=generator)))
-    return found
+        result.append(Batch(input_ids, mask, torch.randint(0, NUM_LABELS, (6,), generator=generator)))
+    return result
 
 
 def shake(model: nn.Module) -> None:
@@ -225,21 +225,23 @@ def test_training_losses_equal_peft(
 ) -> None:
     if dropout:
         monkeypatch.setattr(GPTClassifier, "forward", through_every_token)
-    theirs = adapted_by_peft(base, variant, lora_dropout=dropout)
+    reference = adapted_by_peft(base, variant, lora_dropout=dropout)
     ours = adapted_by_us(base, our_config(variant, dropout=dropout))
-    copy_start(theirs, ours)
-    optimizers = [torch.optim.AdamW(learning(model), lr=3e-3, weight_decay=0.1) for model in (theirs, ours)]
-    check_losses(peft_losses(theirs, optimizers[0]), our_losses(ours, optimizers[1], fp32))
+    copy_start(reference, ours)
+    optimizers = [
+        torch.optim.AdamW(learning(model), lr=3e-3, weight_decay=0.1) for model in (reference, ours)
+    ]
+    check_losses(peft_losses(reference, optimizers[0]), our_losses(ours, optimizers[1], fp32))
 
 
 def test_lora_plus_training_losses_equal_peft(base: Path, fp32: Compute) -> None:
-    theirs, ours = adapted_by_peft(base, "plain"), adapted_by_us(base, our_config("plain"))
-    copy_start(theirs, ours)
+    reference, ours = adapted_by_peft(base, "plain"), adapted_by_us(base, our_config("plain"))
+    copy_start(reference, ours)
     expected = create_loraplus_optimizer(
-        theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, loraplus_weight_decay=0.1
+        reference, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, loraplus_weight_decay=0.1
     )
     actual = torch.optim.AdamW(parameter_groups(ours, lr=1e-3, weight_decay=0.1, loraplus_lr_ratio=16))
-    check_losses(peft_losses(theirs, expected), our_losses(ours, actual, fp32))
+    check_losses(peft_losses(reference, expected), our_losses(ours, actual, fp32))
 
 
 def check_losses(expected: list[float], actual: list[float]) -> None:
@@ -274,10 +276,10 @@ def test_colakit_opens_what_it_writes(base: Path, tmp_path: Path, variant: str) 
 
 @every_variant
 def test_colakit_opens_what_peft_writes(base: Path, tmp_path: Path, variant: str) -> None:
-    theirs = adapted_by_peft(base, variant, modules_to_save=["score", "ln_1", "ln_f"])
-    shake(theirs)
-    theirs.save_pretrained(tmp_path)
-    same(our_logits(reopened(base, tmp_path)), peft_logits(theirs))
+    reference = adapted_by_peft(base, variant, modules_to_save=["score", "ln_1", "ln_f"])
+    shake(reference)
+    reference.save_pretrained(tmp_path)
+    same(our_logits(reopened(base, tmp_path)), peft_logits(reference))
 
 
 @pytest.mark.parametrize(
@@ -293,21 +295,21 @@ def test_colakit_opens_what_peft_writes(base: Path, tmp_path: Path, variant: str
 def test_every_form_of_peft_target_modules_loads(
     base: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    theirs = adapted_by_peft(base, "plain", **settings)
-    shake(theirs)
-    theirs.save_pretrained(tmp_path)
-    same(our_logits(reopened(base, tmp_path)), peft_logits(theirs))
+    reference = adapted_by_peft(base, "plain", **settings)
+    shake(reference)
+    reference.save_pretrained(tmp_path)
+    same(our_logits(reopened(base, tmp_path)), peft_logits(reference))
 
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning")  # the conversion's own doing
 def test_colakit_opens_pissa_that_peft_converted(base: Path, tmp_path: Path) -> None:
-    theirs, model = adapted_by_peft(base, "pissa"), load_gpt(base)
-    theirs.save_pretrained(tmp_path / "start")
-    shake(theirs)
+    reference, model = adapted_by_peft(base, "pissa"), load_gpt(base)
+    reference.save_pretrained(tmp_path / "start")
+    shake(reference)
     input_ids = torch.arange(1, 13).view(2, 6)
-    expected = theirs.eval().base_model.model.transformer(input_ids).last_hidden_state
-    theirs.save_pretrained(tmp_path / "end", path_initial_model_for_weight_conversion=tmp_path / "start")
+    expected = reference.eval().base_model.model.transformer(input_ids).last_hidden_state
+    reference.save_pretrained(tmp_path / "end", path_initial_model_for_weight_conversion=tmp_path / "start")
     adapter = read_adapter(tmp_path / "end")
     assert adapter.config.init == "kaiming"
     apply_adapter(model, adapter, where="end")  # without a head: PEFT's conversion loses it
@@ -326,16 +328,16 @@ def test_some_blocks_adapted_are_opened_by_peft_and_by_colakit(
     shake(ours)
     write_adapter(ours, tmp_path, config, base=str(base))
     model = GPT2ForSequenceClassification.from_pretrained(base)
-    theirs = PeftModel.from_pretrained(model, tmp_path)
-    same(peft_logits(theirs), our_logits(ours))
+    reference = PeftModel.from_pretrained(model, tmp_path)
+    same(peft_logits(reference), our_logits(ours))
     same(our_logits(reopened(base, tmp_path)), our_logits(ours))
-    named = {block_of(name) for name, _ in theirs.named_modules() if name.endswith("lora_A.default")}
+    named = {block_of(name) for name, _ in reference.named_modules() if name.endswith("lora_A.default")}
     assert named == set(layers)
 
 
 def test_an_adapter_without_one_of_its_layers_is_refused(base: Path, tmp_path: Path) -> None:
-    theirs = adapted_by_peft(base, "plain", layers_to_transform=[0, 1])
-    theirs.save_pretrained(tmp_path)
+    reference = adapted_by_peft(base, "plain", layers_to_transform=[0, 1])
+    reference.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     kept = {name: tensor for name, tensor in load_file(path).items() if ".h.1.mlp.c_fc." not in name}
     save_file(kept, path, {"format": "pt"})
@@ -344,9 +346,9 @@ def test_an_adapter_without_one_of_its_layers_is_refused(base: Path, tmp_path: P
 
 
 def test_a_language_model_ignores_the_classification_head(base: Path, tmp_path: Path) -> None:
-    theirs = adapted_by_peft(base, "plain")
-    shake(theirs)
-    theirs.save_pretrained(tmp_path)
+    reference = adapted_by_peft(base, "plain")
+    shake(reference)
+    reference.save_pretrained(tmp_path)
     model, classifier = load_gpt(base), reopened(base, tmp_path)
     apply_adapter(model, read_adapter(tmp_path), where="adapter")
     [batch] = batches(1)
@@ -356,16 +358,16 @@ def test_a_language_model_ignores_the_classification_head(base: Path, tmp_path: 
 def test_toy_base_logits_equal_peft(toy: Path, tmp_path: Path, fp32: Compute) -> None:
     model = GPT2ForSequenceClassification.from_pretrained(toy / "base", num_labels=2, pad_token_id=PAD)
     settings = LoraConfig(task_type="SEQ_CLS", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
-    theirs = get_peft_model(model, settings)
-    shake(theirs)
-    theirs.save_pretrained(tmp_path)
+    reference = get_peft_model(model, settings)
+    shake(reference)
+    reference.save_pretrained(tmp_path)
     classifier = load_classifier(tmp_path)
     assert classifier.label_names == ("LABEL_0", "LABEL_1")
     sentences = ["The cat sleeps.", "These old dogs that the girl likes see themselves.", "Boys boys."]
     tokens = classifier.encode(sentences)
     input_ids, mask = pad(tokens, np.arange(3))
     with torch.no_grad():
-        expected = theirs.eval()(input_ids, attention_mask=mask).logits
+        expected = reference.eval()(input_ids, attention_mask=mask).logits
     same(torch.from_numpy(classifier.logits(tokens, fp32)), expected)
 
 
@@ -381,8 +383,8 @@ def reopened(base: Path, folder: Path) -> GPTClassifier:
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
     """An adapter folder of PEFT's, with magnitudes and norms, for a test to spoil."""
-    theirs = adapted_by_peft(base, "dora", modules_to_save=["score", "ln_1"])
-    theirs.save_pretrained(tmp_path / "adapter")
+    reference = adapted_by_peft(base, "dora", modules_to_save=["score", "ln_1"])
+    reference.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
@@ -430,8 +432,6 @@ def test_an_incomplete_adapter_is_refused(base: Path, adapter: Path, tails: tupl
 @pytest.mark.parametrize(
     ("key", "value", "name"),
     [
-        ("bias", "all", "bias"),
-        ("bias", "lora_only", "bias"),
         ("lora_bias", True, "bias"),
         ("init_lora_weights", "olora", "olora"),
         ("init_lora_weights", "corda", "corda"),

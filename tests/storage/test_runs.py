@@ -74,7 +74,7 @@ def tuned(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_folder_holds_all_that_was_promised(tuned: Path) -> None:
+def test_a_run_folder_has_every_documented_file(tuned: Path) -> None:
     names = {path.name for path in tuned.iterdir()}
     assert {
         "settings.yaml",
@@ -86,7 +86,8 @@ def test_a_run_folder_holds_all_that_was_promised(tuned: Path) -> None:
     } <= names
     assert "run.lock" not in names
     adapter = {path.name for path in (tuned / "adapter").iterdir()}
-    assert adapter == {"adapter_config.json", "adapter_model.safetensors", "colakit.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert adapter == {"adapter_config.json", "adapter_model.safetensors", "colakit.json"} | tokenizer
     summary = json.loads((tuned / "summary.json").read_text())
     for split in ("val", "id_dev", "ood_dev"):
         figures = summary["splits"][split]
@@ -277,7 +278,7 @@ def test_a_finished_run_is_not_trained_again(tuned: Path, colakit: Run) -> None:
     assert (tuned / "ckpt.pt").stat().st_mtime_ns == before
 
 
-def test_the_teacher_is_asked_once(toy: Path, tuned: Path, colakit: Run, tmp_path: Path) -> None:
+def test_teacher_logits_are_computed_once(toy: Path, tuned: Path, colakit: Run, tmp_path: Path) -> None:
     command = ["distill", *options(toy, epochs=1)[: -0 or None], "--teacher", tuned]
     command.remove("--quiet")
     _, _, first = colakit(*command, "--out", tmp_path / "one")

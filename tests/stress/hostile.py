@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import lzma
+import operator
 import os
 import resource
 import shutil
@@ -34,9 +35,12 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 import yaml
-from hostile_data import DATA_READERS
+from backports import zstd
+from hostile_data import DATA_READERS, json_text
 from hostile_schema import NUMBERS, altered, documents, json_of, torn
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -47,9 +51,10 @@ from colakit.config.resolve import resolve
 from colakit.config.settings import Settings
 from colakit.config.yaml import to_yaml
 from colakit.data.annotations import read_annotations
-from colakit.data.corpora import Columns, Split, load_corpus
+from colakit.data.corpora import Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import verified_files
+from colakit.data.labelled_rows import Columns
 from colakit.data.minimal_pairs import PairRecord, group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
 from colakit.data.tokenizer_files import (
@@ -69,8 +74,8 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
-from colakit.storage.gpt2 import ConfigFile, ShardIndex, load_gpt, save_gpt
-from colakit.storage.model_file import METADATA_KEY, Companion, ModelMetadata, Origin
+from colakit.storage.gpt2 import AnyConfigFile, ConfigFile, ShardIndex, load_gpt, save_gpt
+from colakit.storage.model_file import METADATA_KEY, BaselineMetadata, Companion, ModelMetadata, Origin
 from colakit.storage.peft import AdapterConfig, apply_adapter, read_adapter, write_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import (
@@ -78,12 +83,14 @@ from colakit.storage.run_schemas import (
     EvaluationRecord,
     MetricsFile,
     Predictions,
+    ResultSummary,
     RunsRecord,
     StepRecord,
     Summary,
 )
 from colakit.storage.run_set import open_run_set
 from colakit.storage.safetensors_header import SafetensorsHeader
+from colakit.training.tracking import TrackedRuns
 from colakit.utils.array_cache import ArrayCache
 
 SECONDS = 20.0  # limit of one case
@@ -345,11 +352,33 @@ def table_cases() -> Cases:
     return corpus | tables | st.fixed_dictionaries({"train.tsv": rows, "test.tsv": rows})
 
 
+RECORDS = [
+    {"text": text, "mood": mood} for text, mood in zip(["fine", "plain", "\u2028"], "xyx", strict=True)
+]
+
+
+def record_cases() -> Cases:
+    """Return tables of JSON and Parquet, packed or not."""
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS * 9), out)
+    lines = "\n".join(map(json.dumps, RECORDS)).encode()
+    files = {
+        "own.jsonl": mutated(lines) | altered(RECORDS).map(json_text).map(str.encode),
+        "own.json": mutated(json.dumps(RECORDS, indent=1).encode()),
+        "own.parquet": mangled(out.getvalue()),
+        "own.jsonl.zst": mangled(zstd.compress(lines * 9)) | mutated(lines).map(zstd.compress),
+        "own.parquet.gz": mangled(out.getvalue()).map(gzip.compress),
+    }
+    cases = [st.fixed_dictionaries({name: content}) for name, content in files.items()]
+    return functools.reduce(operator.or_, cases)
+
+
 def read_table(folder: Path) -> object:
     own = sorted(folder.glob("own.*")) + sorted(folder.glob("dev.*"))
     if not own:
         return load_corpus(folder)
-    return load_corpus(files={path.stem: path for path in own}, columns=Columns("text", "mood"))
+    files = {path.name.partition(".")[0]: path for path in own}
+    return load_corpus(files=files, columns=Columns("text", "mood"))
 
 
 MARKS = b"Source\tDomain\tAcceptability\tSentence\tSimple\tCopula\na1\tIn\t1\tThe cat sleeps.\t1\t0\n"
@@ -643,7 +672,7 @@ def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
 def base_cases() -> Cases:
     good = folder_of("base")
     weights, config = good["model.safetensors"], json.loads(good["config.json"])
-    configs = documents(config, ConfigFile) | st.just(good["config.json"])
+    configs = documents(config, ConfigFile) | documents(config, AnyConfigFile) | st.just(good["config.json"])
     index = documents({"weight_map": {"transformer.wte.weight": "part.safetensors"}}, ShardIndex)
     plain = {name: torch.zeros(2, 2) for name in ("transformer.wte.weight", "wpe.weight")}
     bins = altered(plain).map(saved) | repacked(saved(plain)) | mutated(saved(plain)) | tensors().map(saved)
@@ -801,7 +830,7 @@ def tokenizer_cases() -> Cases:
 
 
 def read_tokenizer(folder: Path) -> object:
-    loaded = SentenceTokenizer.from_folder(folder)
+    loaded = SentenceTokenizer.from_base(folder)
     return loaded.encode(["the cat", ""]).ids.max(initial=0) < loaded.vocab_size
 
 
@@ -911,7 +940,7 @@ def run_command(folder: Path) -> object:
 SCHEMAS = (
     *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
     *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
-    *(checkpoint.Manifest, AnyDocument),
+    *(checkpoint.Manifest, AnyDocument, AnyConfigFile, BaselineMetadata, ResultSummary, TrackedRuns),
 )
 """All files that readers parse; parts of them are found in their schemas."""
 
@@ -921,6 +950,7 @@ def readers() -> dict[str, Reader]:
     """Return all readers by the kind of file."""
     return {
         "TSV, CSV": Reader(table_cases(), read_table),
+        "JSON, Parquet": Reader(record_cases(), read_table),
         "annotations": Reader(annotation_cases(), read_marks),
         "YAML": Reader(yaml_cases(), lambda folder: resolve(config=folder / "settings.yaml", environment={})),
         "zip": Reader(zip_cases(), read_zip),

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from colakit.config.resolve import resolve
 from colakit.config.settings import leaf_fields
 from colakit.data.annotations import DESCRIPTIVE, MAX_ROWS, read_annotations
-from colakit.data.corpora import MAX_LABEL, MAX_LABELS, Columns, load_corpus
+from colakit.data.corpora import MAX_LABELS, load_corpus
+from colakit.data.delimited import MAX_COLUMNS
+from colakit.data.labelled_rows import MAX_LABEL, Columns
 from colakit.data.minimal_pairs import MAX_FIELDS, MAX_LINE_BYTES, PairRecord, group_pairs, read_pairs
-from colakit.data.tables import MAX_COLUMNS
 from colakit.errors import ColakitError
 
 Files = dict[str, bytes]

@@ -44,13 +44,13 @@ class Again:
         kept = self.written(results)
 
         def replay() -> None:
-            for place, value in zip(kept, self.written(work()), strict=True):
-                place.copy_(self.spoil(value))
+            for target, value in zip(kept, self.written(work()), strict=True):
+                target.copy_(self.spoil(value))
 
         return results, replay
 
     def written(self, results: Gradients) -> list[Tensor]:
-        logits = [found for found, _ in results.predictions]
+        logits = [logits for logits, _ in results.predictions]
         grads = [p.grad for p in self.parameters if p.grad is not None]
         return [results.total, results.norm, *logits, *grads]
 
@@ -124,10 +124,10 @@ def test_replayed_steps_use_the_cached_states_of_their_batch(fp32: Compute) -> N
             for step in plain
             for b in step.micro_batches
         ]
-    wanted, found = fit(fp32, plain, None, layers=(1,)), fit(fp32, known, Again, layers=(1,))
-    assert found[2] is not None
-    assert set(found[2].recorded) == {WIDTH, 2 * WIDTH, 20}
-    assert_same_training(found, wanted)
+    wanted, actual = fit(fp32, plain, None, layers=(1,)), fit(fp32, known, Again, layers=(1,))
+    assert actual[2] is not None
+    assert set(actual[2].recorded) == {WIDTH, 2 * WIDTH, 20}
+    assert_same_training(actual, wanted)
 
 
 def test_one_graph_for_each_width_and_none_for_other_batch_sizes(fp32: Compute) -> None:
@@ -196,10 +196,10 @@ def test_non_finite_loss_is_reported_with_graphs(fp32: Compute) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     parameters[0].data.fill_(float("nan"))
     made = StepGraphs(parameters, fp32.device, batch_size=4, widest=20, recorder=Again(parameters))
-    found = made.gradients(batch(0).micro_batches[0], lambda whole: nan_pass(model, whole, parameters))
-    assert found is not None  # a NaN in eager steps too is not a graph failure
+    actual = made.gradients(batch(0).micro_batches[0], lambda whole: nan_pass(model, whole, parameters))
+    assert actual is not None  # a NaN in eager steps too is not a graph failure
     assert made.failure is None
-    assert found.total.isnan()
+    assert actual.total.isnan()
 
 
 def nan_pass(model: nn.Module, whole: Batch, parameters: list[nn.Parameter]) -> Gradients:
@@ -239,11 +239,11 @@ def test_finetune_uses_graphs_or_explains_why_not(
     assert code == 0, err
     assert ("continuing without CUDA graphs (operation not permitted" in " ".join(err.split())) == refuses
     assert bool(made[0].recorded) != refuses
-    found, wanted = (
+    actual, wanted = (
         json.loads((tmp_path / name / "summary.json").read_text())["splits"]["val"]
         for name in ("graphs", "plain")
     )
-    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+    assert actual["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
 
     if refuses:
         state = RunFolder(tmp_path / "graphs").checkpoints.load(pytest.fail).state

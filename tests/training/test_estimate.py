@@ -30,8 +30,8 @@ def command(name: str, toy: Path, *more: object) -> list[str]:
 
 def stages(text: str) -> list[tuple[str, str]]:
     """Return name and estimate of the stages that a plan prints."""
-    found = re.findall(r"^stage \d of \d: ([^,]+),.*?([^,]+)$", text, re.MULTILINE)
-    return [(name, estimate.strip()) for name, estimate in found]
+    actual = re.findall(r"^stage \d of \d: ([^,]+),.*?([^,]+)$", text, re.MULTILINE)
+    return [(name, estimate.strip()) for name, estimate in actual]
 
 
 @pytest.mark.parametrize(

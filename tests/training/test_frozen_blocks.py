@@ -139,7 +139,7 @@ def test_cached_states_do_not_depend_on_the_batch(fp32: Compute) -> None:
         ids = torch.from_numpy(data.tokens.sentence(i)).long()[None]
         x = model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
         for block in model.transformer.h[:2]:
-            x = block(x)
+            x = block(x, None)
         assert_close(pad_states(states, data.tokens, np.array([i])), x.detach(), **TIGHT)
 
 
@@ -162,7 +162,7 @@ def test_cached_states_preserve_the_language_modelling_loss(fp32: Compute) -> No
 
 
 def test_layers_to_transform_survives_saving(tmp_path: Path, toy: Path) -> None:
-    tokenizer = SentenceTokenizer.from_folder(toy / "base")
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
     for layers in (None, (2, 3)):
         lora = LoRAConfig(rank=2, layers_to_transform=layers)
         saved = SentenceClassifier(classifier(layers).eval(), tokenizer, ("no", "yes"), 16, lora=lora)

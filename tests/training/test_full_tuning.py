@@ -17,9 +17,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 def tune(colakit: Run, toy: Path, out: Path, *more: str) -> dict[str, object]:
     common = ["--base", toy / "base", "--data", toy / "corpus", "--epochs", 1, "--lr", 1e-3, "--quiet"]
-    code, answer, err = colakit("finetune", *common, "--method", "full", "--json", "--out", out, *more)
+    code, printed, err = colakit("finetune", *common, "--method", "full", "--json", "--out", out, *more)
     assert code == 0, err
-    return json.loads(answer)
+    return json.loads(printed)
 
 
 def test_full_finetuning_trains_and_saves_every_weight(toy: Path, colakit: Run, tmp_path: Path) -> None:

@@ -90,17 +90,17 @@ def test_classification_is_summed_cross_entropy(student: Saying, batch: Batch) -
     assert loss.logits is not None
     assert not loss.logits.requires_grad
     assert torch.equal(loss.logits, student.logits)
-    found = value_and_gradient(classification, student, batch)
+    actual = value_and_gradient(classification, student, batch)
     expected = -Categorical(logits=student.logits).log_prob(batch.labels).sum()
-    assert_close(found, formula_and_gradient(expected, student), **CLOSE)
+    assert_close(actual, formula_and_gradient(expected, student), **CLOSE)
 
 
 @pytest.mark.parametrize("soft_loss", ["kl", "mse"])
 def test_kd_weight_zero_is_cross_entropy(student: Saying, batch: Batch, soft_loss: str) -> None:
     objective = distillation(kd_weight=constant(0.0), temperature=constant(2.0), soft_loss=soft_loss)
-    found = value_and_gradient(objective, student, batch)
+    actual = value_and_gradient(objective, student, batch)
     expected = value_and_gradient(classification, student, batch)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 8.0])
@@ -108,21 +108,21 @@ def test_kd_weight_one_is_squared_temperature_times_kl(
     student: Saying, batch: Batch, temperature: float
 ) -> None:
     assert batch.teacher_logits is not None
-    found = value_and_gradient(
+    actual = value_and_gradient(
         distillation(kd_weight=constant(1.0), temperature=constant(temperature)), student, batch
     )
     teacher = Categorical(logits=batch.teacher_logits / temperature)
     ours = Categorical(logits=student.logits / temperature)
     expected = temperature**2 * kl_divergence(teacher, ours).sum()
-    assert_close(found, formula_and_gradient(expected, student), **CLOSE)
+    assert_close(actual, formula_and_gradient(expected, student), **CLOSE)
 
 
 def test_kd_weight_one_by_mse_is_the_mean_over_classes(student: Saying, batch: Batch) -> None:
     assert batch.teacher_logits is not None
     objective = distillation(kd_weight=constant(1.0), temperature=constant(9.0), soft_loss="mse")
     expected = F.mse_loss(student.logits, batch.teacher_logits) * NUM_SENTENCES
-    found = value_and_gradient(objective, student, batch)
-    assert_close(found, formula_and_gradient(expected, student), **CLOSE)
+    actual = value_and_gradient(objective, student, batch)
+    assert_close(actual, formula_and_gradient(expected, student), **CLOSE)
 
 
 @pytest.mark.parametrize("soft_loss", ["kl", "mse"])
@@ -162,12 +162,12 @@ def test_kl_is_not_symmetric_and_the_teacher_comes_first() -> None:
 def test_kl_at_high_temperature_is_the_squared_error_of_centred_logits(batch: Batch, student: Saying) -> None:
     """Hinton et al. 2015, eq. 4, halved since it gives the gradient: τ²·KL → Σ(zₛ-zₜ)²/2C, both centred."""
     assert batch.teacher_logits is not None
-    ours, theirs = (
+    ours, other = (
         x - x.mean(-1, keepdim=True) for x in (student.logits.double(), batch.teacher_logits.double())
     )
     # The series of KL in 1/τ goes on with a term of order 1/τ, here about 1e-4 of the value.
     assert_close(
-        soft_kl(ours, theirs, 1e4), 0.5 * (ours - theirs).square().sum(-1) / NUM_LABELS, rtol=1e-3, atol=0
+        soft_kl(ours, other, 1e4), 0.5 * (ours - other).square().sum(-1) / NUM_LABELS, rtol=1e-3, atol=0
     )
 
 
@@ -213,9 +213,9 @@ def test_hidden_loss_is_cosine_and_token_loss_is_weighted(student: Saying, batch
     states = torch.tensor([[8.0, 6.0]], dtype=torch.float16).expand(NUM_SENTENCES, 2)  # cosine 24/25
     rates = {"kd_weight": constant(0.5), "temperature": constant(2.0)}
     both = distillation(**rates, hidden_weight=2.0, lm_weight=constant(0.1))
-    found = both(model, replace(batch, teacher_hidden=states)).total
+    actual = both(model, replace(batch, teacher_hidden=states)).total
     expected = distillation(**rates)(plain, batch).total + 2.0 * NUM_SENTENCES / 25 + 1.1
-    assert_close(found, expected, **CLOSE)
+    assert_close(actual, expected, **CLOSE)
     assert_close(
         supervised(constant(0.1))(model, batch).total, classification(plain, batch).total + 1.1, **CLOSE
     )
@@ -295,13 +295,13 @@ def test_lr_is_half_at_half_time() -> None:
 def test_cosine_is_the_published_curve() -> None:
     """Loshchilov & Hutter 2017 (arXiv:1608.03983), eq. 5, against torch's own."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2)
     lr_at = warmup_then("cosine", warmup_steps=0, max_steps=50, floor=0.2)
     for step in range(50):
         # torch computes the rate recursively, with fp64 rounding at every step.
-        assert lr_at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        assert lr_at(step) == pytest.approx(reference.get_last_lr()[0], rel=1e-9)
         optimizer.step()
-        theirs.step()
+        reference.step()
 
 
 @pytest.mark.parametrize("decay", DECAYS)

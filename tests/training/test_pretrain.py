@@ -272,7 +272,7 @@ def test_training_continues_from_a_base(pretrained: Path, text: Path, colakit: R
     summary = json.loads((tmp_path / "on" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["bits_per_byte"]["toy"] < 1.1 * before  # the loss continues from the base
-    first, second = (SentenceTokenizer.from_folder(run / "base") for run in (pretrained, tmp_path / "on"))
+    first, second = (SentenceTokenizer.from_base(run / "base") for run in (pretrained, tmp_path / "on"))
     assert first.vocabulary() == second.vocabulary()
 
     code, out, err = colakit(*begin, *base, "--dry-run", "--out", str(tmp_path / "dry"))

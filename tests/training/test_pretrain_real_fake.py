@@ -135,9 +135,9 @@ def test_real_fake_training_writes_a_base_that_tunes_and_resumes(
     common = [*REAL_FAKE, "--init-from", toy / "base", text, "--sentences", 400, "--quiet"]
     for setting in ("lr=2e-3", "batch_size=16", "evaluate_every_steps=10", "val_fraction=0.1"):
         common += ["--set", f"real_fake.{setting}"]
-    code, answer, err = colakit(*common, "--json", "--out", tmp_path / "run")
+    code, printed, err = colakit(*common, "--json", "--out", tmp_path / "run")
     assert code == 0, err
-    summary = json.loads(answer)
+    summary = json.loads(printed)
     assert set(summary["splits"]) == {"val"}
     assert summary["splits"]["val"]["mcc"] > 0.2
     finished = (tmp_path / "run" / "summary.json").read_bytes()
@@ -156,9 +156,9 @@ def test_real_fake_training_writes_a_base_that_tunes_and_resumes(
     for name, value in half_way.items():
         assert_close(value, (start[name] + end[name]) / 2, rtol=2**-7, atol=1e-4)  # bf16
     models = [tmp_path / "half", tmp_path / "half" / "base", tmp_path / "half" / "ckpt.pt"]
-    code, answer, err = colakit("evaluate", "--text", text, *models, "--json")
+    code, printed, err = colakit("evaluate", "--text", text, *models, "--json")
     assert code == 0, err
-    run, base, classifier = (model["bits_per_byte"] for model in json.loads(answer)["models"])
+    run, base, classifier = (model["bits_per_byte"] for model in json.loads(printed)["models"])
     assert run == base != classifier  # a run folder means the base that it wrote
     code, _, err = colakit(
         *("finetune", "--base", tmp_path / "run" / "base", "--data", toy / "corpus", "--epochs", 1),

@@ -25,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def nats_per_token(base: Path, sentences: tuple[str, ...]) -> float:
     """Return the loss, computed one sentence at a time."""
-    model, tokenizer = load_gpt(base).eval(), SentenceTokenizer.from_folder(base, prefix=True, suffix=True)
+    model, tokenizer = load_gpt(base).eval(), SentenceTokenizer.from_base(base, prefix=True, suffix=True)
     tokens = tokenizer.encode(sentences)
     nats, count = 0.0, 0
     with torch.inference_mode():

@@ -62,7 +62,7 @@ def test_a_waiting_process_reports_the_owner_once_and_takes_over(
             assert lock.path.read_text() == f"{os.getpid()}\n"
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "run.lock")
     with holder(lock.path) as process:
         process.send_signal(signal.SIGKILL)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
-from colakit.utils.console import Reporter
+from colakit.utils.console import Reporter, print_error
 from colakit.utils.table_layout import fit_table
 
 COLUMNS = ["student", "teacher", "seeds", "agreement %", "kappa", "MCC kept %", "parameters", "teacher's"]
@@ -70,3 +71,24 @@ def test_a_note_ends_after_a_whole_word() -> None:
     shown = screen.getvalue().partition("epoch 12")[2].partition("…")[0]
     assert NOTE.startswith(f"epoch 12{shown.rstrip()}")
     assert NOTE[len(f"epoch 12{shown.rstrip()}")] == " "
+
+
+LONG = "--set finetune.lr: must be above 0 (got -1), set in a folder\n" + "word " * 30 + "/path" * 30
+
+
+@pytest.mark.parametrize(
+    "show", [Reporter.say, Reporter.warn, Reporter.heading, Reporter.result, print_error]
+)
+def test_lines_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(
+    show: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown() -> list[str]:
+        show(LONG, LONG) if show is print_error else show(Reporter(), LONG)
+        return "".join(capsys.readouterr()).splitlines()
+
+    monkeypatch.setenv("COLUMNS", "30")
+    assert set(LONG.splitlines()) & set(shown())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in shown()]
+    assert set(LONG.split()) <= {word for line in lines for word in line.split()}
+    assert all(len(line) <= 30 or " " not in line for line in lines)

@@ -8,11 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
 from colakit.errors import ColakitError
 from colakit.utils.unpacking import CHUNK, open_unpacked
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd.compress,
+}
 STREAMS = (b"a" * (3 * CHUNK), b"", b"two" * CHUNK, b"three")  # some need several calls of the decoder
 
 

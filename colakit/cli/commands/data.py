@@ -62,7 +62,7 @@ def data_check_command(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if there is a warning.")] = False,
 ) -> dict[str, Any]:
     """Report labels, majority rates, duplicates, contradictions and overlap between splits."""
-    from colakit.data.checks import check_corpus
+    from colakit.data.checks import check_corpus, label_warnings
     from colakit.evaluation.tables import percent
 
     corpus = session.load_corpus()
@@ -81,7 +81,7 @@ def data_check_command(
     ]
     columns = ["split", "rows", *corpus.label_names, "majority %", "duplicates", "conflicts", "in train"]
     session.reporter.table(corpus.name, columns, rows)
-    warnings = [text for check in checks for text in check.warnings()]
+    warnings = [text for check in checks for text in check.warnings()] + label_warnings(corpus.label_names)
     for text in warnings:
         session.reporter.warn(text)
     if strict and warnings:

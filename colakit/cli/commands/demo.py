@@ -16,7 +16,7 @@ from colakit.storage.output import Resume
 PROMPT = "The children"
 
 
-FOLDERS = {"finetune", "distill", "train-scratch", "evaluation", "plots"}
+FOLDERS = {"baseline", "finetune", "distill", "train-scratch", "evaluation", "plots"}
 
 
 @command("demo", dict(BASE_AND_DATA), config="demo")
@@ -25,6 +25,8 @@ def demo_command(session: Session) -> dict[str, Any]:
 
     A demo that was stopped continues with --out: finished runs are kept.
     """
+    from colakit.api.baseline import baseline
+    from colakit.api.demo import plan_demo, print_demo_result
     from colakit.api.distill import distill
     from colakit.api.evaluate import evaluate
     from colakit.api.finetune import finetune
@@ -35,15 +37,15 @@ def demo_command(session: Session) -> dict[str, Any]:
 
     start = time.monotonic()
     if session.dry_run:
-        return finetune(session)
+        return plan_demo(session)
     out = _demo_folder(session)
-    runs = [out / name for name in ("finetune", "distill", "train-scratch")]
+    runs = [out / name for name in ("finetune", "distill", "train-scratch", "baseline")]
 
     def progress() -> str:
         return f"{sum((run / 'summary.json').is_file() for run in runs)} of {len(runs)} runs are finished"
 
     def step(name: str, function: Callable[[Session], dict[str, Any]], folder: str, **changes: Any) -> Any:
-        session.reporter.heading(f"colakit {name}")
+        session.reporter.heading(f"colakit {name}{' --prompt ' + repr(PROMPT) if name == 'generate' else ''}")
         resolved = replace(session.resolved, settings=session.settings.model_copy(update=changes))
         return function(replace(session, command=name, resolved=resolved, out=out / folder))
 
@@ -54,10 +56,16 @@ def demo_command(session: Session) -> dict[str, Any]:
         step("finetune", lambda s: finetune(s, resume=Resume.AUTO), "finetune")
         step("distill", lambda s: distill(s, resume=Resume.AUTO), "distill", distill=with_teacher)
         step("train-scratch", lambda s: train_scratch(s, resume=Resume.AUTO), "train-scratch")
+        step("baseline", lambda s: baseline(s, resume=Resume.AUTO), "baseline")
         comparison = step("evaluate", lambda s: evaluate(s, models=[str(run) for run in runs]), "evaluation")
         figures = step("plot", lambda s: plot(s, runs=runs), "plots")
     seconds = time.monotonic() - start
+    session.reporter.heading("colakit demo")
+    print_demo_result(runs, comparison, session.reporter)
+    session.reporter.result(f"figure: {figures['figures'][-1]}")
     session.reporter.result(f"all results are in {out} ({seconds:.0f} s)")
+    next_command = f"colakit predict --model {shlex.quote(str(runs[1]))}"
+    session.reporter.result(f'next: echo "The cat sleep." | {next_command}')
     return {"run": str(out), "seconds": round(seconds, 1), **figures, "evaluation": comparison}
 
 

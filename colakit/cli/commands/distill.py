@@ -11,7 +11,6 @@ from colakit.cli.options import (
     ResumeOption,
     SeedsOption,
     command,
-    parse_seeds,
 )
 from colakit.storage.output import Resume
 
@@ -26,6 +25,7 @@ from colakit.storage.output import Resume
         "--kd-weight": "distill.kd_weight",
         **STUDENT_FLAGS,
         **BASE_AND_DATA,
+        "--track": "track",
     },
 )
 def distill_command(
@@ -38,4 +38,4 @@ def distill_command(
     """
     from colakit.api.distill import distill
 
-    return distill(session, resume=resume, seeds=parse_seeds(seeds))
+    return distill(session, resume=resume, seeds=seeds)

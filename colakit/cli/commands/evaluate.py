@@ -16,10 +16,14 @@ from colakit.errors import ColakitError
     "evaluate",
     {
         **BASE_AND_DATA,
+        "--start-token": "start_token",
         "--split": "evaluate.splits",
         "--batch-size": "evaluate.batch_size",
         "--group-by": "evaluate.group_by",
         "--annotations": "evaluate.annotations",
+        "--classes": "evaluate.classes",
+        "--errors": "evaluate.errors",
+        "--disagreements": "evaluate.disagreements",
     },
 )
 def evaluate_command(
@@ -52,8 +56,8 @@ def evaluate_command(
     """Compare models on labelled splits; with --pairs or --text, compare language models.
 
     Without --data and --config, the data of the models' training runs is used. Students are compared with
-    their teachers if both are given. --group-by source and --annotations FILE report slices of a split; with
-    --out they are also drawn.
+    their teachers if both are given. --group-by source and --annotations FILE report slices of a split. --out
+    takes all tables, and figures of slices, confusion matrices and calibration.
 
     --pairs: the share of pairs in which the acceptable sentence has the higher log-probability. --text: bits
     per byte of running text. In both, the base is scored if it is named or no MODEL is given.

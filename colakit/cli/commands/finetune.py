@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from colakit.api.session import Session
-from colakit.cli.options import BASE_AND_DATA, ResumeOption, SeedsOption, command, parse_seeds
+from colakit.cli.options import BASE_AND_DATA, ResumeOption, SeedsOption, command
 from colakit.storage.output import Resume
 
 
@@ -15,6 +15,8 @@ from colakit.storage.output import Resume
     "finetune",
     {
         **BASE_AND_DATA,
+        "--track": "track",
+        "--start-token": "start_token",
         "--objective": "finetune.objective",
         "--method": "finetune.method",
         "--rank": "lora.rank",
@@ -54,4 +56,4 @@ def finetune_command(
     """
     from colakit.api.finetune import finetune
 
-    return finetune(session, resume=resume, num_folds=folds, seeds=parse_seeds(seeds))
+    return finetune(session, resume=resume, num_folds=folds, seeds=seeds)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "generate",
     {
         "--base": "base",
+        "--start-token": "start_token",
         "--max-new-tokens": "generate.max_new_tokens",
         "--temperature": "generate.temperature",
         "--top-k": "generate.top_k",
@@ -54,7 +55,7 @@ def generate(
     """Print the prompt with its continuation; return the texts."""
     import torch
 
-    from colakit.data.tables import decode
+    from colakit.data.delimited import read_text
     from colakit.inference.generation import generate_tokens
     from colakit.inference.language_models import load_language_model
     from colakit.models.lora import inject
@@ -75,12 +76,18 @@ def generate(
     if session.dry_run:
         return _plan(session, adapter, rank)
     model, tokenizer = load_language_model(
-        adapter, session.settings.base, base_typed=session.resolved.was_typed("base")
+        adapter,
+        session.settings.base,
+        base_typed=session.resolved.was_typed("base"),
+        start_token=session.settings.start_token,
     )
     if rank is not None:
         names = inject(model, lora_config(session.settings.lora, rank))
         session.reporter.say(f"injected fresh adapters of rank {rank} into {len(names)} layers")
-    text = prompt if prompt is not None else decode(sys.stdin.buffer.read(), "stdin").rstrip("\r\n")
+    text = prompt
+    if text is None:
+        encoding = session.settings.data.encoding
+        text = "".join(read_text(sys.stdin.buffer, "stdin", encoding)).rstrip("\r\n")
     session.compute.place(model.requires_grad_(False)).eval()
     ids = tokenizer.encode([text]).ids.astype("int64")  # an empty prompt becomes the end-of-text token
     if len(ids) > model.config.num_positions:
@@ -127,15 +134,15 @@ def _plan(session: Session, adapter: str | None, rank: int | None) -> dict[str, 
         raise ColakitError(
             f"--adapter {adapter}: not found", hint="Give an adapter folder, a run or a ckpt.pt."
         )
-    answer: dict[str, Any] = {"max_new_tokens": session.settings.generate.max_new_tokens, "adapter": adapter}
+    plan: dict[str, Any] = {"max_new_tokens": session.settings.generate.max_new_tokens, "adapter": adapter}
     if adapter is None:
         with without_weights():
             model = GPT(plan_config(session.settings.base)).requires_grad_(False)
             if rank is not None:
                 inject(model, lora_config(session.settings.lora, rank))
-        answer["parameters"] = session.print_parameters(model)
-    session.reporter.result(f"would add {answer['max_new_tokens']} tokens on {session.compute}")
-    return answer
+        plan["parameters"] = session.print_parameters(model)
+    session.reporter.result(f"would add {plan['max_new_tokens']} tokens on {session.compute}")
+    return plan
 
 
 class _Stream:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,15 +13,15 @@ from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
 from colakit.utils.console import data_output
-from colakit.utils.files import replacing
 
 if TYPE_CHECKING:
+    from colakit.data.tables import Table
+    from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.classifier import SentenceClassifier
-    from colakit.inference.decisions import Predictions
     from colakit.inference.numpy_predictor import StudentPredictor
+    from colakit.inference.predicted_tables import WritePredictions
     from colakit.inference.predictor import Predictor
 
-MAX_LINE_BYTES = 2**26
 CHUNK_CHARACTERS = 2**22  # after which a chunk ends early
 CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and computed together
 
@@ -38,40 +36,80 @@ def predict_command(
     *,
     model: Annotated[str, typer.Option(help="Run folder, ckpt.pt or adapter folder.")],
     file: Annotated[
-        Path | None, typer.Argument(help="Text file, one sentence per line (default or `-`: stdin).")
+        str | None,
+        typer.Argument(
+            help="Text with a sentence a line, or table: TSV, CSV, JSON, Parquet, hf:NAME:SPLIT (default or "
+            "`-`: stdin)."
+        ),
     ] = None,
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write JSON lines instead of TSV.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write the probabilities before calibration.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write JSON lines.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to write; its name tells the format: .tsv, .csv, .jsonl, .json, .parquet."),
+    ] = None,
 ) -> dict[str, Any]:
-    """Label sentences, with probabilities.
+    """Label sentences, with probabilities calibrated on the validation split.
 
-    --json prints one object with all predictions, by the index of the sentence from 0; --jsonl prints a line
-    per sentence and needs little memory for any number of them.
+    A table is written in its own format, with its columns and those of the predictions. --json prints one
+    object with all predictions, by the index of the sentence from 0; --jsonl prints a line per sentence and
+    needs little memory for any number of them.
     """
+    from colakit.inference.baseline import is_baseline, load_baseline
+    from colakit.inference.decisions import raw_threshold
+
     session.check_out()
+    if output is not None and session.out is not None:
+        raise ColakitError("--output with --out: both name where to write", hint="Remove one of them.")
     if session.dry_run:
-        classifier = _load(session, model)
+        classifier = load_baseline(model) if is_baseline(model) else _load(session, model)
         _set_threshold(session, classifier)
         return _show(session, classifier)
-    predictor = _student(session, model) or _with_torch(session, model)
+    predictor = _without_torch(session, model) or _with_torch(session, model)
+    if raw:
+        predictor.threshold = raw_threshold(predictor.threshold, predictor.temperature)
+        predictor.temperature = 1.0
     chosen = "given" if _set_threshold(session, predictor) else "chosen on the validation split"
     names = predictor.label_names
     if predictor.threshold is not None:
         rule = f"{names[1]}: if p({names[1]}) >= {predictor.threshold:.3f}"
         session.reporter.say(f"{rule} (threshold {chosen})")
-    counts, num_truncated = dict.fromkeys(names, 0), 0
-    rows: list[dict[str, Any]] = []
-    with _open_input(file) as lines, _open_output(session, jsonl) as out:
-        if out is not None and not jsonl:
-            out.write("\t".join(["label", *(f"p({name})" for name in names), "sentence"]) + "\n")
-        for chunk in _chunks(lines, session.settings.predict.batch_size * CHUNK_BATCHES):
-            predictions = predictor(chunk)
-            num_truncated += predictions.num_truncated
-            if out is not None:
-                _write(predictions, chunk, out, jsonl)
-            else:
-                rows += [{"index": i, **row} for i, row in enumerate(_rows(predictions), start=len(rows))]
-            for name in predictions.names:
-                counts[name] += 1
+    return _label(session, predictor, file, output, jsonl)
+
+
+def _label(
+    session: Session,
+    predictor: StudentPredictor | BaselineClassifier | Predictor,
+    file: str | None,
+    output: Path | None,
+    jsonl: bool,
+) -> dict[str, Any]:
+    """Label the rows of a file; return the summary."""
+    from colakit.data.sentences import open_sentences, sentence_column
+    from colakit.data.tables import Reading
+    from colakit.inference.predicted_tables import named_predictions
+
+    counts, num_truncated = dict.fromkeys(predictor.label_names, 0), 0
+    results: list[dict[str, Any]] = []
+    size = session.settings.predict.batch_size * CHUNK_BATCHES
+    data = session.settings.data
+    given = data.text_column if "data.text_column" in session.resolved.origins else None
+    recorded = _recorded_text_column(predictor.origin)
+    with open_sentences(file, Reading.of(data), given or recorded) as table:
+        column = sentence_column(table, given, recorded)
+        with _open_output(session, table, predictor.label_names, output, jsonl) as write:
+            for rows, sentences in _chunks(table, column, size):
+                predictions = predictor(sentences)
+                num_truncated += predictions.num_truncated
+                for name in predictions.names:
+                    counts[name] += 1
+                if write is not None:
+                    write(rows, predictions)
+                else:
+                    numbered = enumerate(named_predictions(predictions), start=len(results))
+                    results += [{"index": i, **prediction} for i, prediction in numbered]
+        for note in table.notes():
+            session.reporter.say(f"note: {note}")
     if num_truncated:
         session.reporter.warn(
             f"{num_truncated} sentences are longer than {predictor.max_tokens} tokens and were truncated"
@@ -82,11 +120,13 @@ def predict_command(
         "sentences": sum(counts.values()),
         "labels": counts,
         "truncated": num_truncated,
-        **({"predictions": rows} if out is None else {}),
+        **({"predictions": results} if write is None else {}),
     }
 
 
-def _set_threshold(session: Session, model: SentenceClassifier | StudentPredictor | Predictor) -> bool:
+def _set_threshold(
+    session: Session, model: SentenceClassifier | BaselineClassifier | StudentPredictor | Predictor
+) -> bool:
     """Replace the model's threshold by that of the settings; return whether they have one."""
     from colakit.inference.decisions import check_threshold
 
@@ -98,12 +138,16 @@ def _set_threshold(session: Session, model: SentenceClassifier | StudentPredicto
     return True
 
 
-def _student(session: Session, model: str) -> StudentPredictor | None:
-    """Return a predictor that needs no torch.
+def _without_torch(session: Session, model: str) -> StudentPredictor | BaselineClassifier | None:
+    """Return a predictor that needs no torch: a baseline or a student.
 
     None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
     another device than the CPU or for bf16.
     """
+    from colakit.inference.baseline import is_baseline, load_baseline
+
+    if is_baseline(model):
+        return load_baseline(model)
     if _asks_for_torch(session):
         return None
     from colakit.inference.numpy_predictor import StudentPredictor
@@ -142,8 +186,13 @@ def _load(session: Session, model: str) -> SentenceClassifier:
     return load_classifier(model, base=base)
 
 
-def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
+def _show(session: Session, classifier: SentenceClassifier | BaselineClassifier) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
+    from colakit.inference.baseline import BaselineClassifier
+
+    if isinstance(classifier, BaselineClassifier):
+        session.reporter.result(f"would label sentences with {classifier.name} (without torch)")
+        return {"model": classifier.name, "compute": "cpu"}
     from colakit.models.rnn.model import DistilRNN
 
     alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)
@@ -153,84 +202,52 @@ def _show(session: Session, classifier: SentenceClassifier) -> dict[str, Any]:
     return {"model": classifier.name, "compute": compute}
 
 
-def _rows(predictions: Predictions) -> Iterator[dict[str, Any]]:
-    """Yield label and probabilities of each sentence, by name."""
-    for label, probs in zip(predictions.names, predictions.probs.tolist(), strict=True):
-        by_name = dict(zip(predictions.label_names, (round(p, 6) for p in probs), strict=True))
-        yield {"label": label, "probabilities": by_name}
+def _recorded_text_column(origin: Any) -> str | None:
+    """Return the column of the text in the data that a model was trained on."""
+    settings = origin.get("settings") if isinstance(origin, dict) else None
+    data = settings.get("data") if isinstance(settings, dict) else None
+    name = data.get("text_column") if isinstance(data, dict) else None
+    return name if isinstance(name, str) else None
 
 
-def _write(predictions: Predictions, sentences: Sequence[str], out: TextIO, jsonl: bool) -> None:
-    """Write one line per sentence."""
-    if jsonl:
-        for sentence, row in zip(sentences, _rows(predictions), strict=True):
-            out.write(json.dumps({"sentence": sentence, **row}, ensure_ascii=False) + "\n")
-    else:
-        for sentence, label, probs in zip(
-            sentences, predictions.names, predictions.probs.tolist(), strict=True
-        ):
-            out.write("\t".join([label, *(f"{p:.6f}" for p in probs), sentence]) + "\n")
-    out.flush()
-
-
-def _chunks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
-    """Yield up to `size` lines at a time, fewer where they are very long."""
-    chunk: list[str] = []
+def _chunks(table: Table, column: str, size: int) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
+    """Yield up to `size` rows at a time with their sentences, fewer where these are very long."""
+    rows: list[Mapping[str, Any]] = []
+    sentences: list[str] = []
     characters = 0
-    for line in lines:
-        chunk.append(line)
-        characters += len(line)
-        if len(chunk) == size or characters > CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+    for row, sentence in table.with_texts(column):
+        sentences.append(sentence)
+        rows.append(row)
+        characters += len(sentence)
+        if len(rows) == size or characters > CHUNK_CHARACTERS:
+            yield rows, sentences
+            rows, sentences, characters = [], [], 0
+    if rows:
+        yield rows, sentences
 
 
 @contextlib.contextmanager
-def _open_input(file: Path | None) -> Iterator[Iterator[str]]:
-    """Yield the lines of a UTF-8 file or of stdin, without their ends."""
-    if file is None or str(file) == "-":
-        yield _lines(sys.stdin.buffer, "stdin")
-        return
-    try:
-        opened = file.open("rb")
-    except OSError as error:
-        raise ColakitError(
-            f"{file}: {error.strerror}", hint="Give a text file with a sentence a line."
-        ) from error
-    with opened:
-        yield _lines(opened, str(file))
+def _open_output(
+    session: Session, table: Table, label_names: tuple[str, ...], output: Path | None, jsonl: bool
+) -> Iterator[WritePredictions | None]:
+    """Yield a function that writes to `output`, a file in `--out DIR`, or stdout.
 
+    None with `--json` alone, which returns the rows.
+    """
+    from colakit.inference.predicted_tables import PredictedTable, output_format
 
-def _lines(stream: Any, where: str) -> Iterator[str]:
-    for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
-        if len(raw) > MAX_LINE_BYTES:
-            raise ColakitError(
-                f"{where}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB",
-                hint="Give a text file with a sentence a line.",
-            )
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ColakitError(
-                f"{where}:{number}: not UTF-8 at byte {error.start}", hint="Save it as UTF-8."
-            ) from None
-        yield text.rstrip("\r\n")
-
-
-@contextlib.contextmanager
-def _open_output(session: Session, jsonl: bool) -> Iterator[TextIO | None]:
-    """Yield stdout, or, with `--out DIR`, a file in it; None with `--json` alone, which returns the rows."""
-    if session.out is None and session.as_json:
+    kind = output_format(table, output, jsonl=jsonl)
+    path = output
+    if output is None and session.out is not None:
+        path = session.out / f"predictions.{kind}"
+    if path is None and session.as_json:
         yield None
         return
-    if session.out is None:
-        yield data_output()
-        return
-    session.out.mkdir(parents=True, exist_ok=True)
-    path = session.out / f"predictions.{'jsonl' if jsonl else 'tsv'}"
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file
-        file.flush()  # before `replacing` syncs it
-    session.reporter.say(f"written to {path}")
+    if path is None and kind == "parquet":
+        raise ColakitError("Parquet cannot be written to stdout", hint="Name a file with --output.")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with PredictedTable(table, kind, label_names).open(path, data_output()) as write:
+        yield write
+    if path is not None:
+        session.reporter.say(f"written to {path}")

@@ -29,6 +29,7 @@ from colakit.storage.output import Resume
         "--lr": "pretrain.lr",
         "--batch-size": "pretrain.batch_size",
         "--sentences": "real_fake.sentences",
+        "--track": "track",
     },
 )
 def pretrain_command(

@@ -14,12 +14,14 @@ from colakit.cli.options import (
     ResumeOption,
     SeedsOption,
     command,
-    parse_seeds,
 )
 from colakit.storage.output import Resume
 
 
-@command("train-scratch", {**STUDENT_FLAGS, "--transfer-size": "transfer.size", **BASE_AND_DATA})
+@command(
+    "train-scratch",
+    {**STUDENT_FLAGS, "--transfer-size": "transfer.size", "--track": "track", **BASE_AND_DATA},
+)
 def train_scratch_command(
     session: Session,
     *,
@@ -41,4 +43,4 @@ def train_scratch_command(
     """
     from colakit.api.train_scratch import train_scratch
 
-    return train_scratch(session, resume=resume, like=like, seeds=parse_seeds(seeds))
+    return train_scratch(session, resume=resume, like=like, seeds=seeds)

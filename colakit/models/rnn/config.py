@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from colakit.models.config_checks import check_shape
 
-CELLS = ("rnn", "gru", "lstm")
+RECURRENT_CELLS = ("rnn", "gru", "lstm")
+CELLS = (*RECURRENT_CELLS, "bag")
 POOLINGS = ("last", "mean", "max", "attention")
 RNN_SIZES = {
     "vocab_size": 2**24,
@@ -28,7 +29,7 @@ class RNNConfig:
     Attributes:
         vocab_size: tokens in the vocabulary.
         num_labels: C.
-        cell: `rnn` (tanh), `gru` or `lstm`.
+        cell: `rnn` (tanh), `gru` or `lstm`; `bag` pools the embeddings, without recurrent layers.
         embedding_size: E.
         hidden_size: H, per direction.
         bidirectional: whether to add a backward direction.
@@ -56,6 +57,19 @@ class RNNConfig:
             raise ValueError(f"cell (={reprlib.repr(self.cell)}) must be one of {', '.join(CELLS)}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling (={reprlib.repr(self.pooling)}) must be one of {', '.join(POOLINGS)}")
+
+        if self.cell == "bag" and self.pooling == "last":
+            raise ValueError("pooling last needs a recurrent cell; a bag has mean, max or attention")
+
+    @property
+    def recurrent_layers(self) -> int:
+        """Number of recurrent layers, 0 for a bag."""
+        return 0 if self.cell == "bag" else self.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the pooled states: of all directions, or of the embedding for a bag."""
+        return self.hidden_size * self.directions if self.recurrent_layers else self.embedding_size
 
     @property
     def directions(self) -> int:

@@ -35,7 +35,7 @@ class FastRNN:
             _stack_directions(
                 [prepare_layer(arrays, config.cell, n, d) for d in range(config.directions)], dtype
             )
-            for n in range(config.num_layers)
+            for n in range(config.recurrent_layers)
         ]
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -47,6 +47,8 @@ class FastRNN:
             for layer in self.layers:
                 states = run_layer(_TORCH, self.model.config.cell, [layer], x, index, order)  # (T, B, W)
                 x, index = states.flatten(0, 1), torch.arange(states[..., 0].numel()).view(states.shape[:2])
+            if not self.layers:
+                states = x[index]  # (T, B, E)
             return self.model.classify(self.model.pool(states.transpose(0, 1), attention_mask, lengths))
 
     def _order(self, lengths: Tensor, tokens: int) -> Tensor:

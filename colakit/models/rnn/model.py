@@ -1,4 +1,4 @@
-"""The student: embedding → RNN, GRU or LSTM → masked pooling → linear.
+"""The student: embedding → RNN, GRU, LSTM or nothing (a bag) → masked pooling → linear.
 
 Shapes: B batch, T tokens, E embedding width, H hidden width per direction, W = H·directions, C classes.
 """
@@ -47,19 +47,20 @@ class DistilRNN(nn.Module):
         super().__init__()
         self.config = config
         self.num_labels = config.num_labels
-        width = config.hidden_size * config.directions
+        width = config.width
         full = nn.Embedding(config.num_embeddings or config.vocab_size, config.embedding_size)
         self.embedding: nn.Embedding | PartialEmbedding = full
         self.row_of_token: Tensor | None
         shared = None if config.num_embeddings is None else torch.zeros(config.vocab_size, dtype=torch.int32)
         self.register_buffer("row_of_token", shared)
-        cell = CELL_MODULES[config.cell]
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                cell(width if layer else config.embedding_size, config.hidden_size, batch_first=True)
+                CELL_MODULES[config.cell](
+                    width if layer else config.embedding_size, config.hidden_size, batch_first=True
+                )
                 for _ in range(config.directions)
             )
-            for layer in range(config.num_layers)
+            for layer in range(config.recurrent_layers)
         )
         self.attention = nn.Linear(width, 1) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.dropout)
@@ -84,6 +85,9 @@ class DistilRNN(nn.Module):
         for layer in self.layers:
             with self._recurrent_precision(x.device.type):
                 x = self._run_layer(layer, self.dropout(x), reverse).float()
+            states.append(x)
+        if not states:
+            x = self.dropout(x)
             states.append(x)
         with in_fp32(x.device.type):
             return Encoding(rows, states[0], self.pool(x, attention_mask, lengths))

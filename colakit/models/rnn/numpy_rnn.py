@@ -35,7 +35,7 @@ class NumpyRNN:
         self.tensors = tensors
         self.layers = [
             [prepare_layer(tensors, config.cell, n, d) for d in range(config.directions)]
-            for n in range(config.num_layers)
+            for n in range(config.recurrent_layers)
         ]
 
     def __call__(self, input_ids: Ints, attention_mask: Ints) -> Floats:
@@ -49,6 +49,8 @@ class NumpyRNN:
                 states = run_layer(_NUMPY, self.config.cell, directions, x, index, order)  # (T, B, W)
                 x = states.reshape(-1, states.shape[-1])
                 index = np.arange(len(x)).reshape(states.shape[:2])
+            if not self.layers:
+                states = x[index]  # (T, B, E)
         pooled = self._pool(states, attention_mask.T[:, :, None] == 1, lengths)
         return pooled @ self.tensors["score.weight"].T + self.tensors["score.bias"]
 
@@ -137,8 +139,7 @@ def _check(config: RNNConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
 
 def _shapes(config: RNNConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each of a student's tensors."""
-    width, hidden = config.hidden_size * config.directions, config.hidden_size
-    gates = GATES[config.cell] * hidden
+    width, hidden = config.width, config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "embedding.weight": (config.num_embeddings or config.vocab_size, config.embedding_size),
         "score.weight": (config.num_labels, width),
@@ -148,7 +149,8 @@ def _shapes(config: RNNConfig) -> dict[str, tuple[int, ...]]:
         shapes["row_of_token"] = (config.vocab_size,)
     if config.pooling == "attention":
         shapes |= {"attention.weight": (1, width), "attention.bias": (1,)}
-    for layer in range(config.num_layers):
+    for layer in range(config.recurrent_layers):
+        gates = GATES[config.cell] * hidden
         for direction in range(config.directions):
             name = f"layers.{layer}.{direction}"
             shapes |= {

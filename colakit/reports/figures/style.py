@@ -1,4 +1,4 @@
-"""What all figures share: colours, text and files.
+"""Colours, text and files of all figures.
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart. Lines also differ in
 dash and marker, so that figures can be printed in grey.

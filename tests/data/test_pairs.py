@@ -68,11 +68,11 @@ BAD_LINES = {
     "no good": (b'{"sentence_bad": "a b"}\n', "line 2: sentence_good is missing"),
     "a number": (
         b'{"sentence_good": 3, "sentence_bad": "b"}\n',
-        "sentence_good: must be a valid string (got 3)",
+        "sentence_good: must be text (got 3)",
     ),
     "null": (
         b'{"sentence_good": "a", "sentence_bad": null}\n',
-        "sentence_bad: must be a valid string (got None)",
+        "sentence_bad: must be text (got None)",
     ),
     "blank": (
         b'{"sentence_good": "a", "sentence_bad": " "}\n',

@@ -38,7 +38,7 @@ FAULTS: dict[str, tuple[str, str]] = {
         "metrics.jsonl",
         '{"event": "evaluation", "step": 1, "epoch": 1, "train": {"loss": 1}}\n',
     ),
-    "0.evaluation.step: must be at least": ("metrics.jsonl", LINE.replace('"step": 1', '"step": 0') + "\n"),
+    "0.evaluation.step: must be at least 1": ("metrics.jsonl", LINE.replace('"step": 1', '"step": 0') + "\n"),
     "label 1 has no name": (
         "predictions.json",
         json.dumps({"label_names": ["a"], "splits": {"dev": {"labels": [1], "predictions": [0]}}}),
@@ -201,7 +201,7 @@ def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(tmp_path: Path) -
     file = json.loads(tokenizer().backend.to_str())
     file["model"]["vocab"]["zz"] = 5000
     (write_base(tmp_path) / "tokenizer.json").write_text(json.dumps(file))
-    with pytest.raises(ColakitError, match=r"its tokenizer has 5,001 tokens, but the model 2"):
+    with pytest.raises(ColakitError, match="its tokenizer has 5,001 tokens, but the model 274 embeddings"):
         load_tokenizer(tmp_path)
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save
 from support.students import student
 
+from colakit.config.resolve import resolve
 from colakit.data.tokenizer import train_tokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier, load_classifier
@@ -22,6 +23,7 @@ from colakit.storage.model_file import (
     METADATA_KEY,
     STUDENT_NAME,
     Companion,
+    check_origin,
     read_companion,
     read_model_file,
     read_student_file,
@@ -147,3 +149,8 @@ def test_damaged_companion_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "colakit.json").write_text(text)
     with pytest.raises(ColakitError, match=r"colakit\.json: "):
         read_companion(tmp_path)
+
+
+def test_every_section_of_the_settings_is_a_valid_record() -> None:
+    settings = resolve(assignments=["track=[mlflow]"], environment={}).settings.model_dump(mode="json")
+    assert check_origin({"settings": settings})["settings"] == settings

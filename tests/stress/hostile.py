@@ -74,8 +74,8 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
-from colakit.storage.gpt2 import ConfigFile, ShardIndex, load_gpt, save_gpt
-from colakit.storage.model_file import METADATA_KEY, Companion, ModelMetadata, Origin
+from colakit.storage.gpt2 import AnyConfigFile, ConfigFile, ShardIndex, load_gpt, save_gpt
+from colakit.storage.model_file import METADATA_KEY, BaselineMetadata, Companion, ModelMetadata, Origin
 from colakit.storage.peft import AdapterConfig, apply_adapter, read_adapter, write_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import (
@@ -83,15 +83,17 @@ from colakit.storage.run_schemas import (
     EvaluationRecord,
     MetricsFile,
     Predictions,
+    ResultSummary,
     RunsRecord,
     StepRecord,
     Summary,
 )
 from colakit.storage.run_set import open_run_set
 from colakit.storage.safetensors_header import SafetensorsHeader
+from colakit.training.tracking import TrackedRuns
 from colakit.utils.array_cache import ArrayCache
 
-SECONDS = 20.0  # limit of one case
+SECONDS = 20.0  # of processor time, limit of one case; ten times as long on the clock
 BYTES = 2**29  # limit of additional address space
 FOLDER = Path("case")
 
@@ -134,14 +136,17 @@ def bounded() -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, give_up)
+    timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    before = {number: signal.signal(number, give_up) for number in timers}
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, limits[1]))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, timer in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
@@ -670,7 +675,7 @@ def safetensors_cases(good: bytes) -> st.SearchStrategy[bytes]:
 def base_cases() -> Cases:
     good = folder_of("base")
     weights, config = good["model.safetensors"], json.loads(good["config.json"])
-    configs = documents(config, ConfigFile) | st.just(good["config.json"])
+    configs = documents(config, ConfigFile) | documents(config, AnyConfigFile) | st.just(good["config.json"])
     index = documents({"weight_map": {"transformer.wte.weight": "part.safetensors"}}, ShardIndex)
     plain = {name: torch.zeros(2, 2) for name in ("transformer.wte.weight", "wpe.weight")}
     bins = altered(plain).map(saved) | repacked(saved(plain)) | mutated(saved(plain)) | tensors().map(saved)
@@ -938,7 +943,7 @@ def run_command(folder: Path) -> object:
 SCHEMAS = (
     *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
     *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
-    *(checkpoint.Manifest, AnyDocument),
+    *(checkpoint.Manifest, AnyDocument, AnyConfigFile, BaselineMetadata, ResultSummary, TrackedRuns),
 )
 """All files that readers parse; parts of them are found in their schemas."""
 

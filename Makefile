@@ -60,10 +60,10 @@ test: lint typecheck ## lint, check types and run the tests (offline, minutes on
 test-slow: install-dev ## run the slow tests
 	$(BIN)/pytest -m slow
 
-torture: install-dev ## kill and resume 500 runs; fuzz every file reader with 10,000 malformed files
+torture: install-dev ## kill and resume 500 runs; fuzz every file reader with 20,000 malformed files
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/torture.py --kills 500 --torchrun 10 \
 		--writes finetune distill train-scratch pretrain
-	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/stress/hostile.py --cases 10000
+	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/stress/hostile.py --cases 20000
 	$(BIN)/coverage report
 
 test-gpu: install-dev ## run the tests that need a CUDA GPU

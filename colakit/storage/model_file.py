@@ -67,7 +67,7 @@ class FinetuneRecord(Document):
 class SettingsRecord(Document, extra="allow"):
     """The recorded settings: sections and single settings."""
 
-    __pydantic_extra__: dict[str, Scalar | SectionRecord]
+    __pydantic_extra__: dict[str, Scalar | list[Scalar] | SectionRecord]
     finetune: FinetuneRecord | None = None
     transfer: SectionRecord | None = None
     base: str | None = None

@@ -232,10 +232,10 @@ class Trainer(ABC):
         self.seconds = time.monotonic() - self.start_time
         self.progress.loss_sum += report.loss * report.count
         self.progress.count += report.count
-        text = f"epoch {report.epoch + 1}: loss {self.mean_loss:.3f}{self.observe(report)}"
+        text = f"loss {self.mean_loss:.3f}{self.observe(report)}"  # what a narrow terminal shows comes first
         if report.step % self.job.settings.log_every == 0:
             self.log("step", loss=report.loss, lr=report.lr, grad_norm=report.grad_norm)
-        bar.advance(note=text)
+        bar.advance(note=f"{text}, epoch {report.epoch + 1}")
         is_evaluated = report.step == self.max_steps or self.is_evaluation_due()
         if is_evaluated:
             bar.advance(0, note=self.evaluate())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -211,6 +212,8 @@ def test_dry_run_names_the_seeds_and_writes_nothing(toy: Path, colakit: Run) -> 
     code, out, err = colakit(*tune(toy, "--seeds", "0,1", "--dry-run", "--json"))
     assert code == 0, err
     assert json.loads(out)["seeds"] == [0, 1]
+    assert re.search(r"estimated time of all 2 runs: (about|under) ", err)
+    assert "1 thread each" in err
     assert not Path("runs").exists()
 
 

@@ -268,6 +268,8 @@ def test_plot_writes_curves_and_comparisons(
     assert set(figures) == expected
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(path.read_bytes().startswith(starts[form]) for path in figures)
+    code, out, err = colakit("plot", runs["finetune"], "--format", form)
+    assert "replaced " in out
 
 
 def test_predict_labels_a_file_as_tsv_and_as_json_lines(
@@ -358,6 +360,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     )
     assert code == 0, err
     assert "parameters train" in out
+    assert ("parameters train, except embeddings of tokens outside" in out) == (command != "finetune")
+    assert "(-" not in out
+    assert "dry run: nothing was written" in err
     assert "216 train, 24 val, 60 id_dev, 60 ood_dev" in out
     assert sorted(tmp_path.rglob("*")) == before
 

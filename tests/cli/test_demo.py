@@ -62,7 +62,7 @@ def test_dry_run_of_the_demo_plans_all_trainings_and_their_sum(
     for stage in ("finetune: training", "distill: labelling", "distill: training", "train-scratch: training"):
         assert re.search(rf"stage \d of \d: {stage}.*(about|under) ", out)
     assert "estimated time: " in out
-    assert "dry run: nothing was written" in out
+    assert "dry run: nothing was written" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -23,6 +23,7 @@ from colakit.cli.app import main
 from colakit.data.corpora import load_corpus
 from colakit.data.tokenizer import save_tokenizer, train_tokenizer
 from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.inference.decisions import probabilities
 from colakit.kernels.native import find_compiler
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
@@ -321,7 +322,7 @@ def train_student(
     sentences = load_corpus(Path(small["data.path"])).split("id_dev").sentences
     classifier, predictor = load_classifier(run.path), colakit.load(run.path)
     logits = classifier.logits(classifier.encode(sentences), resolve_compute("cpu", "fp32"))
-    probs = torch.from_numpy(logits).softmax(dim=1).numpy()
+    probs = probabilities(logits, classifier.temperature)
     np.testing.assert_allclose(predictor(sentences).probs, probs, atol=1e-5)  # numpy against torch, in fp32
 
 

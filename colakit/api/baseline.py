@@ -47,7 +47,7 @@ def baseline(
     if kind == "tfidf":
         config = replace(config, words=settings.baseline.words, characters=settings.baseline.characters)
     if session.dry_run:
-        sizes = ", ".join(f"{size} {name}" for name, size in task.sizes().items())
+        sizes = ", ".join(f"{size:,} {name}" for name, size in task.sizes().items())
         session.reporter.result(f"would fit {kind} on a CPU; sentences: {sizes}")
         return {"command": session.command, "sentences": task.sizes()}
     with session.training_run(resume) as run:

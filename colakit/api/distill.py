@@ -133,7 +133,7 @@ def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
 
 def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> DistilRNN:
     vocab_size = teacher.classifier.tokenizer.vocab_size
-    return empty_student(session.settings.student, task, vocab_size, session.reporter)
+    return empty_student(session.settings.student, task, vocab_size)
 
 
 def distillation_stages(

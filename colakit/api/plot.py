@@ -57,13 +57,14 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
             figures[out / f"overlay.{suffix}"] = draw_overlay(trained)
         figures[out / f"comparison.{suffix}"] = draw_comparison(splits, note)
     for path, figure in figures.items():
+        verb = "replaced" if path.exists() else "wrote"
         if not session.dry_run:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_figure(figure, path, dpi=dpi)
             except OSError as error:
                 raise ColakitError(f"{path}: {error.strerror}", hint="Choose a folder with --out.") from error
-        session.reporter.result(f"{'would write' if session.dry_run else 'wrote'} {path}")
+        session.reporter.result(f"{'would write' if session.dry_run else verb} {path}")
     return {"figures": [str(path) for path in figures]}
 
 

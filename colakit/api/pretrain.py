@@ -163,7 +163,6 @@ def _plan(session: Session) -> dict[str, Any]:
     stages = [Stage("reading text"), Stage(TRAINING, steps=steps, estimate=seconds), Stage(EVALUATING)]
     plan = Plan(stages, session.reporter)
     plan.show(session.reporter.result)
-    session.reporter.result("dry run: nothing was written")
     counts = {name: len(paths) for name, paths in files.items()}
     return {"parameters": parameters, "steps": steps, "files": counts, "stages": plan.as_dict()}
 

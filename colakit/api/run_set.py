@@ -184,7 +184,7 @@ def continue_with(command: str, progress: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (ColakitError, KeyboardInterrupt) as error:
-        message, hint = "Interrupted", ""
+        message, hint = "at once", ""
         if isinstance(error, ColakitError):
             message, hint = error.message, (error.hint or "").partition("Continue: ")[0]
         raise ColakitError(
@@ -222,7 +222,7 @@ def threads_of(environment: Environment) -> Iterator[None]:
 def describe_workers(workers: Sequence[Environment]) -> str:
     """Return how many processes run at a time, in words."""
     threads = workers[0].get("OMP_NUM_THREADS")
-    each = f", {threads} thread(s) each" if threads else ""
+    each = f", {threads} thread{'s' * (threads != '1')} each" if threads else ""
     return f"{len(workers)} side by side{each}" if len(workers) > 1 else f"one after the other{each}"
 
 

@@ -14,6 +14,7 @@ from colakit.evaluation.tables import print_tables
 from colakit.storage.output import Resume
 from colakit.storage.run_schemas import ClassifierSummary
 from colakit.storage.run_set import RunSet, open_run_set
+from colakit.utils.plan import describe_seconds
 
 
 def plan_seeds(
@@ -31,7 +32,12 @@ def plan_seeds(
     named = ", ".join(map(str, seeds))
     session.reporter.result(f"seeds: {named}; {len(seeds)} runs, {describe_workers(environments)}; each:")
     with threads_of(environments[0]):
-        return {"seeds": list(seeds), "side_by_side": len(environments), **plan_run()}
+        plan = plan_run()
+    seconds = [stage["estimated_seconds"] for stage in plan["stages"].values()]
+    if seconds and None not in seconds:
+        total = sum(seconds) * -(-len(seeds) // len(environments))
+        session.reporter.result(f"estimated time of all {len(seeds)} runs: {describe_seconds(total)}")
+    return {"seeds": list(seeds), "side_by_side": len(environments), **plan}
 
 
 def train_seeds(

@@ -183,13 +183,12 @@ class Session:
         if frozen := num_frozen_blocks(model):
             self.reporter.result(f"blocks below {frozen} are frozen")
         self.reporter.result(f"compute: {self.compute}")
-        sizes = ", ".join(f"{size} {name}" for name, size in task.sizes().items())
+        sizes = ", ".join(f"{size:,} {name}" for name, size in task.sizes().items())
         self.reporter.result(f"sentences: {sizes}")
         plan = Plan([] if make_stages is None else make_stages(), self.reporter)
         plan.show(self.reporter.result)
         if make_stages is None:
             self.reporter.result("time unknown: the base is not on this machine; a dry run downloads nothing")
-        self.reporter.result("dry run: nothing was written")
         return {
             "command": self.command,
             "settings": self.settings.model_dump(mode="json"),
@@ -229,13 +228,17 @@ class Session:
     def print_parameters(self, model: nn.Module) -> dict[str, object]:
         """Print the table of parameters by module, and return it as plain data."""
         from colakit.models.parameters import count_parameters
+        from colakit.models.rnn.model import DistilRNN
 
         report = count_parameters(model)
         rows = [[row.name, f"{row.trainable:,}", f"{row.total:,}"] for row in report.rows]
         rows.append(["all", f"{report.trainable:,}", f"{report.total:,}"])
-        self.reporter.table("Parameters", ["module", "trainable", "total"], rows)
-        text = f"all {report.total:,} parameters train"
-        if report.trainable < report.total:
-            text = f"{report.trainable:,} of {report.total:,} parameters train (-{report.reduction:.2f} %)"
-        self.reporter.result(text)
+        if not self.reporter.quiet:
+            self.reporter.table("Parameters", ["module", "trainable", "total"], rows)
+        share = f"{report.trainable:,} of {report.total:,} parameters train ({100 - report.reduction:.2f} %)"
+        if isinstance(model, DistilRNN) and report.trainable:
+            share = (
+                f"{report.total:,} parameters train, except embeddings of tokens outside the training data"
+            )
+        self.reporter.result(share if report.trainable else f"{report.total:,} parameters")
         return report.as_dict()

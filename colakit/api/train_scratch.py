@@ -90,7 +90,7 @@ def _match(session: Session, like: Path, seeds: Sequence[int] | None) -> Sequenc
 def _model(session: Session, task: TaskData) -> nn.Module:
     """Return the student without weights."""
     vocab_size = plan_config(session.settings.base).vocab_size
-    return empty_student(session.settings.student, task, vocab_size, session.reporter)
+    return empty_student(session.settings.student, task, vocab_size)
 
 
 def _job(session: Session, task: TaskData) -> ClassifierJob:

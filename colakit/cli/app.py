@@ -39,14 +39,18 @@ app = typer.Typer(
     help="Fine-tune a pretrained GPT-2 with LoRA for sentence classification; distil it into a small RNN.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # rich's tables cut long names
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-data_app = typer.Typer(help="Fetch CoLA, write the built-in corpus, check a corpus.", no_args_is_help=True)
-config_app = typer.Typer(
-    help="Show the resolved settings, their schema or their reference.", no_args_is_help=True
-)
-app.add_typer(data_app, name="data")
-app.add_typer(config_app, name="config")
+GROUPS = {
+    "data": "Fetch CoLA, write the built-in corpus, check a corpus.",
+    "config": "Show the resolved settings, their schema or their reference.",
+}
+groups = {
+    name: typer.Typer(help=text, short_help=text, no_args_is_help=True) for name, text in GROUPS.items()
+}
+for _name, _group in groups.items():
+    app.add_typer(_group, name=_name)
 COMMANDS = {  # group, empty for none -> its commands
     "": (
         *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
@@ -56,9 +60,9 @@ COMMANDS = {  # group, empty for none -> its commands
     "data": (data_fetch_command, data_check_command, data_write_command),
     "config": (config_show_command, config_schema_command, config_reference_command),
 }
-for _group, _app in {"": app, "data": data_app, "config": config_app}.items():
-    for _command in COMMANDS[_group]:
-        _command.add_to(_app)
+for _name, _commands in COMMANDS.items():
+    for _command in _commands:
+        _command.add_to(groups.get(_name, app))
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(args=words, prog_name="colakit", standalone_mode=False)  # errors are raised
     except ColakitError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
-            print_error(error.message, error.hint)
+            print_error(error.message, error.hint, error.exit_code)
         return error.exit_code
     except TyperException as error:
         return _print_usage_error(error)

@@ -63,17 +63,17 @@ SeedsOption = Annotated[
 ]
 
 
-def _setting_parameter(flag: str, key: str) -> inspect.Parameter:
+def _setting_parameter(flag: str, key: str, default: object) -> inspect.Parameter:
     """Return a text option; pydantic validates the value, so that all errors are reported at once."""
     field = FIELDS[key]
-    default = "" if field.default in (None, "", ()) else f" (default {_written(field.default)})"
+    shown = "" if default in (None, "", ()) else f" (default {_written(default)})"
     kind = describe_type(field.annotation)
     text: Any
     if field.annotation is bool:  # a switch; its opposite overrides a file
         names, kind, text = f"{flag}/--no-{flag.removeprefix('--')}", "", bool | None
     else:
         names, text = flag, list[str] | None if get_origin(field.annotation) is tuple else str | None
-    option = typer.Option(names, help=f"{field.description}{default}", metavar=kind, show_default=False)
+    option = typer.Option(names, help=f"{field.description}{shown}", metavar=kind, show_default=False)
     return inspect.Parameter(
         _parameter_name(flag),
         inspect.Parameter.KEYWORD_ONLY,
@@ -102,7 +102,7 @@ def _common_parameters() -> list[inspect.Parameter]:
         "as_json": (bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")),
         "dry_run": (
             bool,
-            typer.Option("--dry-run", help="Check everything, print the plan and its time, touch nothing."),
+            typer.Option("--dry-run", help="Check everything, print the plan and its time, write nothing."),
         ),
         "quiet": (bool, typer.Option("--quiet", help="Results, warnings and errors only.")),
     }
@@ -175,7 +175,8 @@ class Command:
     def add_to(self, group: typer.Typer) -> None:
         """Register the command."""
         parser = type("Parser", (_Parser,), {"flags": self.flags})
-        group.command(self.name, cls=parser, help=self.help)(self.callback)
+        summary = self.help.partition("\n\n")[0]
+        group.command(self.name, cls=parser, help=self.help, short_help=summary)(self.callback)
 
 
 def command(
@@ -184,6 +185,7 @@ def command(
     *,
     data_on_stdout: bool = False,
     config: str | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., dict[str, Any] | None]], Command]:
     """Make a command of a function that takes a `Session` and its own options, and returns `--json` data.
 
@@ -191,6 +193,7 @@ def command(
         flags: flag -> dotted key of the setting it sets.
         data_on_stdout: stdout carries data even without `--json`.
         config: default of `--config`.
+        defaults: dotted key -> default of this command, if not that of the setting.
     """
     all_flags = {**(flags or {}), **SHARED_FLAGS}
 
@@ -201,12 +204,17 @@ def command(
             try:
                 result = function(session, **options)
             except KeyboardInterrupt:
-                raise ColakitError("Interrupted.", exit_code=EXIT_INTERRUPTED) from None
+                raise ColakitError("the command did not finish", exit_code=EXIT_INTERRUPTED) from None
+            if session.dry_run:
+                session.reporter.say("dry run: nothing was written")
             if session.as_json and result is not None and os.environ.get("RANK", "0") == "0":
                 print_json(result)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        generated = [_setting_parameter(flag, key) for flag, key in all_flags.items()]
+        generated = [
+            _setting_parameter(flag, key, (defaults or {}).get(key, FIELDS[key].default))
+            for flag, key in all_flags.items()
+        ]
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = [context, *own, *generated, *_common_parameters()]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -62,7 +62,7 @@ class Settings(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Precision of matrix products and frozen weights; auto: bf16 where it is faster, but "
-        "fp32 for students on a CPU and for minimal pairs.",
+        "fp32 for predictions of students and for minimal pairs.",
     )
     cpu_kernels: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from colakit.data.tables import FORMATS, table_format
+from colakit.data.tables import FORMATS, refuse_workbook, table_format
 from colakit.errors import ColakitError
 from colakit.utils.unpacking import DECODERS, max_unpacked, open_unpacked
 
@@ -43,6 +43,7 @@ Opener = Callable[[], contextlib.AbstractContextManager[IO[bytes]]]
 def file_opener(path: Path, hint: str = "Check the path given with --data or data.splits.") -> Opener:
     """Return a function that opens a file and turns its read errors into `ColakitError`."""
 
+    refuse_workbook(str(path))
     return partial(open_unpacked, path, hint)
 
 
@@ -52,6 +53,7 @@ def find_splits(path: Path) -> dict[str, tuple[str, Opener]]:
     Raises:
         ColakitError: if the path does not exist or has no files with CoLA's or GLUE's names.
     """
+    refuse_workbook(str(path))
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if table_format(file.name) and file.is_file()]
         members = {file.relative_to(path).as_posix(): file_opener(file) for file in files}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from colakit.errors import ColakitError, first_line
+from colakit.utils.documents import library_errors
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -39,13 +39,9 @@ def open_gguf(path: Path) -> GgufFile:
     Raises:
         ColakitError: if it cannot be read, or is not GGUF.
     """
-    try:
+    with library_errors(path, hint="Download the file again."):
         facts = path.stat()
         return _parse(path, facts.st_mtime_ns, facts.st_size)
-    except Exception as error:  # numpy and the reader raise many types on a damaged file
-        raise ColakitError(
-            f"{path}: not a GGUF file ({first_line(error)})", hint="Download the file again."
-        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -67,13 +63,12 @@ def read_gguf_tokenizer(path: Path) -> tuple[Tokenizer, int | None, int | None]:
         ColakitError: if it is broken or not supported.
     """
     facts = open_gguf(path).facts
-    try:
-        return _tokenizer(facts), facts.get(f"{KEY}bos_token_id"), facts.get(f"{KEY}eos_token_id")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else first_line(error)
-        raise ColakitError(
-            f"{path}: its tokenizer cannot be read ({reason})", hint="Choose another base."
-        ) from error
+    with library_errors(f"{path}: its tokenizer", hint="Choose another base."):
+        backend = _tokenizer(facts)
+        ids = [facts.get(f"{KEY}{name}_token_id") for name in ("bos", "eos")]
+        if any(i is not None and backend.id_to_token(i) is None for i in ids):
+            raise ValueError("bos_token_id and eos_token_id must be tokens of the vocabulary")
+    return backend, ids[0], ids[1]
 
 
 def _tokenizer(facts: Mapping[str, Any]) -> Tokenizer:

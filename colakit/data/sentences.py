@@ -20,6 +20,7 @@ from colakit.data.tables import (
     hub_table,
     open_table,
     read_text_table,
+    refuse_workbook,
     table_format,
 )
 from colakit.errors import ColakitError
@@ -49,6 +50,7 @@ def open_sentences(file: str | None, reading: Reading, text_column: str | None) 
             )
         yield hub_table(where, next(iter(splits.values())))
         return
+    refuse_workbook(where)
     opened = contextlib.nullcontext(sys.stdin.buffer) if where == "stdin" else open_unpacked(Path(where))
     with opened as stream:
         if kind := table_format(where):

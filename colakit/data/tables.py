@@ -29,6 +29,7 @@ FORMATS: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+WORKBOOKS = (".xlsx", ".xls", ".ods")
 COLA_COLUMNS = ("source", "label", "mark", "sentence")  # of CoLA's files, which have no header
 TEST_HEADERS = (["index", "sentence"], ["id", "sentence"])  # of GLUE's and Kaggle's test set of CoLA
 
@@ -146,6 +147,15 @@ def table_format(name: str) -> Format | None:
     """Return the format that a file's name stands for, packed or not; None for another name."""
     path = PurePath(name.lower())
     return FORMATS.get(path.with_suffix("").suffix if path.suffix in DECODERS else path.suffix)
+
+
+def refuse_workbook(name: str) -> None:
+    """Raise `ColakitError` if a file's name is that of a workbook of Excel or LibreOffice."""
+    if PurePath(name.lower()).suffix in WORKBOOKS:
+        raise ColakitError(
+            f"{name}: a workbook is not read; tables are TSV, CSV, JSON or Parquet",
+            hint="Save its sheet as CSV UTF-8.",
+        )
 
 
 def cell_text(value: Any) -> str:

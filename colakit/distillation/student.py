@@ -33,11 +33,8 @@ from colakit.utils.console import Reporter
 EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
 
 
-def empty_student(
-    settings: StudentSettings, task: TaskData, vocab_size: int, reporter: Reporter
-) -> DistilRNN:
+def empty_student(settings: StudentSettings, task: TaskData, vocab_size: int) -> DistilRNN:
     """Return a student without weights, for a dry run."""
-    reporter.say("only embedding rows of tokens in the training data are trained")
     with without_weights():
         return DistilRNN(_config(settings, len(task.corpus.label_names), vocab_size))
 

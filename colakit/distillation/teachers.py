@@ -89,7 +89,7 @@ class Teacher:
             tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
             self.compute.place(self.classifier.model.requires_grad_(False))
             with self.reporter.progress(
-                f"teacher labels, {split.name}", len(split), len(split) - count
+                f"{split.name}, teacher labels", len(split), len(split) - count
             ) as bar:
 
                 def compute(rows: tuple[int, int]) -> Arrays:
@@ -136,7 +136,7 @@ class Teacher:
         def compute() -> Arrays:
             self.compute.place(model.requires_grad_(False))
             tokens = encode_split(self.classifier, split, self.arrays, self.reporter, "teacher, ")
-            with self.reporter.progress(f"teacher states, {split.name}", len(split)) as bar:
+            with self.reporter.progress(f"{split.name}, teacher states", len(split)) as bar:
                 hidden = compute_hidden(model, tokens, self.compute, done=bar.advance)
             return {"hidden": hidden.astype(np.float16)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from colakit.config.student import TransferSettings
+from colakit.data.columnar import HUB_PREFIX
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.corruption import corrupt_sentences
 from colakit.data.running_text import read_documents, text_files, whole_sentences
@@ -135,7 +138,7 @@ def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | Non
         "wanted": transfer_size(settings, len(task.train)),
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in _reserved(task)],
-        "text": [sha256_of(file) for file in _files(settings)],
+        "text": _text_digests(task, settings),
         **({"table": [_text_column(task, settings), *Reading.of(task.data)]} if _has_table(settings) else {}),
         "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
     }
@@ -223,7 +226,21 @@ class Sources:
 
 
 def _files(settings: TransferSettings) -> list[Path]:
-    return [] if settings.text is None else text_files(settings.text)
+    """Return the files of the transfer text; a dataset of the hub has none."""
+    return [] if settings.text is None or _is_hub(settings) else text_files(settings.text)
+
+
+def _is_hub(settings: TransferSettings) -> bool:
+    return settings.text is not None and settings.text.startswith(HUB_PREFIX)
+
+
+def _text_digests(task: TaskData, settings: TransferSettings) -> list[str]:
+    if not _is_hub(settings):
+        return [sha256_of(file) for file in _files(settings)]
+    digest = hashlib.sha256()
+    for text in _documents(task, settings):
+        digest.update(json.dumps(text).encode())
+    return [digest.hexdigest()]
 
 
 def _has_table(settings: TransferSettings) -> bool:
@@ -237,8 +254,8 @@ def _text_column(task: TaskData, settings: TransferSettings) -> str | None:
 def _documents(task: TaskData, settings: TransferSettings) -> Iterator[str]:
     """Yield the documents of the transfer text; a row of a table is one."""
     column = _text_column(task, settings)
-    for file in _files(settings):
-        if not table_format(file.name):
+    for file in [settings.text] if _is_hub(settings) else _files(settings):
+        if isinstance(file, Path) and not table_format(file.name):
             yield from read_documents(file)
             continue
         with open_sentences(str(file), Reading.of(task.data), column) as table:

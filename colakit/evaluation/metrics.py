@@ -133,12 +133,14 @@ class Bootstrap:
         predictions: M arrays (N,).
 
     Attributes:
+        size: N.
         values: statistic (`accuracy` or `mcc`) -> (M,) on the sentences themselves.
         resampled: statistic -> (K, M).
     """
 
     def __init__(self, labels: Labels, predictions: Sequence[Labels], num_labels: int, seed: int = 0) -> None:
-        size, num_models = len(labels), len(predictions)
+        self.size = size = len(labels)
+        num_models = len(predictions)
         classes, stacked = np.arange(num_labels), np.stack(predictions, axis=1)  # (C,), (N, M)
         true, hits = labels[:, None] == classes, stacked == labels[:, None]  # (N, C), (N, M)
         predicted = (stacked[..., None] == classes).reshape(size, -1)  # (N, M·C)
@@ -156,8 +158,14 @@ class Bootstrap:
         self.resampled = {name: np.concatenate([part[name] for part in parts]) for name in STATISTICS}
 
     def mean(self, statistic: str, models: Indices) -> Interval:
-        """Return the mean over `models`."""
-        return percentile_interval(*self._means(statistic, models))
+        """Return the mean over `models`; the accuracy of a single one has Wilson's interval.
+
+        The bootstrap's interval has no width if all or no predictions are right.
+        """
+        value, resampled = self._means(statistic, models)
+        if statistic == "accuracy" and len(models) == 1:
+            return wilson_interval(round(value * self.size), self.size)
+        return percentile_interval(value, resampled)
 
     def difference(self, statistic: str, first: Indices, second: Indices) -> Interval:
         """Return the mean over the models `first` minus the mean over `second`."""
@@ -192,6 +200,14 @@ class Bootstrap:
     def _means(self, statistic: str, models: Indices) -> tuple[float, NDArray[np.float64]]:
         value = float(self.values[statistic][list(models)].mean())
         return value, self.resampled[statistic][:, list(models)].mean(axis=1)
+
+
+def wilson_interval(right: int, total: int) -> Interval:
+    """Return a proportion with its score interval (Wilson 1927), which has a width at 0 and 1, too."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(right / total, float(ends.low), float(ends.high))
 
 
 def percentile_interval(value: float, resampled: NDArray[np.float64]) -> Interval:

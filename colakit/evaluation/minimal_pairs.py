@@ -21,7 +21,7 @@ from torch import Tensor
 
 from colakit.data.batches import pad
 from colakit.data.tokens import Tokens, plan_inference
-from colakit.evaluation.metrics import CONFIDENCE, Interval
+from colakit.evaluation.metrics import Interval, wilson_interval
 from colakit.evaluation.tables import Table, format_interval, percent
 from colakit.inference.forward import evaluating
 from colakit.models.gpt.model import GPT
@@ -152,12 +152,9 @@ def _summed(model: GPT, input_ids: Tensor, attention_mask: Tensor, compute: Comp
 
 def accuracy(scores: PairScores, indices: NDArray[np.int64] | None = None) -> Accuracy:
     """Return the accuracy on all pairs, or on those at `indices`, which must not be empty."""
-    from scipy.stats import binomtest
-
     index = slice(None) if indices is None else indices
     correct = scores.correct[index]
-    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(CONFIDENCE, method="wilson")
-    summed = Interval(float(correct.mean()), float(interval.low), float(interval.high))
+    summed = wilson_interval(int(correct.sum()), len(correct))
     return Accuracy(summed, float(scores.correct_per_token[index].mean()))
 
 

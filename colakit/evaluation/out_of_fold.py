@@ -85,7 +85,7 @@ def fold_tables(summary: Mapping[str, Any]) -> list[Table]:
     metrics = summary["out_of_fold"]
     accuracy, mcc = (Interval(metrics[key], *metrics[f"{key}_interval"]) for key in STATISTICS)
     row = [
-        str(metrics["num_examples"]),
+        f"{metrics['num_examples']:,}",
         format_interval(accuracy, 100, 2),
         percent(metrics["majority_rate"]),
         format_interval(mcc, 1, 3),

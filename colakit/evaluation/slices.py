@@ -176,7 +176,7 @@ def slice_table(report: SliceReport) -> Table:
     rows = [
         [
             row.name + ("*" if row.few else ""),
-            str(row.num_examples),
+            f"{row.num_examples:,}",
             "-" if row.majority_rate is None else percent(row.majority_rate),
             *([format_spread(score.mcc, 1, 2) for score in row.scores] or ["-"] * len(report.experiments)),
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class SplitReport:
             classes: add the tables of classes and calibration.
         """
         comparison = self.comparison
-        where = f"{comparison.split} ({comparison.models[0].metrics.num_examples} sentences)"
+        where = f"{comparison.split} ({comparison.models[0].metrics.num_examples:,} sentences)"
         tables = [_model_table(where, comparison)]
         if any(row.num_seeds > 1 for row in comparison.groups):
             tables.append(_group_table(where, comparison))
@@ -129,7 +130,7 @@ def _model_table(where: str, comparison: SplitComparison) -> Table:
         ]
         for row in comparison.models
     ]
-    title = f"{where}: models, with 95 % bootstrap intervals"
+    title = f"{where}: models, with 95 % intervals (accuracy: Wilson, MCC: bootstrap)"
     return title, ["model", "accuracy %", "majority %", "MCC", "loss"], rows
 
 
@@ -148,9 +149,10 @@ def _group_table(where: str, comparison: SplitComparison) -> Table:
 
 
 def _pair_table(where: str, comparison: SplitComparison) -> Table:
+    names = _short_names(comparison)
     rows = [
         [
-            f"{row.first} - {row.second}",
+            f"{names[row.first]} - {names[row.second]}",
             format_interval(row.accuracy, 100, 1, signed=True),
             format_interval(row.mcc, 1, 3, signed=True),
             f"{row.detectable_mcc:.3f}",
@@ -162,6 +164,17 @@ def _pair_table(where: str, comparison: SplitComparison) -> Table:
     num_tests = sum(len(row.mcnemar_p) for row in comparison.pairs)
     title = f"{where}: differences, paired over sentences, seeds fixed; detectable with 80 % power"
     return f"{title}; p corrected for {num_tests} tests (Holm)", columns, rows
+
+
+def _short_names(comparison: SplitComparison) -> dict[str, str]:
+    """Return experiment -> the folder of its run if it has a single one, with a name of its own."""
+    names = {group.group: group.group for group in comparison.groups}
+    folders = [Path(row.model).name for row in comparison.models]
+    for group in comparison.groups:
+        (name, *others) = [Path(row.model).name for row in comparison.models if row.group == group.group]
+        if not others and folders.count(name) == 1:
+            names[group.group] = name
+    return names
 
 
 def _teaching_table(where: str, rows: Sequence[TeachingRow]) -> Table:

@@ -24,11 +24,14 @@ def percent(value: float) -> str:
 
 
 def format_interval(interval: Interval, factor: float, digits: int, *, signed: bool = False) -> str:
-    """Format a value times `factor` with its interval: `value [low, high]`."""
+    """Format a value times `factor` with its interval: `value [low, high]`.
+
+    An interval without a width is undefined (`value [-]`): a bootstrap's if all predictions are right.
+    """
     sign = "+" if signed else ""
     ends = (interval.value, interval.low, interval.high)
     value, low, high = (f"{factor * x:{sign}.{digits}f}" for x in ends)
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if interval.low < interval.high else f"{value} [-]"
 
 
 def format_spread(spread: Spread, factor: float, digits: int) -> str:
@@ -42,7 +45,7 @@ def metrics_row(name: str, metrics: Metrics) -> list[str]:
     """Return a table row: name, sentences, accuracy, majority rate, MCC, loss."""
     return [
         name,
-        str(metrics.num_examples),
+        f"{metrics.num_examples:,}",
         percent(metrics.accuracy),
         percent(metrics.majority_rate),
         f"{metrics.mcc:.3f}",
@@ -70,14 +73,17 @@ def spread_table(
     rows = [
         [
             name,
-            str(run["num_examples"]),
+            f"{run['num_examples']:,}",
             percent(run["accuracy"]),
             percent(run["majority_rate"]),
             f"{run['mcc']:.3f}",
         ]
         for name, run in runs.items()
     ]
-    means = [format_spread(Spread(**spread[key]), *style) for key, style in zip(METRICS, STYLES, strict=True)]
+    own = [Spread(**spread[key]) for key in METRICS]
+    if own[1].sd == 0:  # the majority rate differs between folds only
+        own[1] = Spread(own[1].mean, None)
+    means = [format_spread(each, *style) for each, style in zip(own, STYLES, strict=True)]
     return title, [column, *COLUMNS], [*rows, ["mean ± sd", "", *means]]
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 WORD_PATTERN = r"\w+|[^\w\s]"  # words and single punctuation marks
 MAX_WORDS, MAX_CHARACTERS = 5, 8  # of an n-gram
@@ -91,6 +93,8 @@ class NgramModel:
 
     def __call__(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return (N, C) logits of N sentences."""
+        from scipy import sparse
+
         bias = self.tensors["score.bias"]
         if not self._vectorizers:
             return np.tile(bias, (len(sentences), 1))
@@ -111,6 +115,7 @@ def fit_ngrams(
     Args:
         penalties: inverse strength of the squared penalty, `C` of scikit-learn's `LogisticRegression`.
     """
+    from scipy import sparse
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     tensors: dict[str, NDArray[Any]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,11 +24,12 @@ class StopRequest:
 
     Args:
         at_once: raise `LeaveAtOnce` at the first signal.
+        on_signal: called at the first signal.
     """
 
-    def __init__(self, *, at_once: bool = False) -> None:
+    def __init__(self, *, at_once: bool = False, on_signal: Callable[[], None] = lambda: None) -> None:
         self.signal: int | None = None
-        self.at_once = at_once
+        self.at_once, self.on_signal = at_once, on_signal
 
     @property
     def exit_code(self) -> int:
@@ -39,13 +40,17 @@ class StopRequest:
         """Record the signal; a second Ctrl-C raises `LeaveAtOnce`."""
         if self.at_once or (self.signal is not None and number == signal.SIGINT):
             raise LeaveAtOnce(number)
-        self.signal = number
+        is_first, self.signal = self.signal is None, number
+        if is_first:
+            self.on_signal()
 
 
 @contextmanager
-def stop_requests(*, at_once: bool = False) -> Iterator[StopRequest]:
+def stop_requests(
+    *, at_once: bool = False, on_signal: Callable[[], None] = lambda: None
+) -> Iterator[StopRequest]:
     """Catch stop signals while the block runs; does nothing outside the main thread."""
-    request = StopRequest(at_once=at_once)
+    request = StopRequest(at_once=at_once, on_signal=on_signal)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.runtime.signals import StopRequest, stop_requests
-from colakit.utils.console import read_error
+from colakit.utils.console import read_error, starts_error
 
 WATCH_STDIN = "STDIN_OF_COLAKIT_IS_ITS_PARENT"  # environment variable; the prefix COLAKIT_ marks settings
 TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # would put control codes into errors
@@ -68,7 +68,7 @@ def run_side_by_side(children: Sequence[Child], workers: Sequence[Mapping[str, s
         log: called with a child's name and each line of its stderr, up to its error.
 
     Raises:
-        ColakitError: the error of the first child that failed, or "stopped" with the signal's exit code.
+        ColakitError: the error of the first child that failed, or "by a signal" with the signal's exit code.
     """
     pool = _Pool(workers, log)
     waiting = deque(enumerate(children))
@@ -92,7 +92,7 @@ def run_side_by_side(children: Sequence[Child], workers: Sequence[Mapping[str, s
     if failure is not None:
         raise failure
     if stop.signal is not None:
-        raise ColakitError("stopped", exit_code=stop.exit_code)
+        raise ColakitError("by a signal", exit_code=stop.exit_code)
     return outputs
 
 
@@ -178,7 +178,7 @@ class _Pool:
             self.running.remove(child)
             self.idle.append(child.worker)
             return child
-        child.has_failed |= line.startswith(("error: ", "Traceback ("))
+        child.has_failed |= starts_error(line) or line.startswith("Traceback (")
         if line and not child.has_failed:
             self.log(child.child.name, line)
         return None

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from colakit.data.gguf_tokenizer import open_gguf
-from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.layers import rotary_frequencies
+from colakit.utils.documents import library_errors
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 TENSORS = {  # name in a GGUF block -> name in a block of the model
@@ -48,11 +48,8 @@ def gguf_config(path: Path) -> GPTConfig:
         ColakitError: if the file is broken, or its model is not supported.
     """
     file = open_gguf(path)
-    try:
+    with library_errors(path, hint="Choose another base."):
         return _config(file.facts, file.tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ColakitError(f"{path}: {reason}", hint="Choose another base.") from error
 
 
 def _config(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> GPTConfig:
@@ -120,16 +117,10 @@ def gguf_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     for stored in open_gguf(path).tensors.values():
         if stored.name == ROPE_FACTORS:
             continue
-        try:
-            tensor = torch.from_numpy(
-                dequantize(stored.data, stored.tensor_type).astype("float32", copy=True)
-            )
-        except (NotImplementedError, ValueError) as error:
-            raise ColakitError(
-                f"{path}: {stored.name} has the type {stored.tensor_type.name}, which `gguf` cannot read "
-                f"({first_line(error)})",
-                hint="Choose another quantisation.",
-            ) from error
+        where = f"{path}: {stored.name} of type {stored.tensor_type.name}"
+        with library_errors(where, hint="Choose another quantisation."):
+            values = dequantize(stored.data, stored.tensor_type)
+            tensor = torch.from_numpy(values.astype("float32", copy=True))
         heads = {"attn_q": config.num_heads, "attn_k": config.kv_heads}.get(stored.name.split(".")[-2])
         if heads is not None and config.family == "llama":
             tensor = _interleaved_to_halves(tensor, heads)

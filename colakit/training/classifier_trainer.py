@@ -162,9 +162,9 @@ class ClassifierTrainer(Trainer):
             self.confusion += counts.view(self.num_labels, self.num_labels)
         text = ""
         if train := _train_metrics(self.confusion):
-            text = f", accuracy {100 * train['accuracy']:.1f} %, MCC {train['mcc']:.3f}"
+            text = f", MCC {train['mcc']:.3f}, accuracy {100 * train['accuracy']:.1f} %"
         if (best := self.progress.best) is not None:
-            text += f" | best val: accuracy {100 * best['accuracy']:.1f} %, MCC {best['mcc']:.3f}"
+            text += f", best val: MCC {best['mcc']:.3f}, accuracy {100 * best['accuracy']:.1f} %"
         return text
 
     def is_stale(self) -> bool:
@@ -188,8 +188,8 @@ class ClassifierTrainer(Trainer):
         self.log("evaluation", epoch=self.epoch, train=train, val=val, **({"dev": dev} if dev else {}))
         self.confusion.zero_()
         return (
-            f"epoch {self.epoch:.2f} val loss {val['loss']:.3f} "
-            f"accuracy {100 * val['accuracy']:.1f} % MCC {val['mcc']:.3f}"
+            f"val: MCC {val['mcc']:.3f}, accuracy {100 * val['accuracy']:.1f} %, "
+            f"loss {val['loss']:.3f}, epoch {self.epoch:.2f}"
         )
 
     def _score(self, val: Mapping[str, Any]) -> tuple[float, float]:

@@ -98,7 +98,7 @@ class LMTrainer(Trainer):
         if self.group.is_main:
             measured = self.write_and_measure(limit=self.job.settings.evaluate_windows)
         self.log("evaluation", epoch=self.epoch, train=self.mean_loss, bits_per_byte=measured)
-        return f"step {self.step}: val bits/byte: " + ", ".join(f"{n} {v:.3f}" for n, v in measured.items())
+        return "val: bits/byte " + ", ".join(f"{n} {v:.3f}" for n, v in measured.items())
 
     def write_and_measure(self, limit: int | None) -> dict[str, float]:
         """Write model (bf16) and tokenizer to `base/`; return bits per byte by validation text.
@@ -219,7 +219,7 @@ class SentenceLMTrainer(Trainer):
         assert loss is not None
         self.log("evaluation", epoch=self.epoch, train=self.mean_loss, val=loss)
         self.keep_best({"loss": loss}, lambda metrics: -metrics["loss"])
-        return f"epoch {self.epoch:.2f} val loss {loss:.3f} nats/token"
+        return f"val: loss {loss:.3f} nats/token, epoch {self.epoch:.2f}"
 
     def evaluated_sentences(self) -> tuple[int, int]:
         """Return how many sentences are evaluated during training; none at its end."""

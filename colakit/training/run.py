@@ -16,6 +16,7 @@ from colakit.storage.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from colakit.storage.output import RUNS, Resume, check_writable, claim_run_folder
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import Summary
+from colakit.storage.run_set import RECORD
 from colakit.utils.console import Reporter
 from colakit.utils.documents import read_text
 from colakit.utils.plan import Plan
@@ -133,7 +134,7 @@ def training_run(
                 raise
             hint, exit_code = run.how_to_continue(), getattr(error, "exit_code", EXIT_FAILED)
             if isinstance(error, KeyboardInterrupt):
-                message, exit_code = "Interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED)
+                message, exit_code = "at once", getattr(error, "exit_code", EXIT_INTERRUPTED)
             elif isinstance(error, OSError):
                 message = f"{error.filename or run.folder.path}: {error.strerror or error}"
                 hint = f"Free disk space or repair the folder. {hint}"
@@ -167,13 +168,17 @@ def is_resuming(out: Path | None, resume: Resume) -> bool:
     return False
 
 
-def check_new_run(
-    out: Path | None, hint: str = "Choose another folder, or continue its run with --resume."
-) -> None:
+def check_new_run(out: Path | None, hint: str | None = None) -> None:
     """Raise `ColakitError` unless a run can start in `out` (`runs/` if None)."""
     check_writable(out or RUNS)
     if out is not None and out.is_dir() and not _is_free(out):
-        raise ColakitError(f"--out {out}: folder is not empty", hint=hint)
+        is_finished = RunFolder(out).summary.is_file()
+        may_resume = Checkpoints(out / "checkpoints").paths() or (out / RECORD).is_file()
+        more = ", or continue its run with --resume" if may_resume and not is_finished else ""
+        raise ColakitError(
+            f"--out {out}: folder is not empty{': its run is finished' if is_finished else ''}",
+            hint=hint or f"Choose another folder{more}.",
+        )
 
 
 def _is_free(folder: Path) -> bool:

@@ -86,9 +86,7 @@ class WeightsAndBiases:
     """A run of the project `colakit`; `WANDB_MODE=offline` keeps it in the run folder."""
 
     def __init__(self, folder: Path, run_id: str | None, parameters: Mapping[str, Any]) -> None:
-        import wandb
-
-        self.run = wandb.init(
+        self.run = import_extra(MODULES["wandb"], "track").init(
             project=PROJECT,
             name=folder.name,
             id=run_id,

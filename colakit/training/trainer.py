@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,7 +181,7 @@ class Trainer(ABC):
         )
         with (
             self.run.plan.stage(TRAINING),
-            stop_requests() as stop,
+            stop_requests(on_signal=self._say_stopping) as stop,
             self.reporter.progress(self.run.title, self.max_steps, self.step) as bar,
         ):
             while not self.is_stale() and (report := next(reports, None)) is not None:
@@ -231,10 +232,10 @@ class Trainer(ABC):
         self.seconds = time.monotonic() - self.start_time
         self.progress.loss_sum += report.loss * report.count
         self.progress.count += report.count
-        text = f"epoch {report.epoch + 1}: loss {self.mean_loss:.3f}{self.observe(report)}"
+        text = f"loss {self.mean_loss:.3f}{self.observe(report)}"  # what a narrow terminal shows comes first
         if report.step % self.job.settings.log_every == 0:
             self.log("step", loss=report.loss, lr=report.lr, grad_norm=report.grad_norm)
-        bar.advance(note=text)
+        bar.advance(note=f"{text}, epoch {report.epoch + 1}")
         is_evaluated = report.step == self.max_steps or self.is_evaluation_due()
         if is_evaluated:
             bar.advance(0, note=self.evaluate())
@@ -413,6 +414,10 @@ class Trainer(ABC):
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[name])
 
+    def _say_stopping(self) -> None:
+        with suppress(RuntimeError):  # the signal came while stderr was written
+            self.reporter.say("stopping after this step; a checkpoint is saved (Ctrl-C again: stop at once)")
+
     def _stop_if_requested(self, stop: StopRequest) -> None:
         if self.group.world_size > 1:  # all processes must stop after the same step
             if self.step % self.job.settings.log_every:
@@ -422,7 +427,7 @@ class Trainer(ABC):
             return
         self._save()
         raise ColakitError(
-            f"Stopped after step {self.step} of {self.max_steps}; {self.folder.describe_checkpoint()}",
+            f"after step {self.step} of {self.max_steps}; {self.folder.describe_checkpoint()}",
             hint=self.run.how_to_continue(),
             exit_code=stop.exit_code,
         )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # imported on use, to keep `--help` fast
 
 PIPE_WIDTH = 130  # characters; wide enough for every table
 WIDE = 100  # characters of a terminal from which progress shows the elapsed time
+ERROR, STOPPED = "error:", "stopped:"
+SIGNALLED = 128  # exit codes above it are of signals
 PLAIN_LINE_SECONDS = 10.0  # between progress lines without a terminal
 
 
@@ -278,19 +280,27 @@ def print_json(value: Mapping[str, Any]) -> None:
         _silence(sys.stdout)
 
 
-def print_error(message: str, hint: str | None) -> None:
-    """Print an error and its hint on stderr."""
+def print_error(message: str, hint: str | None, exit_code: int = 1) -> None:
+    """Print on stderr why the program ends, and the hint; after a signal it is no error."""
     console = _console(stderr=True)
-    _print(console, message, "error:", "bold red")
+    if exit_code > SIGNALLED:
+        _print(console, message, STOPPED, "bold yellow")
+    else:
+        _print(console, message, ERROR, "bold red")
     if hint:
         _print(console, hint, "hint:", "bold")
 
 
+def starts_error(line: str) -> bool:
+    """Return whether `print_error` printed this line first."""
+    return line.startswith((f"{ERROR} ", f"{STOPPED} "))
+
+
 def read_error(lines: Sequence[str]) -> tuple[str, str | None] | None:
     """Return (message, hint) of the last `print_error` output in `lines`, or None."""
-    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    starts = [number for number, line in enumerate(lines) if starts_error(line)]
     if not starts:
         return None
-    text = "\n".join(lines[starts[-1] :]).removeprefix("error: ")
+    text = "\n".join(lines[starts[-1] :]).partition(" ")[2]
     message, _, hint = text.partition("\nhint: ")
     return message, hint or None

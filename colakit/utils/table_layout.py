@@ -1,10 +1,12 @@
-"""Layout of tables in which no word and no number is broken."""
+"""Layout of tables in which no word, number or interval is broken."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 FRAME = 3  # characters of a column beside its text: a border and two spaces
+WORD = re.compile(r"\[[^\]\n]*\]|\S+")  # an interval `[low, high]` counts as a word
 
 
 def fit_table(
@@ -21,7 +23,8 @@ def fit_table(
     table = [list(columns), *map(list, rows)]
     for lines in (table, [list(line) for line in zip(*table, strict=True)]):
         if (widths := _column_widths(lines, width, measure)) is not None:
-            return lines, widths
+            folded = ([_fold(*cell, measure) for cell in zip(line, widths, strict=True)] for line in lines)
+            return list(folded), widths
     return None
 
 
@@ -31,10 +34,25 @@ def _column_widths(
     """Return the width of each column, at least that of its longest word; None if the table is too wide."""
     columns = list(zip(*lines, strict=True))
     widths = [max(map(measure, cells)) for cells in columns]
-    least = [max((measure(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+    least = [
+        max((measure(word) for cell in cells for word in WORD.findall(cell)), default=0) for cells in columns
+    ]
     for _ in range(sum(widths) + FRAME * len(widths) + 1 - width):
         can_shrink = [index for index in range(len(widths)) if widths[index] > least[index]]
         if not can_shrink:
             return None
         widths[max(can_shrink, key=widths.__getitem__)] -= 1
     return widths
+
+
+def _fold(cell: str, width: int, measure: Callable[[str], int]) -> str:
+    """Break a cell that is wider than its column into lines, between words."""
+    if measure(cell) <= width:
+        return cell
+    lines: list[str] = []
+    for word in WORD.findall(cell):
+        if lines and measure(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)

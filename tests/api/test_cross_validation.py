@@ -315,7 +315,7 @@ def test_an_interrupt_saves_every_fold_and_ends_all_processes(toy: Path, tmp_pat
     code, err = train_until_signal(toy, out, signal.SIGINT)
     assert code == 130, err
     message = " ".join(err.split())
-    assert "error: stopped; 0 of 2 folds are finished" in message
+    assert "stopped: by a signal; 0 of 2 folds are finished" in message
     assert f"Continue: colakit finetune --folds 2 --resume --out {out}" in message
     assert not list(out.rglob("run.lock"))
     assert not list(out.glob("fold-*/summary.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -211,6 +212,8 @@ def test_dry_run_names_the_seeds_and_writes_nothing(toy: Path, colakit: Run) -> 
     code, out, err = colakit(*tune(toy, "--seeds", "0,1", "--dry-run", "--json"))
     assert code == 0, err
     assert json.loads(out)["seeds"] == [0, 1]
+    assert re.search(r"estimated time of all 2 runs: (about|under) ", err)
+    assert "1 thread each" in err
     assert not Path("runs").exists()
 
 
@@ -231,7 +234,7 @@ def test_an_interrupt_saves_every_seed_and_the_runs_continue_with_the_same_bytes
         _, err = process.communicate()
     assert process.returncode == 130, err
     message = " ".join(err.split())
-    assert "error: stopped; 0 of 2 seeds are finished" in message
+    assert "stopped: by a signal; 0 of 2 seeds are finished" in message
     assert f"Continue: colakit finetune --seeds 0,1 --resume --out {out}" in message
     for run in {path.parents[1] for path in out.glob("seed-*/checkpoints/step-*")}:
         assert RunFolder(run).checkpoints.load(pytest.fail).state["step"] > 0

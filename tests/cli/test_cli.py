@@ -268,6 +268,8 @@ def test_plot_writes_curves_and_comparisons(
     assert set(figures) == expected
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(path.read_bytes().startswith(starts[form]) for path in figures)
+    code, out, err = colakit("plot", runs["finetune"], "--format", form)
+    assert "replaced " in out
 
 
 def test_predict_labels_a_file_as_tsv_and_as_json_lines(
@@ -358,6 +360,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     )
     assert code == 0, err
     assert "parameters train" in out
+    assert ("parameters train, except embeddings of tokens outside" in out) == (command != "finetune")
+    assert "(-" not in out
+    assert "dry run: nothing was written" in err
     assert "216 train, 24 val, 60 id_dev, 60 ood_dev" in out
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -559,6 +564,10 @@ FAULTS = {
         ["finetune", "--out", "{toy}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "is not empty",
     ),
+    "out holds a finished run": (
+        ["finetune", "--out", "{run}", "--base", "{toy}/base", "--data", "{toy}/corpus"],
+        "{run}: folder is not empty: its run is finished hint: Choose another folder.",
+    ),
     "out is a file": (
         ["finetune", "--out", "{toy}/base/config.json", "--base", "{toy}/base", "--data", "{toy}/corpus"],
         "is a file",
@@ -575,7 +584,7 @@ def test_faults_are_named_with_exit_code_2(
     before = sorted(tmp_path.rglob("*"))
     code, _, err = colakit(*(a.format(toy=toy, run=runs["finetune"]) for a in arguments))
     assert code == 2, err
-    assert expected in " ".join(err.replace("│", " ").split())
+    assert expected.format(run=runs["finetune"]) in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -62,7 +62,7 @@ def test_dry_run_of_the_demo_plans_all_trainings_and_their_sum(
     for stage in ("finetune: training", "distill: labelling", "distill: training", "train-scratch: training"):
         assert re.search(rf"stage \d of \d: {stage}.*(about|under) ", out)
     assert "estimated time: " in out
-    assert "dry run: nothing was written" in out
+    assert "dry run: nothing was written" in err
     assert not list(tmp_path.iterdir())
 
 
@@ -78,7 +78,7 @@ def test_a_stopped_demo_continues_and_keeps_finished_runs(
         code, _, err = colakit(*words)
     assert code == 130
     message = " ".join(err.split())
-    assert "Interrupted; 2 of 4 runs are finished" in message
+    assert "stopped: at once; 2 of 4 runs are finished" in message
     assert f"Continue: colakit demo --out {tmp_path}/demo" in message
     finished = [tmp_path / "demo" / run / "ckpt.pt" for run in ("finetune", "distill")]
     before = [path.stat().st_mtime_ns for path in finished]

@@ -70,8 +70,28 @@ def test_paragraphs_of_help_fill_the_terminal(colakit: Run, monkeypatch: pytest.
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = colakit("finetune", "--help")
     start = out.index("With --seeds")
-    paragraph = [line.strip() for line in out[start : out.index("╭", start)].strip().splitlines()]
+    paragraph = [line.strip() for line in out[start : out.index("Options:", start)].strip().splitlines()]
     assert all(len(line) > 60 for line in paragraph[:-1])
+
+
+def test_help_cuts_no_word_and_states_the_defaults_of_its_command(
+    colakit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, list[str]] = {}
+    for width in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        shown[width] = [
+            " ".join(colakit(*words, "--help")[1].split())
+            for words in ([], ["finetune"], ["demo"], ["data", "write"], ["plot"])
+        ]
+    assert shown["80"] == shown["200"]
+    everything, finetune, demo, write, plot = shown["80"]
+    assert "..." not in everything.partition("Commands:")[2]
+    assert "--layers-to-transform integer,…" in finetune
+    assert "(default c_attn,attn.c_proj,c_fc,mlp.c_proj)" in finetune
+    assert demo.count("(default builtin)") == 2
+    assert write.count("(default builtin)") == 1
+    assert "comparisons of several runs into --out" in plot
 
 
 def test_files_of_a_run_folder_have_one_mode(runs: dict[str, Path], tmp_path: Path) -> None:

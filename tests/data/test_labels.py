@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from colakit.config.resolve import resolve
 from colakit.data.checks import check_corpus, label_warnings
 from colakit.data.corpora import Corpus, load_corpus
 from colakit.data.labelled_rows import MAX_SPLITS, MISSING, Columns
+from colakit.data.sentences import open_sentences
 from colakit.data.splits import train_val_split
+from colakit.data.tables import AS_PANDAS
 from colakit.errors import ColakitError
 
 COLUMNS = Columns("text", "label", "split")
@@ -212,3 +215,16 @@ def test_cola_with_a_header_is_told_which_settings_name_its_columns() -> None:
     assert "--set data.text_column=sentence --set data.label_column=label" in (caught.value.hint or "")
     corpus = load_corpus("own.tsv", columns=Columns("sentence", "label"))
     assert corpus.split("train").sentences == ("The cat sleeps.",)
+
+
+@pytest.mark.parametrize("name", ["own.xlsx", "OWN.XLS", "own.ods"])
+def test_a_workbook_is_refused_by_name(name: str) -> None:
+    with zipfile.ZipFile(name, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    for read in (
+        lambda: load_corpus(name, columns=COLUMNS),
+        lambda: load_corpus(files={"train": name}, columns=COLUMNS),
+        lambda: open_sentences(name, AS_PANDAS, "text").__enter__(),
+    ):
+        with pytest.raises(ColakitError, match=rf"^{name}: a workbook is not read.*\n.*CSV UTF-8"):
+            read()

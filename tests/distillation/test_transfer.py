@@ -133,11 +133,19 @@ def prose(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv.xz", "jsonl.gz", "parquet"])
-def test_a_table_gives_the_sentences_of_its_column(ending: str, toy: Path, prose: Path) -> None:
+@pytest.mark.parametrize("ending", ["csv", "tsv.xz", "jsonl.gz", "parquet", "hub"])
+def test_a_table_gives_the_sentences_of_its_column(
+    ending: str, toy: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = pandas.DataFrame({"line": prose.read_text().splitlines(), "other": "A sentence of no use."})
-    path = prose.with_name(f"table.{ending}")
+    path: Path | str = prose.with_name(f"table.{ending}")
     match ending.partition(".")[0]:
+        case "hub":
+            datasets = pytest.importorskip("datasets")
+            monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(prose.with_name("cache")))
+            path.mkdir()
+            frame.to_csv(path / "train.csv")
+            path = f"hf:{path}:train"
         case "parquet":
             frame.to_parquet(path)
         case "jsonl":

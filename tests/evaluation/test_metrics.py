@@ -28,6 +28,7 @@ from colakit.evaluation.metrics import (
     mcnemar,
     measure,
 )
+from colakit.evaluation.tables import format_interval
 from colakit.inference.decisions import predict_labels, probabilities
 
 LAWS = settings(max_examples=200, deadline=None)
@@ -142,13 +143,15 @@ def test_intervals_contain_their_value_and_depend_on_the_seed(
     assert result.value == pytest.approx(np.mean(alone))
 
 
-@pytest.mark.parametrize("statistic", ["mcc", "accuracy"])
-def test_a_perfect_model_and_a_single_sentence_have_an_interval_of_width_zero(
-    labels: Labels, statistic: str
+def test_a_perfect_model_has_a_wilson_interval_of_accuracy_and_an_undefined_one_of_mcc(
+    labels: Labels,
 ) -> None:
-    assert bootstrap(statistic, labels, [labels], 2) == Interval(1.0, 1.0, 1.0)
-    one = np.array([1])
-    assert bootstrap("accuracy", one, [one], 2) == Interval(1.0, 1.0, 1.0)
+    for predictions, value in ((labels, 1.0), (1 - labels, 0.0)):
+        accuracy = bootstrap("accuracy", labels, [predictions], 2)
+        z2, n = 1.959963984540054**2, len(labels)  # Wilson 1927
+        ends = (n / (n + z2), 1.0) if value else (0.0, z2 / (n + z2))
+        assert (accuracy.value, accuracy.low, accuracy.high) == pytest.approx((value, *ends))
+        assert format_interval(bootstrap("mcc", labels, [predictions], 2), 1, 3) == f"{2 * value - 1:.3f} [-]"
 
 
 @pytest.mark.parametrize("statistic", ["mcc", "accuracy"])

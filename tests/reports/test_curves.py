@@ -110,6 +110,17 @@ def test_seeds_of_different_lengths_are_averaged_where_all_were_evaluated() -> N
     assert lengths == [3, 5, 3]
 
 
+def test_single_evaluations_are_visible_and_all_panels_share_their_range() -> None:
+    drawn = panels(draw_overlay([run_data(num_evaluations=1), run_data(num_evaluations=1, seed=1)]))
+    shown = [line for line in drawn["MCC, argmax"].lines if len(line.get_xdata()) == 1]
+    assert len(shown) >= 3
+    assert all(line.get_marker() != "None" for line in shown)
+    for figure in (draw_curves(run_data()), draw_overlay([run_data(), run_data(seed=1)])):
+        assert len({axis.get_xlim() for axis in panels(figure).values()}) == 1
+        lines = [line for axis in figure.axes for line in axis.lines if line.get_linestyle() == ":"]
+        assert {line.get_marker() for line in lines} == {"None"}  # majority rates are no data
+
+
 def test_more_experiments_than_colours_differ_in_their_markers() -> None:
     runs = [run_data(group=f"experiment {i}") for i in range(20)]
     axis = panels(draw_overlay(runs))["MCC, tuned threshold"]

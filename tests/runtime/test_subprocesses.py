@@ -116,7 +116,7 @@ def send_when(there: Callable[[], bool], *numbers: int) -> None:
 def test_a_signal_is_forwarded_once_and_awaited(number: signal.Signals, scripts: Path) -> None:
     (scripts / "child.py").write_text(STOPPABLE)
     send_when((scripts / "began").exists, number)
-    with pytest.raises(ColakitError, match="stopped") as caught:
+    with pytest.raises(ColakitError, match="by a signal") as caught:
         run("child", "child")
     assert caught.value.exit_code == 128 + number
     assert (scripts / f"saved-{number.value}").exists()

@@ -156,7 +156,7 @@ def test_digits_are_single_tokens_of_smollm(tmp_path: Path) -> None:
 def test_unsupported_tokenizers_are_refused(facts: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path, facts=facts)
-    with pytest.raises(ColakitError, match=r"tiny\.gguf: its tokenizer cannot be read .*smollm"):
+    with pytest.raises(ColakitError, match=r"tiny\.gguf: its tokenizer: cannot be read .*smollm"):
         SentenceTokenizer.from_base(path)
 
 

@@ -191,7 +191,7 @@ def test_resumed_equals_uninterrupted(
     monkeypatch.setattr(Trainer, "_after_step", interrupting)
     code, _, err = colakit(*common, "--out", tmp_path / "parts")
     assert code == 130
-    assert f"Stopped after step {stop_after}" in err
+    assert f"stopped: after step {stop_after}" in err
     assert "--resume" in err
     monkeypatch.setattr(Trainer, "_after_step", after_step)
     assert colakit(command, "--resume", "--out", tmp_path / "parts", "--quiet")[0] == 0

@@ -65,7 +65,7 @@ def test_a_distillation_is_planned_measured_and_then_cached(
     code, _, err = colakit(*arguments, "--out", tmp_path / "run")
     assert code == 0, err
     assert [name for name, _ in stages(err)] == names
-    for title in ("1 of 5: tuning the sampler", "2 of 5: making sentences", "3 of 5: teacher labels, train"):
+    for title in ("1 of 5: tuning the sampler", "2 of 5: making sentences", "3 of 5: train, teacher labels"):
         assert title in err
     assert "4 of 5: training" in err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

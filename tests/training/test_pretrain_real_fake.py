@@ -172,9 +172,9 @@ def test_a_dry_run_does_not_write_to_the_cache(
 ) -> None:
     monkeypatch.setenv("COLAKIT_CACHE", str(tmp_path / "cache"))
     arguments = [*REAL_FAKE, "--init-from", toy / "base", text, "--dry-run"]
-    code, out, err = colakit(*arguments, "--out", tmp_path / "run")
+    code, _, err = colakit(*arguments, "--out", tmp_path / "run")
     assert code == 0, err
-    assert "dry run: nothing was written" in out
+    assert "dry run: nothing was written" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from colakit.utils.console import Reporter, print_error
+from colakit.utils.console import Reporter, _ProgressBar, print_error
 from colakit.utils.table_layout import fit_table
 
 COLUMNS = ["student", "teacher", "seeds", "agreement %", "kappa", "MCC kept %", "parameters", "teacher's"]
 ROW = ["distill (lstm)", "finetune (GPT-2, rank 8)", "3", "85.1 ± 0.2", "0.61 ± 0.01", "62 [51, 73]"]
 ROW += ["1,234,567", "124,439,808"]
-NOTE = "epoch 12: loss 0.4321, accuracy 71.2 %, MCC 0.234 | best val: accuracy 72.1 %, MCC 0.321"
+NOTE = "loss 0.432, MCC 0.234, accuracy 71.2 %, best val: MCC 0.321, accuracy 72.1 %, epoch 12"
 
 
 def words(text: str) -> set[str]:
@@ -33,12 +33,14 @@ def test_a_table_never_breaks_a_word(
     shown = words(out.replace(":", " "))
     assert {word for cell in [*COLUMNS, *ROW] for word in cell.split()} <= shown
     assert max(map(len, out.splitlines())) <= width
+    assert "[51, 73]" in out
 
 
 def test_a_table_is_folded_then_turned_then_given_up() -> None:
     columns, rows = ["name", "value"], [["one two", "1,234"], ["three", "5 [4, 6]"]]
     assert fit_table(columns, rows, 40) == ([columns, *rows], [7, 8])
-    assert fit_table(columns, rows, 19) == ([columns, *rows], [6, 6])
+    folded = [["one\ntwo", "1,234"], ["three", "5\n[4, 6]"]]  # an interval stays whole
+    assert fit_table(columns, rows, 19) == ([columns, *folded], [6, 6])
     turned = fit_table(["a", "b", "c", "d"], [["1", "2", "3", "4"]], 16)
     assert turned == ([["a", "1"], ["b", "2"], ["c", "3"], ["d", "4"]], [1, 1])
     assert fit_table(columns, rows, 9) is None
@@ -59,8 +61,19 @@ def test_progress_shows_bar_steps_and_time_before_metrics(width: int) -> None:
     assert "━━━" in line
     assert "1200/2400" in line
     assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2}", line)
-    assert ("epoch 12: loss 0.4321" in line) == (width == 120)
+    assert ("loss 0.432, MCC 0.234" in line) == (width == 120)
     assert line.rstrip().endswith("…")
+
+
+def test_progress_of_a_training_shows_loss_and_mcc_at_80_columns() -> None:
+    reporter, screen = Reporter(), io.StringIO()
+    reporter._messages = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    reporter.stage = "4 of 5: "
+    with reporter.progress("training", 2400) as bar:
+        assert isinstance(bar, _ProgressBar)
+        bar.started -= 60  # seconds
+        bar.advance(1200, note=NOTE)
+    assert "loss 0.432, MCC 0.234" in screen.getvalue()
 
 
 def test_a_note_ends_after_a_whole_word() -> None:
@@ -68,9 +81,9 @@ def test_a_note_ends_after_a_whole_word() -> None:
     reporter._messages = Console(file=screen, force_terminal=True, width=100, color_system=None)
     with reporter.progress("training", 10) as bar:
         bar.advance(5, note=NOTE)
-    shown = screen.getvalue().partition("epoch 12")[2].partition("…")[0]
-    assert NOTE.startswith(f"epoch 12{shown.rstrip()}")
-    assert NOTE[len(f"epoch 12{shown.rstrip()}")] == " "
+    shown = screen.getvalue().partition("loss 0.432")[2].partition("…")[0]
+    assert NOTE.startswith(f"loss 0.432{shown.rstrip()}")
+    assert NOTE[len(f"loss 0.432{shown.rstrip()}")] == " "
 
 
 LONG = "--set finetune.lr: must be above 0 (got -1), set in a folder\n" + "word " * 30 + "/path" * 30

@@ -32,7 +32,7 @@ def data_fetch_command(session: Session) -> dict[str, Any]:
     return {"folder": str(cola_folder(cache)), "was_cached": was_cached}
 
 
-@command("write", {"--data": "data.path"})
+@command("write", {"--data": "data.path"}, defaults={"data.path": "builtin"})
 def data_write_command(session: Session) -> dict[str, Any]:
     """Write the built-in corpus to --out: CoLA's three files, and the minimal pairs of its dev splits."""
     from colakit.data.builtin.corpus import BUILTIN_NAMES, PAIRS_FILE, VERSION, write_builtin

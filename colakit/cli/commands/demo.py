@@ -19,7 +19,7 @@ PROMPT = "The children"
 FOLDERS = {"baseline", "finetune", "distill", "train-scratch", "evaluation", "plots"}
 
 
-@command("demo", dict(BASE_AND_DATA), config="demo")
+@command("demo", dict(BASE_AND_DATA), config="demo", defaults={"base": "builtin", "data.path": "builtin"})
 def demo_command(session: Session) -> dict[str, Any]:
     """Run the whole pipeline on the base and corpus of the package; takes minutes, needs no network.
 

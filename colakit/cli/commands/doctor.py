@@ -36,7 +36,7 @@ def doctor_command(session: Session) -> dict[str, Any]:
         "why": (compute if session.dry_run else session.gpt_training_compute).reason,
         "threads": f"{torch.get_num_threads()} of {available_cpus()} cores",
         "cache": str(session.cache_folder),
-        "CoLA": "fetched" if is_fetched(session.cache_folder) else "not fetched",
+        "CoLA": "fetched" if is_fetched(session.cache_folder) else "not fetched; run `colakit data fetch`",
         "hub": _answers(constants.ENDPOINT),
         "CoLA site": _answers(COLA_URL),
     }

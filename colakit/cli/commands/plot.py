@@ -15,7 +15,11 @@ from colakit.cli.options import command
 def plot_command(
     session: Session, *, runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")]
 ) -> dict[str, Any]:
-    """Draw the curves of run folders, and compare them."""
+    """Draw the curves of each run into its folder `plots`, and comparisons of several runs into --out.
+
+    --out is `plots` in the current folder by default. For a single run, it takes the curves. Figures in it
+    are replaced.
+    """
     from colakit.api.plot import plot
 
     return plot(session, runs=runs)

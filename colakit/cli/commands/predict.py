@@ -198,7 +198,7 @@ def _show(session: Session, classifier: SentenceClassifier | BaselineClassifier)
     alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)
     compute = "cpu, float32 (a student, without torch)" if alone else str(session.compute)
     session.reporter.result(f"would label sentences with {classifier.name} on {compute}")
-    session.print_parameters(classifier.model)
+    session.print_parameters(classifier.model.requires_grad_(False))
     return {"model": classifier.name, "compute": compute}
 
 

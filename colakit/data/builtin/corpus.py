@@ -95,7 +95,7 @@ def builtin_corpus() -> Corpus:
         labels = np.array([pair.shown for pair in pairs], dtype=np.int64)
         sentences, sources = zip(*((pair.sentence, pair.phenomenon) for pair in pairs), strict=True)
         splits[name] = Split(name, sentences, labels, sources)
-    return Corpus(f"builtin:{VERSION}", COLA_LABELS, splits)
+    return Corpus(f"builtin, version {VERSION}", COLA_LABELS, splits)
 
 
 def serialised(corpus: Corpus) -> dict[str, str]:

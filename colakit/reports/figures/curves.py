@@ -42,7 +42,7 @@ MAX_MARKERS = 12  # per line
 TRAIN_LABEL = "train (dropout on)"
 TRAIN: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1, "marker": "."}
 HELD_OUT: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8, "markersize": 4}
-ONE_RUN: dict[str, Any] = {"linestyle": "-", "linewidth": 1, "alpha": 0.35}
+ONE_RUN: dict[str, Any] = {"linestyle": "-", "linewidth": 1, "marker": ".", "markersize": 5, "alpha": 0.35}
 REPORTED: dict[str, Any] = {"linestyle": "", "markersize": 8, "markeredgecolor": "white", "zorder": 5}
 MAJORITY: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
 
@@ -174,7 +174,8 @@ def _panels(runs: Sequence[RunData], x_label: str) -> tuple[Figure, list[Panel]]
         height = num_rows // len(column)
         for y, (name, argmax) in enumerate(column):
             above = panels[-1].axis if y and name in METRICS else None  # panels of a metric share its range
-            axis = figure.add_subplot(grid[y * height : (y + 1) * height, x], sharey=above)
+            first = panels[0].axis if panels else None
+            axis = figure.add_subplot(grid[y * height : (y + 1) * height, x], sharex=first, sharey=above)
             panels.append(Panel(axis, name, argmax))
             decision = "argmax" if argmax or len(decisions) == 1 else "tuned threshold"
             title = f"{METRICS[name][0]}, {decision}" if name in METRICS else f"{name} (nats)"
@@ -230,7 +231,7 @@ def _draw_split(panel: Panel, run: RunData, split: str, index: int) -> dict[str,
         (entries[label],) = axis.plot([epoch], [reported], **style, **REPORTED)
     if panel.name == "accuracy":
         rate = 100 * run.summary["splits"][split]["majority_rate"]
-        axis.axhline(rate, markersize=4, clip_on=False, **style, **MAJORITY)
+        axis.axhline(rate, color=colour(index), **MAJORITY)
         (entries["majority rate of the split"],) = axis.plot([], [], color="0.3", **MAJORITY)
     return entries
 

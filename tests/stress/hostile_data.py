@@ -54,6 +54,9 @@ def records(draw: st.DrawFn) -> bytes:
     return line.encode()
 
 
+VALID_PAIR = json_text(dict.fromkeys(PairRecord.model_fields, "The cat sleeps.")).encode()
+
+
 @st.composite
 def pair_cases(draw: st.DrawFn) -> Files:
     raw = b"\n".join(draw(st.lists(records(), min_size=1, max_size=4)))
@@ -169,7 +172,7 @@ def read_settings(folder: Path) -> object:
 
 
 DATA_READERS: dict[str, tuple[Callable[[], Cases], Callable[[Path], object]]] = {
-    "pairs by schema": (pair_cases, read_pair_file),
+    "pairs by schema": (lambda: st.just({"a.jsonl": VALID_PAIR}) | pair_cases(), read_pair_file),
     "annotations by schema": (annotation_cases, read_marks),
     "tables by schema": (table_cases, read_table),
     "settings by schema": (settings_cases, read_settings),

@@ -74,10 +74,10 @@ def distill(
     if session.dry_run:
         return plan_seeds(session, seeds, lambda: _dry_run(session, seeds))
     if seeds is None:
-        return session.train(
-            resume,
-            lambda run: ClassifierTrainer(_job(session, session.load_task(needs_base=False), run), run),
-        )
+        with session.training_run(resume) as run:
+            if run.has_finished_with(session.settings_yaml):
+                return run.finished_summary()
+            return ClassifierTrainer(_job(session, session.load_task(needs_base=False), run), run).train()
     teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
     base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
 

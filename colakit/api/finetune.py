@@ -76,7 +76,10 @@ def finetune(
         task = session.load_task()
         model, measure = build_model(session, task), session.measurable_stages(task, _trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
-    return session.train(resume, lambda run: _trainer(session, session.load_task(), run))
+    with session.training_run(resume) as run:
+        if run.has_finished_with(session.settings_yaml):
+            return run.finished_summary()
+        return _trainer(session, session.load_task(), run).train()
 
 
 def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer | SentenceLMTrainer:

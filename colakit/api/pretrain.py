@@ -99,12 +99,13 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
     session.resolved.settings = session.settings.model_copy(update=changes)
     if session.dry_run:
         return _plan(session)
-    if settings.objective == "real-fake":
-        return session.train(
-            resume,
-            lambda run: real_fake.real_fake_trainer(session, real_fake.load_real_fake_data(session), run),
-        )
-    return session.train(resume, lambda run: LMTrainer(_lm_job(session), run))
+    with session.training_run(resume) as run:
+        if run.has_finished_with(session.settings_yaml):
+            return run.finished_summary()
+        if settings.objective == "real-fake":
+            data = real_fake.load_real_fake_data(session)
+            return real_fake.real_fake_trainer(session, data, run).train()
+        return LMTrainer(_lm_job(session), run).train()
 
 
 def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:

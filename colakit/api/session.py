@@ -156,13 +156,6 @@ class Session:
             with training_run(self.command, self.out, resume, group=group, reporter=self.reporter) as run:
                 yield run
 
-    def train(self, resume: Resume, make_trainer: Callable[[TrainingRun], Trainer]) -> dict[str, Any]:
-        """Train in `out` and return the summary; for a run that these settings finished, load nothing."""
-        with self.training_run(resume) as run:
-            if run.has_finished_with(self.settings_yaml):
-                return run.finished_summary()
-            return make_trainer(run).train()
-
     def check_out(self) -> None:
         """Raise `ColakitError` unless `out`, if given, is a writable folder or can be created."""
         if self.out is not None:

@@ -53,7 +53,10 @@ def train_scratch(
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
-    return session.train(resume, lambda run: control_trainer(session, session.load_task(), run))
+    with session.training_run(resume) as run:
+        if run.has_finished_with(session.settings_yaml):
+            return run.finished_summary()
+        return control_trainer(session, session.load_task(), run).train()
 
 
 def control_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:

@@ -34,6 +34,8 @@ from colakit.utils.files import replacing, write_json
 END_OF_TEXT = "<|endoftext|>"
 HINT = "The folder needs tokenizer.json, or vocab.json and merges.txt."
 MAX_CHARACTERS = 2**18  # read of a sentence that is truncated to `max_tokens`
+SEPARATED = (END_OF_TEXT, "<|im_end|>")
+"""End-of-text tokens of models whose texts are separated by `<|endoftext|>` if their vocabulary has it."""
 
 
 class SentenceTokenizer:
@@ -80,9 +82,9 @@ class SentenceTokenizer:
     ) -> SentenceTokenizer:
         """Load the tokenizer of a base, a folder or a GGUF file, as transformers does.
 
-        Texts are separated by `<|endoftext|>` if the vocabulary has it. Otherwise they start with the BOS
-        token and end with the EOS token. Chat models name tokens of their dialogues as BOS and EOS, which
-        suit single sentences less (docs/bases.md).
+        Texts are separated by `<|endoftext|>` if it or ChatML's `<|im_end|>` is the EOS token and the
+        vocabulary has it. Otherwise they start with the BOS token and end with the EOS token. Chat models
+        name tokens of their dialogues, which suit single sentences less (docs/bases.md).
 
         Args:
             start: replaces the token before a text; it must be one token.
@@ -103,7 +105,8 @@ class SentenceTokenizer:
                     f"{path}: the end-of-text token {facts.eos_token!r} is not in the vocabulary",
                     hint="Set eos_token in tokenizer_config.json.",
                 )
-        if (separator := backend.token_to_id(END_OF_TEXT)) is not None:
+        separator = backend.token_to_id(END_OF_TEXT)
+        if separator is not None and (end_id is None or backend.id_to_token(end_id) in SEPARATED):
             start_id = end_id = separator
         if end_id is None:
             raise ColakitError(f"{path}: names no end-of-text token", hint="Choose another base.")

@@ -27,6 +27,7 @@ from colakit.data.splits import normalised
 from colakit.errors import ColakitError
 from colakit.evaluation.experiments import ModelInfo, experiment_key, group_names, named_settings
 from colakit.inference.classifier import load_classifier
+from colakit.inference.decisions import probabilities
 from colakit.runtime.device import resolve_compute
 from colakit.runtime.subprocesses import Child
 from colakit.storage.output import Resume
@@ -99,7 +100,7 @@ def test_out_of_fold_metrics_use_the_model_that_did_not_train_on_the_sentence(
         compute.place(classifier.model.requires_grad_(False))
         rows = np.flatnonzero(folds == number)
         logits = classifier.logits(classifier.encode([train.sentences[i] for i in rows]), compute)
-        odds = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
+        odds = probabilities(logits, classifier.temperature)[:, 1]
         assert classifier.threshold is not None
         predicted[rows] = odds >= classifier.threshold
         run = result["runs"][number - 1]

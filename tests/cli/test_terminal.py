@@ -88,7 +88,7 @@ def test_help_cuts_no_word_and_states_the_defaults_of_its_command(
     everything, finetune, demo, write, plot = shown["80"]
     assert "..." not in everything.partition("Commands:")[2]
     assert "--layers-to-transform integer,…" in finetune
-    assert "(default c_attn,attn.c_proj,c_fc,mlp.c_proj)" in finetune
+    assert "(default all-linear)" in finetune
     assert demo.count("(default builtin)") == 2
     assert write.count("(default builtin)") == 1
     assert "comparisons of several runs into --out" in plot

@@ -39,7 +39,7 @@ TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # fp32 sums in another order
 def classifier(layers: tuple[int, ...] | None, dropout: float = 0.0) -> GPTClassifier:
     """Return a classifier of four blocks with nonzero adapters in some of them."""
     torch.manual_seed(0)
-    config = GPTConfig(50, 16, 16, 4, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
+    config = GPTConfig(400, 16, 16, 4, 2, None, "gelu_new", 1e-5, dropout, dropout, dropout)
     model = GPT(config).classifier(2)
     inject(model, LoRAConfig(rank=2, layers_to_transform=layers))
     train_modules(model, layers=layers)
@@ -264,8 +264,8 @@ def test_resumed_run_computes_the_same_states(
     ("value", "fault"),
     [
         ("2", "lora.layers_to_transform: the model has no block 2"),
-        ("-1", "greater than or equal to 0"),
-        ("first", "valid integer"),
+        ("-1", "must be at least 0"),
+        ("first", "must be a whole number"),
         ("true", "a boolean is not allowed here"),
     ],
 )

@@ -358,7 +358,7 @@ def test_a_run_from_another_base_is_not_resumed(
 
 @pytest.mark.parametrize(
     ("vocab_size", "num_positions", "why"),
-    [(280, 32, "the tokenizer has 300 tokens, but the model 280"), (300, 4, "num_positions: .*(got 4)")],
+    [(280, 32, "its tokenizer has 300 tokens, but the model 280"), (300, 4, "num_positions: .*(got 4)")],
 )
 def test_incompatible_initial_base_is_refused(
     vocab_size: int, num_positions: int, why: str, pretrained: Path, text: Path, colakit: Run, tmp_path: Path

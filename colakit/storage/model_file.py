@@ -27,7 +27,7 @@ from typing_extensions import Self
 from colakit import __version__
 from colakit.data.tokenizer import SentenceTokenizer, TokenizerState
 from colakit.models.ngrams import MAX_CHARACTERS, MAX_WORDS
-from colakit.storage.run_schemas import Count, Fold, Fraction, LabelNames, Seed
+from colakit.storage.run_schemas import Count, Fold, Fraction, LabelNames, Seed, Summary
 from colakit.storage.safetensors_header import read_header
 from colakit.utils.documents import (
     Document,
@@ -181,12 +181,6 @@ class Companion(Document):
         return not self.model_fields_set
 
 
-class Named(Document):
-    """The name of a model in summary.json."""
-
-    model: str
-
-
 def check_threshold(threshold: float | None, num_labels: int) -> None:
     """Raise `ValueError` if there is a threshold, but not two labels."""
     if threshold is not None and num_labels != 2:
@@ -316,7 +310,8 @@ def describe_model(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     if (folder / "summary.json").is_file():
         with contextlib.suppress(DocumentError):
-            return f"holds {read_document(folder / 'summary.json', Named).model}"
+            if (name := read_document(folder / "summary.json", Summary).model) is not None:
+                return f"holds {name}"
     contents = {
         "adapter_config.json": "an adapter",
         CHECKPOINT_NAME: f"a {CHECKPOINT_NAME}",

@@ -103,6 +103,7 @@ class Summary(Document):
     command: str
     seed: Seed | None = None
     experiment: str | None = None  # of classifiers
+    model: str | None = None  # of classifiers
     max_steps: Step | None = None
 
 

@@ -259,7 +259,7 @@ def test_predicting_in_threads_restores_the_thread_limit(
 
 def test_student_predictor_says_what_the_folder_of_a_teacher_holds(tmp_path: Path) -> None:
     gpt_classifier().save(tmp_path / "ckpt.pt")
-    (tmp_path / "summary.json").write_text('{"model": "finetune (GPT-2, rank 8)"}')
+    (tmp_path / "summary.json").write_text('{"command": "finetune", "model": "finetune (GPT-2, rank 8)"}')
     for where in (tmp_path, tmp_path / "ckpt.pt"):
         with pytest.raises(ColakitError, match=r"holds finetune \(GPT-2, rank 8\), not a recurrent student"):
             StudentPredictor(where)

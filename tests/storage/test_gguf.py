@@ -95,10 +95,11 @@ def write_gguf(
 def add_tokenizer(writer: GGUFWriter, tokenizer: SentenceTokenizer, facts: dict[str, Any]) -> None:
     state = json.loads(tokenizer.backend.to_str())
     vocabulary = sorted(state["model"]["vocab"], key=state["model"]["vocab"].get)
+    vocabulary[6] = "<|im_end|>"  # as in chat models, beside <|endoftext|>
     writer.add_tokenizer_model(facts.get("model", "gpt2"))
     writer.add_tokenizer_pre(facts.get("pre", "smollm"))
     writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token == END_OF_TEXT else 1 for token in vocabulary])
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
     writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
     writer.add_bos_token_id(5)
     writer.add_eos_token_id(6)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colakit.evaluation.comparison import ModelPredictions
 from colakit.evaluation.metrics import Interval, Labels, bootstrap_draws, percentile_interval
 from colakit.evaluation.tables import Table, format_interval
 from colakit.inference.decisions import probabilities
@@ -84,37 +85,46 @@ class CalibrationRow:
         return asdict(self)
 
 
-def measure_calibration(probs: NDArray[np.float64], labels: Labels) -> Calibration:
-    """Return the calibration of (N, C) probabilities of (N,) labels."""
-    size, num_labels = probs.shape
-    confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == labels
-    index = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)  # (N,)
-    in_bin = index[:, None] == np.arange(NUM_BINS)  # (N, B)
-    brier = ((probs - np.eye(num_labels)[labels]) ** 2).sum(axis=1)
-    terms = np.column_stack([_nll(probs, labels), brier, in_bin * (correct - confidence)[:, None]])
+def measure_calibration(probs: Sequence[NDArray[np.float64]], labels: Labels) -> list[Calibration]:
+    """Return the calibration of each of several (N, C) probabilities of (N,) labels, on shared resamples."""
+    size, terms, bins = len(labels), [], []
+    for each in probs:
+        confidence, correct = each.max(axis=1), each.argmax(axis=1) == labels
+        index = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)  # (N,)
+        in_bin = index[:, None] == np.arange(NUM_BINS)  # (N, B)
+        brier = ((each - np.eye(each.shape[1])[labels]) ** 2).sum(axis=1)
+        terms.append(np.column_stack([_nll(each, labels), brier, in_bin * (correct - confidence)[:, None]]))
+        bins.append(
+            tuple(
+                Bin(int(rows.sum()), float(confidence[rows].mean()), float(correct[rows].mean()))
+                for rows in in_bin.T
+                if rows.any()
+            )
+        )
+    stacked = np.concatenate(terms, axis=1)  # (N, M·(2 + B)) of M probabilities
 
     def statistics(draws: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return NLL, Brier score and ECE (resamples, 3)."""
-        sums = draws @ terms / size
-        return np.column_stack([sums[:, :2], np.abs(sums[:, 2:]).sum(axis=1)])
+        """Return NLL, Brier score and ECE of each, (resamples, M, 3)."""
+        sums = (draws @ stacked / size).reshape(len(draws), len(terms), -1)
+        return np.concatenate([sums[..., :2], np.abs(sums[..., 2:]).sum(axis=2, keepdims=True)], axis=2)
 
-    values = statistics(np.ones((1, size), dtype=np.int64))[0]
-    resampled = np.concatenate([statistics(draws) for draws in bootstrap_draws(size)])
-    nll, brier_score, ece = map(percentile_interval, values.tolist(), resampled.T)
-    bins = tuple(
-        Bin(int(rows.sum()), float(confidence[rows].mean()), float(correct[rows].mean()))
-        for rows in in_bin.T
-        if rows.any()
+    values = statistics(np.ones((1, size), dtype=np.int64))[0]  # (M, 3)
+    resampled = np.concatenate([statistics(draws) for draws in bootstrap_draws(size)])  # (K, M, 3)
+    results = []
+    for number, of_bins in enumerate(bins):
+        nll, brier_score, ece = map(percentile_interval, values[number].tolist(), resampled[:, number].T)
+        results.append(Calibration(nll, brier_score, ece, of_bins))
+    return results
+
+
+def calibration_rows(labels: Labels, predictions: Sequence[ModelPredictions]) -> tuple[CalibrationRow, ...]:
+    """Return the calibration of every model on one labelled split, without and with its temperature."""
+    temperatures = [temperature for model in predictions for temperature in (1.0, model.temperature)]
+    logits = [model.logits for model in predictions for _ in range(2)]
+    measured = iter(measure_calibration(list(map(probabilities, logits, temperatures)), labels))
+    return tuple(
+        CalibrationRow(each.model, each.temperature, next(measured), next(measured)) for each in predictions
     )
-    return Calibration(nll, brier_score, ece, bins)
-
-
-def calibration_row(
-    model: str, logits: NDArray[np.float32], labels: Labels, temperature: float
-) -> CalibrationRow:
-    """Return the calibration of a model with (N, C) logits, without and with its temperature."""
-    raw, calibrated = (measure_calibration(probabilities(logits, t), labels) for t in (1.0, temperature))
-    return CalibrationRow(model, temperature, raw, calibrated)
 
 
 def calibration_table(where: str, rows: Sequence[CalibrationRow]) -> Table:

@@ -116,45 +116,41 @@ def class_tables(where: str, reports: Sequence[ClassReport]) -> list[Table]:
     ]
 
 
-def error_table(
-    where: str,
-    sentences: Sequence[str],
-    labels: Labels,
-    predictions: Sequence[ModelPredictions],
-    label_names: Sequence[str],
-    limit: int,
-) -> Table:
+@dataclass(frozen=True)
+class LabelledSentences:
+    """The N sentences of a split with their (N,) labels, as indices and by name."""
+
+    where: str  # in titles
+    sentences: Sequence[str]
+    labels: Labels
+    label_names: Sequence[str]
+
+    def p_label(self, model: ModelPredictions) -> NDArray[np.float64]:
+        """Return the calibrated probability (N,) that a model gives the label of each sentence."""
+        return probabilities(model.logits, model.temperature)[np.arange(len(self.labels)), self.labels]
+
+
+def error_table(data: LabelledSentences, predictions: Sequence[ModelPredictions], limit: int) -> Table:
     """Return the sentences that each model mislabels, those first whose label is least probable."""
     rows = []
     for model in predictions:
-        p_label = probabilities(model.logits, model.temperature)[np.arange(len(labels)), labels]
-        wrong = np.flatnonzero(model.predictions != labels)
+        p_label, wrong = data.p_label(model), np.flatnonzero(model.predictions != data.labels)
         for index in wrong[np.argsort(p_label[wrong], kind="stable")][:limit]:
-            named = [label_names[labels[index]], label_names[model.predictions[index]]]
-            rows.append([model.model, *named, f"{p_label[index]:.3f}", sentences[index]])
-    return f"{where}: largest errors", ["model", "label", "predicted", "p(label)", "sentence"], rows
+            named = [data.label_names[each[index]] for each in (data.labels, model.predictions)]
+            rows.append([model.model, *named, f"{p_label[index]:.3f}", data.sentences[index]])
+    return f"{data.where}: largest errors", ["model", "label", "predicted", "p(label)", "sentence"], rows
 
 
-def disagreement_table(
-    where: str,
-    sentences: Sequence[str],
-    labels: Labels,
-    predictions: Sequence[ModelPredictions],
-    label_names: Sequence[str],
-    limit: int,
-) -> Table:
+def disagreement_table(data: LabelledSentences, predictions: Sequence[ModelPredictions], limit: int) -> Table:
     """Return the sentences that two models label differently, the largest distances of p(label) first."""
     rows = []
     for first, second in itertools.combinations(predictions, 2):
-        p_first, p_second = (
-            probabilities(model.logits, model.temperature)[np.arange(len(labels)), labels]
-            for model in (first, second)
-        )
+        p_first, p_second = data.p_label(first), data.p_label(second)
         distance = np.abs(p_first - p_second)
         differing = np.flatnonzero(first.predictions != second.predictions)
         for index in differing[np.argsort(-distance[differing], kind="stable")][:limit]:
             probs = [f"{p_first[index]:.3f}", f"{p_second[index]:.3f}"]
-            label = label_names[labels[index]]
-            rows.append([f"{first.model}, {second.model}", label, *probs, sentences[index]])
+            label = data.label_names[data.labels[index]]
+            rows.append([f"{first.model}, {second.model}", label, *probs, data.sentences[index]])
     columns = ["models", "label", "first p(label)", "second p(label)", "sentence"]
-    return f"{where}: largest disagreements", columns, rows
+    return f"{data.where}: largest disagreements", columns, rows

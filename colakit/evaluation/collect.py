@@ -53,7 +53,7 @@ def collect_predictions(
     Students whose teachers are not among the models are named in a note.
     """
     models: list[ModelInfo] = []
-    outputs, temperatures = [], []
+    outputs = []
     names = distinct_names([run_folder(path) for path in paths])
     with reporter.progress("evaluate", len(paths)) as bar:
         for path, name in zip(paths, names, strict=True):
@@ -72,8 +72,7 @@ def collect_predictions(
                     tokens = encode_split(classifier, corpus.split(split), arrays, reporter, f"{name}, ")
                     logits = classifier.logits(tokens, compute, batch_size)
                 output[split] = logits, predict_labels(logits, classifier.threshold, classifier.temperature)
-            outputs.append(output)
-            temperatures.append(classifier.temperature)
+            outputs.append((classifier.temperature, output))
             bar.advance(note=name)
     matched = match_teachers(models)
     if missing := [model.name for i, model in enumerate(models) if model.teachers and i not in matched]:
@@ -84,7 +83,7 @@ def collect_predictions(
     predictions = {
         split: [
             ModelPredictions(model.name, group, model.seed, *output[split], model.fold, temperature)
-            for model, group, output, temperature in zip(models, groups, outputs, temperatures, strict=True)
+            for model, group, (temperature, output) in zip(models, groups, outputs, strict=True)
         ]
         for split in splits
     }

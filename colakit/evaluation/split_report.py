@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from colakit.evaluation.calibration import CalibrationRow, calibration_row, calibration_table
+from colakit.evaluation.calibration import CalibrationRow, calibration_rows, calibration_table
 from colakit.evaluation.classes import (
     ClassReport,
+    LabelledSentences,
     class_tables,
     disagreement_table,
     error_table,
@@ -30,6 +31,7 @@ from colakit.utils.console import Reporter
 class SplitReport:
     """All results on one split."""
 
+    where: str  # name and size of the split, for titles
     comparison: SplitComparison
     teaching: tuple[TeachingRow, ...]
     slices: tuple[SliceReport, ...]
@@ -56,8 +58,7 @@ class SplitReport:
         Args:
             classes: add the tables of classes and calibration.
         """
-        comparison = self.comparison
-        where = f"{comparison.split} ({comparison.models[0].metrics.num_examples:,} sentences)"
+        where, comparison = self.where, self.comparison
         tables = [_model_table(where, comparison)]
         if any(row.num_seeds > 1 for row in comparison.groups):
             tables.append(_group_table(where, comparison))
@@ -102,8 +103,9 @@ def report_split(
     """
     split, predictions = inputs.corpus.split(name), inputs.predictions[name]
     labels, label_names = split.require_labels(), inputs.corpus.label_names
-    listed = (f"{name} ({len(split)} sentences)", split.sentences, labels, predictions, label_names)
+    data = LabelledSentences(f"{name} ({len(split):,} sentences)", split.sentences, labels, label_names)
     return SplitReport(
+        data.where,
         compare(name, labels, predictions),
         compare_with_teachers(labels, predictions, inputs.models),
         tuple(report_slices(each, labels, predictions) for each in slices if each.split == name),
@@ -111,10 +113,14 @@ def report_split(
             report_classes(each.model, each.logits, labels, each.predictions, label_names)
             for each in predictions
         ),
-        tuple(calibration_row(each.model, each.logits, labels, each.temperature) for each in predictions),
+        calibration_rows(labels, predictions),
         (
-            *([error_table(*listed, errors)] if errors else []),
-            *([disagreement_table(*listed, disagreements)] if disagreements and len(predictions) > 1 else []),
+            *([error_table(data, predictions, errors)] if errors else []),
+            *(
+                [disagreement_table(data, predictions, disagreements)]
+                if disagreements and len(predictions) > 1
+                else []
+            ),
         ),
     )
 

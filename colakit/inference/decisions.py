@@ -35,7 +35,7 @@ class Predictions:
     ) -> Predictions:
         """Return the predictions for (N, C) logits; `threshold` and `temperature` as in `predict_labels`."""
         probs = probabilities(logits, temperature)
-        return cls(predict_labels(logits, threshold, temperature), probs, label_names, num_truncated)
+        return cls(predict_labels(logits, threshold, probs=probs), probs, label_names, num_truncated)
 
     @property
     def names(self) -> list[str]:
@@ -83,13 +83,17 @@ def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDAr
 
 
 def predict_labels(
-    logits: NDArray[np.float32], threshold: float | None, temperature: float = 1.0
+    logits: NDArray[np.float32],
+    threshold: float | None,
+    temperature: float = 1.0,
+    probs: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """Return (N,) labels: the argmax or, with a threshold, 1 where the probability of class 1 reaches it.
 
     Args:
         threshold: for two classes only.
         temperature: of the probabilities.
+        probs: `probabilities(logits, temperature)`, if already computed.
 
     Raises:
         ColakitError: if there is a threshold and not two classes.
@@ -97,7 +101,8 @@ def predict_labels(
     if threshold is None:
         return logits.argmax(axis=1).astype(np.int64)
     check_threshold(threshold, logits.shape[1])
-    return (probabilities(logits, temperature)[:, 1] >= threshold).astype(np.int64)
+    probs = probabilities(logits, temperature) if probs is None else probs
+    return (probs[:, 1] >= threshold).astype(np.int64)
 
 
 def raw_threshold(threshold: float | None, temperature: float) -> float | None:

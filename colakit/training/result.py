@@ -39,13 +39,10 @@ def write_predictions(
     temperature: float,
 ) -> Measured:
     """Write predictions.json, and return the metrics of every split."""
-    predictions = {name: predict_labels(logits[name], threshold, temperature) for name in splits}
+    probs = {name: probabilities(logits[name], temperature) for name in splits}
+    predictions = {name: predict_labels(logits[name], threshold, probs=probs[name]) for name in splits}
     folder.write_predictions(
-        label_names,
-        {
-            name: (split, predictions[name], probabilities(logits[name], temperature))
-            for name, split in splits.items()
-        },
+        label_names, {name: (split, predictions[name], probs[name]) for name, split in splits.items()}
     )
     return {
         name: measure_with_intervals(split.require_labels(), logits[name], predictions[name])

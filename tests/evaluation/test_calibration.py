@@ -14,11 +14,12 @@ from colakit.evaluation.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     NUM_BINS,
-    calibration_row,
+    calibration_rows,
     calibration_table,
     fit_temperature,
     measure_calibration,
 )
+from colakit.evaluation.comparison import ModelPredictions
 from colakit.inference.decisions import predict_labels, probabilities, raw_threshold
 
 
@@ -49,7 +50,7 @@ def test_the_temperature_stays_in_its_bounds_and_is_1_where_it_has_no_effect() -
 def test_scores_are_those_of_scikit_learn(num_labels: int) -> None:
     logits, labels = sample(500, num_labels, 2.0)
     probs = probabilities(logits)
-    measured = measure_calibration(probs, labels)
+    (measured,) = measure_calibration([probs], labels)
     assert measured.nll.value == pytest.approx(log_loss(labels, probs))
     expected = brier_score_loss(labels, probs, scale_by_half=False)
     assert measured.brier.value == pytest.approx(expected)
@@ -61,7 +62,7 @@ def test_scores_are_those_of_scikit_learn(num_labels: int) -> None:
 def test_ece_is_the_mean_distance_of_confidence_and_accuracy() -> None:
     logits, labels = sample(700, 3, 3.0)
     probs = probabilities(logits)
-    measured = measure_calibration(probs, labels)
+    (measured,) = measure_calibration([probs], labels)
     confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == labels
     edges = np.linspace(0, 1, NUM_BINS + 1)
     total = 0.0
@@ -75,7 +76,9 @@ def test_ece_is_the_mean_distance_of_confidence_and_accuracy() -> None:
 
 def test_a_fitted_temperature_lowers_nll_and_ece() -> None:
     logits, labels = sample(5000, 2, 3.0)
-    row = calibration_row("model", logits, labels, fit_temperature(logits, labels))
+    temperature = fit_temperature(logits, labels)
+    model = ModelPredictions("model", "group", 0, logits, logits.argmax(axis=1), temperature=temperature)
+    (row,) = calibration_rows(labels, [model])
     assert row.calibrated.nll.value < row.raw.nll.value
     assert row.calibrated.ece.value < row.raw.ece.value / 3
     _, columns, cells = calibration_table("dev", [row])

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from colakit.evaluation.classes import class_tables, disagreement_table, error_table, report_classes
+from colakit.evaluation.classes import (
+    LabelledSentences,
+    class_tables,
+    disagreement_table,
+    error_table,
+    report_classes,
+)
 from colakit.evaluation.comparison import ModelPredictions
 
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
@@ -56,10 +62,10 @@ def test_the_largest_errors_and_disagreements_come_first() -> None:
         ModelPredictions(name, name, 0, logits, logits.argmax(axis=1))
         for name, logits in {"first": first, "second": second}.items()
     ]
-    listed = (["zero", "one", "two", "three"], labels, models, ("no", "yes"))
-    _, columns, errors = error_table("dev", *listed, 5)
+    data = LabelledSentences("dev", ["zero", "one", "two", "three"], labels, ("no", "yes"))
+    _, columns, errors = error_table(data, models, 5)
     assert columns[-1] == "sentence"
     assert [(row[0], row[-1]) for row in errors] == [("first", "two"), ("first", "one"), ("second", "zero")]
-    _, _, differing = disagreement_table("dev", *listed, 2)
+    _, _, differing = disagreement_table(data, models, 2)
     assert [row[-1] for row in differing] == ["two", "zero"]  # |p - p'| is 0.72 and 0.68
-    assert len(error_table("dev", *listed, 1)[2]) == 2
+    assert len(error_table(data, models, 1)[2]) == 2

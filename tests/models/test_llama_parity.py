@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.llama import TINY
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -23,20 +24,7 @@ from colakit.storage.gpt2 import load_gpt, read_config, save_gpt
 from colakit.training.objectives import language_modelling
 from colakit.utils.files import write_json
 
-TINY: dict[str, Any] = {
-    "vocab_size": 100,
-    "max_position_embeddings": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+TIED = {**TINY, "tie_word_embeddings": True}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 100.0,
@@ -64,7 +52,7 @@ Pair = tuple[PreTrainedModel, GPT]
 
 def reference_model(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**TINY, **MODELS[name]})).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**TIED, **MODELS[name]})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # biases start at 0 and norms at 1, where a mix-up would not show

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
+from support.llama import TINY
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -16,19 +17,6 @@ from colakit.models.lora import LoRAConfig, inject, lora_layers, train_modules
 from colakit.storage.gpt2 import load_gpt
 from colakit.storage.peft import apply_adapter, read_adapter, write_adapter
 
-TINY = {
-    "vocab_size": 100,
-    "max_position_embeddings": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
 NORMS = ["input_layernorm", "post_attention_layernorm", "norm"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -18,6 +18,7 @@ from colakit.evaluation.metrics import measure
 from colakit.inference.baseline import BaselineClassifier
 from colakit.models.ngrams import NgramConfig, NgramModel, fit_ngrams
 from colakit.storage.output import Resume
+from colakit.storage.run_schemas import Summary
 from colakit.training.result import print_result, summary_of, write_predictions
 from colakit.training.task_data import TaskData
 
@@ -50,9 +51,20 @@ def baseline(
         sizes = ", ".join(f"{size:,} {name}" for name, size in task.sizes().items())
         session.reporter.result(f"would fit {kind} on a CPU; sentences: {sizes}")
         return {"command": session.command, "sentences": task.sizes()}
+    origin = {
+        "command": session.command,
+        "settings": session.portable_settings(),
+        "data": task.corpus.fingerprints(),
+        "train_fingerprint": task.train.fingerprint(),
+    }
     with session.training_run(resume) as run:
         folder = run.open()
         if run.is_finished:
+            if folder.read_summary(Summary).experiment != experiment_key(origin):
+                raise ColakitError(
+                    f"{folder.path}: the run was started differently",
+                    hint=f"Resume with its own settings: --config {folder.settings}",
+                )
             return run.finished_summary()
         folder.create(session.settings_yaml, session.compute)
         begin = time.monotonic()
@@ -64,12 +76,7 @@ def baseline(
             model,
             task.corpus.label_names,
             temperature=fit_temperature(logits["val"], task.val.require_labels()),
-            origin={
-                "command": session.command,
-                "settings": session.portable_settings(),
-                "data": task.corpus.fingerprints(),
-                "train_fingerprint": task.train.fingerprint(),
-            },
+            origin=origin,
         )
         decision = (classifier.label_names, classifier.threshold, classifier.temperature)
         measured = write_predictions(folder, splits, logits, *decision)
@@ -78,7 +85,7 @@ def baseline(
             "command": session.command,
             "seed": None,
             "model": classifier.name,
-            "experiment": experiment_key(classifier.origin),
+            "experiment": experiment_key(origin),
             "labels": list(classifier.label_names),
             "penalty": penalty,
             "threshold": classifier.threshold,
@@ -86,7 +93,7 @@ def baseline(
             "splits": summary_of(measured),
             "parameters": {"trainable": model.num_parameters, "total": model.num_parameters},
             "seconds": round(seconds, 2),
-            "train_fingerprint": task.train.fingerprint(),
+            "train_fingerprint": origin["train_fingerprint"],
         }
         folder.write_summary(summary)
         title = classifier.name if penalty is None else f"{classifier.name}, penalty {penalty:g}"

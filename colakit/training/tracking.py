@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from colakit.errors import ColakitError, first_line
 from colakit.storage.run_folder import RunFolder
 from colakit.utils.console import Reporter
 from colakit.utils.documents import Document, read_document
@@ -19,6 +20,10 @@ from colakit.utils.files import write_json
 
 PROJECT = "colakit"
 MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.tracking", "wandb": "wandb"}
+HINTS = {
+    "mlflow": "MLFLOW_TRACKING_URI names a server, or a folder file:///… with MLFLOW_ALLOW_FILE_STORE=true.",
+    "wandb": "WANDB_MODE=offline needs no account.",
+}
 STATE = "tracking.json"
 
 
@@ -152,21 +157,24 @@ def open_tracker(
         parameters: plain data that the stores show beside the metrics.
 
     Raises:
-        ColakitError: if a package is missing, or tracking.json is broken.
+        ColakitError: if a store cannot be opened, or tracking.json is broken.
     """
     path = folder.path / STATE
     saved = read_document(path, TrackedRuns) if step and path.is_file() else TrackedRuns()
-    followers: dict[str, Follower] = {}
-    tracker = Tracker(followers, reporter)
     ids = saved.model_dump(exclude_none=True)
+    followers: dict[str, Follower] = {}
     for name in names:
-        import_extra(MODULES[name], "track")
-        tracker.followers[name] = follower = _open(name, folder.path, step, ids.get(name), parameters)
-        if run_id := getattr(follower, "run_id", None):
+        try:
+            followers[name] = _open(name, folder.path, step, ids.get(name), parameters)
+        except Exception as error:  # of a network, a server, a store that the package does not support
+            raise ColakitError(
+                f"--track {name}: the store cannot be opened ({first_line(error)})", hint=HINTS.get(name)
+            ) from error
+        if run_id := getattr(followers[name], "run_id", None):
             ids[name] = run_id
     if ids:
         write_json(path, ids)
-    return tracker
+    return Tracker(followers, reporter)
 
 
 def _open(name: str, folder: Path, step: int, run_id: str | None, parameters: Mapping[str, Any]) -> Follower:

@@ -107,6 +107,9 @@ def test_baselines_are_compared_predicted_and_resumed_as_other_runs(
     before = (tmp_path / "tfidf/baseline.safetensors").stat().st_mtime_ns
     fit(toy, tmp_path / "tfidf", colakit, "--resume")
     assert (tmp_path / "tfidf/baseline.safetensors").stat().st_mtime_ns == before
+    other = ["--data", toy / "corpus", "--kind", "majority", "--resume", "--out", tmp_path / "tfidf"]
+    code, _, err = colakit("baseline", *other)
+    assert (code, "was started differently" in err) == (2, True), err
     (tmp_path / "sentences.txt").write_text("The cat sleeps.\nThe cat sleep.\n")
     for run in runs:
         code, out, err = colakit("predict", "--model", run, tmp_path / "sentences.txt")

@@ -99,6 +99,16 @@ def test_a_store_that_fails_is_named_and_the_training_goes_on(
     assert err.count("mlflow: metrics are no longer written there (no route to host)") == 1
 
 
+def test_a_store_that_cannot_be_opened_is_named(
+    words: list[object], colakit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
+    code, _, err = colakit(*words, "--track", "mlflow", "--out", tmp_path / "run")
+    assert code == 2
+    assert "--track mlflow: the store cannot be opened" in err
+    assert "MLFLOW_ALLOW_FILE_STORE=true" in err
+
+
 def test_a_missing_package_is_named_with_the_line_that_installs_it(
     words: list[object], colakit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

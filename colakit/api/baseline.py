@@ -18,6 +18,7 @@ from colakit.evaluation.metrics import measure
 from colakit.inference.baseline import BaselineClassifier
 from colakit.models.ngrams import NgramConfig, NgramModel, fit_ngrams
 from colakit.storage.output import Resume
+from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import Summary
 from colakit.training.result import print_result, summary_of, write_predictions
 from colakit.training.task_data import TaskData
@@ -67,39 +68,42 @@ def baseline(
                 )
             return run.finished_summary()
         folder.create(session.settings_yaml, session.compute)
-        begin = time.monotonic()
-        model, penalty = _fit(config, task, settings.baseline.penalties)
-        seconds = time.monotonic() - begin
-        splits = {"val": task.val, **task.reports}
-        logits = {name: model(split.sentences) for name, split in splits.items()}
-        classifier = BaselineClassifier(
-            model,
-            task.corpus.label_names,
-            temperature=fit_temperature(logits["val"], task.val.require_labels()),
-            origin=origin,
-        )
-        decision = (classifier.label_names, classifier.threshold, classifier.temperature)
-        measured = write_predictions(folder, splits, logits, *decision)
-        path = classifier.save(folder.path)
-        summary = {
-            "command": session.command,
-            "seed": None,
-            "model": classifier.name,
-            "experiment": experiment_key(origin),
-            "labels": list(classifier.label_names),
-            "penalty": penalty,
-            "threshold": classifier.threshold,
-            "temperature": classifier.temperature,
-            "splits": summary_of(measured),
-            "parameters": {"trainable": model.num_parameters, "total": model.num_parameters},
-            "seconds": round(seconds, 2),
-            "train_fingerprint": origin["train_fingerprint"],
-        }
-        folder.write_summary(summary)
-        title = classifier.name if penalty is None else f"{classifier.name}, penalty {penalty:g}"
-        print_result(title, measured, classifier.label_names, classifier.threshold, session.reporter)
-        session.reporter.result(f"{path} ({len(task.train):,} sentences, {seconds:.1f} s of fitting)")
-        return {**summary, "run": str(folder.path)}
+        return {**_train(session, config, task, origin, folder), "run": str(folder.path)}
+
+
+def _train(
+    session: Session, config: NgramConfig, task: TaskData, origin: dict[str, Any], folder: RunFolder
+) -> dict[str, Any]:
+    """Fit a model of n-grams, write and print its result, and return the summary."""
+    begin = time.monotonic()
+    model, penalty = _fit(config, task, session.settings.baseline.penalties)
+    seconds = time.monotonic() - begin
+    splits = {"val": task.val, **task.reports}
+    logits = {name: model(split.sentences) for name, split in splits.items()}
+    temperature = fit_temperature(logits["val"], task.val.require_labels())
+    classifier = BaselineClassifier(model, task.corpus.label_names, temperature=temperature, origin=origin)
+    decision = (classifier.label_names, classifier.threshold, classifier.temperature)
+    measured = write_predictions(folder, splits, logits, *decision)
+    path = classifier.save(folder.path)
+    summary = {
+        "command": session.command,
+        "seed": None,
+        "model": classifier.name,
+        "experiment": experiment_key(origin),
+        "labels": list(classifier.label_names),
+        "penalty": penalty,
+        "threshold": classifier.threshold,
+        "temperature": classifier.temperature,
+        "splits": summary_of(measured),
+        "parameters": {"trainable": model.num_parameters, "total": model.num_parameters},
+        "seconds": round(seconds, 2),
+        "train_fingerprint": origin["train_fingerprint"],
+    }
+    folder.write_summary(summary)
+    title = classifier.name if penalty is None else f"{classifier.name}, penalty {penalty:g}"
+    print_result(title, measured, classifier.label_names, classifier.threshold, session.reporter)
+    session.reporter.result(f"{path} ({len(task.train):,} sentences, {seconds:.1f} s of fitting)")
+    return summary
 
 
 def _bag(session: Session) -> Session:

@@ -36,7 +36,7 @@ from colakit.utils.console import print_error
 
 app = typer.Typer(
     name="colakit",
-    help="Fine-tune a pretrained GPT-2 or Llama with LoRA for sentence classification; distil it into a small RNN.",
+    help="Fine-tune GPT-2 or Llama with LoRA for sentence classification; distil it into a small RNN.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's tables cut long names

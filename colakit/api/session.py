@@ -128,6 +128,7 @@ class Session:
             "command": self.command,
             "seed": self.settings.seed,
             "settings_yaml": self.settings_yaml,
+            "origins": self.resolved.origins,
             "cpu_kernels": self.settings.cpu_kernels,
             "track": self.settings.track,
         }

@@ -1,0 +1,68 @@
+"""`report`: a typeset account of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from colakit.api.evaluate import measure_models
+from colakit.api.plot import compare_runs, read_runs
+from colakit.api.recorded_data import load_corpus_of
+from colakit.api.session import Session
+from colakit.errors import ColakitError
+from colakit.inference.model_names import run_folder
+from colakit.reports.content import make_document, read_reported_run
+from colakit.reports.document import Picture
+from colakit.reports.writers import FORMATS, TABLE_FORMATS, write_report, write_tables
+from colakit.storage.run_folder import RunFolder
+from colakit.storage.run_set import expand_runs
+
+DEFAULT_OUT = Path("report.pdf")
+
+
+def report(session: Session, *, runs: Sequence[str], tables: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure finished runs and write a report; its figures are those of `evaluate`.
+
+    Args:
+        runs: run folders, or folders of seeds or folds.
+        tables: formats of `TABLE_FORMATS`: write the tables alone, into a folder.
+
+    Raises:
+        ColakitError: if a run is not finished, or the runs have different labels or data.
+    """
+    out = session.out or (Path("tables") if tables else DEFAULT_OUT)
+    if unknown := [each for each in tables if each not in TABLE_FORMATS]:
+        raise ColakitError(f"--tables {unknown[0]}: unknown", hint=f"Choose from {', '.join(TABLE_FORMATS)}.")
+    if not tables and out.suffix.removeprefix(".") not in FORMATS:
+        raise ColakitError(
+            f"--out {out}: is no format of a report", hint=f"End it in one of: .{', .'.join(FORMATS)}"
+        )
+    folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
+    data = read_runs(folders, session.reporter)
+    reported = [read_reported_run(*run) for run in zip(folders, data, strict=True)]
+    models = [str(folder.path) for folder in folders]
+    corpus = load_corpus_of(session, models)
+    if session.dry_run:
+        session.reporter.result(f"would write {out} about {len(models)} runs on {corpus.name}")
+        return {"report": str(out), "runs": models}
+    evaluation = measure_models(session, models, corpus)
+    for text in evaluation.unequal:
+        session.reporter.warn(text)
+    comparison = None
+    if len(data) > 1:
+        caption = "All experiments: mean over runs and 95 % interval over sentences"
+        comparison = Picture("comparison", caption, compare_runs(folders, data))
+    document = make_document(evaluation, reported, comparison)
+    for sentence in document.summary:
+        session.reporter.result(sentence)
+    try:
+        if tables:
+            written = [str(path) for path in write_tables(document, out, tables)]
+        else:
+            write_report(document, out)
+            written = [str(out)]
+    except OSError as error:
+        raise ColakitError(f"{out}: {error.strerror}", hint="Choose another path with --out.") from error
+    session.reporter.result(f"wrote {', '.join(written)}")
+    return {"report": written, "summary": document.summary, "evaluation": evaluation.as_dict()}

@@ -6,18 +6,14 @@ excludes 0.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from colakit.config.resolve import resolve
-from colakit.config.settings import Settings, leaf_fields
 from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus
 from colakit.evaluation.comparison import GroupRow, PairRow, SplitComparison
-from colakit.evaluation.experiments import SECTIONS
 from colakit.evaluation.metrics import Spread
 from colakit.evaluation.split_report import Evaluation, SplitReport
 from colakit.evaluation.tables import Table, format_interval, format_spread, percent
@@ -36,42 +32,33 @@ from colakit.reports.figures.confusion import draw_confusion
 from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
 from colakit.reports.figures.heatmaps import draw_slices
 from colakit.reports.figures.style import split_title
-from colakit.reports.method import describe_baseline, describe_finetuning, describe_student
-from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import Environment
 
-EXPERIMENT_SETTINGS = ("base", "start_token", "seed")  # beside those of the command's sections
 MAX_CURVES = 8  # experiments whose curves are drawn one by one
-DATA_SETTINGS = ("data.", "evaluate.", "plot.", "generate.", "predict.")
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run with what its folder records."""
+    """A run with what its folder records.
+
+    Attributes:
+        method: its method in words and formulas.
+        changed: settings that differ from the defaults: key, value, origin.
+        held_out: fraction and seed of the validation split.
+        tracked_dev: whether dev was measured during training.
+    """
 
     data: RunData
-    settings: Settings
     environment: Environment
-
-    @property
-    def command(self) -> str:
-        """Command that trained it."""
-        return str(self.data.summary["command"])
+    method: Sequence[Block]
+    changed: Sequence[tuple[str, str, str]]
+    held_out: tuple[float, int]
+    tracked_dev: bool
 
     @property
     def is_baseline(self) -> bool:
         """Whether it was not trained step by step."""
         return not self.data.evaluations
-
-
-def read_reported_run(folder: RunFolder, data: RunData) -> ReportedRun:
-    """Return a run with its settings and environment.
-
-    Raises:
-        ColakitError: if a file is missing or broken.
-    """
-    settings = resolve(config=folder.settings, environment={}).settings
-    return ReportedRun(data, settings, folder.read_environment())
 
 
 def make_document(
@@ -199,7 +186,7 @@ def limits(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> list[str]:
                 f"{_name(comparison.split)} has {comparison.models[0].metrics.num_examples:,} sentences: a "
                 f"difference of MCC below {least:.3f} would mostly go unseen."
             )
-    if any(run.settings.finetune.track_dev or run.settings.student_training.track_dev for run in runs):
+    if any(run.tracked_dev for run in runs):
         texts.append("Dev was also measured during training (track_dev), but nothing was chosen by it.")
     texts.append(
         "Epoch, threshold and temperature were chosen on the validation split, a part of train. This report "
@@ -220,8 +207,8 @@ def limits(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> list[str]:
 def _data(corpus: Corpus, runs: Sequence[ReportedRun]) -> Iterator[Block]:
     yield Heading("Task and data")
     names = ", ".join(corpus.label_names[:10]) + (" …" if len(corpus.label_names) > 10 else "")
-    shares = {(run.settings.data.val_fraction, run.settings.data.val_seed) for run in runs}
-    held_out = ", ".join(f"{100 * share:g} % (seed {seed})" for share, seed in sorted(shares))
+    shares = sorted({run.held_out for run in runs})
+    held_out = ", ".join(f"{100 * share:g} % (seed {seed})" for share, seed in shares)
     yield Paragraph(
         f"Sentences are labelled with one of {len(corpus.label_names)} classes: {names}. The validation "
         f"split is {held_out} of train; duplicate sentences stay on one side. The table shows the files' "
@@ -246,37 +233,14 @@ def _methods(first: Mapping[str, ReportedRun]) -> Iterator[Block]:
     yield Heading("Method")
     for group, run in first.items():
         yield Heading(group, 2)
-        if run.command == "finetune":
-            base = run.data.summary.get("base") or run.settings.base
-            yield Paragraph(f"The base is {Path(str(base)).name}.")
-            yield from describe_finetuning(run.settings)
-        elif run.command in ("distill", "train-scratch"):
-            yield from describe_student(run.settings, distilled=run.command == "distill")
-        else:
-            yield from describe_baseline(run.settings)
-    rows = [row for group, run in first.items() for row in _settings_rows(group, run)]
+        yield from run.method
+    rows = [[group, *row] for group, run in first.items() for row in run.changed]
     yield Heading("Settings", 2)
     yield Paragraph(
         "Settings of the first run of each experiment that differ from the defaults, and their origin."
     )
     table: Table = ("Settings other than the defaults", ["experiment", "setting", "value", "origin"], rows)
     yield TableBlock("settings", table)
-
-
-def _settings_rows(group: str, run: ReportedRun) -> Iterator[list[str]]:
-    sections = SECTIONS.get(run.command, ())
-    values = run.settings.model_dump(mode="json")
-    for key, field in leaf_fields():
-        section, _, name = key.rpartition(".")
-        if section not in sections and key not in EXPERIMENT_SETTINGS:
-            continue
-        value = values[section][name] if section else values[name]
-        default = field.get_default(call_default_factory=True)
-        default = list(default) if isinstance(default, tuple) else default
-        if value == default or key in ("distill.teacher", "data.path", "data.splits"):
-            continue
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield [group, key, text, run.environment.origins.get(key, "settings.yaml of the run")]
 
 
 def _parameters(first: Mapping[str, ReportedRun]) -> Iterator[Block]:

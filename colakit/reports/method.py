@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from colakit.config.settings import Settings
-from colakit.config.student import StudentSettings
+from colakit.config.baseline import BaselineSettings
+from colakit.config.finetune import FinetuneSettings, LoRASettings
+from colakit.config.student import (
+    DistillSettings,
+    StudentSettings,
+    StudentTrainingSettings,
+    TransferSettings,
+)
 from colakit.config.training import TrainingSettings
 from colakit.reports.document import Block, Formula, Paragraph
 
@@ -32,9 +38,9 @@ POOLING = {
 }
 
 
-def describe_finetuning(settings: Settings) -> Iterator[Block]:
+def describe_finetuning(base: str, lora: LoRASettings, finetune: FinetuneSettings) -> Iterator[Block]:
     """Yield the method of a run of `finetune`."""
-    lora, finetune = settings.lora, settings.finetune
+    yield Paragraph(f"The base is {base}.")
     head = "A linear head without bias reads the hidden state of the last token."
     if finetune.method == "full":
         start = "random weights" if finetune.from_scratch else "the pretrained weights"
@@ -75,11 +81,15 @@ def describe_finetuning(settings: Settings) -> Iterator[Block]:
     yield Paragraph(_training(finetune))
 
 
-def describe_student(settings: Settings, *, distilled: bool) -> Iterator[Block]:
-    """Yield the method of a run of `distill`, or of its control."""
-    yield from _architecture(settings.student)
-    distill, transfer = settings.distill, settings.transfer
-    if distilled:
+def describe_student(
+    student: StudentSettings,
+    training: StudentTrainingSettings,
+    distill: DistillSettings | None,
+    transfer: TransferSettings,
+) -> Iterator[Block]:
+    """Yield the method of a run of `distill`; of its control, without `distill`."""
+    yield from _architecture(student)
+    if distill is not None:
         yield Paragraph("The student minimises a mixture of cross-entropy and the teacher's answers:")
         weight = _range(distill.kd_weight, distill.kd_weight_end)
         if distill.soft_loss == "kl":
@@ -114,16 +124,15 @@ def describe_student(settings: Settings, *, distilled: bool) -> Iterator[Block]:
             "The control has the same architecture, initial weights and number of optimizer steps, and no "
             "teacher: it minimises the cross-entropy with train's labels."
         )
-    if lm_weight := settings.student_training.lm_weight or settings.student_training.lm_weight_end:
+    if lm_weight := training.lm_weight or training.lm_weight_end:
         yield Paragraph(
             f"Each state also predicts its neighbouring tokens, with a weight of up to {lm_weight:g}."
         )
-    yield Paragraph(_training(settings.student_training))
+    yield Paragraph(_training(training))
 
 
-def describe_baseline(settings: Settings) -> Iterator[Block]:
+def describe_baseline(baseline: BaselineSettings) -> Iterator[Block]:
     """Yield the method of a run of `baseline`."""
-    baseline = settings.baseline
     if baseline.kind == "majority":
         yield Paragraph("The most frequent label of train is predicted for every sentence.")
     elif baseline.kind == "bag":

@@ -12,21 +12,23 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from colakit.utils.documents import Document, check_text, library_errors, read_bounded, validate
 
 MAX_HEADER = 2**25  # bytes; that of Llama 3 has 2**23
-MAX_ITEMS = 2**21  # of all arrays
+MAX_ITEMS = 2**20  # of all arrays; Llama 3's tokens, their types and merges are half as many
 MAX_NAME = 2**8  # bytes
 SCALARS = dict(enumerate("BbHhIif?")) | dict(zip((10, 11, 12), "Qqd", strict=True))  # type -> struct's
 STRING, ARRAY, SHAPE = 8, 9, 10
+EMBEDDING = "token_embd.weight"
 
 
 class GgufCounts(Document):
@@ -52,7 +54,7 @@ class GgufTensor(Document):
     kind: int
     offset: int
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Size of its data."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -61,6 +63,11 @@ class GgufTensor(Document):
         if self.shape[-1] % values:
             raise ValueError(f"rows of {self.shape[-1]} values are no blocks of {values}")
         return math.prod(self.shape) // values * size
+
+    @model_validator(mode="after")
+    def _has_size(self) -> Self:
+        assert self.num_bytes
+        return self
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,10 @@ def _parse(path: Path, modified: int, size: int) -> GgufFile:
             raise ValueError(f"tensor {name!r} occurs twice")
         shape = header.items(SHAPE, header.number(4))[::-1]
         entry = {"shape": shape, "kind": header.number(4), "offset": header.number(8)}
-        tensors[name] = validate({"name": name, **entry}, GgufTensor)
+        try:
+            tensors[name] = validate({"name": name, **entry}, GgufTensor)
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r}: {error}") from None
     alignment = facts.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 2**16:
         raise ValueError(f"general.alignment is {str(alignment)[:40]}; it must be a number from 1 to {2**16}")
@@ -181,14 +191,9 @@ def _require_data(file: GgufFile, size: int) -> None:
     """Raise `ValueError` unless all tensors have data of their own in a file of `size` bytes."""
     end = file.data_start
     for tensor in sorted(file.tensors.values(), key=lambda tensor: tensor.offset):
-        with_name = f"tensor {tensor.name!r}"
-        try:
-            num_bytes = tensor.num_bytes
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{with_name}: {error}") from None
         start = file.data_start + tensor.offset
         if start < end:
-            raise ValueError(f"{with_name} shares data with another tensor")
-        end = start + num_bytes
+            raise ValueError(f"tensor {tensor.name!r} shares data with another tensor")
+        end = start + tensor.num_bytes
         if end > size:
-            raise ValueError(f"{with_name} ends at byte {end:,} of a file of {size:,} bytes")
+            raise ValueError(f"tensor {tensor.name!r} ends at byte {end:,} of a file of {size:,} bytes")

@@ -8,12 +8,13 @@ from typing import Annotated
 from pydantic import Field
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from colakit.data.gguf import open_gguf
-from colakit.data.tokenizer_files import MAX_ADDED, MAX_ID, TokenText, pairs_of
+from colakit.data.gguf import EMBEDDING, GgufTensor, open_gguf
+from colakit.data.tokenizer_files import MAX_ADDED, TokenText, pairs_of
 from colakit.utils.documents import Document, library_errors, validate
 
 KEY = "tokenizer.ggml."
 CONTROL, USER_DEFINED = 3, 4  # token types
+MAX_MERGES = 8  # for each token; Llama 3 has two
 WORDS = (  # of Llama 3; Qwen2's differ in the number of digits
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,7 +26,7 @@ PIECES = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 class GgufTokenizer(Document):
     """The fields of `tokenizer.ggml` that colakit reads."""
 
-    tokens: Annotated[list[TokenText], Field(min_length=1, max_length=MAX_ID, fail_fast=True)]
+    tokens: Annotated[list[TokenText], Field(min_length=1, fail_fast=True)]
     token_type: Annotated[list[int], Field(fail_fast=True)]
     merges: Annotated[list[str], Field(fail_fast=True)]
     bos_token_id: Annotated[int, Field(ge=0)] | None = None
@@ -41,21 +42,26 @@ def read_gguf_tokenizer(path: Path) -> tuple[Tokenizer, int | None, int | None]:
     Raises:
         ColakitError: if it is broken or not supported.
     """
-    facts = open_gguf(path).facts
+    file = open_gguf(path)
+    facts = file.facts
     with library_errors(f"{path}: its tokenizer", hint="Choose another base."):
         kind, pieces = facts.get(f"{KEY}model"), facts.get(f"{KEY}pre")
         if kind != "gpt2" or pieces not in PIECES:
-            raise ValueError(f"it is {kind}, {pieces}; byte-level BPE of {', '.join(PIECES)} is supported")
-        given = validate(
-            {key.removeprefix(KEY): facts[key] for key in facts if key.startswith(KEY)}, GgufTokenizer
-        )
-        check_tokens(given)
+            raise ValueError(
+                f"it is {str(kind)[:40]}, {str(pieces)[:40]}; byte-level BPE of {', '.join(PIECES)} is supported"
+            )
+        given = validate({key.removeprefix(KEY): value for key, value in facts.items()}, GgufTokenizer)
+        _check_tokens(given, file.tensors.get(EMBEDDING))
         return _tokenizer(given, pieces), given.bos_token_id, given.eos_token_id
 
 
-def check_tokens(given: GgufTokenizer) -> None:
-    """Raise `ValueError` unless types and ids belong to tokens that differ."""
+def _check_tokens(given: GgufTokenizer, embedding: GgufTensor | None) -> None:
+    """Raise `ValueError` unless the tokens differ, and types, merges, ids and embeddings belong to them."""
     count, num_added = len(given.tokens), sum(map(given.token_type.count, (CONTROL, USER_DEFINED)))
+    if embedding is not None and count > embedding.shape[0]:
+        raise ValueError(f"it has {count:,} tokens, but the model {embedding.shape[0]:,} embeddings")
+    if len(given.merges) > MAX_MERGES * count:
+        raise ValueError(f"it has {len(given.merges):,} merges of {count:,} tokens")
     if len(given.token_type) != count or len(set(given.tokens)) != count:
         raise ValueError(f"its {count:,} tokens must differ, and have a type each")
     if num_added > MAX_ADDED:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from colakit.data.gguf import GgufFile, open_gguf
+from colakit.data.gguf import EMBEDDING, GgufFile, open_gguf
 from colakit.models.gpt.config import GPT_SIZES, OPTIONAL_SIZES, GPTConfig
 from colakit.models.gpt.layers import rotary_frequencies
 from colakit.utils.documents import Document, library_errors, validate
@@ -34,7 +34,7 @@ TENSORS = {  # name in a GGUF block -> name in a block of the model
     "ffn_down": "mlp.down_proj",
 }
 OUTSIDE = {
-    "token_embd.weight": "model.embed_tokens.weight",
+    EMBEDDING: "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
@@ -73,13 +73,15 @@ def _config(file: GgufFile) -> GPTConfig:
     family, tensors = file.facts.get("general.architecture"), file.tensors
     if family not in ARCHITECTURES:
         raise ValueError(f"architecture is {str(family)[:60]!r}; colakit loads {', '.join(ARCHITECTURES)}")
+    if EMBEDDING not in tensors:
+        raise ValueError(f"tensor {EMBEDDING!r} is missing")
     fields = {key.removeprefix(f"{family}."): value for key, value in file.facts.items()}
     given = validate(fields, GgufModel)
     size = given.key_length or given.embedding_length // given.heads
     if given.rope_dimensions not in (None, size):
         raise ValueError(f"rope.dimension_count is {given.rope_dimensions}; only {size} is supported")
     return GPTConfig(
-        vocab_size=tensors["token_embd.weight"].shape[0],
+        vocab_size=tensors[EMBEDDING].shape[0],
         num_positions=given.context_length,
         width=given.embedding_length,
         num_layers=given.block_count,

@@ -41,6 +41,7 @@ import torch
 import yaml
 from backports import zstd
 from hostile_data import DATA_READERS, json_text
+from hostile_gguf import gguf_cases, read_gguf
 from hostile_schema import NUMBERS, altered, documents, json_of, torn
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -54,6 +55,8 @@ from colakit.data.annotations import read_annotations
 from colakit.data.corpora import Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import verified_files
+from colakit.data.gguf import GgufCounts, GgufTensor
+from colakit.data.gguf_tokenizer import GgufTokenizer
 from colakit.data.labelled_rows import Columns
 from colakit.data.minimal_pairs import PairRecord, group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
@@ -74,6 +77,7 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
+from colakit.storage.gguf_file import GgufModel
 from colakit.storage.gpt2 import AnyConfigFile, ConfigFile, ShardIndex, load_gpt, save_gpt
 from colakit.storage.model_file import METADATA_KEY, BaselineMetadata, Companion, ModelMetadata, Origin
 from colakit.storage.peft import AdapterConfig, apply_adapter, read_adapter, write_adapter
@@ -944,6 +948,7 @@ SCHEMAS = (
     *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
     *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
     *(checkpoint.Manifest, AnyDocument, AnyConfigFile, BaselineMetadata, ResultSummary, TrackedRuns),
+    *(GgufCounts, GgufTensor, GgufModel, GgufTokenizer),
 )
 """All files that readers parse; parts of them are found in their schemas."""
 
@@ -964,6 +969,7 @@ def readers() -> dict[str, Reader]:
         "run folder": Reader(run_cases(), read_run),
         "tokenizer": Reader(tokenizer_cases(), read_tokenizer),
         "base": Reader(base_cases(), load_gpt),
+        "GGUF": Reader(gguf_cases(), read_gguf),
         "adapter": Reader(adapter_cases(), read_adapter_folder),
         **{name: Reader(cases(), read) for name, (cases, read) in DATA_READERS.items()},
         "commands": Reader(command_cases(), run_command, share=0.2),

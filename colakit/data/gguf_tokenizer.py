@@ -47,9 +47,8 @@ def read_gguf_tokenizer(path: Path) -> tuple[Tokenizer, int | None, int | None]:
     with library_errors(f"{path}: its tokenizer", hint="Choose another base."):
         kind, pieces = facts.get(f"{KEY}model"), facts.get(f"{KEY}pre")
         if kind != "gpt2" or pieces not in PIECES:
-            raise ValueError(
-                f"it is {str(kind)[:40]}, {str(pieces)[:40]}; byte-level BPE of {', '.join(PIECES)} is supported"
-            )
+            got = f"{str(kind)[:40]}, {str(pieces)[:40]}"
+            raise ValueError(f"it is {got}; byte-level BPE of {', '.join(PIECES)} is supported")
         given = validate({key.removeprefix(KEY): value for key, value in facts.items()}, GgufTokenizer)
         _check_tokens(given, file.tensors.get(EMBEDDING))
         return _tokenizer(given, pieces), given.bos_token_id, given.eos_token_id

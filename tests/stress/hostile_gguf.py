@@ -175,10 +175,8 @@ def _good() -> tuple[bytes, dict[str, Any], bytes]:
 
 def gguf_cases() -> st.SearchStrategy[dict[str, bytes]]:
     raw, document, data = _good()
-    rewritten = (
-        altered(document, GgufDocument).map(lambda other: written(other, data, document)).flatmap(torn)
-    )
-    return st.fixed_dictionaries({NAME: st.just(raw).flatmap(torn) | rewritten | rewritten})
+    others = altered(document, GgufDocument).map(lambda other: written(other, data, document))
+    return st.fixed_dictionaries({NAME: torn(st.just(raw)) | torn(others) | others})
 
 
 def read_gguf(folder: Path) -> object:

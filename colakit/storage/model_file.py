@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, field_validator, model_validator
 from safetensors import safe_open
 from safetensors.numpy import save
 from typing_extensions import Self
@@ -33,10 +33,10 @@ from colakit.utils.documents import (
     Document,
     DocumentError,
     check_plain,
-    describe,
     library_errors,
     parse_document,
     read_document,
+    validate,
 )
 from colakit.utils.files import replacing, sha256_of, write_json
 
@@ -93,10 +93,7 @@ class Origin(Document):
 
 def check_origin(origin: dict[str, Any]) -> dict[str, Any]:
     """Return an origin, or raise `ValueError` if it is not valid."""
-    try:
-        Origin.model_validate(origin)
-    except ValidationError as error:
-        raise ValueError(describe(error)) from None
+    validate(origin, Origin)
     return origin
 
 

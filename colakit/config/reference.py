@@ -127,7 +127,7 @@ def _info(key: str, entry: Mapping[str, Any], flags: Mapping[str, Sequence[str]]
 
 def _parts(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the schemas of a value: the alternatives of a union, the items of a list or mapping."""
-    yield from entry.get("anyOf", ())
+    yield from (*entry.get("anyOf", ()), *entry.get("oneOf", ()))
     yield from (entry[key] for key in ("items", "additionalProperties") if key in entry)
 
 
@@ -137,8 +137,8 @@ def _is_number(entry: Mapping[str, Any]) -> bool:
 
 def _values(entry: Mapping[str, Any]) -> str:
     """Return type and bounds of a value, in words."""
-    if "anyOf" in entry:
-        return ", ".join(map(_values, entry["anyOf"]))
+    if alternatives := entry.get("anyOf", entry.get("oneOf")):
+        return ", ".join(map(_values, alternatives))
     if "type" not in entry:  # a nested section, or any value
         return entry.get("$ref", "value").rpartition("/")[2].lower()
     if "enum" in entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from colakit.config.finetune import MAX_FOLDS
@@ -34,10 +34,17 @@ class Range(Section):
         return self
 
 
+Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+Values = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+    Discriminator(lambda value: "range" if isinstance(value, (dict, Range)) else "choices"),
+]
+
+
 class SweepSettings(Section):
     """A search for settings by many trainings (`colakit sweep`)."""
 
-    space: dict[str, Range | Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+    space: dict[str, Values] = Field(
         {}, description="Dotted setting -> list of choices, or a range `{low, high, step, log}`."
     )
     sampler: Literal["tpe", "random", "grid"] = Field(

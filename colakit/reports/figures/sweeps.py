@@ -22,7 +22,8 @@ from colakit.sweeps.space import Choice, as_text
 COLUMNS = 3  # panels in a row
 PANEL_HEIGHT = 2.4  # inches
 ROW_HEIGHT = 0.32  # inches per bar
-TICKS = 4  # labels of a numeric axis
+TICKS = 4  # labels of a scale
+MAX_SPACED = 6  # distinct numbers that are equally spaced
 COLOURS = colormaps["cividis"]
 WINNER = {"marker": "*", "color": colour(1), "markersize": 13, "markeredgecolor": "black", "linestyle": ""}
 COMPLETE = {"marker": "o", "color": colour(0), "markersize": 5, "linestyle": ""}
@@ -30,14 +31,18 @@ PRUNED = {"marker": "x", "color": "0.55", "markersize": 5, "linestyle": ""}
 
 
 class Axis:
-    """The values of one setting as positions from 0 to 1: a number by its size, others in order."""
+    """The values of one setting as positions from 0 to 1: many numbers by size, others equally spaced."""
 
     def __init__(self, values: Sequence[Choice], *, log: bool) -> None:
         self.log = log
-        numbers = [value for value in values if isinstance(value, (int, float))]
-        is_numeric = len(numbers) == len(values) and not any(isinstance(v, bool) for v in values)
-        self.ends = (self._scaled(min(numbers)), self._scaled(max(numbers))) if is_numeric else None
-        self.order = [] if is_numeric else sorted(set(values), key=repr)
+        distinct = set(values)
+        numbers = sorted(
+            value for value in distinct if isinstance(value, (int, float)) and not isinstance(value, bool)
+        )
+        is_numeric = len(numbers) == len(distinct)
+        is_scale = is_numeric and len(numbers) > MAX_SPACED
+        self.ends = (self._scaled(numbers[0]), self._scaled(numbers[-1])) if is_scale else None
+        self.order: list[Choice] = [*numbers] if is_numeric else sorted(distinct, key=repr)
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.log else float(value)
@@ -48,14 +53,14 @@ class Axis:
             return self.order.index(value) / max(1, len(self.order) - 1)
         assert isinstance(value, (int, float))
         low, high = self.ends
-        return 0.5 if low == high else (self._scaled(value) - low) / (high - low)
+        return (self._scaled(value) - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return positions and texts of labels."""
         if self.ends is None:
             return [(self.position(value), shown(as_text(value), 16)) for value in self.order]
         low, high = self.ends
-        steps = [0.5] if low == high else [number / (TICKS - 1) for number in range(TICKS)]
+        steps = [number / (TICKS - 1) for number in range(TICKS)]
         values = [low + step * (high - low) for step in steps]
         return [
             (step, f"{10**value if self.log else value:.3g}")
@@ -112,10 +117,9 @@ def draw_parallel(trials: Sequence[TrialResult], log_keys: Collection[str], obje
     """Draw every trial as a line through its settings to its figure; see `draw_slices`."""
     axes_of, winner = _axes_of(trials, log_keys), winner_of(trials)
     values = [each.value for each in trials if each.value is not None]
-    last = Axis(values, log=False)
+    scale, last = Normalize(min(values), max(values)), Axis(values, log=False)
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axis = figure.subplots()
-    scale = Normalize(min(values), max(values))
     for trial in sorted(trials, key=lambda each: (each is winner, each.state == "complete", each.value)):
         ys = [each.position(trial.params[key]) for key, each in axes_of.items()]
         ys.append(last.position(trial.value))
@@ -149,7 +153,7 @@ def _draw_scales(axis: Axes, scales: Sequence[Axis]) -> None:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.8},
                 zorder=4,
             )
-    axis.set_xlim(-0.15, len(scales) - 0.6)
+    axis.set_xlim(-0.15, len(scales) - 0.7)
     axis.set_ylim(-0.06, 1.06)
     axis.set_yticks([])
     axis.spines[:].set_visible(False)

@@ -112,13 +112,15 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_worker_joins_a_sweep_and_takes_over_the_trials_of_a_killed_one(
-    storage: str, uninterrupted: list[object], tmp_path: Path
+    storage: str, uninterrupted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = [tmp_path / machine / "sweep" for machine in ("one", "two")]  # as on two machines
     for folder in folders:
         folder.parent.mkdir()
-    first = start(folders[0], "--storage", storage)
-    while not logs(folders[0]):
+    with monkeypatch.context() as slow:
+        slow.setenv("EPOCH_SECONDS", "60")
+        first = start(folders[0], "--storage", storage)
+    while len(logs(folders[0])) < 2:
         time.sleep(0.01)
     second = start(folders[1], "--storage", storage)
     while not logs(folders[1]):

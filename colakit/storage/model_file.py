@@ -226,6 +226,13 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
         _write_arrays(path.with_name(STUDENT_NAME), plain, arrays)
 
 
+def write_student_file(
+    folder: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Write `student.safetensors` alone into a folder; arguments as of `write_model_file`."""
+    _write_arrays(folder / STUDENT_NAME, json.loads(json.dumps(_with_version(metadata))), arrays)
+
+
 def write_baseline_file(
     folder: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]
 ) -> Path:

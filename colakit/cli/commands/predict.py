@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.classifier import SentenceClassifier
     from colakit.inference.numpy_predictor import StudentPredictor
+    from colakit.inference.onnx_predictor import OnnxPredictor
     from colakit.inference.predicted_tables import WritePredictions
     from colakit.inference.predictor import Predictor
 
@@ -34,7 +35,9 @@ CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and co
 def predict_command(
     session: Session,
     *,
-    model: Annotated[str, typer.Option(help="Run folder, ckpt.pt or adapter folder.")],
+    model: Annotated[
+        str, typer.Option(help="Run folder, ckpt.pt, adapter folder, exported folder or ONNX file.")
+    ],
     file: Annotated[
         str | None,
         typer.Argument(
@@ -57,6 +60,7 @@ def predict_command(
     """
     from colakit.inference.baseline import is_baseline, load_baseline
     from colakit.inference.decisions import raw_threshold
+    from colakit.inference.onnx_predictor import OnnxPredictor
 
     session.check_out()
     if output is not None and session.out is not None:
@@ -66,6 +70,11 @@ def predict_command(
         _set_threshold(session, classifier)
         return _show(session, classifier)
     predictor = _without_torch(session, model) or _with_torch(session, model)
+    if raw and isinstance(predictor, OnnxPredictor):
+        raise ColakitError(
+            f"--raw: the logits of {model} are already divided by the temperature",
+            hint="Give the run it was exported from.",
+        )
     if raw:
         predictor.threshold = raw_threshold(predictor.threshold, predictor.temperature)
         predictor.temperature = 1.0
@@ -79,7 +88,7 @@ def predict_command(
 
 def _label(
     session: Session,
-    predictor: StudentPredictor | BaselineClassifier | Predictor,
+    predictor: StudentPredictor | BaselineClassifier | OnnxPredictor | Predictor,
     file: str | None,
     output: Path | None,
     jsonl: bool,
@@ -125,7 +134,8 @@ def _label(
 
 
 def _set_threshold(
-    session: Session, model: SentenceClassifier | BaselineClassifier | StudentPredictor | Predictor
+    session: Session,
+    model: SentenceClassifier | BaselineClassifier | OnnxPredictor | StudentPredictor | Predictor,
 ) -> bool:
     """Replace the model's threshold by that of the settings; return whether they have one."""
     from colakit.inference.decisions import check_threshold
@@ -138,18 +148,23 @@ def _set_threshold(
     return True
 
 
-def _without_torch(session: Session, model: str) -> StudentPredictor | BaselineClassifier | None:
-    """Return a predictor that needs no torch: a baseline or a student.
+def _without_torch(
+    session: Session, model: str
+) -> StudentPredictor | BaselineClassifier | OnnxPredictor | None:
+    """Return a predictor that needs no torch: a baseline, an exported model or a student.
 
     None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
     another device than the CPU or for bf16.
     """
     from colakit.inference.baseline import is_baseline, load_baseline
+    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
 
     if is_baseline(model):
         return load_baseline(model)
     if _asks_for_torch(session):
         return None
+    if (path := onnx_file(model)) is not None:
+        return OnnxPredictor(path, session.settings.predict.batch_size)
     from colakit.inference.numpy_predictor import StudentPredictor
 
     try:

@@ -181,9 +181,8 @@ def _body(facts: CardFacts) -> str:
         "",
         "## Limits",
         "",
-        "The model knows the language, the length and the topics of its training data; on others its accuracy "
-        "and calibration are unknown. One seed's figures hold for this model; another seed differs by more "
-        "than its interval says.",
+        "Accuracy and calibration are unknown for other languages, lengths and topics than those of the "
+        "training data. The intervals are over sentences; another seed may differ by more.",
         "",
         "## Use",
         "",

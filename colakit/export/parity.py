@@ -106,8 +106,8 @@ class ParityReport:
             if not fits:
                 raise ColakitError(
                     f"{each.file}: {each.flipped:,} of {self.num_sentences:,} answers flipped "
-                    f"({100 * flipped:.2f} %), MCC {own.mcc:.3f} became {each.mcc:.3f}, largest difference of "
-                    f"a logit {each.max_difference:.2g}; {', and '.join(limits)}",
+                    f"({100 * flipped:.2f} %), MCC {own.mcc:.3f} became {each.mcc:.3f}, the largest "
+                    f"difference of a logit is {each.max_difference:.2g}; {', and '.join(limits)}",
                     hint="Nothing was written. "
                     + ("Report this fault." if each.exact else "--quantize none exports fp32 only."),
                     exit_code=EXIT_FAILED,

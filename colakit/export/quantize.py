@@ -101,7 +101,7 @@ def _quantize_embeddings(model: Any) -> None:
 
 
 def _quantize_recurrent(model: Any) -> None:
-    """Store the weights (directions, G, K) of RNN and GRU in int8; ONNX Runtime computes only LSTM in int8."""
+    """Store the weights (directions, G, K) of RNN and GRU in int8; the library knows LSTM only."""
     helper = import_extra("onnx", EXTRA).helper
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in list(model.graph.node):

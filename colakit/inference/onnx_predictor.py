@@ -39,6 +39,10 @@ class OnnxPredictor:
         path: an ONNX file in an exported folder or in its `onnx/`.
         batch_size: largest number of sentences computed at a time.
 
+    Attributes:
+        speedup: seconds of the run for one sentence, divided by those of this file, when it was exported;
+            None if unknown.
+
     Raises:
         ColakitError: if the folder has no `colakit.json`, a file is damaged, or onnxruntime is not installed.
     """
@@ -70,6 +74,9 @@ class OnnxPredictor:
         self._batch_size = batch_size
         self.origin, self.max_tokens = companion.origin, companion.max_tokens
         self.threshold, self.temperature = companion.threshold, companion.temperature
+        speeds = {each.file: each.milliseconds for each in companion.parity.files}
+        own = speeds.get(path.relative_to(folders[0]).as_posix())
+        self.speedup = speeds["colakit"] / own if own and "colakit" in speeds else None
         self.name = f"{companion.origin.get('command', 'classifier')} ({path.name})"
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:

@@ -163,8 +163,24 @@ class BaselineMetadata(DecisionMetadata):
 M = TypeVar("M", ModelMetadata, BaselineMetadata)
 
 
+class FileSpeed(Document):
+    """The time of one sentence with a file of an exported folder; the run itself is named `colakit`."""
+
+    file: str
+    milliseconds: Annotated[float, Field(gt=0)]
+
+
+class ParityRecord(Document):
+    """The part of an export's parity report that is read again."""
+
+    files: Annotated[list[FileSpeed], Field(max_length=100)] = Field([])
+
+
 class Companion(Document):
-    """The content of `colakit.json` in an adapter folder; all is missing if PEFT wrote the folder."""
+    """The content of `colakit.json` in an adapter folder or an exported one.
+
+    All is missing if PEFT wrote the folder.
+    """
 
     label_names: LabelNames | None = None
     max_tokens: MaxTokens | None = None
@@ -174,6 +190,7 @@ class Companion(Document):
     prefix: bool = False
     suffix: bool = False
     start_token: str | None = None
+    parity: ParityRecord = Field(ParityRecord())
 
     @property
     def is_empty(self) -> bool:

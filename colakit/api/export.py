@@ -25,6 +25,7 @@ from colakit.inference.onnx_predictor import OnnxPredictor
 from colakit.inference.predictor import Predictor
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import resolve_compute
+from colakit.storage.hub import check_push, push_folder
 from colakit.storage.model_file import CHECKPOINT_NAME, STUDENT_NAME, write_companion
 from colakit.storage.run_schemas import ResultSummary
 from colakit.storage.run_set import open_run_set
@@ -43,6 +44,7 @@ def export(
     quantize: Sequence[str] = ("int8",),
     fold_threshold: bool = False,
     licence: str | None = None,
+    push: str | None = None,
 ) -> dict[str, Any]:
     """Write a trained classifier for other programs, compare the files with the run, and return the report.
 
@@ -51,6 +53,7 @@ def export(
         quantize: `int8`, `int4`: further ONNX files with smaller weights.
         fold_threshold: move the threshold into a bias, so that argmax decides as it does.
         licence: of the model card; by default that of the base.
+        push: OWNER/NAME of the hub, to which the folder is uploaded.
 
     Raises:
         ColakitError: if the run, the data or the output folder cannot be used, a package is missing, or a
@@ -58,6 +61,8 @@ def export(
     """
     if session.out is None:
         raise ColakitError("export: no --out", hint="Name the folder to write: --out DIR")
+    if push is not None:
+        check_push(push)
     if kind != "transformers":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             import_extra(package, EXTRA)
@@ -84,7 +89,10 @@ def export(
         write_text(folder / "README.md", model_card(facts))
     _print_fastest(session, report)
     session.reporter.result(f"written to {session.out}")
-    return {"out": str(session.out), "parity": report.as_dict()}
+    address = None if push is None else push_folder(session.out, push)
+    if address is not None:
+        session.reporter.result(f"pushed to {address}")
+    return {"out": str(session.out), "parity": report.as_dict(), "pushed": address}
 
 
 def _check_kinds(original: SentenceClassifier, kind: Format, quantize: Sequence[str]) -> None:

@@ -54,6 +54,12 @@ def export_command(
         str | None,
         typer.Option("--license", metavar="ID", help="Licence of the model card; default: that of the base."),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload the folder to the hub, as a private model if it is new."
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """Write a classifier for other programs: ONNX, transformers, JavaScript, C#.
 
@@ -65,5 +71,11 @@ def export_command(
 
     kinds = [each.value for each in dict.fromkeys(quantize) if each is not Quantize.NONE]
     return export(
-        session, run, kind=kind.value, quantize=kinds, fold_threshold=fold_threshold, licence=licence
+        session,
+        run,
+        kind=kind.value,
+        quantize=kinds,
+        fold_threshold=fold_threshold,
+        licence=licence,
+        push=push,
     )

@@ -356,19 +356,37 @@ def save_gpt(
 ) -> None:
     """Write config.json and model.safetensors to `folder`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {
+    config = _model_json(model, end_of_text_id, dtype)
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    save_weights(model, folder, dtype)
+
+
+def _model_json(
+    model: GPT | GPTClassifier, end_of_text_id: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    return {
         **(gpt2_json(model.config) if model.config.family == "gpt2" else llama_json(model.config)),
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def save_weights(model: GPT | GPTClassifier, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write model.safetensors to `folder` atomically, with transformers' names and shapes."""
     tensors = {
         name: (tensor.t() if name.endswith(CONV1D_TAILS) else tensor).to(dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def classifier_json(model: GPTClassifier, end_of_text_id: int) -> dict[str, Any]:
+    """Return the content of config.json for transformers' class of a classifier, without its labels."""
+    names = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    architecture = f"{names[model.config.family]}ForSequenceClassification"
+    return {**_model_json(model, end_of_text_id), "architectures": [architecture]}
 
 
 def gpt2_json(config: GPTConfig) -> dict[str, Any]:

@@ -160,8 +160,24 @@ class BaselineMetadata(DecisionMetadata):
 M = TypeVar("M", ModelMetadata, BaselineMetadata)
 
 
+class FileSpeed(Document):
+    """The time of one sentence with a file of an exported folder; the run itself is named `colakit`."""
+
+    file: str
+    milliseconds: Annotated[float, Field(gt=0)]
+
+
+class ParityRecord(Document):
+    """The part of an export's parity report that is read again."""
+
+    files: Annotated[list[FileSpeed], Field(max_length=100)] = Field([])
+
+
 class Companion(Document):
-    """The content of `colakit.json` in an adapter folder; all is missing if PEFT wrote the folder."""
+    """The content of `colakit.json` in an adapter folder or an exported one.
+
+    All is missing if PEFT wrote the folder.
+    """
 
     label_names: LabelNames | None = None
     max_tokens: MaxTokens | None = None
@@ -171,6 +187,7 @@ class Companion(Document):
     prefix: bool = False
     suffix: bool = False
     start_token: str | None = None
+    parity: ParityRecord = Field(ParityRecord())
 
     @property
     def is_empty(self) -> bool:
@@ -221,6 +238,13 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
         plain["checkpoint_sha256"] = sha256_of(path)
         arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
         _write_arrays(path.with_name(STUDENT_NAME), plain, arrays)
+
+
+def write_student_file(
+    folder: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Write `student.safetensors` alone into a folder; arguments as of `write_model_file`."""
+    _write_arrays(folder / STUDENT_NAME, json.loads(json.dumps(_with_version(metadata))), arrays)
 
 
 def write_baseline_file(

@@ -29,6 +29,7 @@ from colakit.cli.commands.generate import generate_command
 from colakit.cli.commands.plot import plot_command
 from colakit.cli.commands.predict import predict_command
 from colakit.cli.commands.pretrain import pretrain_command
+from colakit.cli.commands.serve import serve_command
 from colakit.cli.commands.train_scratch import train_scratch_command
 from colakit.errors import EXIT_FAILED, ColakitError, plain_rule
 from colakit.storage.output import Resume
@@ -55,7 +56,7 @@ COMMANDS = {  # group, empty for none -> its commands
     "": (
         *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
         baseline_command,
-        *(evaluate_command, plot_command, predict_command, demo_command, doctor_command),
+        *(evaluate_command, plot_command, predict_command, serve_command, demo_command, doctor_command),
     ),
     "data": (data_fetch_command, data_check_command, data_write_command),
     "config": (config_show_command, config_schema_command, config_reference_command),

@@ -317,7 +317,7 @@ class AdapterFolder:
     def _tokenizer(self, base_folder: Path, model: GPTClassifier) -> SentenceTokenizer:
         """Return the tokenizer in the adapter's folder, or that of its base.
 
-        PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of `colakit.json`.
+        PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of colakit.json.
         """
         source = self.path if has_tokenizer(self.path) else base_folder
         tokenizer = SentenceTokenizer.from_base(

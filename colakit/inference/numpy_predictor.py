@@ -75,11 +75,15 @@ class StudentPredictor:
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
-        tokens = self._tokenizer.encode(as_list(sentences), self.max_tokens)
+        tokens = self.encode(as_list(sentences))
         decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
-        return Predictions.of(self._logits(tokens), *decision)
+        return Predictions.of(self.logits(tokens), *decision)
 
-    def _logits(self, tokens: Tokens) -> NDArray[np.float32]:
+    def encode(self, sentences: Sequence[str]) -> Tokens:
+        """Return the sentences' tokens, truncated to `max_tokens`."""
+        return self._tokenizer.encode(sentences, self.max_tokens)
+
+    def logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """Return (N, C) logits; several batches are spread over the cores, one BLAS thread each."""
         rows = np.empty((len(tokens), self._model.config.num_labels), dtype=np.float32)
 

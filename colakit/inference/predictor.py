@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from colakit.data.tokens import INFERENCE_BATCH
+from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.decisions import Predictions, as_list
 from colakit.inference.forward import compute_rows, fastest_forward
@@ -48,9 +50,15 @@ class Predictor:
 
     def __call__(self, sentences: str | Sequence[str]) -> Predictions:
         """Return the predictions for one sentence or several, in their order."""
-        tokens = self.classifier.encode(as_list(sentences))
-        with torch.inference_mode():
-            width = len(self.label_names)
-            logits = compute_rows(self._forward, width, tokens, self.compute, self.batch_size)
+        tokens = self.encode(as_list(sentences))
         decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
-        return Predictions.of(logits, *decision)
+        return Predictions.of(self.logits(tokens), *decision)
+
+    def encode(self, sentences: Sequence[str]) -> Tokens:
+        """Return the sentences' tokens, truncated to `max_tokens`."""
+        return self.classifier.encode(sentences)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Return (N, C) logits of N sentences."""
+        return compute_rows(self._forward, len(self.label_names), tokens, self.compute, self.batch_size)

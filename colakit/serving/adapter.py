@@ -112,10 +112,10 @@ def extract_adapter(
 def _low_rank_change(
     name: str, layer: LoRALinear, base: Mapping[str, Tensor], dtype: torch.dtype
 ) -> LinearChange:
-    down, up = layer.lora_a, layer.lora_b * layer.scaling
+    down, up = layer.lora_a.data, layer.lora_b.data * layer.scaling
     if hasattr(layer, "start_a"):  # PiSSA trains the change B·A - B₀·A₀ of W
-        down = torch.cat([down, layer.start_a])
-        up = torch.cat([up, -layer.start_b * layer.scaling], dim=1)
+        down = torch.cat([down, layer.get_buffer("start_a")])
+        up = torch.cat([up, -layer.get_buffer("start_b") * layer.scaling], dim=1)
     bias, original = layer.base.bias, base.get(f"{name}.bias")
     is_trained = bias is not None and original is not None and bias.data_ptr() != original.data_ptr()
     scale = None if layer.magnitude is None else layer.magnitude / layer.row_norms()

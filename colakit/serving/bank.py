@@ -10,8 +10,10 @@ at once and then adds each adapter's low-rank product to that adapter's rows, as
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,16 +36,15 @@ Request = tuple[Adapter, NDArray[np.int32]]
 """An adapter and the tokens of a sentence."""
 
 
-@dataclass
-class Routing:
-    """Adapters of the rows that are being computed.
+class Routing(threading.local):
+    """Adapters of the rows that this thread is computing.
 
     Attributes:
         groups: number of rows -> (adapter, first row, row after the last). A layer's input has either one
             row for each token or one for each sentence.
     """
 
-    groups: dict[int, list[tuple[Adapter, int, int]]] = field(default_factory=dict)
+    groups: dict[int, list[tuple[Adapter, int, int]]]
 
 
 class BankLinear(nn.Module):
@@ -92,8 +93,6 @@ class BankNorm(nn.Module):
 
 class AdapterBank:
     """One frozen base and the forward pass of all of its adapters.
-
-    Not thread-safe: one `logits` at a time. Adapters may be made (`adapter_of`) meanwhile.
 
     Args:
         base: is moved to the device of `compute` and changed: its layers become those of the bank.
@@ -161,8 +160,9 @@ class AdapterBank:
         self, stages: Sequence[Stage], texts: Sequence[NDArray[np.int32]], adapters: Sequence[Adapter]
     ) -> Tensor:
         """Return the final hidden state (S, D) of the last token of each row of the last stage."""
-        *blocks, last_block = self.body.blocks
-        packed = x = None
+        blocks = cast(list[Block], list(self.body.blocks))
+        packed: Packed | None = None
+        x: Tensor | None = None
         for stage, until in zip(stages, [*(s.block for s in stages[1:]), None], strict=True):
             if until is None:
                 break
@@ -174,8 +174,8 @@ class AdapterBank:
             packed.uses_kernel = self._can_pack(packed)
             rotation = self.body.rotation(packed.positions)
             self._route(stage, packed, adapters)
-            for block in [*blocks, last_block][stage.block : until]:
-                rows = packed.ends if block is last_block else None
+            for block in blocks[stage.block : until]:
+                rows = packed.ends if block is blocks[-1] else None
                 x = _block(block, x, packed, rotation, rows)
         assert x is not None
         final = stages[-1]
@@ -227,9 +227,10 @@ class Packed:
         rows = [texts[sentence] for _, sentence in stage.rows]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         offsets = np.concatenate([[0], lengths.cumsum()])
-        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        arrays = (np.concatenate(rows).astype(np.int64), positions, offsets, offsets[1:] - 1)
-        return cls(lengths, offsets, *(torch.from_numpy(array).to(device) for array in arrays))
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        arrays = (np.concatenate(rows).astype(np.int64), within, offsets, offsets[1:] - 1)
+        input_ids, positions, starts, ends = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(lengths, offsets, input_ids, positions, starts, ends)
 
     def continues(self, before: Packed, sources: Sequence[int]) -> Tensor:
         """Return the index (N,) into the tokens of the stage before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_blocks_below_all_changes_run_once_for_a_sentence() -> None:
 def test_each_row_continues_its_own_sentence(pairs: list[tuple[int, int]], first_blocks: list[int]) -> None:
     stages = plan_stages(pairs, first_blocks, num_blocks=3)
     assert stages[-1].rows == tuple(sorted(set(pairs)))
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in itertools.pairwise(stages):
         for (adapter, text), source in zip(stage.rows, stage.sources, strict=True):
             before_adapter, before_text = before.rows[source]
             assert before_text == text

@@ -304,15 +304,14 @@ class Service:
             logits = await batcher.submit(units, costs)
             outputs.update({i: logits[offset :: len(indices)] for offset, i in enumerate(indices)})
 
-        tasks = [asyncio.ensure_future(compute(batcher, indices)) for batcher, indices in jobs.items()]
+        async def compute_all() -> None:
+            await asyncio.gather(*(compute(batcher, indices) for batcher, indices in jobs.items()))
+
         try:
-            await self._while_connected(request, asyncio.gather(*tasks))
+            await self._while_connected(request, asyncio.ensure_future(compute_all()))
         except QueueFullError as full:
             wait = {"retry-after": str(full.seconds)}
             raise HTTPError(429, "too many sentences wait; try again later", wait) from None
-        finally:
-            for task in tasks:
-                task.cancel()
         for model in models:
             self.metrics.sentences.labels(model.name).inc(len(sentences))
         return [(outputs[i], sum(encoded[i][1])) for i in range(len(models))]

@@ -81,8 +81,7 @@ class Batcher:
         self._rate = 1e4  # tokens a second, a moving average
         self._is_closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="colakit-batcher")
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     @property
     def waiting(self) -> int:
@@ -100,6 +99,9 @@ class Batcher:
         """
         job = _Job(units, costs, asyncio.get_running_loop().create_future())
         with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True, name="colakit-batcher")
+                self._thread.start()
             if self._jobs and self._waiting + job.waiting > self._max_queue:
                 raise QueueFullError(1 + int(self._waiting / self._rate))
             self._jobs.append(job)
@@ -113,10 +115,12 @@ class Batcher:
             raise
 
     def close(self) -> None:
-        """End the thread after the waiting units."""
+        """Compute the waiting units and end the thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
 
     def _cancel(self, job: _Job) -> None:
         self._waiting -= job.waiting

@@ -235,6 +235,12 @@ class ModelStore:
         units = model.units(model.encode([TRIAL]))
         return np.stack(model.batcher.run(units))
 
+    def close(self) -> None:
+        """End the threads; no model answers afterwards."""
+        for batcher in (self._bank_batcher, self._whole_batcher):
+            if batcher is not None:
+                batcher.close()
+
     def memory(self) -> dict[str, int]:
         """Return the bytes of the base and of each adapter."""
         parts = {name: model.part for name, model in self._models.items()}

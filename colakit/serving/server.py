@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
@@ -120,10 +121,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            stack.pop_all()
     except OSError as error:
         raise ColakitError(
             f"--host {host} --port {port}: cannot listen ({error.strerror or error})",
@@ -154,4 +157,7 @@ def make_server(service: Service) -> Server:
 
 def serve(service: Service, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; requests in flight are answered."""
-    asyncio.run(make_server(service).serve(sockets=[listener]))
+    try:
+        asyncio.run(make_server(service).serve(sockets=[listener]))
+    finally:
+        service.store.close()

@@ -94,6 +94,7 @@ def running(service: Service) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+        service.store.close()
 
 
 def make_service(folder: Path, access: Access | None = None, **settings: Any) -> Service:

@@ -1,9 +1,11 @@
-"""Peak memory and time of `data check` and `predict` on tables of growing length.
+"""Peak memory and time of `data check` and `predict` on tables of growing length, and of `finetune`.
 
     python benchmarks/memory.py [LINES ...]        default: 10,000 and 1,000,000
+    python benchmarks/memory.py finetune [SHAPE]   default: llama-360m, SmolLM2-360M's
 
 Each command runs in a process of its own. The tables have CoLA's layout, 60 characters a line and no
-duplicate sentences; the model is a tiny student with random weights.
+duplicate sentences; the model is a tiny student with random weights. `finetune` trains rank 8 on all linear
+layers, eight steps of 32 sentences of CoLA (the built-in corpus if CoLA does not lie beside the checkout).
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import tempfile
 from pathlib import Path
 
 from harness import colakit_command, run_command
-from workspaces import make_workspace, random_student
+from workspaces import make_workspace, random_student, real_cola
 
 
 def main() -> None:
     """Print a row for each command and length."""
+    if sys.argv[1:2] == ["finetune"]:
+        measure_finetune(*sys.argv[2:])
+        return
     lengths = [int(word) for word in sys.argv[1:]] or [10_000, 1_000_000]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -35,6 +40,19 @@ def main() -> None:
                 megabytes = f"{table.stat().st_size / 1e6:.1f}"
                 cells = [command, f"{lines:,}", megabytes, f"{values['peak_mib']:.0f}"]
                 print(f"| {' | '.join(cells)} | {values['seconds']:.0f} |", flush=True)
+
+
+def measure_finetune(shape: str = "llama-360m") -> None:
+    """Print the peak memory of eight steps on a base of `shape` with random weights."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workspace = make_workspace(
+            folder, shape, data=real_cola(), num_sentences=285
+        )  # 9 steps, 1 in 10 for val
+        options = ["--base", workspace.base, "--data", workspace.data, "--rank", 8, "--batch-size", 32]
+        command = colakit_command("finetune", *options, "--epochs", 1, "--out", folder / "run", "--quiet")
+        values = run_command(command, cache=folder / "cache")
+    print(f"finetune, {shape}: peak {values['peak_mib']:.0f} MiB, {values['seconds']:.0f} s")
 
 
 def write_table(path: Path, lines: int) -> None:

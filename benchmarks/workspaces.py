@@ -48,6 +48,9 @@ LLAMA_SHAPES = {  # of the same scales
         LLAMA, vocab_size=600, num_positions=64, width=32, mlp_width=48, num_layers=2, num_heads=2
     ),
 }
+LLAMA_SHAPES["360m"] = replace(  # SmolLM2-360M
+    LLAMA_SHAPES["gpt2"], width=960, mlp_width=2560, num_layers=32, num_heads=15, num_kv_heads=5
+)
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,14 @@ def make_workspace(
     """Write a base with random weights and a corpus.
 
     Args:
-        shape: a key of `SHAPES`.
+        shape: a key of `SHAPES`, or of `LLAMA_SHAPES` as `llama-KEY`.
         data: corpus to copy sentences from; None is the built-in one.
         num_sentences: size of train; each dev split gets a tenth of it. None is all.
     """
     corpus = read_corpus(data)
     write_cola(corpus, folder / "data", num_sentences)
     sentences = corpus.split("train").sentences[:num_sentences]
-    config = SHAPES[shape]
+    config = LLAMA_SHAPES[shape.removeprefix("llama-")] if shape.startswith("llama-") else SHAPES[shape]
     tokenizer = make_tokenizer(sentences, config.vocab_size)
     write_random_gpt2(folder / "base", config, end_of_text_id=tokenizer.end_of_text_id)
     save_tokenizer(tokenizer, folder / "base", max_tokens=config.num_positions)

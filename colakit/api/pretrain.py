@@ -1,4 +1,4 @@
-"""`pretrain`: a GPT-2 base, trained on running text."""
+"""`pretrain`: a GPT-2 or Llama base, trained on running text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MAY_CHANGE = {
 weights (`tokens` may grow until the learning rate begins to fall)."""
 FLAG = "--init-from"
 MEASURED_STEPS = 4  # of a dry run
-SHAPE = ("vocab_size", "num_layers", "width", "num_heads", "num_positions")
+SHAPE = ("family", "vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "num_positions")
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,18 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
     check_upsample(settings.upsample, settings.text)
     real_fake.refuse_unused(session)
     changes: dict[str, Any] = {"pretrain": settings}
-    if settings.objective == "real-fake":
-        changes["base"] = settings.init_from
-    elif settings.init_from is not None:
-        changes["pretrain"] = _with_shape_of(session, settings, settings.init_from)
+    if settings.init_from is not None:
+        base = settings.init_from
+        config = plan_config(base, FLAG) if session.dry_run else read_config(resolve_base(base, FLAG))
+        if settings.objective == "language-modelling":
+            changes["pretrain"] = _with_shape_of(session, settings, base, config)
+        elif not config.tied_embeddings:
+            raise ColakitError(
+                f"--objective real-fake: {base} has an output layer of its own (tie_word_embeddings: false)",
+                hint="Choose a base whose output layer is its token embedding.",
+            )
+        else:
+            changes["base"] = base
     session.resolved.settings = session.settings.model_copy(update=changes)
     if session.dry_run:
         return _plan(session)
@@ -108,9 +116,10 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
         return LMTrainer(_lm_job(session), run).train()
 
 
-def _with_shape_of(session: Session, settings: PretrainSettings, base: str) -> PretrainSettings:
+def _with_shape_of(
+    session: Session, settings: PretrainSettings, base: str, config: GPTConfig
+) -> PretrainSettings:
     """Return the settings with the shape of `base`."""
-    config = plan_config(base, FLAG) if session.dry_run else read_config(resolve_base(base, FLAG))
     shape = {name: getattr(config, name) for name in SHAPE}
     for name, size in shape.items():
         if getattr(settings, name) != size and f"pretrain.{name}" in session.resolved.origins:
@@ -260,13 +269,21 @@ def _given_tokenizer(settings: PretrainSettings) -> SentenceTokenizer | None:
 
 
 def _config(settings: PretrainSettings, vocab_size: int) -> GPTConfig:
-    return GPTConfig(
-        vocab_size=vocab_size,
-        num_positions=settings.num_positions,
-        width=settings.width,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-    )
+    """Return the shape of a new model; the three matrices of SwiGLU have as many weights as GPT-2's two."""
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        **{name: getattr(settings, name) for name in SHAPE if name != "vocab_size"},
+    }
+    if settings.family != "gpt2":
+        sizes |= {
+            "num_kv_heads": settings.num_kv_heads or settings.num_heads,
+            "head_width": settings.width // settings.num_heads,
+            "mlp_width": -(-8 * settings.width // 24) * 8,  # 8/3 of the width, a multiple of 8
+            "activation": "silu",
+            "qkv_bias": settings.family == "qwen2",
+            "qk_norm": settings.family == "qwen3",
+        }
+    return GPTConfig(**sizes)
 
 
 def _read(session: Session) -> Texts:

@@ -38,9 +38,20 @@ class PretrainSettings(LoopSettings):
     )
     tokenizer: str | None = Field(None, description="Folder of a tokenizer; null trains one on the text.")
     vocab_size: int = Field(8192, ge=257, le=2**20, description="Vocabulary size of a trained tokenizer.")
+    family: Literal["gpt2", "llama", "qwen2", "qwen3"] = Field(
+        "gpt2",
+        description="GPT-2, or RMSNorm, rotary positions and SwiGLU as in Llama (qwen2: query, key and "
+        "value biases; qwen3: normalised queries and keys).",
+    )
     num_layers: int = Field(6, ge=1, le=2**8, description="Number of blocks.")
     width: int = Field(384, ge=1, le=2**14, description="Width of the residual stream.")
     num_heads: int = Field(6, ge=1, le=2**14, description="Number of attention heads.")
+    num_kv_heads: int | None = Field(
+        None,
+        ge=1,
+        le=2**14,
+        description="Number of heads of keys and values (grouped-query attention); null: num_heads.",
+    )
     num_positions: int = Field(128, ge=8, le=2**17, description="Maximum sequence length in tokens.")
     window: int | None = Field(
         None,
@@ -110,6 +121,17 @@ class PretrainSettings(LoopSettings):
     def _check_shape(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"width (={self.width}) must be divisible by num_heads (={self.num_heads})")
+        if self.family != "gpt2" and self.width // self.num_heads % 2:
+            raise ValueError(
+                f"width / num_heads (={self.width // self.num_heads}) must be even: each pair rotates"
+            )
+        if self.num_kv_heads is not None:
+            if self.family == "gpt2":
+                raise ValueError(f"num_kv_heads (={self.num_kv_heads}) requires family llama, qwen2 or qwen3")
+            if self.num_heads % self.num_kv_heads:
+                raise ValueError(
+                    f"num_heads (={self.num_heads}) must be divisible by num_kv_heads (={self.num_kv_heads})"
+                )
         parameters = 12 * self.num_layers * self.width**2
         parameters += (self.vocab_size + self.num_positions) * self.width
         if parameters > MAX_PARAMETERS:

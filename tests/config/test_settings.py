@@ -570,6 +570,19 @@ def test_values_without_bounds_are_refused_in_a_short_message(assignment: str, e
     assert expected in faults_of(lambda: resolve(environment={variable: value}))[0]
 
 
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["pretrain.num_kv_heads=2"], "requires family llama"),
+        (["pretrain.family=llama", "pretrain.num_kv_heads=4"], "must be divisible by num_kv_heads (=4)"),
+        (["pretrain.family=qwen3", "pretrain.width=30"], "must be even"),
+    ],
+)
+def test_shapes_that_no_llama_has_are_refused(assignments: list[str], expected: str) -> None:
+    (fault,) = faults_of(lambda: resolve(assignments=assignments, environment={}))
+    assert expected in fault
+
+
 def test_numbers_in_base_60_are_text_and_underscores_are_allowed() -> None:
     actual = resolve(assignments=["data.path=1:30", "pretrain.tokens=24_000_000"], environment={}).settings
     assert actual.data.path == "1:30"

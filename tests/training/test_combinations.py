@@ -33,6 +33,13 @@ from colakit.storage.gpt2 import base_fingerprint, load_gpt, save_gpt
 from colakit.training.lm_trainer import SentenceLMTrainer
 
 Factors = dict[str, dict[str, dict[str, Any]]]  # factor -> value -> settings
+LLAMA: dict[str, Any] = {"mlp_width": 192, "activation": "silu", "num_kv_heads": 1, "head_width": 64}
+BASES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "llama": {**LLAMA, "family": "llama"},
+    "qwen3": {**LLAMA, "family": "qwen3", "qk_norm": True, "tied_embeddings": False},
+}
+LLAMA_NAMES = {"c_attn": "q_proj", "ln_f": "norm"}
 
 FINETUNE: Factors = {
     "variant": {
@@ -81,6 +88,7 @@ FINETUNE: Factors = {
     },
     "accumulation": {"off": {}, "on": {"finetune.micro_batch_size": 2}},
     # -- from here on, not in CORE
+    "base": {name: {} for name in ("gpt2", "llama", "qwen3")},  # `small` has the folders
     "targets": {"all": {}, "attention": {"lora.target_modules": ["c_attn"]}},
     "boundaries": {
         "none": {},
@@ -137,10 +145,13 @@ STUDENT: Factors = {
     },
     "augmented": {"no": {}, "yes": {"train_scratch.augmented": True}},
     "upsample": {"1": {}, "2": {"distill.upsample": 2}},
-    "teacher": {name: {} for name in ("adapter", "full", "two", "recurrent")},
+    "teacher": {name: {} for name in ("adapter", "llama", "full", "two", "recurrent")},
 }
 STUDENT_CORE = tuple(STUDENT)[:8]
-REFUSED = [ordered(("teacher", "recurrent"), ("hidden loss", "on"))]
+REFUSED = [
+    ordered(("teacher", "recurrent"), ("hidden loss", "on")),
+    ordered(("transfer", "none"), ("augmented", "yes")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +161,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_corpus(folder / "corpus", sizes={"train": 40, "id_dev": 8, "ood_dev": 8})
     grammar = ToyGrammar(0, NOUNS + OTHER_NOUNS)
     tokenizer = train_tokenizer([grammar.acceptable() for _ in range(300)], 300)
-    seed_everything(0)
-    base = GPT(GPTConfig(tokenizer.vocab_size, 32, 128, 2, 2))
-    save_gpt(base, folder / "base", end_of_text_id=tokenizer.end_of_text_id)
-    save_tokenizer(tokenizer, folder / "base", max_tokens=32)
+    for family, shape in BASES.items():
+        seed_everything(0)
+        base = GPT(GPTConfig(tokenizer.vocab_size, 32, 128, 2, 2, **shape))
+        save_gpt(base, folder / family, end_of_text_id=tokenizer.end_of_text_id)
+        save_tokenizer(tokenizer, folder / family, max_tokens=32)
     training = {"epochs": 1, "batch_size": 16, "lr": 1e-2}
     return {
-        "base": str(folder / "base"),
+        "base": str(folder / "gpt2"),
         "data.path": str(folder / "corpus"),
         "data.val_fraction": 0.2,
         "cache": str(folder / "cache"),
@@ -191,8 +203,20 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return models
 
 
-def chosen(factors: Factors, row: Mapping[str, str]) -> dict[str, Any]:
-    return {key: v for factor, value in row.items() for key, v in factors[factor][value].items()}
+def chosen(factors: Factors, row: Mapping[str, str], small: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a row over `small`, with its base and the names of this base's layers."""
+    changes = {
+        **small,
+        **{key: v for factor, value in row.items() for key, v in factors[factor][value].items()},
+    }
+    if row.get("base", "gpt2") == "gpt2":
+        return changes
+    for key, value in changes.items():
+        if isinstance(value, list):
+            changes[key] = [LLAMA_NAMES.get(name, name) for name in value]
+        elif isinstance(value, dict):
+            changes[key] = {LLAMA_NAMES.get(name, name): number for name, number in value.items()}
+    return {**changes, "base": str(Path(small["base"]).with_name(row["base"]))}
 
 
 def as_ids(rows: list[dict[str, str]]) -> list[Any]:
@@ -227,7 +251,7 @@ def check_language_model(before: GPT, run: colakit.Run) -> None:
 
 
 def finetune(row: Mapping[str, str], small: Mapping[str, Any], saved: list[Any], out: Path) -> None:
-    settings = colakit.load_settings(changes={**small, **chosen(FINETUNE, row)})
+    settings = colakit.load_settings(changes=chosen(FINETUNE, row, small))
     if settings.cpu_kernels == "always" and find_compiler() is None:
         pytest.skip("needs a C compiler")
     run = colakit.finetune(settings, out=out, quiet=True)
@@ -272,7 +296,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FOLDED: Factors = {
-    **{name: FINETUNE[name] for name in ("variant", "layers", "boundaries", "ema")},
+    **{name: FINETUNE[name] for name in ("variant", "layers", "boundaries", "ema", "base")},
     "task": {name: task for name, task in FINETUNE["task"].items() if name.startswith("classification")},
 }
 
@@ -283,7 +307,7 @@ FOLDED: Factors = {
 def test_every_pair_of_settings_trains_in_folds(
     row: dict[str, str], small: dict[str, Any], saved: list[Any], tmp_path: Path
 ) -> None:
-    settings = colakit.load_settings(changes={**small, **chosen(FOLDED, row)})
+    settings = colakit.load_settings(changes=chosen(FOLDED, row, small))
     folder = colakit.finetune(settings, out=tmp_path / "run", folds=2, quiet=True).path
     assert len(saved) == 2
     for fold, classifier in zip((folder / "fold-1", folder / "fold-2"), saved, strict=True):
@@ -301,8 +325,16 @@ def teachers(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     full = colakit.load_settings(changes={**small, "finetune.method": "full"})
     adapter = colakit.finetune(settings, out=folder / "adapter", quiet=True).path
     whole = colakit.finetune(full, out=folder / "full", quiet=True).path
+    llama = colakit.load_settings(changes={**small, "base": str(Path(small["base"]).with_name("llama"))})
+    other = colakit.finetune(llama, out=folder / "llama", quiet=True).path
     student = colakit.train_scratch(settings, out=folder / "student", quiet=True).path
-    return {"adapter": [adapter], "full": [whole], "two": [adapter, whole], "recurrent": [student]}
+    return {
+        "adapter": [adapter],
+        "llama": [other],
+        "full": [whole],
+        "two": [adapter, whole],
+        "recurrent": [student],
+    }
 
 
 def train_student(
@@ -312,7 +344,7 @@ def train_student(
     saved: list[Any],
     out: Path,
 ) -> None:
-    settings = colakit.load_settings(changes={**small, **chosen(STUDENT, row)})
+    settings = colakit.load_settings(changes=chosen(STUDENT, row, small))
     if row["command"] == "distill":
         run = colakit.distill(settings, teachers[row["teacher"]], out=out, quiet=True)
     else:

@@ -88,6 +88,30 @@ def test_transformers_loads_the_base_with_equal_logits(pretrained: Path) -> None
         torch.testing.assert_close(ours(ids["input_ids"]), reference(**ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_llama_base_trains_and_has_the_logits_of_transformers(
+    family: str, text: Path, colakit: Run, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shape = ["--family", family, "--num-kv-heads", "1", "--tokens", "5120"]
+    code, _, err = colakit("pretrain", text, *SMALL, *shape, "--out", tmp_path / "run")
+    assert code == 0, err
+    losses = [r["loss"] for r in records(tmp_path / "run") if r["event"] == "step"]
+    assert losses[-1] < 0.95 * losses[0]
+    base = tmp_path / "run" / "base"
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    assert type(reference).__name__.lower() == f"{family}forcausallm"
+    ids = AutoTokenizer.from_pretrained(base)("These cats see the girl.", return_tensors="pt")
+    with torch.no_grad():
+        assert_close(load_gpt(base)(ids["input_ids"]), reference(**ids).logits, rtol=1e-4, atol=1e-4)
+
+    begin, from_base = continue_arguments(text, base, tmp_path / "cache")
+    code, out, err = colakit(*begin, *from_base, "--dry-run", "--out", tmp_path / "more")
+    assert code == 0, err
+    assert f"{sum(p.numel() for p in reference.parameters()):,}" in out
+
+
 def test_generate_and_finetune_accept_the_base(
     pretrained: Path, toy: Path, colakit: Run, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from colakit.data.batches import PairBatch
 from colakit.data.corruption import Corruptor
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT
-from colakit.storage.gpt2 import load_gpt
+from colakit.storage.gpt2 import load_gpt, save_gpt
 from colakit.training.objectives import discrimination
 
 Run = Callable[..., tuple[int, str, str]]
@@ -165,6 +165,15 @@ def test_real_fake_training_writes_a_base_that_tunes_and_resumes(
         *("--quiet", "--out", tmp_path / "tuned"),
     )
     assert code == 0, err
+
+
+def test_a_base_with_an_output_layer_of_its_own_is_refused(text: Path, colakit: Run, tmp_path: Path) -> None:
+    config = GPTConfig(13, 8, 8, 1, 2, None, "silu", family="llama", tied_embeddings=False)
+    save_gpt(GPT(config), tmp_path / "base")
+    code, _, err = colakit(*REAL_FAKE, "--init-from", tmp_path / "base", text, "--out", tmp_path / "run")
+    assert code == 2
+    assert "tie_word_embeddings: false" in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_does_not_write_to_the_cache(

@@ -19,9 +19,11 @@ from colakit.storage.output import Resume
         "--init-from": "pretrain.init_from",
         "--tokenizer": "pretrain.tokenizer",
         "--vocab-size": "pretrain.vocab_size",
+        "--family": "pretrain.family",
         "--num-layers": "pretrain.num_layers",
         "--width": "pretrain.width",
         "--num-heads": "pretrain.num_heads",
+        "--num-kv-heads": "pretrain.num_kv_heads",
         "--num-positions": "pretrain.num_positions",
         "--window": "pretrain.window",
         "--tokens": "pretrain.tokens",
@@ -37,11 +39,11 @@ def pretrain_command(
     *,
     texts: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz)."),
+        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz, .zst)."),
     ] = None,
     resume: ResumeOption = Resume.NEVER,
 ) -> dict[str, Any]:
-    """Pre-train a GPT-2 base on running text; --objective real-fake is a second stage."""
+    """Pre-train a GPT-2 or Llama base on running text; --objective real-fake is a second stage."""
     from colakit.api.pretrain import pretrain
 
     return pretrain(session, texts=texts or [], resume=resume)

@@ -107,10 +107,12 @@ class GPTClassifier(nn.Module):
             attention_mask: (B, T), 1 at real tokens; every row has at least one.
             states: (B, T, D), `Transformer.frozen_states` if already computed.
             targets: next tokens, (B, T-1), or (B/2, 2, T-1) for pairs of sentences; -100 to ignore one.
+                They require tied embeddings.
             reduce: as in `linear_cross_entropy`.
         """
         if targets is None:
             return self.score(self.pooled(input_ids, attention_mask, states)).float()
+        assert self.config.tied_embeddings
         last = attention_mask.sum(dim=1) - 1  # (B,)
         hidden = self.body(input_ids, states)  # (B, T, D)
         logits = self.score(hidden[torch.arange(len(last), device=last.device), last]).float()

@@ -18,6 +18,7 @@ from colakit.runtime.device import Compute
 from colakit.runtime.subprocesses import Child
 from colakit.utils.files import replacing
 
+pytest_plugins = ["support.serving"]
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ["OMP_NUM_THREADS"] = "1"  # child processes must sum in the same order
 

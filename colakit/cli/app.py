@@ -31,6 +31,7 @@ from colakit.cli.commands.plot import plot_command
 from colakit.cli.commands.predict import predict_command
 from colakit.cli.commands.pretrain import pretrain_command
 from colakit.cli.commands.report import report_command
+from colakit.cli.commands.serve import serve_command
 from colakit.cli.commands.sweep import sweep_command
 from colakit.cli.commands.train_scratch import train_scratch_command
 from colakit.errors import EXIT_FAILED, ColakitError, plain_rule
@@ -60,7 +61,7 @@ COMMANDS = {  # group, empty for none -> its commands
         baseline_command,
         sweep_command,
         *(evaluate_command, plot_command, report_command, predict_command, export_command),
-        *(demo_command, doctor_command),
+        *(serve_command, demo_command, doctor_command),
     ),
     "data": (data_fetch_command, data_check_command, data_write_command),
     "config": (config_show_command, config_schema_command, config_reference_command),

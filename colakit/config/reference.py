@@ -11,11 +11,14 @@ from colakit.config.settings import Settings
 
 NO_UNIT = "none"  # of a number that has no unit
 UNITS = {  # unit -> dotted keys, or names that mean the same in every section
-    "sentences": ("batch_size", "micro_batch_size", "sentences", "errors", "disagreements"),
+    "sentences": (
+        *("batch_size", "micro_batch_size", "sentences", "errors", "disagreements", "max_sentences"),
+    ),
     "windows": ("pretrain.batch_size", "pretrain.micro_batch_size", "evaluate_windows"),
     "tokens": (
         *("max_tokens", "max_new_tokens", "tokens", "window", "num_positions"),
         *("vocab_size", "vocabulary", "top_k"),
+        *("max_batch_tokens", "max_queue_tokens", "max_request_tokens"),
     ),
     "steps": ("log_every", "save_every_steps", "evaluate_every_steps", "max_steps"),
     "epochs": ("epochs", "evaluate_every_epochs", "sampler_epochs"),
@@ -42,9 +45,13 @@ UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     "trials": ("sweep.trials", "sweep.jobs"),
     "seconds": ("heartbeat_seconds",),
     "MiB": ("frozen_cache_mib",),
+    "bytes": ("max_body_bytes",),
+    "milliseconds": ("max_wait_ms",),
+    "seconds": ("receive_seconds", "answer_seconds", "drain_seconds"),
+    "connections": ("max_connections",),
     "dots per inch": ("dpi",),
     NO_UNIT: (
-        *("seed", "val_seed", "rank", "alpha", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio"),
+        *("port", "seed", "val_seed", "rank", "alpha", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio"),
         *("lr", "muon_lr", "weight_decay", "max_grad_norm", "temperature", "temperature_end", "sources"),
         *("lm_weight", "lm_weight_end", "pair_weight", "hidden_weight", "penalties"),
         *("sampler_seed", "seeds", "folds", "space"),

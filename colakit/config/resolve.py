@@ -16,7 +16,11 @@ from colakit.config.settings import Settings, leaf_fields
 from colakit.errors import ColakitError, did_you_mean, nearest, plain_rule
 
 ENVIRONMENT_PREFIX = "COLAKIT_"
-NOT_SETTINGS = {"COLAKIT_SHARED"}  # the folder of real data for tests
+NOT_SETTINGS = {  # the folder of real data for tests, and secrets that no file should hold
+    "COLAKIT_SHARED",
+    "COLAKIT_SERVE_TOKEN",
+    "COLAKIT_SERVE_ADMIN_TOKEN",
+}
 DEFAULT = "default"
 MAX_FAULTS = 20  # listed in an error
 MAX_VALUE_SHOWN = 80  # characters of a value in an error

@@ -19,6 +19,7 @@ from colakit.config.data import DataSettings
 from colakit.config.finetune import FinetuneSettings, LoRASettings
 from colakit.config.pretrain import PretrainSettings, RealFakeSettings
 from colakit.config.section import MAX_SEED, Section, split_commas
+from colakit.config.serve import ServeSettings
 from colakit.config.student import (
     DistillSettings,
     StudentSettings,
@@ -95,6 +96,7 @@ class Settings(Section):
     baseline: BaselineSettings = Field(default_factory=BaselineSettings)
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
     predict: PredictSettings = Field(default_factory=PredictSettings)
+    serve: ServeSettings = Field(default_factory=ServeSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     plot: PlotSettings = Field(default_factory=PlotSettings)
     sweep: SweepSettings = Field(default_factory=SweepSettings)

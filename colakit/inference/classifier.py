@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -264,53 +264,79 @@ def _build_empty(
 
 
 def _from_adapter(folder: Path, base: str | None) -> SentenceClassifier:
-    adapter, companion = read_adapter(folder), read_companion(folder)
-    score = adapter.saved_modules.get("score.weight")
-    if score is None or score.ndim != 2:
-        raise ColakitError(
-            f"{folder}: the adapter has no classification head (`score`)", hint="Give a SEQ_CLS adapter."
+    adapter = AdapterFolder.read(folder)
+    gpt, base_folder = load_base_of(folder, adapter.peft, base)
+    return adapter.on(gpt, base_folder, base)
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """The content of an adapter folder, before it is applied to a base."""
+
+    path: Path
+    peft: PeftAdapter
+    companion: Companion
+    label_names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterFolder:
+        """Read an adapter folder.
+
+        Raises:
+            ColakitError: if it is damaged, or has no classification head.
+        """
+        adapter, companion = read_adapter(folder), read_companion(folder)
+        score = adapter.saved_modules.get("score.weight")
+        if score is None or score.ndim != 2:
+            raise ColakitError(
+                f"{folder}: the adapter has no classification head (`score`)", hint="Give a SEQ_CLS adapter."
+            )
+        num_labels = len(score)
+        names = companion.label_names or [f"LABEL_{i}" for i in range(num_labels)]
+        with library_errors(folder / COMPANION_NAME, hint="Save the adapter again."):
+            check_threshold(companion.threshold, num_labels)
+            if len(names) != num_labels:
+                raise ValueError(f"label_names must be {num_labels} strings (got {len(names)})")
+        return cls(folder, adapter, companion, tuple(names))
+
+    def on(self, gpt: GPT, base_folder: Path, base: str | None = None) -> SentenceClassifier:
+        """Return the classifier; `gpt` becomes a part of it.
+
+        Args:
+            base_folder: of the base's tokenizer, unless the adapter has its own.
+            base: name of the base, if not the recorded one.
+        """
+        positions, companion = gpt.config.num_positions, self.companion
+        model = gpt.classifier(len(self.label_names))
+        apply_adapter(model, self.peft, where=str(self.path))
+        return SentenceClassifier(
+            model.eval(),
+            self._tokenizer(base_folder, model),
+            self.label_names,
+            min(companion.max_tokens or positions, positions),
+            companion.threshold,
+            self.peft.config,
+            companion.origin or {"command": "adapter", "base": base or self.peft.base},
+            companion.temperature,
         )
-    num_labels = len(score)
-    names = companion.label_names or [f"LABEL_{i}" for i in range(num_labels)]
-    with library_errors(folder / COMPANION_NAME, hint="Save the adapter again."):
-        check_threshold(companion.threshold, num_labels)
-        if len(names) != num_labels:
-            raise ValueError(f"label_names must be {num_labels} strings (got {len(names)})")
-    gpt, base_folder = load_base_of(folder, adapter, base)
-    positions = gpt.config.num_positions
-    model = gpt.classifier(num_labels)
-    apply_adapter(model, adapter, where=str(folder))
-    return SentenceClassifier(
-        model.eval(),
-        _adapter_tokenizer(folder, companion, base_folder, model),
-        tuple(names),
-        min(companion.max_tokens or positions, positions),
-        companion.threshold,
-        adapter.config,
-        companion.origin or {"command": "adapter", "base": base or adapter.base},
-        companion.temperature,
-    )
 
+    def _tokenizer(self, base_folder: Path, model: GPTClassifier) -> SentenceTokenizer:
+        """Return the tokenizer in the adapter's folder, or that of its base.
 
-def _adapter_tokenizer(
-    folder: Path, companion: Companion, base_folder: Path, model: GPTClassifier
-) -> SentenceTokenizer:
-    """Return the tokenizer in the adapter's folder, or that of its base.
-
-    PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of `colakit.json`.
-    """
-    source = folder if has_tokenizer(folder) else base_folder
-    tokenizer = SentenceTokenizer.from_base(
-        source,
-        prefix=companion.prefix,
-        suffix=companion.suffix,
-        start=companion.start_token,
-        template=companion.is_empty,
-    )
-    require_embeddings(tokenizer, model.config.vocab_size, source)
-    if base_folder.is_dir():
-        _require_padding(tokenizer, base_folder)
-    return tokenizer
+        PEFT's adapters add the boundary tokens of the tokenizer's template, colakit's those of colakit.json.
+        """
+        source = self.path if has_tokenizer(self.path) else base_folder
+        tokenizer = SentenceTokenizer.from_base(
+            source,
+            prefix=self.companion.prefix,
+            suffix=self.companion.suffix,
+            start=self.companion.start_token,
+            template=self.companion.is_empty,
+        )
+        require_embeddings(tokenizer, model.config.vocab_size, source)
+        if base_folder.is_dir():
+            _require_padding(tokenizer, base_folder)
+        return tokenizer
 
 
 def _is_transformers(folder: Path) -> bool:
@@ -374,14 +400,23 @@ def load_base_of(folder: Path, adapter: PeftAdapter, base: str | None) -> tuple[
         hint = f"Name the base it was trained on with --base. {error.hint or ''}".rstrip()
         raise ColakitError(f"{folder}: its base: {error.message}", hint=hint) from error
     gpt = load_gpt(base_folder)
+    check_base(folder, base, lambda: base_fingerprint(gpt))
+    return gpt, base_folder
+
+
+def check_base(folder: Path, base: str, fingerprint: Callable[[], str]) -> None:
+    """Raise `ColakitError` if the adapter in `folder` records another base than the one named `base`.
+
+    Args:
+        fingerprint: of that base, called if the adapter records one.
+    """
     expected = read_companion(folder).origin.get("base_fingerprint")
-    if expected is not None and expected != (actual := base_fingerprint(gpt)):
+    if expected is not None and expected != (actual := fingerprint()):
         raise ColakitError(
             f"{folder}: was trained on a base with fingerprint {str(expected)[:12]}…; "
             f"{base} has {actual[:12]}…",
             hint="Name the base it was trained on with --base.",
         )
-    return gpt, base_folder
 
 
 def encode_split(

@@ -58,7 +58,7 @@ class Predictor:
         """Return the sentences' tokens, truncated to `max_tokens`."""
         return self.classifier.encode(sentences)
 
+    @torch.inference_mode()
     def logits(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Return (N, C) logits."""
-        with torch.inference_mode():
-            return compute_rows(self._forward, len(self.label_names), tokens, self.compute, self.batch_size)
+        """Return (N, C) logits of N sentences."""
+        return compute_rows(self._forward, len(self.label_names), tokens, self.compute, self.batch_size)

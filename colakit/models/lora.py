@@ -89,7 +89,7 @@ class LoRALinear(nn.Module):
         self.lora_a = nn.Parameter(torch.empty(config.rank, base.in_features, **factory))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, **factory))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
-        self.magnitude = nn.Parameter(self._row_norms()) if config.dora else None  # (D_out,)
+        self.magnitude = nn.Parameter(self.row_norms()) if config.dora else None  # (D_out,)
         self.merged_from = None
         if config.init == "pissa":
             self._init_pissa()
@@ -107,21 +107,22 @@ class LoRALinear(nn.Module):
         if self.magnitude is None:
             return plain + update
         # ‖W + ΔW‖ is treated as a constant in the backward pass (DoRA §4.3)
-        rescale = self.magnitude / self._row_norms().detach()
+        rescale = self.magnitude / self.row_norms().detach()
         without_bias = (
             F.linear(dropped, weight) if dropped is not x else plain if bias is None else plain - bias
         )
         # summed in fp32; with B = 0 `rescale` is 1, and the result is `plain` in every dtype
         return (plain + (rescale - 1) * without_bias + rescale * update).to(plain.dtype)
 
-    def _row_norms(self) -> Tensor:  # (D_out,)
+    def row_norms(self) -> Tensor:
+        """Return the norms ‖W + ΔW‖ of the output rows, (D_out,)."""
         weight = self.base.weight.float() + self.scaling * self.lora_b @ self.lora_a
         return torch.linalg.norm(weight.contiguous(), dim=1)  # rounding depends on the memory layout
 
     def reset_magnitude(self) -> None:
         """Set a fresh DoRA's magnitude to the row norms of W again, after W was moved or cast."""
         if self.magnitude is not None and not self.lora_b.any():
-            self.magnitude.data = self._row_norms().detach()
+            self.magnitude.data = self.row_norms().detach()
 
     def _init_pissa(self) -> None:
         """Move the R leading singular directions of W into the adapter; the base keeps the residual."""
@@ -148,7 +149,7 @@ class LoRALinear(nn.Module):
         """Return the merged weight (D_out, D_in) in the base's dtype."""
         weight = self.base.weight.float() + self.scaling * self.lora_b @ self.lora_a
         if self.magnitude is not None:
-            weight = weight * (self.magnitude / self._row_norms())[:, None]
+            weight = weight * (self.magnitude / self.row_norms())[:, None]
         return weight.detach().to(self.base.weight.dtype)
 
 

@@ -1,0 +1,181 @@
+"""Hostile HTTP requests for a running server, made with hypothesis.
+
+    python tests/stress/hostile_requests.py http://127.0.0.1:8000 --cases 10000
+
+sends each over a connection of its own, prints the statuses, and fails at a 5xx or if the server stops
+answering. `--pid` also prints the server's memory before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+PATHS = (
+    *("/v1/classify", "/predict", "/v2/models/two/infer", "/v1/adapters/two", "/v1/models", "/", "/metrics"),
+    *("/v2/models/%00/infer", "/../etc/passwd", "/v1/adapters/..%2f..%2fetc", "/\xff", "//", "*"),
+)
+METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "get", "BREW")
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.sampled_from(["two", "three", "none", "a" * 5000, "\ud800", "\0", "\u202e"])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=9), inner, max_size=5),
+)
+fields = st.sampled_from(
+    [
+        "model",
+        "models",
+        "input",
+        "inputs",
+        "truncate",
+        "raw_scores",
+        "path",
+        "id",
+        "parameters",
+        "shape",
+        "data",
+    ]
+)
+documents = st.dictionaries(fields, values, max_size=6).map(lambda value: json.dumps(value).encode())
+good = st.sampled_from(
+    [
+        b'{"model": "two", "input": ["The cat sleeps.", "b"]}',
+        b'{"models": ["two", "three", "student"], "input": "The cat sleeps."}',
+        b'{"model": "two", "inputs": [["a"], ["b"]]}',
+        b'{"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}',
+    ]
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Draw a valid body with bytes cut out, doubled or replaced."""
+    body = draw(good)
+    start = draw(st.integers(0, len(body)))
+    stop = draw(st.integers(start, len(body)))
+    return (
+        body[:start]
+        + draw(st.sampled_from([b"", body[start:stop] * 2]) | st.binary(max_size=20))
+        + body[stop:]
+    )
+
+
+@st.composite
+def hostile_requests(draw: st.DrawFn) -> bytes:
+    """Draw the bytes of a request."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.binary(max_size=300))
+    body = draw(documents | damaged() | good | st.binary(max_size=200))
+    length = draw(st.sampled_from([len(body)] * 8 + [0, len(body) + 5, len(body) - 1, 10**9, "x", "-1"]))
+    headers = draw(
+        st.lists(
+            st.sampled_from(
+                [
+                    *(
+                        "connection: close",
+                        "expect: 100-continue",
+                        "authorization: Bearer x",
+                        "upgrade: websocket",
+                    ),
+                    *(
+                        "transfer-encoding: chunked",
+                        "content-encoding: gzip",
+                        "a" * 3000 + ": b",
+                        ": b",
+                        "host: y",
+                    ),
+                ]
+            ),
+            max_size=3,
+        )
+    )
+    line = f"{draw(st.sampled_from(METHODS))} {draw(st.sampled_from(PATHS))} HTTP/1.1"
+    head = "\r\n".join([line, "host: x", f"content-length: {length}", *headers, "", ""])
+    request = head.encode("latin-1") + body
+    return request[: draw(st.integers(0, len(request)))] if draw(st.integers(0, 5)) == 0 else request
+
+
+def send_raw(address: tuple[str, int], content: bytes, *, half_close: bool = False) -> bytes:
+    """Send bytes and return all that is answered until the server closes; b"" if it resets.
+
+    Args:
+        half_close: close the sending side after the bytes, which ends the wait for a longer body.
+    """
+    received = b""
+    with socket.create_connection(address, timeout=20) as client:
+        try:
+            client.sendall(content)
+            if half_close:
+                client.settimeout(0.2)
+                received = client.recv(2**16)
+                client.settimeout(20)
+                client.shutdown(socket.SHUT_WR)
+            while part := client.recv(2**16):
+                received += part
+        except TimeoutError:
+            if not half_close:
+                raise
+        except OSError:
+            pass
+    return received
+
+
+def memory_of(pid: int) -> int:
+    """Return the resident memory of a process, in MiB."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * 4096 // 2**20
+
+
+def main() -> int:
+    """Send the requests; return 1 at a fault."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--pid", type=int, help="process of the server")
+    options = parser.parse_args()
+    parts = urlsplit(options.url)
+    address = (str(parts.hostname), int(parts.port or 80))
+    statuses: Counter[str] = Counter()
+    sizes = [memory_of(options.pid)] if options.pid else []
+
+    @settings(
+        max_examples=options.cases,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(content=hostile_requests())
+    def send(content: bytes) -> None:
+        answer = send_raw(address, content, half_close=True)
+        statuses[answer[9:12].decode("latin-1") or "closed"] += 1
+        assert b"HTTP/1.1 5" not in answer, answer[:500]
+
+    send()
+    if options.pid:
+        sizes.append(memory_of(options.pid))
+    with socket.create_connection(address, timeout=20) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    print(json.dumps({"statuses": statuses, "resident MiB before and after": sizes}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

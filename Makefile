@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
 	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench bench-full bench-serve \
-	install-bench base-smollm2 clean
+	install-bench install-web base-smollm2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -42,6 +42,11 @@ install-bench: $(VENV)/.installed-bench ## ... with the packages for the benchma
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@
+
+install-web: ## fetch the JavaScript packages that the tests of exported pages need (Node and npm)
+	mkdir -p build/web
+	cp colakit/assets/web/package.json build/web/
+	npm install --prefix build/web --ignore-scripts --no-audit --no-fund
 
 lint: install-dev ## check rules and formatting with ruff
 	$(BIN)/ruff check .

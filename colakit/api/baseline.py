@@ -67,7 +67,7 @@ def baseline(
                     hint=f"Resume with its own settings: --config {folder.settings}",
                 )
             return run.finished_summary()
-        folder.create(session.settings_yaml, session.compute)
+        folder.create(session.settings_yaml, session.compute, session.resolved.origins)
         return {**_train(session, config, task, origin, folder), "run": str(folder.path)}
 
 

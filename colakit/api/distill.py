@@ -70,7 +70,7 @@ def distill(
     seeds = None if runs is None else runs[1]
     if seeds is None and not session.dry_run:
         is_resuming(session.out, resume)  # raises if there is no run to resume
-    _record_data_and_base(session)
+    record_data_and_base(session)
     if session.dry_run:
         return plan_seeds(session, seeds, lambda: _dry_run(session, seeds))
     if seeds is None:
@@ -93,7 +93,7 @@ def distill(
     )
 
 
-def _record_data_and_base(session: Session) -> None:
+def record_data_and_base(session: Session) -> None:
     """Set the data and the base of the settings to those of the teachers, unless they are given.
 
     Raises:

@@ -8,11 +8,11 @@ from typing import Any
 
 from colakit.api.recorded_data import load_corpus_of
 from colakit.api.session import Session
+from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
-from colakit.evaluation.budget import training_table, unequal_controls
 from colakit.evaluation.collect import collect_predictions
 from colakit.evaluation.slices import SplitSlices, slice_splits
-from colakit.evaluation.split_report import report_split
+from colakit.evaluation.split_report import Evaluation, report_split
 from colakit.evaluation.tables import print_tables, write_results
 from colakit.reports.figures.calibration import draw_calibration
 from colakit.reports.figures.confusion import draw_confusion
@@ -34,17 +34,40 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         ColakitError: if a model, a split or a field of slices cannot be read.
     """
     session.check_out()
-    models = expand_runs(models)
+    models, reporter = expand_runs(models), session.reporter
     corpus = load_corpus_of(session, models)
-    settings, reporter = session.settings.evaluate, session.reporter
-    splits = settings.splits or corpus.report_splits()
-    if not settings.splits and sum(name.endswith("_dev") for name in splits) > 1:
-        splits = [*splits, "dev"]  # the union of these splits
-    for name in splits:
-        corpus.split(name).require_labels()
-    slices = slice_splits(corpus, splits, settings, reporter)
     if session.dry_run:
-        return _show_plan(session, models, splits, slices)
+        return _show_plan(session, models, corpus)
+    evaluation = measure_models(session, models, corpus)
+    print_tables(evaluation.tables(classes=session.settings.evaluate.classes), reporter)
+    for text in evaluation.unequal:
+        reporter.warn(text)
+    for report in evaluation.reports.values():
+        report.print_warnings(evaluation.inputs.corpus.label_names, reporter)
+    results = evaluation.as_dict()
+    write_results(session.out, "evaluation", results, evaluation.tables(), reporter)
+    if session.out is not None:
+        plot = session.settings.plot
+        for name, report in evaluation.reports.items():
+            figures = {each.slices.field: draw_slices(each) for each in report.slices}
+            figures["confusion"] = draw_confusion(name, report.classes)
+            figures["calibration"] = draw_calibration(name, report.calibration)
+            for kind, figure in figures.items():
+                save_figure(figure, session.out / f"{kind}-{file_name(name)}.{plot.format}", dpi=plot.dpi)
+    return results
+
+
+def measure_models(session: Session, models: Sequence[str], corpus: Corpus) -> Evaluation:
+    """Return the results of models on the splits of `corpus` that the settings name.
+
+    Args:
+        models: run folders, ckpt.pt files or adapter folders.
+
+    Raises:
+        ColakitError: if a model, a split or a field of slices cannot be read.
+    """
+    settings, reporter = session.settings.evaluate, session.reporter
+    splits, slices = _splits_and_slices(session, corpus)
     inputs = collect_predictions(
         models,
         corpus,
@@ -56,36 +79,22 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         base=session.settings.base if session.resolved.was_typed("base") else None,
     )
     listed = {"errors": settings.errors, "disagreements": settings.disagreements}
-    reports = {name: report_split(inputs, name, slices, **listed) for name in splits}
-    training = training_table(inputs.models, inputs.groups)
-    shown = (table for report in reports.values() for table in report.tables(classes=settings.classes))
-    print_tables([training, *shown], reporter)
-    for text in (unequal := unequal_controls(inputs.models, inputs.groups)):
-        reporter.warn(text)
-    for report in reports.values():
-        report.print_warnings(inputs.corpus.label_names, reporter)
-    results = {
-        "corpus": inputs.corpus.name,
-        "training": [{"model": model.name, **model.facts} for model in inputs.models],
-        "unequal": unequal,
-        "splits": {name: report.as_dict() for name, report in reports.items()},
-    }
-    tables = [training, *(table for report in reports.values() for table in report.tables())]
-    write_results(session.out, "evaluation", results, tables, reporter)
-    if session.out is not None:
-        plot = session.settings.plot
-        for name, report in reports.items():
-            figures = {each.slices.field: draw_slices(each) for each in report.slices}
-            figures["confusion"] = draw_confusion(name, report.classes)
-            figures["calibration"] = draw_calibration(name, report.calibration)
-            for kind, figure in figures.items():
-                save_figure(figure, session.out / f"{kind}-{file_name(name)}.{plot.format}", dpi=plot.dpi)
-    return results
+    return Evaluation(inputs, {name: report_split(inputs, name, slices, **listed) for name in splits})
 
 
-def _show_plan(
-    session: Session, models: Sequence[str], splits: Sequence[str], slices: Sequence[SplitSlices]
-) -> dict[str, Any]:
+def _splits_and_slices(session: Session, corpus: Corpus) -> tuple[list[str], list[SplitSlices]]:
+    """Return the splits to report on, and their slices."""
+    settings = session.settings.evaluate
+    splits = list(settings.splits or corpus.report_splits())
+    if not settings.splits and sum(name.endswith("_dev") for name in splits) > 1:
+        splits.append("dev")  # the union of these splits
+    for name in splits:
+        corpus.split(name).require_labels()
+    return splits, slice_splits(corpus, splits, settings, session.reporter)
+
+
+def _show_plan(session: Session, models: Sequence[str], corpus: Corpus) -> dict[str, Any]:
+    splits, slices = _splits_and_slices(session, corpus)
     for model in models:
         if not Path(model).expanduser().exists():
             raise ColakitError(

@@ -19,6 +19,7 @@ from colakit.utils.console import Reporter
 if TYPE_CHECKING:
     from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.numpy_predictor import StudentPredictor
+    from colakit.inference.onnx_predictor import OnnxPredictor
     from colakit.inference.predictor import Predictor
 
 
@@ -141,20 +142,26 @@ def evaluate(
     return run(_session("evaluate", settings or Settings(), out, quiet), models=list(map(_path, models)))
 
 
-def load(model: Run | str | Path) -> Predictor | StudentPredictor | BaselineClassifier:
+def load(
+    model: Run | str | Path,
+) -> Predictor | StudentPredictor | BaselineClassifier | OnnxPredictor:
     """Return a callable that labels sentences: `load(run)("The cat sleep.").names`.
 
-    A baseline is loaded without torch, and a student if its run folder has `student.safetensors`.
+    A baseline is loaded without torch, and a student if its run folder has `student.safetensors`. ONNX files
+    and folders of `colakit export` that have one run in ONNX Runtime.
 
     Raises:
         ColakitError: if there is no model, or it is damaged.
     """
     from colakit.inference.baseline import is_baseline, load_baseline
     from colakit.inference.numpy_predictor import StudentPredictor
+    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
 
     path = _path(model)
     if is_baseline(path):
         return load_baseline(path)
+    if (file := onnx_file(path)) is not None:
+        return OnnxPredictor(file)
     try:
         return StudentPredictor(path)
     except ColakitError:  # not a student, or one without that file

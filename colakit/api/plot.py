@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from colakit.api.session import Session
 from colakit.config.yaml import read_yaml
@@ -37,7 +38,7 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     """
     session.check_out()
     folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
-    data = _read_runs(folders, session.reporter)
+    data = read_runs(folders, session.reporter)
     suffix, dpi = session.settings.plot.format, session.settings.plot.dpi
     single_out = session.out if len(folders) == 1 else None
     figures = {
@@ -51,11 +52,9 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
         )
     if len(data) > 1:
         out = session.out or COMPARISON_FOLDER
-        splits = _split_scores([folder.read_predictions() for folder in folders], data)
-        note = ONLY_VAL if "val" in splits else ""
         if trained := [each for each in data if each.evaluations]:
             figures[out / f"overlay.{suffix}"] = draw_overlay(trained)
-        figures[out / f"comparison.{suffix}"] = draw_comparison(splits, note)
+        figures[out / f"comparison.{suffix}"] = compare_runs(folders, data)
     for path, figure in figures.items():
         verb = "replaced" if path.exists() else "wrote"
         if not session.dry_run:
@@ -68,7 +67,22 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     return {"figures": [str(path) for path in figures]}
 
 
-def _read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData]:
+def compare_runs(folders: Sequence[RunFolder], runs: Sequence[RunData]) -> Figure:
+    """Draw accuracy and MCC of the runs' experiments on the dev splits that all runs have.
+
+    Raises:
+        ColakitError: if the runs were evaluated on different sentences.
+    """
+    splits = _split_scores([folder.read_predictions() for folder in folders], runs)
+    return draw_comparison(splits, ONLY_VAL if "val" in splits else "")
+
+
+def read_runs(folders: Sequence[RunFolder], reporter: Reporter) -> list[RunData]:
+    """Return the runs' metrics and summaries; print the table of their training.
+
+    Raises:
+        ColakitError: if a run is not finished or not of a classifier.
+    """
     for folder in folders:
         if folder.read_summary(Summary).experiment is None:
             raise ColakitError(

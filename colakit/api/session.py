@@ -113,7 +113,9 @@ class Session:
         from colakit.training.task_data import split_corpus
 
         check = partial(resolve_base, self.settings.base) if needs_base else lambda: None
-        return split_corpus(self.load_corpus(before_fetch=check), self.settings.data, self.reporter)
+        corpus = self.load_corpus(before_fetch=check)
+        evaluate_dev = self.settings.evaluate_dev
+        return split_corpus(corpus, self.settings.data, self.reporter, evaluate_dev=evaluate_dev)
 
     def job_options(self) -> dict[str, Any]:
         """Return the fields of a `TrainJob` that are the same for every command.
@@ -128,6 +130,7 @@ class Session:
             "command": self.command,
             "seed": self.settings.seed,
             "settings_yaml": self.settings_yaml,
+            "origins": self.resolved.origins,
             "cpu_kernels": self.settings.cpu_kernels,
             "track": self.settings.track,
         }

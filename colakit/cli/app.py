@@ -24,12 +24,15 @@ from colakit.cli.commands.demo import demo_command
 from colakit.cli.commands.distill import distill_command
 from colakit.cli.commands.doctor import doctor_command
 from colakit.cli.commands.evaluate import evaluate_command
+from colakit.cli.commands.export import export_command
 from colakit.cli.commands.finetune import finetune_command
 from colakit.cli.commands.generate import generate_command
 from colakit.cli.commands.plot import plot_command
 from colakit.cli.commands.predict import predict_command
 from colakit.cli.commands.pretrain import pretrain_command
+from colakit.cli.commands.report import report_command
 from colakit.cli.commands.serve import serve_command
+from colakit.cli.commands.sweep import sweep_command
 from colakit.cli.commands.train_scratch import train_scratch_command
 from colakit.errors import EXIT_FAILED, ColakitError, plain_rule
 from colakit.storage.output import Resume
@@ -56,7 +59,9 @@ COMMANDS = {  # group, empty for none -> its commands
     "": (
         *(generate_command, pretrain_command, finetune_command, distill_command, train_scratch_command),
         baseline_command,
-        *(evaluate_command, plot_command, predict_command, serve_command, demo_command, doctor_command),
+        sweep_command,
+        *(evaluate_command, plot_command, report_command, predict_command, export_command),
+        *(serve_command, demo_command, doctor_command),
     ),
     "data": (data_fetch_command, data_check_command, data_write_command),
     "config": (config_show_command, config_schema_command, config_reference_command),

@@ -42,16 +42,18 @@ UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     "layers": ("num_layers",),
     "heads": ("num_heads",),
     "block index": ("layers_to_transform",),
+    "trials": ("sweep.trials", "sweep.jobs"),
     "MiB": ("frozen_cache_mib",),
     "bytes": ("max_body_bytes",),
     "milliseconds": ("max_wait_ms",),
-    "seconds": ("receive_seconds", "answer_seconds", "drain_seconds"),
+    "seconds": ("heartbeat_seconds", "receive_seconds", "answer_seconds", "drain_seconds"),
     "connections": ("max_connections",),
     "dots per inch": ("dpi",),
     NO_UNIT: (
         *("port", "seed", "val_seed", "rank", "alpha", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio"),
         *("lr", "muon_lr", "weight_decay", "max_grad_norm", "temperature", "temperature_end", "sources"),
         *("lm_weight", "lm_weight_end", "pair_weight", "hidden_weight", "penalties"),
+        *("sampler_seed", "seeds", "folds", "space"),
     ),
 }
 BOUNDS = {  # keys of JSON Schema, and those that pydantic leaves inside mappings
@@ -131,7 +133,7 @@ def _info(key: str, entry: Mapping[str, Any], flags: Mapping[str, Sequence[str]]
 
 def _parts(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the schemas of a value: the alternatives of a union, the items of a list or mapping."""
-    yield from entry.get("anyOf", ())
+    yield from (*entry.get("anyOf", ()), *entry.get("oneOf", ()))
     yield from (entry[key] for key in ("items", "additionalProperties") if key in entry)
 
 
@@ -141,8 +143,10 @@ def _is_number(entry: Mapping[str, Any]) -> bool:
 
 def _values(entry: Mapping[str, Any]) -> str:
     """Return type and bounds of a value, in words."""
-    if "anyOf" in entry:
-        return ", ".join(map(_values, entry["anyOf"]))
+    if alternatives := entry.get("anyOf", entry.get("oneOf")):
+        return ", ".join(map(_values, alternatives))
+    if "type" not in entry:  # a nested section, or any value
+        return entry.get("$ref", "value").rpartition("/")[2].lower()
     if "enum" in entry:
         return ", ".join(f"`{value}`" for value in entry["enum"])
     kind = entry["type"]

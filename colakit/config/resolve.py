@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -113,6 +114,17 @@ def resolve(
     return Resolved(settings, {key: origin for key, (origin, _) in layers.items()})
 
 
+def changed(settings: Settings, origin: str, changes: Mapping[str, str]) -> Settings:
+    """Return the settings with changes: dotted key -> value as text, as `--set` takes it.
+
+    Raises:
+        ColakitError: if a value is not valid; names `origin`.
+    """
+    values = {key: (origin, reduce(getattr, key.split("."), settings)) for key, _ in leaf_fields()}
+    changed_values = {key: (origin, _parse_value(text, origin)) for key, text in changes.items()}
+    return resolve(flags={**values, **changed_values}, environment={}).settings
+
+
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the variables of settings."""
     return {name: text for name, text in environment.items() if not _is_setting(name)}
@@ -163,10 +175,10 @@ def _unknown_key(key: str, origin: str, known: set[str]) -> str:
     siblings = sorted(name for name in known if name.startswith(f"{section}."))
     if siblings and not dot:
         return f"{origin}: {key} is a section, not a setting; set {key}.KEY"
-    return f"{origin}: {_cut(key)} is not a setting.{_suggest_key(key, siblings, sorted(known))}"
+    return f"{origin}: {_cut(key)} is not a setting.{suggest_key(key, siblings, sorted(known))}"
 
 
-def _suggest_key(key: str, siblings: list[str], known: list[str]) -> str:
+def suggest_key(key: str, siblings: list[str], known: list[str]) -> str:
     """Return ` Did you mean X?`: a key of the section, or one of another section with this name."""
     top = sorted({other.partition(".")[0] for other in known})
     alike, name = siblings if "." in key else top, key.rpartition(".")[2]

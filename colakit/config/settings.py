@@ -27,6 +27,7 @@ from colakit.config.student import (
     TrainScratchSettings,
     TransferSettings,
 )
+from colakit.config.sweep import SweepSettings
 from colakit.config.training import LoopSettings, TrainingSettings
 from colakit.config.usage import EvaluateSettings, GenerateSettings, PlotSettings, PredictSettings
 
@@ -76,6 +77,9 @@ class Settings(Section):
     track: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(split_commas)] = (
         Field((), description="Stores that also get the metrics of a training: tensorboard, mlflow, wandb.")
     )
+    evaluate_dev: bool = Field(
+        True, description="Evaluate the splits beside train and val at the end of a training; else only val."
+    )
     cache: str | None = Field(
         None, description="Folder of downloads and cached arrays; null: the user's cache folder."
     )
@@ -95,6 +99,7 @@ class Settings(Section):
     serve: ServeSettings = Field(default_factory=ServeSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     plot: PlotSettings = Field(default_factory=PlotSettings)
+    sweep: SweepSettings = Field(default_factory=SweepSettings)
 
     @field_validator("device")
     @classmethod

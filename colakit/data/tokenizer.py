@@ -28,7 +28,7 @@ from colakit.data.tokenizer_files import (
 from colakit.data.tokens import Tokens
 from colakit.errors import ColakitError
 from colakit.utils.array_cache import ArrayCache
-from colakit.utils.documents import library_errors, parse_document, read_document
+from colakit.utils.documents import library_errors, parse_document, read_document, read_text
 from colakit.utils.files import replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -130,6 +130,20 @@ class SentenceTokenizer:
     def from_dict(cls, state: dict[str, Any]) -> SentenceTokenizer:
         """Return the tokenizer that `to_dict` described."""
         return cls.from_state(TokenizerState(**state))
+
+    @classmethod
+    def from_exported(cls, folder: Path) -> SentenceTokenizer:
+        """Load the tokenizer of an exported folder, whose template adds the boundary tokens.
+
+        Raises:
+            ColakitError: if it is missing or not valid.
+        """
+        path, facts = folder / "tokenizer.json", read_special_tokens(folder)
+        backend = _backend_of(read_text(path, VOCABULARY.bytes), path)
+        end_id = backend.token_to_id(facts.eos_token)
+        if end_id is None:
+            raise ColakitError(f"{path}: the end-of-text token {facts.eos_token!r} is not in it")
+        return cls(backend, end_id, template=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain data."""
@@ -293,12 +307,19 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def save_tokenizer(
-    tokenizer: SentenceTokenizer, folder: Path, *, max_tokens: int, boundaries: bool = False
+    tokenizer: SentenceTokenizer,
+    folder: Path,
+    *,
+    max_tokens: int | None,
+    boundaries: bool = False,
+    pad_id: int | None = None,
 ) -> None:
     """Write tokenizer.json and tokenizer_config.json, for transformers' `AutoTokenizer`.
 
     Args:
+        max_tokens: of a text; None sets no limit.
         boundaries: whether transformers adds the boundary tokens, too, by the file's template.
+        pad_id: token that pads texts on the right; None names none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
@@ -310,8 +331,11 @@ def save_tokenizer(
     start, end = map(backend.id_to_token, (tokenizer.start_id, tokenizer.end_of_text_id))
     special = {"bos_token": start, "eos_token": end, "unk_token": end}
     is_gpt2 = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and not has_template
-    kind = "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast"
-    settings = {"tokenizer_class": kind, "model_max_length": max_tokens, **special}
+    kind = "GPT2Tokenizer" if is_gpt2 and pad_id is None else "PreTrainedTokenizerFast"
+    length = {} if max_tokens is None else {"model_max_length": max_tokens}
+    settings = {"tokenizer_class": kind, **length, **special}
+    if pad_id is not None:
+        settings |= {"pad_token": backend.id_to_token(pad_id), "padding_side": "right"}
     if tokenizer.start_id != tokenizer.end_of_text_id:
         settings["sentence_start"] = tokenizer.start_token
     write_json(folder / "tokenizer_config.json", settings)

@@ -65,6 +65,7 @@ def student_job(
     command: str,
     seed: int,
     settings_yaml: str,
+    origins: Mapping[str, str],
     cpu_kernels: str,
     track: Sequence[str],
     targets: TeacherTargets | None = None,
@@ -137,6 +138,7 @@ def student_job(
         seed=seed,
         settings=training,
         settings_yaml=settings_yaml,
+        origins=origins,
         model=with_heads,
         objective=objective,
         optimizer=tuning_optimizer(

@@ -147,6 +147,7 @@ class TunedSampler:
             max_tokens=self.max_tokens,
             start_token=self.start_token,
             settings_yaml=to_yaml(self.tuning),
+            origins={},
             compute=self.training_compute,
             cpu_kernels=self.cpu_kernels,
             reporter=reporter,

@@ -1,14 +1,15 @@
-"""All results on one split: comparison of models, students with their teachers, slices; and their tables."""
+"""All results of an evaluation: comparison of models, students with their teachers, slices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from colakit.evaluation.budget import training_table, unequal_controls
 from colakit.evaluation.calibration import CalibrationRow, calibration_rows, calibration_table
 from colakit.evaluation.classes import (
     ClassReport,
@@ -86,6 +87,36 @@ class SplitReport:
                     f"{split}: `MCC kept` of {row.group} is undefined: the teacher's MCC, "
                     f"{format_interval(row.teacher_mcc, 1, 3)}, is too near 0"
                 )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of all models on all splits."""
+
+    inputs: EvaluationInputs
+    reports: Mapping[str, SplitReport]  # split name -> results
+
+    @property
+    def unequal(self) -> list[str]:
+        """A message for each control that was not trained as the distilled student."""
+        return unequal_controls(self.inputs.models, self.inputs.groups)
+
+    def tables(self, *, classes: bool = True) -> list[Table]:
+        """Return the table of trainings and those of all splits."""
+        training = training_table(self.inputs.models, self.inputs.groups)
+        return [
+            training,
+            *(table for report in self.reports.values() for table in report.tables(classes=classes)),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the results as plain data."""
+        return {
+            "corpus": self.inputs.corpus.name,
+            "training": [{"model": model.name, **model.facts} for model in self.inputs.models],
+            "unequal": self.unequal,
+            "splits": {name: report.as_dict() for name, report in self.reports.items()},
+        }
 
 
 def report_split(

@@ -93,6 +93,13 @@ def print_tables(tables: Sequence[Table], reporter: Reporter) -> None:
         reporter.table(title, columns, rows)
 
 
+def markdown_table(table: Table) -> str:
+    """Return a table in Markdown, with its title above."""
+    title, columns, rows = table
+    head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in [columns, *rows]]
+    return "\n".join([f"**{escape_markdown(title)}**", "", head, "|" + "---|" * len(columns), *body, ""])
+
+
 def write_results(
     out: Path | None, name: str, results: Mapping[str, Any], tables: Sequence[Table], reporter: Reporter
 ) -> None:
@@ -101,9 +108,5 @@ def write_results(
         return
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", results)
-    lines = []
-    for title, columns, rows in tables:
-        head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in [columns, *rows]]
-        lines += [f"**{escape_markdown(title)}**", "", head, "|" + "---|" * len(columns), *body, ""]
-    write_text(out / f"{name}.md", "\n".join(lines))
+    write_text(out / f"{name}.md", "\n".join(map(markdown_table, tables)))
     reporter.say(f"written to {out}")

@@ -53,6 +53,7 @@ from colakit.storage.model_file import (
     read_model_file,
     student_name,
     write_model_file,
+    write_student_file,
 )
 from colakit.storage.peft import PeftAdapter, apply_adapter, read_adapter
 from colakit.storage.run_set import open_run_set
@@ -128,8 +129,13 @@ class SentenceClassifier:
         metadata = {**self._architecture(), "tokenizer": self.tokenizer.to_dict(), **self._decision()}
         write_model_file(path, metadata, self.model.state_dict())
 
+    def save_student(self, folder: Path) -> None:
+        """Write `student.safetensors` of a student into a folder, without `ckpt.pt`."""
+        metadata = {**self._architecture(), "tokenizer": self.tokenizer.to_dict(), **self._decision()}
+        write_student_file(folder, metadata, {k: v.numpy() for k, v in self.model.state_dict().items()})
+
     def companion(self) -> dict[str, Any]:
-        """Return the content of an adapter folder's `colakit.json`."""
+        """Return the content of `colakit.json` in an adapter folder or an exported one."""
         boundaries = {"prefix": self.tokenizer.prefix, "suffix": self.tokenizer.suffix}
         return {**self._decision(), **boundaries, "start_token": self.tokenizer.start_token}
 
@@ -350,10 +356,20 @@ def _from_transformers(folder: Path) -> SentenceClassifier:
         )
     tokenizer = load_tokenizer(folder, template=True)
     _require_padding(tokenizer, folder)
-    names = config.id2label or {}
+    names, companion = config.id2label or {}, read_companion(folder)
     labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(model.num_labels))
-    origin = {"command": "classifier", "base": str(folder)}
-    return SentenceClassifier(model, tokenizer, labels, model.config.num_positions, origin=origin)
+    with library_errors(folder / COMPANION_NAME, hint="Export the model again."):
+        check_threshold(companion.threshold, model.num_labels)
+    positions = model.config.num_positions
+    return SentenceClassifier(
+        model,
+        tokenizer,
+        labels,
+        min(companion.max_tokens or positions, positions),
+        companion.threshold,
+        origin=companion.origin or {"command": "classifier", "base": str(folder)},
+        temperature=companion.temperature,
+    )
 
 
 def _require_padding(tokenizer: SentenceTokenizer, folder: Path) -> None:

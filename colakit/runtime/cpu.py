@@ -8,8 +8,10 @@ import platform
 
 
 def available_cpus() -> int:
-    """Return the number of CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs this process may use; OMP_THREAD_LIMIT is an upper bound."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    return min(count, int(limit)) if limit.isdecimal() and int(limit) else count
 
 
 def keep_freed_memory() -> None:

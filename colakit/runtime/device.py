@@ -208,3 +208,17 @@ def compiles(device: torch.device, wanted: str) -> tuple[bool, str]:
     if not available:
         return False, "not compiled: no C++ compiler found"
     return True, f"compiled with {Path(compiler).name if compiler else 'triton'}"
+
+
+def peak_memory_mib(device: torch.device) -> int | None:
+    """Return the peak memory of this process in MiB: on a GPU torch's, else the resident set, or None.
+
+    The resident set is Linux' `VmHWM`. `ru_maxrss` would be that of a parent process, if larger.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) // 2**10 for line in lines if line.startswith("VmHWM:")), None)

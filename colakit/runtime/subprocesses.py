@@ -70,7 +70,7 @@ def run_side_by_side(children: Sequence[Child], workers: Sequence[Mapping[str, s
     Raises:
         ColakitError: the error of the first child that failed, or "by a signal" with the signal's exit code.
     """
-    pool = _Pool(workers, log)
+    pool = Pool(workers, log)
     waiting = deque(enumerate(children))
     outputs = [""] * len(children)
     failure: ColakitError | None = None
@@ -96,7 +96,7 @@ def run_side_by_side(children: Sequence[Child], workers: Sequence[Mapping[str, s
     return outputs
 
 
-class _Running:
+class Running:
     """A child's process and the threads that read its output."""
 
     def __init__(
@@ -134,6 +134,12 @@ class _Running:
             stream.close()
         events.put((self, None))
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal once (on Windows the child gets the terminal's Ctrl-C)."""
+        if number not in self.sent and os.name == "posix":
+            self.process.send_signal(number)
+        self.sent.add(number)
+
     def was_stopped(self, stop: StopRequest) -> bool:
         """Whether the child ended because of a signal that this process forwarded."""
         code = self.process.returncode
@@ -152,23 +158,24 @@ class _Running:
         return ColakitError(f"{self.child.name}: {cause}\n{last}".rstrip(), exit_code=EXIT_FAILED)
 
 
-_Event = tuple[_Running, str | None]  # a line of stderr; None when the child has ended
+_Event = tuple[Running, str | None]  # a line of stderr; None when the child has ended
 
 
-class _Pool:
+class Pool:
     """The running children and the idle workers."""
 
     def __init__(self, workers: Sequence[Mapping[str, str]], log: Log) -> None:
         self.idle = deque(workers)
         self.log = log
-        self.running: list[_Running] = []
+        self.running: list[Running] = []
         self.events: queue.Queue[_Event] = queue.Queue()
 
-    def start(self, index: int, child: Child) -> None:
+    def start(self, index: int, child: Child) -> Running:
         """Start a child on an idle worker."""
-        self.running.append(_Running(index, child, self.idle.popleft(), self.events))
+        self.running.append(Running(index, child, self.idle.popleft(), self.events))
+        return self.running[-1]
 
-    def poll(self) -> _Running | None:
+    def poll(self) -> Running | None:
         """Handle one event, waiting up to `POLL_SECONDS`; return the child if one has ended."""
         try:
             child, line = self.events.get(timeout=POLL_SECONDS)
@@ -184,11 +191,9 @@ class _Pool:
         return None
 
     def send_signal(self, number: int) -> None:
-        """Send a signal once to each running child (on Windows they get the terminal's Ctrl-C)."""
+        """Send a signal once to each running child."""
         for child in self.running:
-            if number not in child.sent and os.name == "posix":
-                child.process.send_signal(number)
-            child.sent.add(number)
+            child.send_signal(number)
 
     def close(self) -> None:
         """Stop all running children."""

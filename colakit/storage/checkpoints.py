@@ -29,7 +29,6 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    ValidationError,
     field_validator,
 )
 from torch import Tensor
@@ -43,9 +42,9 @@ from colakit.utils.documents import (
     DocumentError,
     MissingError,
     check_json_bounds,
-    describe,
     parse_document,
     read_bounded,
+    validate,
 )
 from colakit.utils.files import sha256_of, sync_folder, write_text
 
@@ -297,10 +296,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, expected in manifest.files.items():
         _check_file(path / name, expected)
     try:
-        content = read_tensors(path / STATE)
-        state = dict(State.model_validate(content))
-    except ValidationError as error:
-        raise DamagedError(f"{path / STATE}: {describe(error)}") from None
+        state = dict(validate(read_tensors(path / STATE), State))
+    except ValueError as error:
+        raise DamagedError(f"{path / STATE}: {error}") from None
     except DocumentError as error:
         raise DamagedError(error.message) from error
     if int(path.name.removeprefix("step-")) != state["step"]:

@@ -6,18 +6,18 @@ stores matrices of queries and keys with their rows permuted for another order o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from colakit.data.gguf_tokenizer import open_gguf
-from colakit.models.gpt.config import GPTConfig
+from colakit.data.gguf import EMBEDDING, GgufFile, open_gguf
+from colakit.models.gpt.config import GPT_SIZES, OPTIONAL_SIZES, GPTConfig
 from colakit.models.gpt.layers import rotary_frequencies
-from colakit.utils.documents import library_errors
+from colakit.utils.documents import Document, library_errors, validate
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 TENSORS = {  # name in a GGUF block -> name in a block of the model
@@ -34,11 +34,28 @@ TENSORS = {  # name in a GGUF block -> name in a block of the model
     "ffn_down": "mlp.down_proj",
 }
 OUTSIDE = {
-    "token_embd.weight": "model.embed_tokens.weight",
+    EMBEDDING: "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's scaling as a tensor, (d/2,)
+
+
+class GgufModel(Document):
+    """The metadata of an architecture that colakit reads."""
+
+    context_length: Annotated[int, Field(ge=1, le=GPT_SIZES["num_positions"])]
+    embedding_length: Annotated[int, Field(ge=1, le=GPT_SIZES["width"])]
+    block_count: Annotated[int, Field(ge=1, le=GPT_SIZES["num_layers"])]
+    feed_forward_length: Annotated[int, Field(ge=1, le=OPTIONAL_SIZES["mlp_width"])]
+    heads: int = Field(alias="attention.head_count", ge=1, le=GPT_SIZES["num_heads"])
+    kv_heads: PositiveInt | None = Field(None, alias="attention.head_count_kv")
+    key_length: PositiveInt | None = Field(None, alias="attention.key_length")
+    rope_dimensions: int | None = Field(None, alias="rope.dimension_count")
+    rope_theta: float = Field(10_000.0, alias="rope.freq_base")
+    scaling: Literal["none", "linear"] = Field("none", alias="rope.scaling.type")
+    factor: float = Field(1.0, alias="rope.scaling.factor")
+    epsilon: float = Field(alias="attention.layer_norm_rms_epsilon")
 
 
 def gguf_config(path: Path) -> GPTConfig:
@@ -49,39 +66,37 @@ def gguf_config(path: Path) -> GPTConfig:
     """
     file = open_gguf(path)
     with library_errors(path, hint="Choose another base."):
-        return _config(file.facts, file.tensors)
+        return _config(file)
 
 
-def _config(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> GPTConfig:
-    family = facts["general.architecture"]
+def _config(file: GgufFile) -> GPTConfig:
+    family, tensors = file.facts.get("general.architecture"), file.tensors
     if family not in ARCHITECTURES:
-        raise ValueError(f"architecture is {family!r}; colakit loads {', '.join(ARCHITECTURES)}")
-
-    def fact(name: str, default: Any = None) -> Any:
-        return facts[f"{family}.{name}"] if default is None else facts.get(f"{family}.{name}", default)
-
-    width, heads = fact("embedding_length"), fact("attention.head_count")
-    size = fact("attention.key_length", width // heads)
-    if fact("rope.dimension_count", size) != size:
-        raise ValueError(f"rope.dimension_count is {fact('rope.dimension_count')}; only {size} is supported")
-    theta = float(fact("rope.freq_base", 10_000.0))
+        raise ValueError(f"architecture is {str(family)[:60]!r}; colakit loads {', '.join(ARCHITECTURES)}")
+    if EMBEDDING not in tensors:
+        raise ValueError(f"tensor {EMBEDDING!r} is missing")
+    fields = {key.removeprefix(f"{family}."): value for key, value in file.facts.items()}
+    given = validate(fields, GgufModel)
+    size = given.key_length or given.embedding_length // given.heads
+    if given.rope_dimensions not in (None, size):
+        raise ValueError(f"rope.dimension_count is {given.rope_dimensions}; only {size} is supported")
     return GPTConfig(
-        vocab_size=int(tensors["token_embd.weight"].shape[1]),
-        num_positions=fact("context_length"),
-        width=width,
-        num_layers=fact("block_count"),
-        num_heads=heads,
-        num_kv_heads=fact("attention.head_count_kv", heads),
+        vocab_size=tensors[EMBEDDING].shape[0],
+        num_positions=given.context_length,
+        width=given.embedding_length,
+        num_layers=given.block_count,
+        num_heads=given.heads,
+        num_kv_heads=given.kv_heads or given.heads,
         head_width=size,
-        mlp_width=fact("feed_forward_length"),
+        mlp_width=given.feed_forward_length,
         activation="silu",
-        norm_epsilon=round(fact("attention.layer_norm_rms_epsilon"), 12),  # stored in fp32
+        norm_epsilon=round(given.epsilon, 12),  # stored in fp32
         embedding_dropout=0.0,
         attention_dropout=0.0,
         residual_dropout=0.0,
         family=family,
-        rope_theta=theta,
-        **_scaling(fact("rope.scaling.type", "none"), fact("rope.scaling.factor", 1.0), theta, size, tensors),
+        rope_theta=given.rope_theta,
+        **_scaling(file, given, size),
         qkv_bias="blk.0.attn_q.bias" in tensors,
         output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
@@ -90,41 +105,50 @@ def _config(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> GPTConfig:
     )
 
 
-def _scaling(kind: str, factor: float, theta: float, size: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _scaling(file: GgufFile, given: GgufModel, size: int) -> dict[str, Any]:
     """Return the fields of the rotary scaling; Llama 3's is a tensor of divisors, (d/2,)."""
-    if ROPE_FACTORS not in tensors:
-        if kind not in ("none", "linear"):
-            raise ValueError(f"rope.scaling.type is {kind!r}; none and linear are supported")
-        return {"rope_factor": float(factor) if kind == "linear" else 1.0}
-    divisors = torch.tensor(tensors[ROPE_FACTORS].data)
+    if ROPE_FACTORS not in file.tensors:
+        return {"rope_factor": given.factor if given.scaling == "linear" else 1.0}
+    if file.tensors[ROPE_FACTORS].shape != [size // 2]:
+        raise ValueError(f"{ROPE_FACTORS} is {file.tensors[ROPE_FACTORS].shape}; it must be {[size // 2]}")
+    divisors = torch.from_numpy(file.values(ROPE_FACTORS))
     fields: dict[str, Any] = {"rope_factor": float(divisors.max()), "rope_original_positions": 8192}
-    plain = GPTConfig(family="llama", head_width=size, rope_theta=theta)
+    plain = GPTConfig(family="llama", head_width=size, rope_theta=given.rope_theta)
     expected = rotary_frequencies(plain) / rotary_frequencies(replace(plain, **fields))
-    if divisors.shape != expected.shape or not torch.allclose(divisors, expected, rtol=1e-3):
+    if not torch.allclose(divisors, expected, rtol=1e-3):
         raise ValueError(f"{ROPE_FACTORS} is not the scaling of Llama 3; other scalings are not supported")
     return fields
+
+
+def gguf_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a GGUF file, with the model's names.
+
+    Raises:
+        ColakitError: if the file is broken.
+    """
+    tensors = open_gguf(path).tensors
+    return {_name(name): tuple(tensors[name].shape) for name in tensors if name != ROPE_FACTORS}
 
 
 def gguf_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     """Return the tensors of a GGUF file in fp32, with the model's names.
 
+    Args:
+        config: of the file, whose shapes the tensors have.
+
     Raises:
         ColakitError: if a tensor cannot be dequantised.
     """
-    from gguf import dequantize
-
     tensors: dict[str, Tensor] = {}
-    for stored in open_gguf(path).tensors.values():
-        if stored.name == ROPE_FACTORS:
+    file = open_gguf(path)
+    for stored in file.tensors:
+        if stored == ROPE_FACTORS:
             continue
-        where = f"{path}: {stored.name} of type {stored.tensor_type.name}"
-        with library_errors(where, hint="Choose another quantisation."):
-            values = dequantize(stored.data, stored.tensor_type)
-            tensor = torch.from_numpy(values.astype("float32", copy=True))
-        heads = {"attn_q": config.num_heads, "attn_k": config.kv_heads}.get(stored.name.split(".")[-2])
+        name, tensor = _name(stored), torch.from_numpy(file.values(stored))
+        heads = {"q_proj": config.num_heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
         if heads is not None and config.family == "llama":
             tensor = _interleaved_to_halves(tensor, heads)
-        tensors[_name(stored.name)] = tensor
+        tensors[name] = tensor
     return tensors
 
 
@@ -136,7 +160,7 @@ def _interleaved_to_halves(tensor: Tensor, heads: int) -> Tensor:
 
 def _name(name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; unknown names stay."""
-    if name in OUTSIDE or not name.startswith("blk."):
-        return OUTSIDE.get(name, name)
-    _, layer, part, kind = name.split(".")
-    return f"model.layers.{layer}.{TENSORS.get(part, part)}.{kind}"
+    match name.split("."):
+        case "blk", layer, part, kind if part in TENSORS:
+            return f"model.layers.{layer}.{TENSORS[part]}.{kind}"
+    return OUTSIDE.get(name, name)

@@ -24,7 +24,7 @@ from colakit.errors import ColakitError, nearest
 from colakit.models.gpt.config import FAMILIES, GPT_SIZES, GPTConfig
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.meta_device import without_weights
-from colakit.storage.gguf_file import gguf_config, gguf_weights
+from colakit.storage.gguf_file import gguf_config, gguf_shapes, gguf_weights
 from colakit.storage.hub import fetch_from_hub
 from colakit.storage.llama import llama_config, llama_json
 from colakit.storage.run_schemas import Fraction
@@ -270,7 +270,7 @@ def _language_model(folder: Path, weights: dict[str, Tensor]) -> GPT:
         weights.pop("lm_head.weight", None)
     elif "lm_head.weight" not in weights:  # a classifier; `GPT.output_weight` refuses to predict tokens
         del model.lm_head
-    _check_tensors(folder, weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    _check_tensors(folder, {name: tuple(tensor.shape) for name, tensor in weights.items()}, model)
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
 
@@ -300,7 +300,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the folder's tensors in fp32, with colakit's names and `nn.Linear`'s (out, in)."""
     tensors: dict[str, Tensor] = {}
     if folder.suffix == ".gguf":
-        return gguf_weights(folder, gguf_config(folder))
+        config = gguf_config(folder)
+        with without_weights():
+            _check_tensors(folder, gguf_shapes(folder), GPT(config))  # before they are dequantised
+        return gguf_weights(folder, config)
     body = read_config(folder).body_name
     for path in _weight_files(folder):
         for name, tensor in read_weights_file(path, hint="Download the file again.").items():
@@ -330,19 +333,21 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _check_tensors(folder: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
-    faults = [f"{name} is missing" for name in shapes if name not in weights]
-    faults += [f"{name} is not in the model" for name in weights if name not in shapes]
+def _check_tensors(folder: Path, given: dict[str, tuple[int, ...]], model: GPT) -> None:
+    """Raise `ColakitError` unless names and shapes are those of a model."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    faults = [f"{name} is missing" for name in shapes if name not in given]
+    faults += [f"{name} is not in the model" for name in given if name not in shapes]
     faults += [
-        f"{name} is {tuple(weights[name].shape)}, config.json says {shape}"
+        f"{name} is {given[name]}, the config says {shape}"
         for name, shape in shapes.items()
-        if name in weights and tuple(weights[name].shape) != shape
+        if name in given and given[name] != shape
     ]
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ColakitError(
-            f"{folder}: weights and config.json disagree: {'; '.join(faults[:3])}{more}",
-            hint="Download the model again; both files must come from one checkpoint.",
+            f"{folder}: weights and config disagree: {'; '.join(faults[:3])}{more}",
+            hint="Download the model again; weights and config must come from one checkpoint.",
         )
 
 
@@ -351,19 +356,37 @@ def save_gpt(
 ) -> None:
     """Write config.json and model.safetensors to `folder`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {
+    config = _model_json(model, end_of_text_id, dtype)
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    save_weights(model, folder, dtype)
+
+
+def _model_json(
+    model: GPT | GPTClassifier, end_of_text_id: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    return {
         **(gpt2_json(model.config) if model.config.family == "gpt2" else llama_json(model.config)),
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def save_weights(model: GPT | GPTClassifier, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write model.safetensors to `folder` atomically, with transformers' names and shapes."""
     tensors = {
         name: (tensor.t() if name.endswith(CONV1D_TAILS) else tensor).to(dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def classifier_json(model: GPTClassifier, end_of_text_id: int) -> dict[str, Any]:
+    """Return the content of config.json for transformers' class of a classifier, without its labels."""
+    names = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    architecture = f"{names[model.config.family]}ForSequenceClassification"
+    return {**_model_json(model, end_of_text_id), "architectures": [architecture]}
 
 
 def gpt2_json(config: GPTConfig) -> dict[str, Any]:

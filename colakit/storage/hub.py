@@ -1,4 +1,4 @@
-"""Download of hub models with `snapshot_download`, plus retries, time-outs and checksums it lacks."""
+"""Download of hub models with `snapshot_download`, plus retries, time-outs and checksums it lacks; upload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from colakit.errors import ColakitError, first_line
+from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.utils.files import CHUNK, sha256_of
 
 HUB_FILES = [
@@ -48,6 +48,50 @@ def fetch_from_hub(name: str, flag: str) -> Path:
             f"{flag}: {name!r} is not a local folder, and its hub download failed ({first_line(error)})",
             hint="Without a network: put config.json, model.safetensors, vocab.json and merges.txt of that "
             f"model into a folder and pass {flag} FOLDER, or use the built-in base: {flag} builtin.",
+        ) from error
+
+
+def check_push(name: str) -> None:
+    """Raise `ColakitError` unless `name` is OWNER/NAME and this user has a token of the hub."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        is_valid = name.count("/") == 1
+    except HFValidationError:
+        is_valid = False
+    if not is_valid:
+        raise ColakitError(f"--push {name}: must be OWNER/NAME, the id of a model of the hub")
+    if get_token() is None:
+        raise ColakitError(
+            f"--push {name}: no token of the hub", hint="Log in with `hf auth login`, or set HF_TOKEN."
+        )
+
+
+def push_folder(folder: Path, name: str) -> str:
+    """Upload a folder as the model `name`, which is created as a private one if missing.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ColakitError: if the upload fails.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True, private=True)
+        commit = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message=f"Upload {folder.name}, exported by colakit"
+        )
+        return str(commit.commit_url)
+    except Exception as error:  # huggingface_hub raises many error types
+        raise ColakitError(
+            f"--push {name}: the upload failed ({first_line(error)})",
+            hint=f"The folder {folder} is complete; upload it with `hf upload {name} {folder}`.",
+            exit_code=EXIT_FAILED,
         ) from error
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, field_validator, model_validator
 from safetensors import safe_open
 from safetensors.numpy import save
 from typing_extensions import Self
@@ -33,10 +33,10 @@ from colakit.utils.documents import (
     Document,
     DocumentError,
     check_plain,
-    describe,
     library_errors,
     parse_document,
     read_document,
+    validate,
 )
 from colakit.utils.files import replacing, sha256_of, write_json
 
@@ -93,10 +93,7 @@ class Origin(Document):
 
 def check_origin(origin: dict[str, Any]) -> dict[str, Any]:
     """Return an origin, or raise `ValueError` if it is not valid."""
-    try:
-        Origin.model_validate(origin)
-    except ValidationError as error:
-        raise ValueError(describe(error)) from None
+    validate(origin, Origin)
     return origin
 
 
@@ -163,8 +160,24 @@ class BaselineMetadata(DecisionMetadata):
 M = TypeVar("M", ModelMetadata, BaselineMetadata)
 
 
+class FileSpeed(Document):
+    """The time of one sentence with a file of an exported folder; the run itself is named `colakit`."""
+
+    file: str
+    milliseconds: Annotated[float, Field(gt=0)]
+
+
+class ParityRecord(Document):
+    """The part of an export's parity report that is read again."""
+
+    files: Annotated[list[FileSpeed], Field(max_length=100)] = Field([])
+
+
 class Companion(Document):
-    """The content of `colakit.json` in an adapter folder; all is missing if PEFT wrote the folder."""
+    """The content of `colakit.json` in an adapter folder or an exported one.
+
+    All is missing if PEFT wrote the folder.
+    """
 
     label_names: LabelNames | None = None
     max_tokens: MaxTokens | None = None
@@ -174,6 +187,7 @@ class Companion(Document):
     prefix: bool = False
     suffix: bool = False
     start_token: str | None = None
+    parity: ParityRecord = Field(ParityRecord())
 
     @property
     def is_empty(self) -> bool:
@@ -224,6 +238,13 @@ def write_model_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
         plain["checkpoint_sha256"] = sha256_of(path)
         arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
         _write_arrays(path.with_name(STUDENT_NAME), plain, arrays)
+
+
+def write_student_file(
+    folder: Path, metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Write `student.safetensors` alone into a folder; arguments as of `write_model_file`."""
+    _write_arrays(folder / STUDENT_NAME, json.loads(json.dumps(_with_version(metadata))), arrays)
 
 
 def write_baseline_file(

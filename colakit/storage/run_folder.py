@@ -1,7 +1,7 @@
 """A run folder: settings, environment, metrics, checkpoints and results.
 
 settings.yaml      resolved settings with absolute paths; valid as --config
-environment.json   versions, device, git commit, command line, working folder
+environment.json   versions, device, git commit, command line, working folder, origins of settings
 metrics.jsonl      one JSON object per line, without times, so that equal runs write equal bytes
 checkpoints/       the last two resumable states: weights, optimizer, RNG, position in the data
 summary.json       results
@@ -34,7 +34,14 @@ from colakit.data.corpora import Split
 from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError
 from colakit.runtime.device import Compute
 from colakit.storage.checkpoints import Checkpoints
-from colakit.storage.run_schemas import EvaluationRecord, MetricsFile, Predictions, StepRecord, Summary
+from colakit.storage.run_schemas import (
+    Environment,
+    EvaluationRecord,
+    MetricsFile,
+    Predictions,
+    StepRecord,
+    Summary,
+)
 from colakit.utils.documents import Bounds, MissingError, parse_document, read_bounded, read_document
 from colakit.utils.files import OUT_OF_ROOM, remove_temporary, sync_file, sync_folder, write_json, write_text
 from colakit.utils.locks import Lock
@@ -54,6 +61,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings = path / "settings.yaml"
+        self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = Checkpoints(path / "checkpoints")
         self.lock = Lock(path / "run.lock")
@@ -64,8 +72,11 @@ class RunFolder:
         self.base = path / "base"
         self.plots = path / "plots"
 
-    def create(self, settings_yaml: str, compute: Compute) -> None:
+    def create(self, settings_yaml: str, compute: Compute, origins: Mapping[str, str]) -> None:
         """Write settings and environment, replacing those of a run that has no checkpoint.
+
+        Args:
+            origins: dotted key -> flag, variable or file that set it; defaults are absent.
 
         Raises:
             ColakitError: if it cannot be written.
@@ -74,7 +85,7 @@ class RunFolder:
             self.clean_up()
             self.metrics.unlink(missing_ok=True)
             write_text(self.settings, settings_yaml)
-            write_json(self.path / "environment.json", environment(compute))
+            write_json(self.environment, {**environment(compute), "origins": dict(origins)})
         except OSError as error:
             raise ColakitError(
                 f"{error.filename or self.path}: {error.strerror}",
@@ -182,6 +193,14 @@ class RunFolder:
             name: (np.array(split.labels, np.int64), np.array(split.predictions, np.int64))
             for name, split in splits.items()
         }
+
+    def read_environment(self) -> Environment:
+        """Return the content of environment.json.
+
+        Raises:
+            ColakitError: if it is missing or broken.
+        """
+        return read_document(self.environment, Environment, hint="Pass a run folder.")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""

@@ -1,4 +1,4 @@
-"""The content of a run folder's `summary.json`, `metrics.jsonl`, `predictions.json` and `runs.json`."""
+"""The content of the JSON files of a run folder."""
 
 from __future__ import annotations
 
@@ -95,6 +95,23 @@ class Best(Document):
     epoch: Amount
 
 
+class Environment(Document):
+    """environment.json: the process that began the run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    colakit: str
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    device: str
+    reason: str
+    threads: Annotated[int, Field(ge=1, lt=2**20)]
+    git_commit: str | None = None
+    command_line: list[str]
+    origins: dict[str, str] = Field({})  # dotted key of a setting -> flag, variable or file
+
+
 class Summary(Document):
     """summary.json of any finished run or runs."""
 
@@ -107,6 +124,15 @@ class Summary(Document):
     max_steps: Step | None = None
 
 
+class ParameterCounts(Document):
+    """Parameters of a model."""
+
+    model_config = ConfigDict(extra="allow")
+
+    total: Annotated[int, Field(ge=1, lt=2**53)]
+    trainable: Count
+
+
 class ResultSummary(Summary):
     """summary.json of a run whose result is one classifier; of a baseline of n-grams nothing more."""
 
@@ -117,6 +143,10 @@ class ResultSummary(Summary):
     threshold: Fraction | None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     train_fingerprint: str | None = None
+    parameters: ParameterCounts | None = None
+    compute: str | None = None
+    peak_memory_mib: Count | None = None
+    examples_per_second: Amount | None = None
 
     @field_validator("splits")
     @classmethod

@@ -26,6 +26,7 @@ class TrainJob:
         seed: of initial weights, batch order and dropout.
         settings: section with learning rate, batch size, schedule and intervals.
         settings_yaml: all settings of the run, written to its folder.
+        origins: dotted key -> flag, variable or file that set it, written too.
         model: trained in place; already on its device.
         objective: loss of a micro-batch.
         optimizer: over the model's trainable parameters.
@@ -50,6 +51,7 @@ class TrainJob:
     max_steps: int
     identity: Mapping[str, Any]
     compute: Compute
+    origins: Mapping[str, str] = field(default_factory=dict)
     cpu_kernels: str = "auto"
     graph_width: int | None = None
     track: Sequence[str] = ()

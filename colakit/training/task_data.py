@@ -38,8 +38,14 @@ class TaskData:
         return {name: len(split) for name, split in parts.items()}
 
 
-def split_corpus(corpus: Corpus, data: DataSettings, reporter: Reporter) -> TaskData:
-    """Print notes on irregular data and divide train into train and validation splits."""
+def split_corpus(
+    corpus: Corpus, data: DataSettings, reporter: Reporter, *, evaluate_dev: bool = True
+) -> TaskData:
+    """Print notes on irregular data and divide train into train and validation splits.
+
+    Args:
+        evaluate_dev: report the labelled splits beside train.
+    """
     for check in check_corpus(corpus):
         for text in check.warnings():
             reporter.say(f"note: {text}")
@@ -47,7 +53,8 @@ def split_corpus(corpus: Corpus, data: DataSettings, reporter: Reporter) -> Task
         reporter.warn(text)
     reporter.say(f"train: {describe_classes(corpus.split('train'), corpus.label_names)}")
     train, val = train_val_split(corpus.split("train"), data.val_fraction, data.val_seed)
-    reports = {name: corpus.splits[name] for name in corpus.report_splits() if name != "train"}
+    names = corpus.report_splits() if evaluate_dev else []
+    reports = {name: corpus.splits[name] for name in names if name != "train"}
     return TaskData(corpus, train, val, reports, data)
 
 

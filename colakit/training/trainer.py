@@ -14,6 +14,7 @@ from torch import Tensor
 from colakit.data.batches import Batch
 from colakit.errors import EXIT_FAILED, ColakitError, first_line
 from colakit.models.gpt.model import num_frozen_blocks
+from colakit.runtime.device import peak_memory_mib
 from colakit.runtime.seeding import restore_rng, rng_state, seed_everything
 from colakit.runtime.signals import StopRequest, stop_requests
 from colakit.storage.checkpoints import Checkpoint
@@ -151,7 +152,7 @@ class Trainer(ABC):
             assert checkpoint is not None, "a run without a summary has a checkpoint"
             self.restore(checkpoint)
         elif self.group.is_main:
-            self.folder.create(self.job.settings_yaml, self.compute)
+            self.folder.create(self.job.settings_yaml, self.compute, self.job.origins)
         self.reporter.say(f"compute: {self.compute}")
         if self.group.is_main and self.job.track:
             parameters = {"command": self.job.command, "seed": self.job.seed, **self.job.identity}
@@ -296,6 +297,7 @@ class Trainer(ABC):
             "seconds": round(self.seconds, 2),
             f"{unit}_per_second": round(self.counted / max(self.seconds, 1e-9), 1),
             "compute": str(self.compute),
+            "peak_memory_mib": peak_memory_mib(self.compute.device),
             "stages": self.run.plan.as_dict() if self.run.plan else {},
             **self.job.summary,
         }

@@ -175,6 +175,14 @@ def check_json_bounds(raw: bytes, bounds: Bounds = BOUNDS) -> None:
         raise ValueError(f"a number has more than {MAX_DIGITS} digits")
 
 
+def validate(value: Any, model: type[M]) -> M:
+    """Return plain data as a `model`; raise `ValueError` if it is not valid."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+
+
 def describe(error: ValidationError) -> str:
     """Return the first fault as text: field, what is allowed, and what the document has."""
     first = error.errors(include_url=False, include_context=False)[0]

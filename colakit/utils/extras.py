@@ -19,5 +19,5 @@ def import_extra(module: str, extra: str) -> Any:
     except ImportError as error:
         raise ColakitError(
             f"the package {module.partition('.')[0]} is not installed ({error})",
-            hint=f'Install it with: pip install "colakit[{extra}]"',
+            hint=f"Install it with: pip install 'colakit[{extra}]'",
         ) from error

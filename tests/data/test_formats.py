@@ -321,7 +321,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
         path.write_bytes(b"x")
     with pytest.raises(ColakitError, match=package) as caught:
         load_corpus(path, columns=TEXT_LABEL)
-    assert caught.value.hint == 'Install it with: pip install "colakit[data]"'
+    assert caught.value.hint == "Install it with: pip install 'colakit[data]'"
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ import torch
 import yaml
 from backports import zstd
 from hostile_data import DATA_READERS, json_text
+from hostile_gguf import gguf_cases, read_gguf
 from hostile_schema import NUMBERS, altered, documents, json_of, torn
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -54,6 +55,8 @@ from colakit.data.annotations import read_annotations
 from colakit.data.corpora import Split, load_corpus
 from colakit.data.corpus_files import COLA_FILES
 from colakit.data.fetch import verified_files
+from colakit.data.gguf import GgufCounts, GgufTensor
+from colakit.data.gguf_tokenizer import GgufTokenizer
 from colakit.data.labelled_rows import Columns
 from colakit.data.minimal_pairs import PairRecord, group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer, encode_cached, train_tokenizer
@@ -74,6 +77,7 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
+from colakit.storage.gguf_file import GgufModel
 from colakit.storage.gpt2 import AnyConfigFile, ConfigFile, ShardIndex, load_gpt, save_gpt
 from colakit.storage.model_file import METADATA_KEY, BaselineMetadata, Companion, ModelMetadata, Origin
 from colakit.storage.peft import AdapterConfig, apply_adapter, read_adapter, write_adapter
@@ -508,8 +512,8 @@ def pair_cases() -> Cases:
     raw = st.lists(lines, max_size=5).map(b"\n".join) | mutated(json_of(PAIR) + b"\n" + json_of(PAIR))
     packed = [
         st.fixed_dictionaries({"a.jsonl": raw}),
-        st.fixed_dictionaries({"a.jsonl.gz": raw.map(gzip.compress).flatmap(mutated)}),
-        st.fixed_dictionaries({"a.jsonl.xz": raw.map(lzma.compress).flatmap(mutated)}),
+        st.fixed_dictionaries({"a.jsonl.gz": torn(raw.map(gzip.compress))}),
+        st.fixed_dictionaries({"a.jsonl.xz": torn(raw.map(lzma.compress))}),
     ]
     return st.one_of(packed)
 
@@ -819,13 +823,13 @@ def tokenizer_cases() -> Cases:
         st.sampled_from(["normalizer", "pre_tokenizer", "decoder"]),
         rules,
     )
-    files = (altered(file, TokenizerFile) | ruled | ruled.flatmap(altered)).map(json_of).flatmap(torn)
+    files = torn((altered(file, TokenizerFile) | ruled | ruled.flatmap(altered)).map(json_of))
     return st.one_of(
-        st.fixed_dictionaries({"tokenizer.json": files, "tokenizer_config.json": configs.flatmap(torn)}),
+        st.fixed_dictionaries({"tokenizer.json": files, "tokenizer_config.json": torn(configs)}),
         st.fixed_dictionaries({"tokenizer.json": files}),
         st.fixed_dictionaries(
             {
-                "vocab.json": altered(vocab).map(json_of).flatmap(torn) | st.just(json_of(vocab)),
+                "vocab.json": torn(altered(vocab).map(json_of)) | st.just(json_of(vocab)),
                 "merges.txt": mutated(merges),
             }
         ),
@@ -944,6 +948,7 @@ SCHEMAS = (
     *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
     *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
     *(checkpoint.Manifest, AnyDocument, AnyConfigFile, BaselineMetadata, ResultSummary, TrackedRuns),
+    *(GgufCounts, GgufTensor, GgufModel, GgufTokenizer),
 )
 """All files that readers parse; parts of them are found in their schemas."""
 
@@ -964,6 +969,7 @@ def readers() -> dict[str, Reader]:
         "run folder": Reader(run_cases(), read_run),
         "tokenizer": Reader(tokenizer_cases(), read_tokenizer),
         "base": Reader(base_cases(), load_gpt),
+        "GGUF": Reader(gguf_cases(), read_gguf),
         "adapter": Reader(adapter_cases(), read_adapter_folder),
         **{name: Reader(cases(), read) for name, (cases, read) in DATA_READERS.items()},
         "commands": Reader(command_cases(), run_command, share=0.2),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostile_schema import TEXTS, VALUES, torn
+from hostile_schema import TEARS, TEXTS, VALUES, tear
 from hypothesis import strategies as st
 
 from colakit.config.resolve import resolve
@@ -60,13 +60,13 @@ VALID_PAIR = json_text(dict.fromkeys(PairRecord.model_fields, "The cat sleeps.")
 @st.composite
 def pair_cases(draw: st.DrawFn) -> Files:
     raw = b"\n".join(draw(st.lists(records(), min_size=1, max_size=4)))
-    raw = draw(torn(raw))
+    raw = tear(raw, draw(TEARS))
     if draw(st.integers(0, 9)) == 0:
         raw += draw(st.sampled_from([b"\n", b" ", b"x\n"])) * draw(
             st.sampled_from([5000, 2 * MAX_LINE_BYTES])
         )
     ending, pack = draw(st.sampled_from([("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)]))
-    return {f"a.jsonl{ending}": draw(torn(pack(raw) * draw(st.sampled_from([1, 1, 1, 2]))))}
+    return {f"a.jsonl{ending}": tear(pack(raw) * draw(st.sampled_from([1, 1, 1, 2])), draw(TEARS))}
 
 
 def read_pair_file(folder: Path) -> object:
@@ -91,7 +91,7 @@ def annotation_cases(draw: st.DrawFn) -> Files:
     lines = [separator.join(cells) for cells in [names, *rows]]
     if draw(st.integers(0, 19)) == 0:
         lines += [separator.join(row[: len(DESCRIPTIVE) + 1])] * (MAX_ROWS + 1)
-    return {f"marks.{ending}": draw(torn("\n".join(lines).encode()))}
+    return {f"marks.{ending}": tear("\n".join(lines).encode(), draw(TEARS))}
 
 
 def read_marks(folder: Path) -> object:
@@ -111,7 +111,7 @@ def table_cases(draw: st.DrawFn) -> Files:
         rows[0] += [""] * draw(st.sampled_from([1, 3 * MAX_COLUMNS, 10**6]))
     separator, ending = draw(st.sampled_from([("\t", "tsv"), (",", "csv")]))
     text = "\n".join(separator.join(cells) for cells in [header, *rows])
-    return {f"own.{ending}": draw(torn(text.encode()))}
+    return {f"own.{ending}": tear(text.encode(), draw(TEARS))}
 
 
 def read_table(folder: Path) -> object:
@@ -154,7 +154,7 @@ def settings_cases(draw: st.DrawFn) -> Files:
     ]
     raw = "\n".join(lines).encode("utf-8", "surrogatepass")
     pairs = json_text(chosen).encode()
-    return {"settings.yaml": draw(torn(raw)), "assignments.json": pairs}
+    return {"settings.yaml": tear(raw, draw(TEARS)), "assignments.json": pairs}
 
 
 def read_settings(folder: Path) -> object:

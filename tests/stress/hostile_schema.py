@@ -41,6 +41,7 @@ RAW = {  # JSON that no value of Python is written as
     "\ue000constant": b"Infinity",
     "\ue000twice": b'{"a": 1, "a": [2]}',
 }
+INDICES = st.integers(0, 2**16)
 MAX_SIZE = 2**13  # of lists and texts made to exceed a bound
 Schema = dict[str, Any]
 
@@ -108,12 +109,19 @@ def beyond(schemas: list[Schema]) -> list[Any]:
 
 @st.composite
 def altered(draw: st.DrawFn, good: Any, model: type[BaseModel] | None = None) -> Any:
-    """Replace, add or remove up to three values of plain data, at any depth."""
+    """Replace, add or remove up to three values of plain data, at any depth.
+
+    Strategies of values that are drawn stay in memory, so choices among them are drawn as numbers.
+    """
+
+    def one_of(values: list[Any]) -> Any:
+        return values[draw(INDICES) % len(values)]
+
     root = {"root": copy.deepcopy(good)}
     schema = {} if model is None else schema_of(model)
     for _ in range(draw(st.integers(1, 3))):
         slots = list(nodes(root, [{"properties": {"root": schema}}], schema))
-        container, key, schemas = draw(st.sampled_from(slots))
+        container, key, schemas = one_of(slots)
         limits = beyond(schemas)
         match draw(st.integers(0, 9)):
             case 0 if container is not root and (isinstance(container, list) or key in container):
@@ -121,36 +129,47 @@ def altered(draw: st.DrawFn, good: Any, model: type[BaseModel] | None = None) ->
             case 1 if isinstance(container, dict) and container is not root:
                 container[draw(TEXTS)] = draw(VALUES)
             case 2:
-                container[key] = draw(st.sampled_from([*RAW]))
+                container[key] = one_of([*RAW])
             case 3 if isinstance(container, list) or key in container:
-                container[key] = draw(st.sampled_from([[container[key]], {"a": container[key]}]))
+                container[key] = one_of([[container[key]], {"a": container[key]}])
             case 4 if isinstance(container, list) and container:
-                container += container * draw(st.sampled_from([1, 100]))
+                container += container * one_of([1, 100])
             case 5 | 6 | 7 if limits:
-                container[key] = draw(st.sampled_from(limits))
+                container[key] = one_of(limits)
             case _:
                 container[key] = draw(VALUES)
     return root.get("root")
 
 
-@st.composite
-def torn(draw: st.DrawFn, raw: bytes) -> bytes:
+TEARS = st.tuples(
+    *(st.integers(0, 19), st.integers(0, 2**24), st.integers(0, 7), st.binary(min_size=1, max_size=8)),
+    st.sampled_from(["utf-16", "utf-32", "utf-8-sig"]),
+)
+
+
+def tear(raw: bytes, how: tuple[int, int, int, bytes, str]) -> bytes:
     """Leave, cut, flip or recode bytes."""
-    at = draw(st.integers(0, max(0, len(raw) - 1)))
-    match draw(st.integers(0, 19)):
+    kind, number, bit, inserted, encoding = how
+    at = number % max(1, len(raw))
+    match kind:
         case 0:
             return raw[:at]
         case 1 | 2 if raw:
-            return raw[:at] + bytes([raw[at] ^ 1 << draw(st.integers(0, 7))]) + raw[at + 1 :]
+            return raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :]
         case 3:
-            return raw.decode("latin-1").encode(draw(st.sampled_from(["utf-16", "utf-32", "utf-8-sig"])))
+            return raw.decode("latin-1").encode(encoding)
         case 4:
-            return raw[:at] + draw(st.binary(min_size=1, max_size=8)) + raw[at:]
+            return raw[:at] + inserted + raw[at:]
         case 5:
             return raw + raw
     return raw
 
 
+def torn(files: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """Return files, some of them damaged; strategies of each file (`flatmap`) would keep all in memory."""
+    return st.builds(tear, files, TEARS)
+
+
 def documents(good: Any, model: type[BaseModel]) -> st.SearchStrategy[bytes]:
     """Return JSON files near a valid one."""
-    return altered(good, model).map(json_of).flatmap(torn)
+    return torn(altered(good, model).map(json_of))

@@ -118,7 +118,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     monkeypatch.setattr(extras.importlib, "import_module", missing)
     code, _, err = colakit(*words, "--track", "wandb", "--out", tmp_path / "run")
     assert code == 2
-    assert 'pip install "colakit[track]"' in err
+    assert "pip install 'colakit[track]'" in err
     assert not (tmp_path / "run").exists()
 
 

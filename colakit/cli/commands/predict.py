@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from colakit.inference.baseline import BaselineClassifier
     from colakit.inference.classifier import SentenceClassifier
     from colakit.inference.numpy_predictor import StudentPredictor
+    from colakit.inference.onnx_predictor import OnnxPredictor
     from colakit.inference.predicted_tables import WritePredictions
     from colakit.inference.predictor import Predictor
 
@@ -34,7 +35,9 @@ CHUNK_BATCHES = 64  # sentences of this many batches are sorted by length and co
 def predict_command(
     session: Session,
     *,
-    model: Annotated[str, typer.Option(help="Run folder, ckpt.pt or adapter folder.")],
+    model: Annotated[
+        str, typer.Option(help="Run folder, ckpt.pt, adapter folder, exported folder or ONNX file.")
+    ],
     file: Annotated[
         str | None,
         typer.Argument(
@@ -55,20 +58,30 @@ def predict_command(
     object with all predictions, by the index of the sentence from 0; --jsonl prints a line per sentence and
     needs little memory for any number of them.
     """
-    from colakit.inference.baseline import is_baseline, load_baseline
     from colakit.inference.decisions import raw_threshold
+    from colakit.inference.onnx_predictor import OnnxPredictor
 
     session.check_out()
     if output is not None and session.out is not None:
         raise ColakitError("--output with --out: both name where to write", hint="Remove one of them.")
     if session.dry_run:
-        classifier = load_baseline(model) if is_baseline(model) else _load(session, model)
+        classifier = _load(session, model)
         _set_threshold(session, classifier)
         return _show(session, classifier)
     predictor = _without_torch(session, model) or _with_torch(session, model)
+    if raw and isinstance(predictor, OnnxPredictor):
+        raise ColakitError(
+            f"--raw: the logits of {model} are already divided by the temperature",
+            hint="Give the run it was exported from.",
+        )
     if raw:
         predictor.threshold = raw_threshold(predictor.threshold, predictor.temperature)
         predictor.temperature = 1.0
+    if isinstance(predictor, OnnxPredictor) and predictor.speedup is not None:
+        session.reporter.say(
+            f"{predictor.name}: {predictor.speedup:.1f} times as fast as the run itself for one sentence, "
+            "measured by export"
+        )
     chosen = "given" if _set_threshold(session, predictor) else "chosen on the validation split"
     names = predictor.label_names
     if predictor.threshold is not None:
@@ -79,7 +92,7 @@ def predict_command(
 
 def _label(
     session: Session,
-    predictor: StudentPredictor | BaselineClassifier | Predictor,
+    predictor: StudentPredictor | BaselineClassifier | OnnxPredictor | Predictor,
     file: str | None,
     output: Path | None,
     jsonl: bool,
@@ -125,7 +138,8 @@ def _label(
 
 
 def _set_threshold(
-    session: Session, model: SentenceClassifier | BaselineClassifier | StudentPredictor | Predictor
+    session: Session,
+    model: SentenceClassifier | BaselineClassifier | OnnxPredictor | StudentPredictor | Predictor,
 ) -> bool:
     """Replace the model's threshold by that of the settings; return whether they have one."""
     from colakit.inference.decisions import check_threshold
@@ -138,18 +152,23 @@ def _set_threshold(
     return True
 
 
-def _without_torch(session: Session, model: str) -> StudentPredictor | BaselineClassifier | None:
-    """Return a predictor that needs no torch: a baseline or a student.
+def _without_torch(
+    session: Session, model: str
+) -> StudentPredictor | BaselineClassifier | OnnxPredictor | None:
+    """Return a predictor that needs no torch: a baseline, an exported model or a student.
 
     None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
     another device than the CPU or for bf16.
     """
     from colakit.inference.baseline import is_baseline, load_baseline
+    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
 
     if is_baseline(model):
         return load_baseline(model)
     if _asks_for_torch(session):
         return None
+    if (path := onnx_file(model)) is not None:
+        return OnnxPredictor(path, session.settings.predict.batch_size)
     from colakit.inference.numpy_predictor import StudentPredictor
 
     try:
@@ -166,31 +185,45 @@ def _with_torch(session: Session, model: str) -> Predictor:
     """Return any model, on the device and in the precision of the settings."""
     import torch
 
+    from colakit.inference.classifier import SentenceClassifier
     from colakit.inference.predictor import Predictor
     from colakit.runtime.device import prepare_cpu
 
     prepare_cpu()
     asked = session.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
+    classifier = _load(session, model)
+    assert isinstance(classifier, SentenceClassifier)
     return Predictor(
-        _load(session, model),
+        classifier,
         session.compute,
         session.settings.predict.batch_size,
         torch.bfloat16 if asked else torch.float32,
     )
 
 
-def _load(session: Session, model: str) -> SentenceClassifier:
+def _load(session: Session, model: str) -> SentenceClassifier | BaselineClassifier | OnnxPredictor:
+    """Return any model without moving it to a device."""
+    from colakit.inference.baseline import is_baseline, load_baseline
+    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
+
+    if is_baseline(model):
+        return load_baseline(model)
+    if (path := onnx_file(model)) is not None and not _asks_for_torch(session):
+        return OnnxPredictor(path)
     from colakit.inference.classifier import load_classifier
 
     base = session.settings.base if session.resolved.was_typed("base") else None
     return load_classifier(model, base=base)
 
 
-def _show(session: Session, classifier: SentenceClassifier | BaselineClassifier) -> dict[str, Any]:
+def _show(
+    session: Session, classifier: SentenceClassifier | BaselineClassifier | OnnxPredictor
+) -> dict[str, Any]:
     """Say what would label, and how many parameters it has."""
     from colakit.inference.baseline import BaselineClassifier
+    from colakit.inference.onnx_predictor import OnnxPredictor
 
-    if isinstance(classifier, BaselineClassifier):
+    if isinstance(classifier, BaselineClassifier | OnnxPredictor):
         session.reporter.result(f"would label sentences with {classifier.name} (without torch)")
         return {"model": classifier.name, "compute": "cpu"}
     from colakit.models.rnn.model import DistilRNN

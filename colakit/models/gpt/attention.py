@@ -68,7 +68,7 @@ class Attention(nn.Module):
             y = short_attention(qkv, self._dropout())
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self._dropout(), is_causal=tokens > 1)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self._dropout(), is_causal=bool(tokens > 1))
             y = y.transpose(1, 2)
         return self.output(y.flatten(2))
 

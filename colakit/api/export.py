@@ -1,0 +1,227 @@
+"""Export of a trained classifier, with a comparison of every file with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from colakit.api.recorded_data import load_corpus_of
+from colakit.api.session import Session
+from colakit.data.corpora import Corpus, Split, join_splits
+from colakit.errors import ColakitError
+from colakit.evaluation.calibration import measure_calibration
+from colakit.evaluation.metrics import Spread, measure_with_intervals
+from colakit.evaluation.tables import print_tables
+from colakit.export.card import CardFacts, base_licence, model_card
+from colakit.export.files import TRANSFORMERS_FILE, new_folder, write_common, write_onnx, write_weights
+from colakit.export.graph import EXTRA
+from colakit.export.parity import Comparison, ParityReport, answers_of, transformers_answers
+from colakit.export.prepare import PreparedModel, prepare
+from colakit.inference.classifier import SentenceClassifier, load_classifier, read_origin
+from colakit.inference.decisions import probabilities, require_labels
+from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.inference.onnx_predictor import OnnxPredictor
+from colakit.inference.predictor import Predictor
+from colakit.models.rnn.model import DistilRNN
+from colakit.runtime.device import resolve_compute
+from colakit.storage.hub import check_push, push_folder
+from colakit.storage.model_file import CHECKPOINT_NAME, STUDENT_NAME, write_companion
+from colakit.storage.run_schemas import ResultSummary
+from colakit.storage.run_set import open_run_set
+from colakit.utils.documents import read_document
+from colakit.utils.extras import import_extra
+from colakit.utils.files import write_text
+
+Format = Literal["all", "onnx", "transformers"]
+
+
+def export(
+    session: Session,
+    run: str,
+    *,
+    kind: Format = "all",
+    quantize: Sequence[str] = ("int8",),
+    fold_threshold: bool = False,
+    licence: str | None = None,
+    push: str | None = None,
+) -> dict[str, Any]:
+    """Write a trained classifier for other programs, compare the files with the run, and return the report.
+
+    Args:
+        run: run folder, `ckpt.pt` or adapter folder.
+        quantize: `int8`, `int4`: further ONNX files with smaller weights.
+        fold_threshold: move the threshold into a bias, so that argmax decides as it does.
+        licence: of the model card; by default that of the base.
+        push: OWNER/NAME of the hub, to which the folder is uploaded.
+
+    Raises:
+        ColakitError: if the run, the data or the output folder cannot be used, a package is missing, or a
+            file answers too differently.
+    """
+    if session.out is None:
+        raise ColakitError("export: no --out", hint="Name the folder to write: --out DIR")
+    if push is not None:
+        check_push(push)
+    if kind != "transformers":
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            import_extra(package, EXTRA)
+    base = session.settings.base if session.resolved.was_typed("base") else None
+    original = load_classifier(run, base=base)
+    _check_kinds(original, kind, quantize)
+    origin = read_origin(run)
+    recorded = base or origin.get("base") or (origin.get("settings") or {}).get("base")
+    licence = base_licence(recorded, licence)
+    prepared = prepare(original, fold_threshold=fold_threshold, needs_bias=kind != "onnx")
+    corpus = load_corpus_of(session, [run]).relabelled(original.label_names)
+    require_labels(original.label_names, corpus.label_names, run, session.reporter)
+    split = _split(session, corpus)
+    session.reporter.say(f"comparing with the run on {split.name} ({len(split):,} sentences)")
+    comparison = _own(run, original, prepared, split)
+    with new_folder(session.out) as folder:
+        _write(prepared, folder, kind, quantize, comparison)
+        report = comparison.report()
+        print_tables([report.table()], session.reporter)
+        report.check()
+        content = _companion(prepared, original, report)
+        write_companion(folder, content)
+        facts = _facts(session, run, prepared, original, corpus, comparison, kind, licence, recorded)
+        write_text(folder / "README.md", model_card(facts))
+    _print_fastest(session, report)
+    session.reporter.result(f"written to {session.out}")
+    address = None if push is None else push_folder(session.out, push)
+    if address is not None:
+        session.reporter.result(f"pushed to {address}")
+    return {"out": str(session.out), "parity": report.as_dict(), "pushed": address}
+
+
+def _check_kinds(original: SentenceClassifier, kind: Format, quantize: Sequence[str]) -> None:
+    is_student = isinstance(original.model, DistilRNN)
+    if is_student and kind == "transformers":
+        raise ColakitError(
+            "--format transformers: a recurrent student has no class in transformers",
+            hint="Use --format onnx or all.",
+        )
+    if is_student and "int4" in quantize:
+        raise ColakitError(
+            "--quantize int4: ONNX Runtime has 4-bit weights for a GPT's matrix products only",
+            hint="Use --quantize int8.",
+        )
+
+
+def _split(session: Session, corpus: Corpus) -> Split:
+    """Return the labelled split that files are compared on: the named ones, or all that are reported."""
+    names = session.settings.evaluate.splits or corpus.report_splits()
+    parts = [corpus.split(name) for name in names]
+    for part in parts:
+        part.require_labels()
+    return parts[0] if len(parts) == 1 else join_splits(" + ".join(names), parts)
+
+
+def _own(run: str, original: SentenceClassifier, prepared: PreparedModel, split: Split) -> Comparison:
+    """Measure the run itself, in fp32 on the CPU."""
+    size, own = 0, None
+    for name in (STUDENT_NAME, CHECKPOINT_NAME):
+        path = Path(run).expanduser() / name
+        size = size or (path.stat().st_size if path.is_file() else 0)
+    if isinstance(original.model, DistilRNN):
+        try:
+            own = StudentPredictor(run)
+        except ColakitError:  # no student.safetensors
+            own = None
+    decision = original.threshold, original.temperature
+    predictor = own or Predictor(original, resolve_compute("cpu", "fp32"))
+    return Comparison(prepared, split, predictor, size, *decision)
+
+
+def _write(
+    prepared: PreparedModel, folder: Path, kind: Format, quantize: Sequence[str], comparison: Comparison
+) -> None:
+    """Write the files of the model, and compare each with the run."""
+    write_common(prepared, folder)
+    write_companion(folder, prepared.classifier.companion())  # `OnnxPredictor` reads the decision rule
+    if kind != "onnx":
+        name = write_weights(prepared, folder)
+        answer = (
+            transformers_answers(folder)
+            if name == TRANSFORMERS_FILE
+            else answers_of(StudentPredictor(folder))
+        )
+        comparison.add(name, (folder / name).stat().st_size, answer, exact=True)
+    if kind != "transformers":
+        for name, exact in write_onnx(prepared, folder, quantize).items():
+            path = folder / name
+            comparison.add(name, path.stat().st_size, answers_of(OnnxPredictor(path)), exact=exact)
+
+
+def _companion(prepared: PreparedModel, original: SentenceClassifier, report: ParityReport) -> dict[str, Any]:
+    """Return the content of colakit.json."""
+    return {
+        **prepared.classifier.companion(),
+        "folded": {"temperature": prepared.temperature, "threshold": prepared.folded_threshold},
+        "fingerprints": {
+            "model": original.fingerprint(),
+            "tokenizer": original.tokenizer.fingerprint(),
+            "exported_model": prepared.classifier.fingerprint(),
+        },
+        "parity": report.as_dict(),
+    }
+
+
+def _facts(
+    session: Session,
+    run: str,
+    prepared: PreparedModel,
+    original: SentenceClassifier,
+    corpus: Corpus,
+    comparison: Comparison,
+    kind: Format,
+    licence: str,
+    base: str | None,
+) -> CardFacts:
+    labels = comparison.labels
+    metrics, intervals = measure_with_intervals(labels, comparison.expected, comparison.answers)
+    (calibration,) = measure_calibration([probabilities(comparison.calibrated)], labels)
+    is_gpt = not isinstance(original.model, DistilRNN)
+    assert session.out is not None
+    return CardFacts(
+        name=session.out.name,
+        kind=original.name,
+        base=base,
+        licence=licence,
+        corpus=Path(corpus.name).name,
+        split=comparison.split.name,
+        label_names=original.label_names,
+        metrics=metrics,
+        intervals=intervals,
+        calibration=calibration,
+        seeds=_seeds(Path(run), comparison.split.name),
+        threshold=original.threshold,
+        temperature=original.temperature,
+        folded=prepared.folded_threshold is not None,
+        library="transformers" if is_gpt and kind != "onnx" else "onnx",
+        parity=comparison.report().table(),
+    )
+
+
+def _seeds(run: Path, split: str) -> dict[str, dict[str, Any]]:
+    """Return mean and sd of the seeds that were trained with `run`, of accuracy and MCC on `split`."""
+    runs = open_run_set(run.parent)
+    if runs is None or runs.kind != "seeds" or len(runs.values) < 2 or runs.unfinished():
+        return {}
+    summaries = [read_document(runs.run(seed).summary, ResultSummary) for seed in runs.values]
+    spreads = {}
+    for name in ("accuracy", "mcc"):
+        values = [getattr(each.splits[split], name) for each in summaries if split in each.splits]
+        if len(values) == len(summaries):
+            spreads[name] = {**vars(Spread.of(values)), "seeds": len(values)}
+    return spreads
+
+
+def _print_fastest(session: Session, report: ParityReport) -> None:
+    """Say which ONNX file is faster than the run itself."""
+    own = report.files[0]
+    for each in report.files[1:]:
+        if each.file.endswith(".onnx") and each.milliseconds < own.milliseconds:
+            factor = own.milliseconds / each.milliseconds
+            session.reporter.result(f"{each.file}: {factor:.1f} times as fast as colakit for one sentence")

@@ -1,0 +1,1 @@
+"""Export of a trained classifier to ONNX, transformers and PEFT, with a comparison of the answers."""

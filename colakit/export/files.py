@@ -1,0 +1,107 @@
+"""The files of an exported folder.
+
+README.md, colakit.json    model card; decision rule, origin, parity
+config.json                shape, labels and padding token, for transformers and transformers.js
+tokenizer.json, tokenizer_config.json
+model.safetensors          a GPT or Llama, for transformers
+student.safetensors        a student, for colakit without ONNX Runtime
+onnx/                      model.onnx in fp32; model_quantized.onnx in int8, model_q4.onnx in int4
+web/                       a page and a script for Node that label sentences
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from colakit.data.tokenizer import save_tokenizer
+from colakit.errors import ColakitError
+from colakit.export.gpt_graph import gpt_graph
+from colakit.export.prepare import PreparedModel
+from colakit.export.quantize import FILES, quantize
+from colakit.export.student_graph import student_graph
+from colakit.inference.onnx_predictor import ONNX_FOLDER, ONNX_NAME
+from colakit.models.gpt.model import GPTClassifier
+from colakit.storage.gpt2 import classifier_json, save_weights
+from colakit.storage.model_file import STUDENT_NAME
+from colakit.storage.output import check_writable
+from colakit.utils.files import replacing, write_json
+
+WEB = Path(__file__).parents[1] / "assets" / "web"
+TRANSFORMERS_FILE = "model.safetensors"
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` that becomes `out` if the block ends without an error.
+
+    Raises:
+        ColakitError: if `out` is a file, has content, or cannot be created.
+    """
+    check_writable(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise ColakitError(f"--out {out}: has other files in it", hint="Choose another folder, or empty it.")
+    folder = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(out.absolute())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_common(prepared: PreparedModel, folder: Path) -> None:
+    """Write the tokenizer and config.json."""
+    classifier = prepared.classifier
+    tokenizer, model = classifier.tokenizer, classifier.model
+    save_tokenizer(
+        tokenizer, folder, max_tokens=classifier.max_tokens, boundaries=True, pad_id=prepared.pad_id
+    )
+    if isinstance(model, GPTClassifier):
+        shape = classifier_json(model, tokenizer.end_of_text_id)
+    else:
+        shape = {"architectures": ["DistilRNN"], "model_type": "colakit_rnn", **asdict(model.config)}
+    names = classifier.label_names
+    labels = {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": "single_label_classification",
+    }
+    write_json(folder / "config.json", {**shape, **labels, "pad_token_id": prepared.pad_id})
+
+
+def write_weights(prepared: PreparedModel, folder: Path) -> str:
+    """Write the weights for transformers, or a student's for colakit; return the name of the file."""
+    model = prepared.classifier.model
+    if isinstance(model, GPTClassifier):
+        save_weights(model, folder)
+        return TRANSFORMERS_FILE
+    prepared.classifier.save_student(folder)
+    return STUDENT_NAME
+
+
+def write_onnx(prepared: PreparedModel, folder: Path, kinds: Sequence[str]) -> dict[str, bool]:
+    """Write the ONNX files; return path in the folder -> whether its weights are fp32."""
+    model = prepared.classifier.model
+    if isinstance(model, GPTClassifier):
+        graph = gpt_graph(model, prepared.shift)
+    else:
+        graph = student_graph(model.config, {k: v.numpy() for k, v in model.state_dict().items()})
+    written = {f"{ONNX_FOLDER}/{ONNX_NAME}": True}
+    (folder / ONNX_FOLDER).mkdir()
+    _save(graph, folder / ONNX_FOLDER / ONNX_NAME)
+    for kind in kinds:
+        _save(quantize(graph, kind), folder / ONNX_FOLDER / FILES[kind])
+        written[f"{ONNX_FOLDER}/{FILES[kind]}"] = False
+    shutil.copytree(WEB, folder / "web")
+    return written
+
+
+def _save(graph: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString())

@@ -1,0 +1,391 @@
+"""The content of a report on trained runs: what was done, what came out, and what it does not show.
+
+Every sentence about a result follows from the numbers: a difference is called one only if its interval
+excludes 0.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from colakit.data.checks import check_corpus
+from colakit.data.corpora import Corpus
+from colakit.evaluation.comparison import GroupRow, PairRow, SplitComparison
+from colakit.evaluation.metrics import Spread
+from colakit.evaluation.split_report import Evaluation, SplitReport
+from colakit.evaluation.tables import Table, format_interval, format_spread, percent
+from colakit.reports.document import (
+    Block,
+    Bullets,
+    Commands,
+    Document,
+    Heading,
+    Paragraph,
+    Picture,
+    TableBlock,
+)
+from colakit.reports.figures.calibration import draw_calibration
+from colakit.reports.figures.confusion import draw_confusion
+from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
+from colakit.reports.figures.heatmaps import draw_slices
+from colakit.reports.figures.style import split_title
+from colakit.storage.run_schemas import Environment
+
+MAX_CURVES = 8  # experiments whose curves are drawn one by one
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run with what its folder records.
+
+    Attributes:
+        method: its method in words and formulas.
+        changed: settings that differ from the defaults: key, value, origin.
+        held_out: fraction and seed of the validation split.
+        tracked_dev: whether dev was measured during training.
+    """
+
+    data: RunData
+    environment: Environment
+    method: Sequence[Block]
+    changed: Sequence[tuple[str, str, str]]
+    held_out: tuple[float, int]
+    tracked_dev: bool
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it was not trained step by step."""
+        return not self.data.evaluations
+
+
+def make_document(
+    evaluation: Evaluation,
+    runs: Sequence[ReportedRun],
+    comparison: Picture | None,
+    extra: Sequence[Block] = (),
+) -> Document:
+    """Return the report.
+
+    Args:
+        runs: those that were evaluated, in the same order.
+        comparison: figure of all experiments.
+        extra: sections of sweeps and minimal pairs.
+    """
+    corpus = evaluation.inputs.corpus
+    first: dict[str, ReportedRun] = {}  # experiment -> its first run
+    for group, run in zip(evaluation.inputs.groups, runs, strict=True):
+        first.setdefault(group, run)
+    document = Document(f"Sentence classification on {Path(corpus.name).stem}", conclusions(evaluation))
+    document.blocks += [
+        *_data(corpus, runs),
+        *_methods(first),
+        *_parameters(first),
+        *_results(evaluation, comparison),
+        *_curves(first, runs),
+        *_classes(evaluation),
+        *_slices(evaluation),
+        *extra,
+        *_cost(evaluation, runs),
+        *_reproduction(runs),
+        Heading("Limits"),
+        Bullets(limits(evaluation, runs)),
+    ]
+    return document
+
+
+# -- conclusions
+
+
+def conclusions(evaluation: Evaluation) -> list[str]:
+    """Return what the results show, split by split, `dev` (the union) last."""
+    texts = []
+    for split, report in evaluation.reports.items():
+        comparison = report.comparison
+        best = max(comparison.groups, key=lambda row: row.mcc_mean)
+        texts.append(
+            f"{_name(split)}: the highest MCC is {_mcc(best)}, of {best.group}, with an accuracy of "
+            f"{_accuracy(best)} %; always predicting the majority label has {percent(best.majority_rate)} %."
+        )
+        texts += control_verdicts(comparison)
+        texts += _below_majority(split, comparison)
+        for row in report.teaching:
+            if row.mcc_kept is not None:
+                texts.append(
+                    f"{_name(split)}: {row.group} keeps {format_interval(row.mcc_kept, 100, 0)} % of its "
+                    f"teacher's MCC with {row.num_parameters:,} of {row.teacher_parameters:,} parameters."
+                )
+    return texts
+
+
+def control_verdicts(comparison: SplitComparison) -> Iterator[str]:
+    """Yield whether distilling helped, for each pair of a distilled student and a control."""
+    for pair in comparison.pairs:
+        commands = tuple(name.partition(" ")[0] for name in (pair.first, pair.second))
+        if commands == ("distill", "train-scratch"):
+            yield _verdict(comparison.split, pair)
+        elif commands == ("train-scratch", "distill"):
+            yield _verdict(comparison.split, _swapped(pair))
+
+
+def _swapped(pair: PairRow) -> PairRow:
+    accuracy, mcc = (
+        replace(each, value=-each.value, low=-each.high, high=-each.low) for each in (pair.accuracy, pair.mcc)
+    )
+    return replace(pair, first=pair.second, second=pair.first, accuracy=accuracy, mcc=mcc)
+
+
+def _verdict(split: str, pair: PairRow) -> str:
+    """Return whether distilling helped on a split."""
+    mcc = pair.mcc
+    interval = format_interval(mcc, 1, 3, signed=True)
+    difference = f"{_name(split)}: ΔMCC of {pair.first} minus {pair.second} is {interval}"
+    if mcc.low > 0:
+        return f"{difference}. The interval excludes 0: distilling helped."
+    if mcc.high < 0:
+        return f"{difference}. The interval excludes 0: distilling did harm."
+    return (
+        f"{difference}. The interval includes 0: no effect of distilling is shown. The split would show a "
+        f"difference of {pair.detectable_mcc:.3f} with a power of 80 %."
+    )
+
+
+def _below_majority(split: str, comparison: SplitComparison) -> Iterator[str]:
+    for row in comparison.groups:
+        if row.accuracy_mean < row.majority_rate:
+            yield (
+                f"{_name(split)}: {row.group} is less accurate than always predicting the majority label "
+                f"({_accuracy(row)} % against {percent(row.majority_rate)} %)."
+            )
+
+
+def limits(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> list[str]:
+    """Return what the results do not show."""
+    comparisons = [report.comparison for report in evaluation.reports.values()]
+    texts = []
+    seeds = {row.group: row.num_seeds for row in comparisons[0].groups}
+    single = [group for group, count in seeds.items() if count == 1]
+    if single:
+        texts.append(
+            f"One run only of {', '.join(single)}: the spread over seeds is unknown, and differences between "
+            "runs may be chance."
+        )
+    texts.append(
+        "Intervals are over sentences, with the trained models fixed. They do not cover the choice of seeds."
+    )
+    teachers = {teacher["fingerprint"] for run in runs for teacher in run.data.summary.get("teachers") or ()}
+    if teachers:
+        count = "one teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
+        texts.append(f"The students have {count}; another teacher may give another result.")
+    for comparison in comparisons:
+        if comparison.pairs:
+            least = min(pair.detectable_mcc for pair in comparison.pairs)
+            texts.append(
+                f"{_name(comparison.split)} has {comparison.models[0].metrics.num_examples:,} sentences: a "
+                f"difference of MCC below {least:.3f} would mostly go unseen."
+            )
+    if any(run.tracked_dev for run in runs):
+        texts.append("Dev was also measured during training (track_dev), but nothing was chosen by it.")
+    texts.append(
+        "Epoch, threshold and temperature were chosen on the validation split, a part of train. This report "
+        "cannot know how often dev was looked at before other settings were chosen."
+    )
+    tests = sum(len(pair.mcnemar_p) for comparison in comparisons for pair in comparison.pairs)
+    if tests > 1:
+        texts.append(
+            f"{tests} tests of differences were made; p values are corrected within each split (Holm), "
+            "intervals are not corrected."
+        )
+    return [*texts, *evaluation.unequal]
+
+
+# -- sections
+
+
+def _data(corpus: Corpus, runs: Sequence[ReportedRun]) -> Iterator[Block]:
+    yield Heading("Task and data")
+    names = ", ".join(corpus.label_names[:10]) + (" …" if len(corpus.label_names) > 10 else "")
+    shares = sorted({run.held_out for run in runs})
+    held_out = ", ".join(f"{100 * share:g} % (seed {seed})" for share, seed in shares)
+    yield Paragraph(
+        f"Sentences are labelled with one of {len(corpus.label_names)} classes: {names}. The validation "
+        f"split is {held_out} of train; duplicate sentences stay on one side. The table shows the files' "
+        "splits."
+    )
+    rows = [
+        [
+            check.name,
+            f"{check.rows:,}",
+            ", ".join(f"{name} {count:,}" for name, count in [*check.counts.items()][:10]) or "unlabelled",
+            "-" if check.majority_rate is None else percent(check.majority_rate),
+            f"{check.duplicate_rows:,}",
+            f"{check.in_train:,}" if check.name != "train" else "-",
+        ]
+        for check in check_corpus(corpus)
+    ]
+    columns = ["split", "sentences", "labels", "majority %", "duplicates", "also in train"]
+    yield TableBlock("data", ("Splits of the data", columns, rows))
+
+
+def _methods(first: Mapping[str, ReportedRun]) -> Iterator[Block]:
+    yield Heading("Method")
+    for group, run in first.items():
+        yield Heading(group, 2)
+        yield from run.method
+    rows = [[group, *row] for group, run in first.items() for row in run.changed]
+    yield Heading("Settings", 2)
+    yield Paragraph(
+        "Settings of the first run of each experiment that differ from the defaults, and their origin."
+    )
+    table: Table = ("Settings other than the defaults", ["experiment", "setting", "value", "origin"], rows)
+    yield TableBlock("settings", table)
+
+
+def _parameters(first: Mapping[str, ReportedRun]) -> Iterator[Block]:
+    yield Heading("Parameters")
+    rows = []
+    totals = {group: run.data.summary.get("parameters") for group, run in first.items()}
+    largest = max((each["total"] for each in totals.values() if each), default=1)
+    for group, parameters in totals.items():
+        if parameters:
+            rows.append(
+                [
+                    group,
+                    f"{parameters['total']:,}",
+                    f"{parameters['trainable']:,}",
+                    f"{100 * (1 - parameters['trainable'] / parameters['total']):.2f}",
+                    f"1/{largest / parameters['total']:.1f}",
+                ]
+            )
+    columns = ["experiment", "parameters", "trained", "reduction %", "of the largest"]
+    yield TableBlock(
+        "parameters", ("Parameters; the reduction is the share that is not trained", columns, rows)
+    )
+
+
+def _results(evaluation: Evaluation, comparison: Picture | None) -> Iterator[Block]:
+    yield Heading("Results")
+    yield Paragraph(
+        "Accuracy stands beside the majority rate and MCC (Matthews correlation: 1 is perfect, 0 is chance). "
+        "The deviation is over seeds (n-1); intervals are 95 % over sentences."
+    )
+    if comparison is not None:
+        yield comparison
+    for split, report in evaluation.reports.items():
+        yield Heading(_name(split), 2)
+        yield TableBlock(f"results-{split}", results_table(split, report))
+        for table in report.tables(classes=False):
+            kind = next((word for word in ("differences", "teachers") if word in table[0]), None)
+            if kind is not None:
+                yield TableBlock(f"{kind}-{split}", table)
+
+
+def results_table(split: str, report: SplitReport) -> Table:
+    """Return the metrics of every experiment on a split, with the majority label first."""
+    comparison = report.comparison
+    majority = comparison.groups[0].majority_rate
+    rows = [["majority label", "-", percent(majority), "0"]]
+    rows += [[row.group, str(row.num_seeds), _accuracy(row), _mcc(row)] for row in comparison.groups]
+    size = comparison.models[0].metrics.num_examples
+    title = f"{_name(split)}, {size:,} sentences: mean ± sd over runs"
+    return title, ["experiment", "runs", "accuracy %", "MCC"], rows
+
+
+def _curves(first: Mapping[str, ReportedRun], runs: Sequence[ReportedRun]) -> Iterator[Block]:
+    trained = {group: run for group, run in first.items() if not run.is_baseline}
+    if not trained:
+        return
+    yield Heading("Training curves")
+    yield Paragraph("Train is measured on its batches with dropout, the validation split after each epoch.")
+    if len(runs) > 1:
+        overlay = draw_overlay([run.data for run in runs if not run.is_baseline])
+        yield Picture("curves-all", "Losses, accuracy and MCC of all experiments over the steps", overlay)
+    for number, (group, run) in enumerate([*trained.items()][:MAX_CURVES]):
+        caption = f"Loss, accuracy and MCC of {group}, seed {run.data.summary['seed']}"
+        yield Picture(f"curves-{number}", caption, draw_curves(run.data))
+
+
+def _classes(evaluation: Evaluation) -> Iterator[Block]:
+    yield Heading("Classes and calibration")
+    for split, report in evaluation.reports.items():
+        if split == "dev" and len(evaluation.reports) > 1:
+            continue  # the union of splits already shown
+        where = _name(split)
+        yield Picture(f"confusion-{split}", f"{where}: confusion", draw_confusion(split, report.classes))
+        yield Picture(
+            f"calibration-{split}",
+            f"{where}: share of right answers by confidence, before and after the temperature",
+            draw_calibration(split, report.calibration),
+        )
+        tables = report.tables()
+        yield from (
+            TableBlock(f"calibration-{split}", table) for table in tables if "calibration" in table[0]
+        )
+
+
+def _slices(evaluation: Evaluation) -> Iterator[Block]:
+    slices = [each for report in evaluation.reports.values() for each in report.slices]
+    if slices:
+        yield Heading("Slices")
+    for each in slices:
+        split, field = each.slices.split, each.slices.field
+        yield Picture(f"slices-{field}-{split}", f"{_name(split)}: MCC by {field}", draw_slices(each))
+
+
+def _cost(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> Iterator[Block]:
+    yield Heading("Time and memory")
+    rows = []
+    for name, run in zip((model.name for model in evaluation.inputs.models), runs, strict=True):
+        summary = run.data.summary
+        speed, memory = summary.get("examples_per_second"), summary.get("peak_memory_mib")
+        rows.append(
+            [
+                name,
+                f"{summary['steps']:,}" if "steps" in summary else "-",
+                f"{summary['examples']:,}" if "examples" in summary else "-",
+                f"{summary['seconds']:,.0f}" if "seconds" in summary else "-",
+                "-" if speed is None else f"{speed:,.0f}",
+                "-" if memory is None else f"{memory:,}",
+                str(summary.get("compute") or f"{run.environment.device} ({run.environment.reason})"),
+            ]
+        )
+    columns = ["run", "steps", "sentences", "seconds", "sentences/s", "peak MiB", "device"]
+    yield TableBlock("cost", ("Training; evaluation is included in the seconds", columns, rows))
+
+
+def _reproduction(runs: Sequence[ReportedRun]) -> Iterator[Block]:
+    yield Heading("Reproduction")
+    environments = list(dict.fromkeys(_versions(run.environment) for run in runs))
+    yield Bullets(environments)
+    lines = dict.fromkeys(_command_line(run.environment) for run in runs)
+    yield Paragraph("The runs were started by these commands:")
+    yield Commands([*lines])
+
+
+def _versions(environment: Environment) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in environment.packages.items() if version)
+    commit = f", commit {environment.git_commit}" if environment.git_commit else ""
+    return (
+        f"colakit {environment.colakit}{commit}, Python {environment.python}, {packages}; "
+        f"{environment.platform}, {environment.threads} threads, {environment.device}: {environment.reason}"
+    )
+
+
+def _command_line(environment: Environment) -> str:
+    _, *words = environment.command_line or [""]
+    return shlex.join(["colakit", *words])
+
+
+def _name(split: str) -> str:
+    title = split_title(split)
+    return title[:1].upper() + title[1:]
+
+
+def _accuracy(row: GroupRow) -> str:
+    return format_spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2)
+
+
+def _mcc(row: GroupRow) -> str:
+    return format_spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3)

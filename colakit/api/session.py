@@ -143,8 +143,9 @@ class Session:
         return to_yaml(map_paths(self.settings, absolute_path))
 
     def portable_settings(self) -> dict[str, Any]:
-        """Return all settings as plain data for a model file, without folders of this machine."""
-        return {**map_paths(self.settings, portable_name).model_dump(mode="json"), "cache": None}
+        """Return the settings as plain data for a model file, without folders of this machine and sweeps."""
+        settings = map_paths(self.settings, portable_name)
+        return {**settings.model_dump(mode="json", exclude={"sweep"}), "cache": None}
 
     @contextmanager
     def training_run(self, resume: Resume) -> Iterator[TrainingRun]:

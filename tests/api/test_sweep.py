@@ -96,7 +96,7 @@ def test_a_model_trained_with_the_config_of_a_sweep_can_be_loaded(
     config = write_config(tmp_path / "sweep.yaml", toy, space={"finetune.lr": {"low": 1e-5, "high": 1e-3}})
     code, _, err = colakit("finetune", "--config", config, "--out", tmp_path / "run", "--quiet")
     assert code == 0, err
-    assert "sweep" not in read_origin(tmp_path / "run")["settings"]
+    assert read_origin(tmp_path / "run")["settings"]["sweep"]["space"] == {}
 
 
 def test_a_dry_run_shows_the_space_and_writes_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:

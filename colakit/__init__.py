@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from colakit.api.functions import finetune as finetune
     from colakit.api.functions import load as load
     from colakit.api.functions import load_settings as load_settings
+    from colakit.api.functions import sweep as sweep
     from colakit.api.functions import train_scratch as train_scratch
     from colakit.config.settings import Settings as Settings
     from colakit.errors import ColakitError as ColakitError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _SOURCES = {"Settings": "colakit.config.settings", "ColakitError": "colakit.errors"}
 __all__ = [
-    *("Settings", "load_settings", "finetune", "distill", "train_scratch", "evaluate", "load"),
+    *("Settings", "load_settings", "finetune", "distill", "train_scratch", "sweep", "evaluate", "load"),
     *("Run", "ColakitError"),
 ]
 

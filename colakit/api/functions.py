@@ -120,6 +120,32 @@ def train_scratch(
     return _train(run, "train-scratch", settings, out, resume, quiet, like=path, seeds=seeds)
 
 
+def sweep(
+    settings: Settings,
+    command: str,
+    *,
+    out: str | Path,
+    storage: str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Search for settings in `settings.sweep.space` by many trainings, and evaluate the best on dev.
+
+    The same call continues a sweep that was stopped.
+
+    Args:
+        command: that trains a trial: `finetune`, `distill` or `train-scratch`.
+        out: folder of the sweep; its `winner.yaml` has the best settings.
+        storage: URL of a database, or path of an Optuna journal, that several machines share.
+
+    Raises:
+        ColakitError: if the search space is not valid, or trials fail.
+    """
+    from colakit.api.sweep import sweep as run
+
+    summary = run(_session("sweep", settings, out, quiet), command=command, storage=storage)
+    return Run(Path(summary["run"]), summary)
+
+
 def evaluate(
     models: Sequence[Run | str | Path],
     settings: Settings | None = None,

@@ -14,6 +14,7 @@ from colakit.config.data import DataSettings
 from colakit.config.paths import absolute_path, map_paths, portable_name
 from colakit.config.resolve import Resolved
 from colakit.config.settings import Settings
+from colakit.config.sweep import SweepSettings
 from colakit.storage.output import check_writable
 from colakit.utils.console import Reporter, SilentReporter
 
@@ -137,14 +138,18 @@ class Session:
 
     @property
     def settings_yaml(self) -> str:
-        """All settings as YAML for a run folder, with absolute paths: valid from any working folder."""
+        """The settings as YAML for a run folder, with absolute paths: valid from any working folder."""
         from colakit.config.yaml import to_yaml
 
-        return to_yaml(map_paths(self.settings, absolute_path))
+        return to_yaml(self._of_one_run(absolute_path))
 
     def portable_settings(self) -> dict[str, Any]:
-        """Return all settings as plain data for a model file, without folders of this machine."""
-        return {**map_paths(self.settings, portable_name).model_dump(mode="json"), "cache": None}
+        """Return the settings as plain data for a model file, without folders of this machine."""
+        return {**self._of_one_run(portable_name).model_dump(mode="json"), "cache": None}
+
+    def _of_one_run(self, convert: Callable[[str], str]) -> Settings:
+        """Return the settings with converted paths, without a search space, which no run has."""
+        return map_paths(self.settings.model_copy(update={"sweep": SweepSettings()}), convert)
 
     @contextmanager
     def training_run(self, resume: Resume) -> Iterator[TrainingRun]:

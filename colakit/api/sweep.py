@@ -175,8 +175,8 @@ def _trial_session(session: Session, command: str) -> Session:
     Raises:
         ColakitError: if a distillation has no teacher.
     """
-    changes = {"sweep": SweepSettings(), "evaluate_dev": False}
-    resolved = replace(session.resolved, settings=session.settings.model_copy(update=changes))
+    settings = session.settings.model_copy(update={"evaluate_dev": False})
+    resolved = replace(session.resolved, settings=settings)
     trial = replace(session, command=command, resolved=resolved, out=None)
     if command == "distill":
         record_data_and_base(trial)

@@ -17,6 +17,7 @@ from colakit.api import sweep as module
 from colakit.api import sweep_report
 from colakit.cli.app import main
 from colakit.errors import EXIT_FAILED
+from colakit.inference.classifier import read_origin
 from colakit.utils import extras
 
 pytest.importorskip("optuna", reason="needs the extra `sweep`")
@@ -87,6 +88,15 @@ def test_the_settings_of_the_winner_are_a_config_that_trains_it_again(finished: 
     assert settings["evaluate_dev"]
     assert settings["sweep"]["space"] == {}
     assert {path.name for path in (finished / "out/plots").iterdir()} >= {"slices.png", "parallel.png"}
+
+
+def test_a_model_trained_with_the_config_of_a_sweep_can_be_loaded(
+    toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "sweep.yaml", toy, space={"finetune.lr": {"low": 1e-5, "high": 1e-3}})
+    code, _, err = colakit("finetune", "--config", config, "--out", tmp_path / "run", "--quiet")
+    assert code == 0, err
+    assert read_origin(tmp_path / "run")["settings"]["sweep"]["space"] == {}
 
 
 def test_a_dry_run_shows_the_space_and_writes_nothing(toy: Path, colakit: Run, tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from colakit.evaluation.calibration import measure_calibration
 from colakit.evaluation.metrics import Spread, measure_with_intervals
 from colakit.evaluation.tables import print_tables
 from colakit.export.card import CardFacts, base_licence, model_card
-from colakit.export.files import TRANSFORMERS_FILE, new_folder, write_common, write_onnx, write_weights
+from colakit.export.files import (
+    TRANSFORMERS_FILE,
+    check_new,
+    new_folder,
+    write_common,
+    write_onnx,
+    write_weights,
+)
 from colakit.export.graph import EXTRA
 from colakit.export.parity import Comparison, ParityReport, answers_of, transformers_answers
 from colakit.export.peft_adapter import carried_base, lora_updates, peft_answers, write_lora
@@ -72,6 +79,7 @@ def export(
     """
     if session.out is None:
         raise ColakitError("export: no --out", hint="Name the folder to write: --out DIR")
+    check_new(session.out)
     if push is not None:
         check_push(push)
     for package in PACKAGES[kind]:
@@ -87,6 +95,9 @@ def export(
     corpus = load_corpus_of(session, [run]).relabelled(original.label_names)
     require_labels(original.label_names, corpus.label_names, run, session.reporter)
     split = _split(session, corpus)
+    if session.dry_run:
+        session.reporter.result(f"would write {original.name} to {session.out}, compared on {split.name}")
+        return {"out": str(session.out), "format": kind, "quantize": list(quantize), "split": split.name}
     session.reporter.say(f"comparing with the run on {split.name} ({len(split):,} sentences)")
     comparison = _own(run, original, prepared, split)
     with new_folder(session.out) as folder:

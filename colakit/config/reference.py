@@ -43,11 +43,10 @@ UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     "heads": ("num_heads",),
     "block index": ("layers_to_transform",),
     "trials": ("sweep.trials", "sweep.jobs"),
-    "seconds": ("heartbeat_seconds",),
     "MiB": ("frozen_cache_mib",),
     "bytes": ("max_body_bytes",),
     "milliseconds": ("max_wait_ms",),
-    "seconds": ("receive_seconds", "answer_seconds", "drain_seconds"),
+    "seconds": ("heartbeat_seconds", "receive_seconds", "answer_seconds", "drain_seconds"),
     "connections": ("max_connections",),
     "dots per inch": ("dpi",),
     NO_UNIT: (

@@ -40,7 +40,7 @@ UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     "words": ("baseline.words",),
     "characters": ("baseline.characters",),
     "layers": ("num_layers",),
-    "heads": ("num_heads",),
+    "heads": ("num_heads", "num_kv_heads"),
     "block index": ("layers_to_transform",),
     "trials": ("sweep.trials", "sweep.jobs"),
     "MiB": ("frozen_cache_mib",),

@@ -130,9 +130,11 @@ def _split_scores(
     """Return the scores on the dev splits that all runs have, on `val` if there are none.
 
     Raises:
-        ColakitError: if the runs were evaluated on different sentences.
+        ColakitError: if the runs share no split, or were evaluated on different sentences.
     """
     common = [name for name in predictions[0] if all(name in each for each in predictions)]
+    if not common:
+        raise ColakitError("the runs' predictions.json share no split", hint="Plot runs on the same dataset.")
     groups = indices_by_value([run.group for run in runs])
     splits = {}
     for split in [name for name in common if name != "val"] or ["val"]:

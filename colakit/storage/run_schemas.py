@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, RootModel, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, RootModel, field_validator, model_validator
 
 from colakit.config.section import MAX_SEED
 from colakit.data.corpora import MAX_LABELS
@@ -24,7 +24,17 @@ Fold = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")]
 Labels = Annotated[
     list[Annotated[int, Field(ge=0, lt=MAX_LABELS)]], Field(min_length=1, max_length=2**22, fail_fast=True)
 ]
-LabelNames = Annotated[list[str], Field(min_length=1, max_length=MAX_LABELS, fail_fast=True)]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("labels must differ")
+    return names
+
+
+LabelNames = Annotated[
+    list[str], Field(min_length=1, max_length=MAX_LABELS, fail_fast=True), AfterValidator(_distinct)
+]
 
 
 class Decisions(Document):

@@ -72,3 +72,11 @@ def test_folders_may_have_any_name(colakit: Run, tmp_path: Path) -> None:
     code, _, err = colakit("plot", runs[0], "--format", "pdf")
     assert code == 0, err
     assert (runs[0] / "plots" / "curves.pdf").is_file()
+
+
+def test_runs_without_a_common_split_are_refused(runs: list[Path], colakit: Run) -> None:
+    folder = RunFolder(runs[1])
+    write_predictions(folder, {"other": folder.read_predictions()["val"]})
+    code, _, err = colakit("plot", *runs)
+    assert code == 2
+    assert "the runs' predictions.json share no split" in err

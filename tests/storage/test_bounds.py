@@ -16,9 +16,11 @@ from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.storage.gpt2 import load_gpt, load_tokenizer
+from colakit.storage.model_file import Companion
 from colakit.storage.peft import read_adapter
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.tensors import read_tensors
+from colakit.utils.documents import validate
 
 LINE = json.dumps(RUN_FILES["metrics.jsonl"])
 FAULTS: dict[str, tuple[str, str]] = {
@@ -223,3 +225,8 @@ def test_a_model_file_of_many_empty_objects_is_refused_before_it_is_built(
         archive.writestr("archive/data.pkl", b"\x80\x02](" + b"}" * 1_000_000 + b"e.")  # 70 MB of objects
     with pytest.raises(ColakitError, match="values and operations"):
         read_tensors(tmp_path / "ckpt.pt")
+
+
+def test_equal_labels_of_a_model_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels must differ"):
+        validate({"label_names": ["a", "a"]}, Companion)

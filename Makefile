@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
-	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench bench-full \
+	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench bench-full bench-serve \
 	install-bench install-web base-smollm2 clean
 
 help: ## list the targets
@@ -113,6 +113,11 @@ bench: install-bench ## compare the speed with PEFT and the Trainer (minutes)
 
 bench-full: install-bench ## ... at GPT-2 small's size on the whole corpus (hours on two cores, minutes on a GPU)
 	$(BIN)/python benchmarks/suite.py --scale full --out benchmarks/results/suite-full.json
+
+bench-serve: install-bench ## load on `colakit serve`: many adapters, PEFT behind the same server, students
+	$(PIP_INSTALL) --editable '.[bench,serve]'
+	$(BIN)/python benchmarks/serving.py --base builtin --out benchmarks/results/serving-builtin.json
+	$(BIN)/python benchmarks/serving.py --base gpt2-size --out benchmarks/results/serving-gpt2-size.json
 
 clean: ## remove the environment and caches, but not runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

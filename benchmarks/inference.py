@@ -2,9 +2,9 @@
 
     python benchmarks/inference.py [--shape gpt2|small] [--data CORPUS] [--sentences N] [--out FILE]
 
-Both have random weights. The student is measured in numpy (as `colakit predict` runs it) and in torch; the
-teacher, a GPT-2 with a LoRA adapter, in colakit and in transformers. Times run from text to label inside one
-process. A last table times `colakit predict` of a whole file in a process of its own.
+Both have random weights. The student is measured in numpy (as `colakit predict` runs it), in torch and in
+ONNX Runtime; the teacher, a GPT-2 with a LoRA adapter, in colakit and in transformers. Times run from text to
+label inside one process. A last table times `colakit predict` of a whole file in a process of its own.
 """
 
 from __future__ import annotations
@@ -37,16 +37,21 @@ from workspaces import SHAPES, Workspace, make_workspace, random_student
 
 from colakit.data.corpora import COLA_LABELS
 from colakit.data.tokenizer import SentenceTokenizer
+from colakit.export.files import write_common, write_onnx
+from colakit.export.prepare import prepare
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.inference.onnx_predictor import OnnxPredictor
 from colakit.inference.predictor import Predictor
 from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn.config import RNNConfig
 from colakit.runtime.device import resolve_compute
 from colakit.storage.gpt2 import load_gpt
+from colakit.storage.model_file import write_companion
 
 STUDENT, STUDENT_TORCH, STUDENT_BF16 = "student", "student, with torch", "student, with torch, bf16"
-STUDENTS = {STUDENT, STUDENT_TORCH, STUDENT_BF16}
+STUDENT_ONNX, STUDENT_INT8 = "student, ONNX Runtime", "student, ONNX Runtime, int8"
+STUDENTS = {STUDENT, STUDENT_TORCH, STUDENT_BF16, STUDENT_ONNX, STUDENT_INT8}
 TEACHER, TEACHER_FP32 = "teacher, colakit", "teacher, colakit, fp32"
 TEACHER_TRANSFORMERS = "teacher, transformers"
 MEDIAN = Metric("p50_ms", "ms, median")
@@ -102,6 +107,7 @@ class Inference:
         self.labellers: dict[str, Callable[[Sequence[str]], object]] = {
             STUDENT: StudentPredictor(self.student_file),
             STUDENT_TORCH: Predictor(random_student(base, **sizes), compute),
+            **onnx_students(random_student(base, **sizes), scratch / "exported"),
             TEACHER: Predictor(random_teacher(base), compute),
         }
         if auto_precision() == "bf16":
@@ -176,6 +182,18 @@ def random_teacher(base: Path) -> SentenceClassifier:
     model = load_gpt(base).classifier(len(COLA_LABELS))
     inject(model, lora)
     return SentenceClassifier(model, SentenceTokenizer.from_base(base), COLA_LABELS, 1024, lora=lora)
+
+
+def onnx_students(student: SentenceClassifier, folder: Path) -> dict[str, OnnxPredictor]:
+    """Export a student to ONNX, in fp32 and int8, and return a predictor of each file."""
+    folder.mkdir()
+    prepared = prepare(student)
+    write_common(prepared, folder)
+    write_companion(folder, prepared.classifier.companion())
+    files = write_onnx(prepared, folder, ["int8"])
+    return dict(
+        zip((STUDENT_ONNX, STUDENT_INT8), (OnnxPredictor(folder / name) for name in files), strict=True)
+    )
 
 
 class TransformersTeacher:

@@ -127,6 +127,9 @@ def serve_peft(folder: Path, base: str, port: int, dtype: torch.dtype) -> None:
         def get(self, name: str | None) -> ServedModel:
             return models[name or "a0"]
 
+        def close(self) -> None:
+            batcher.close()
+
     serve(Service(Store(), settings), listen("127.0.0.1", port))  # type: ignore[arg-type]
 
 

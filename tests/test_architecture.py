@@ -14,7 +14,8 @@ from colakit.config.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # each imports only from itself and the rooms before it
-    *("training", "distillation", "export", "serving", "sweeps", "reports", "api", "cli"),
+    *("errors", "client", "utils", "kernels", "models", "runtime", "data", "storage", "inference"),
+    *("evaluation", "training", "distillation", "export", "serving", "sweeps", "reports", "api", "cli"),
 ]
 CONFIG_READS = {"errors", "config"}  # the settings schema stands beside the rooms
 SETTINGS_ROOMS = {"config", "api", "cli"}  # only these see all settings at once; the others take a section

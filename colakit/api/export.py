@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,26 +15,43 @@ from colakit.evaluation.calibration import measure_calibration
 from colakit.evaluation.metrics import Spread, measure_with_intervals
 from colakit.evaluation.tables import print_tables
 from colakit.export.card import CardFacts, base_licence, model_card
-from colakit.export.files import TRANSFORMERS_FILE, new_folder, write_common, write_onnx, write_weights
+from colakit.export.files import (
+    TRANSFORMERS_FILE,
+    check_new,
+    new_folder,
+    write_common,
+    write_onnx,
+    write_weights,
+)
 from colakit.export.graph import EXTRA
 from colakit.export.parity import Comparison, ParityReport, answers_of, transformers_answers
+from colakit.export.peft_adapter import carried_base, lora_updates, peft_answers, write_lora
 from colakit.export.prepare import PreparedModel, prepare
 from colakit.inference.classifier import SentenceClassifier, load_classifier, read_origin
 from colakit.inference.decisions import probabilities, require_labels
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.onnx_predictor import OnnxPredictor
 from colakit.inference.predictor import Predictor
+from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import resolve_compute
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base, save_weights
 from colakit.storage.hub import check_push, push_folder
 from colakit.storage.model_file import CHECKPOINT_NAME, STUDENT_NAME, write_companion
+from colakit.storage.peft import BASE_FOLDER
 from colakit.storage.run_schemas import ResultSummary
 from colakit.storage.run_set import open_run_set
 from colakit.utils.documents import read_document
 from colakit.utils.extras import import_extra
 from colakit.utils.files import write_text
 
-Format = Literal["all", "onnx", "transformers"]
+Format = Literal["all", "onnx", "transformers", "peft"]
+
+
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+PACKAGES = {"all": ONNX_PACKAGES, "onnx": ONNX_PACKAGES, "transformers": (), "peft": ("peft",)}
+
+LIBRARIES = {"all": "transformers", "onnx": "onnx", "transformers": "transformers", "peft": "peft"}
 
 
 def export(
@@ -61,25 +79,32 @@ def export(
     """
     if session.out is None:
         raise ColakitError("export: no --out", hint="Name the folder to write: --out DIR")
+    check_new(session.out)
     if push is not None:
         check_push(push)
-    if kind != "transformers":
-        for package in ("onnx", "onnxruntime", "onnxscript"):
-            import_extra(package, EXTRA)
+    for package in PACKAGES[kind]:
+        import_extra(package, EXTRA)
     base = session.settings.base if session.resolved.was_typed("base") else None
     original = load_classifier(run, base=base)
     _check_kinds(original, kind, quantize)
     origin = read_origin(run)
     recorded = base or origin.get("base") or (origin.get("settings") or {}).get("base")
     licence = base_licence(recorded, licence)
+    gpt = load_gpt(resolve_base(str(recorded))) if kind == "peft" else None
     prepared = prepare(original, fold_threshold=fold_threshold, needs_bias=kind != "onnx")
     corpus = load_corpus_of(session, [run]).relabelled(original.label_names)
     require_labels(original.label_names, corpus.label_names, run, session.reporter)
     split = _split(session, corpus)
+    if session.dry_run:
+        session.reporter.result(f"would write {original.name} to {session.out}, compared on {split.name}")
+        return {"out": str(session.out), "format": kind, "quantize": list(quantize), "split": split.name}
     session.reporter.say(f"comparing with the run on {split.name} ({len(split):,} sentences)")
     comparison = _own(run, original, prepared, split)
     with new_folder(session.out) as folder:
-        _write(prepared, folder, kind, quantize, comparison)
+        if gpt is None:
+            _write(prepared, folder, kind, quantize, comparison)
+        else:
+            prepared = _write_peft(session, prepared, gpt, folder, comparison)
         report = comparison.report()
         print_tables([report.table()], session.reporter)
         report.check()
@@ -97,9 +122,9 @@ def export(
 
 def _check_kinds(original: SentenceClassifier, kind: Format, quantize: Sequence[str]) -> None:
     is_student = isinstance(original.model, DistilRNN)
-    if is_student and kind == "transformers":
+    if is_student and kind in ("transformers", "peft"):
         raise ColakitError(
-            "--format transformers: a recurrent student has no class in transformers",
+            f"--format {kind}: a recurrent student has no class in {kind}",
             hint="Use --format onnx or all.",
         )
     if is_student and "int4" in quantize:
@@ -154,6 +179,30 @@ def _write(
             comparison.add(name, path.stat().st_size, answers_of(OnnxPredictor(path)), exact=exact)
 
 
+def _write_peft(
+    session: Session, prepared: PreparedModel, gpt: GPT, folder: Path, comparison: Comparison
+) -> PreparedModel:
+    """Write an adapter and the base that it needs; return the model with the origin of these files."""
+    tuned = prepared.classifier.model
+    assert isinstance(tuned, GPTClassifier)
+    base = carried_base(tuned, gpt)
+    rank = write_lora(lora_updates(tuned, base.body), folder)
+    base_folder = folder / BASE_FOLDER
+    base_folder.mkdir()
+    write_common(replace(prepared, classifier=replace(prepared.classifier, model=base)), base_folder)
+    write_common(prepared, folder)
+    (folder / "config.json").unlink()  # of the merged model
+    save_weights(base, base_folder)
+    origin = {**prepared.classifier.origin, "base": BASE_FOLDER}
+    origin["base_fingerprint"] = base_fingerprint(load_gpt(base_folder))
+    prepared = replace(prepared, classifier=replace(prepared.classifier, origin=origin))
+    path = folder / "adapter_model.safetensors"
+    comparison.add(path.name, path.stat().st_size, peft_answers(folder), exact=True)
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    session.reporter.say(f"adapter of rank up to {rank}, {size}; trained norms need the full rank of a layer")
+    return prepared
+
+
 def _companion(prepared: PreparedModel, original: SentenceClassifier, report: ParityReport) -> dict[str, Any]:
     """Return the content of colakit.json."""
     return {
@@ -199,7 +248,7 @@ def _facts(
         threshold=original.threshold,
         temperature=original.temperature,
         folded=prepared.folded_threshold is not None,
-        library="transformers" if is_gpt and kind != "onnx" else "onnx",
+        library=LIBRARIES[kind] if is_gpt else "onnx",
         parity=comparison.report().table(),
     )
 

@@ -196,6 +196,17 @@ def _body(facts: CardFacts) -> str:
 
 
 def _snippet(facts: CardFacts) -> list[str]:
+    if facts.library == "peft":
+        return [
+            "```python",
+            "from peft import PeftModel",
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            "",
+            'base = AutoModelForSequenceClassification.from_pretrained("base")  # its head is zero',
+            'model = PeftModel.from_pretrained(base, ".").eval()',
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            "```",
+        ]
     if facts.library != "transformers":
         return ["`web/` labels sentences in a browser and in Node; its `README.md` has the commands."]
     return [

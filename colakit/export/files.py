@@ -36,16 +36,16 @@ WEB = Path(__file__).parents[1] / "assets" / "web"
 TRANSFORMERS_FILE = "model.safetensors"
 
 
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out` that becomes `out` if the block ends without an error.
-
-    Raises:
-        ColakitError: if `out` is a file, has content, or cannot be created.
-    """
+def check_new(out: Path) -> None:
+    """Raise `ColakitError` if `out` is a file, has content, or cannot be created."""
     check_writable(out)
     if out.is_dir() and any(out.iterdir()):
         raise ColakitError(f"--out {out}: has other files in it", hint="Choose another folder, or empty it.")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` that becomes `out` if the block ends without an error."""
     folder = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True)

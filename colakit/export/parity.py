@@ -6,6 +6,7 @@ Shapes: N sentences, C classes.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -192,15 +193,22 @@ def answers_of(predictor: Predicts) -> Answer:
     return lambda sentences: predictor.logits(predictor.encode(sentences))
 
 
-def transformers_answers(folder: Path) -> Answer:
-    """Return the logits of transformers' own classes on an exported folder, with its own tokenizer."""
+def transformers_answers(folder: Path, adapt: Callable[[Any], Any] = lambda model: model) -> Answer:
+    """Return the logits of transformers' own classes on an exported folder, with its own tokenizer.
+
+    Args:
+        adapt: adds an adapter to the model.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    model = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, about their own options
+        model = adapt(plain).eval()
 
     def answer(sentences: Sequence[str]) -> Logits:
         rows = np.empty((len(sentences), model.config.num_labels), dtype=np.float32)

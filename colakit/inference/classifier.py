@@ -55,7 +55,7 @@ from colakit.storage.model_file import (
     write_model_file,
     write_student_file,
 )
-from colakit.storage.peft import PeftAdapter, apply_adapter, read_adapter
+from colakit.storage.peft import BASE_FOLDER, PeftAdapter, apply_adapter, read_adapter
 from colakit.storage.run_set import open_run_set
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
@@ -391,6 +391,9 @@ def load_base_of(folder: Path, adapter: PeftAdapter, base: str | None) -> tuple[
     Raises:
         ColakitError: if there is no base, or the adapter was trained on another one.
     """
+    carried = folder / BASE_FOLDER
+    if base is None and (carried / "config.json").is_file():
+        base = str(carried)
     base = base or read_origin(folder).get("base") or adapter.base
     if not base:
         raise ColakitError(f"{folder}: adapter_config.json names no base model", hint="Name it with --base.")

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from colakit.kernels.attention import can_pack, packed_attention
 from colakit.models.gpt.attention import Attention
 from colakit.models.gpt.layers import Rotation
 from colakit.models.gpt.model import GPT, GPTClassifier
@@ -171,7 +170,6 @@ class AdapterBank:
                 x = self.body.embed(packed.input_ids, packed.positions)  # (N, D)
             else:
                 x = x[packed.continues(before, stage.sources)]
-            packed.uses_kernel = self._can_pack(packed)
             rotation = self.body.rotation(packed.positions)
             self._route(stage, packed, adapters)
             for block in blocks[stage.block : until]:
@@ -182,13 +180,6 @@ class AdapterBank:
         x = x[list(final.sources)]
         self._routing.groups = {len(x): [(adapters[a], start, stop) for a, start, stop in final.groups()]}
         return self.body.final_norm(x)
-
-    def _can_pack(self, packed: Packed) -> bool:
-        """Return whether the C kernel computes the attention of these sentences."""
-        shape = packed.starts.new_empty((len(packed.lengths), int(packed.lengths.max())))
-        last = torch.from_numpy(packed.lengths - 1)
-        heads, weight = (self.config.num_heads, self.config.head_size), self.body.embedding.weight
-        return packed.starts.device.type == "cpu" and can_pack(shape, last, *heads, weight)
 
     def _route(self, stage: Stage, packed: Packed, adapters: Sequence[Adapter]) -> None:
         groups, starts = stage.groups(), packed.offsets
@@ -208,18 +199,14 @@ class Packed:
         lengths: tokens of each row, (S,).
         offsets: (S + 1,); row s is `offsets[s]:offsets[s + 1]`.
         input_ids, positions: (N,).
-        starts: `offsets` on the device.
         ends: index of each row's last token, (S,).
-        uses_kernel: whether attention runs in the C kernel.
     """
 
     lengths: NDArray[np.int64]
     offsets: NDArray[np.int64]
     input_ids: Tensor
     positions: Tensor
-    starts: Tensor
     ends: Tensor
-    uses_kernel: bool = False
 
     @classmethod
     def of(cls, stage: Stage, texts: Sequence[NDArray[np.int32]], device: torch.device) -> Packed:
@@ -228,9 +215,9 @@ class Packed:
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         offsets = np.concatenate([[0], lengths.cumsum()])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        arrays = (np.concatenate(rows).astype(np.int64), within, offsets, offsets[1:] - 1)
-        input_ids, positions, starts, ends = (torch.from_numpy(array).to(device) for array in arrays)
-        return cls(lengths, offsets, input_ids, positions, starts, ends)
+        arrays = (np.concatenate(rows).astype(np.int64), within, offsets[1:] - 1)
+        input_ids, positions, ends = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(lengths, offsets, input_ids, positions, ends)
 
     def continues(self, before: Packed, sources: Sequence[int]) -> Tensor:
         """Return the index (N,) into the tokens of the stage before."""
@@ -251,8 +238,6 @@ def _block(block: Block, x: Tensor, packed: Packed, rotation: Rotation | None, r
 def _attention(attention: Attention, x: Tensor, packed: Packed, rotation: Rotation | None) -> Tensor:
     """Return the heads (N, H·d) of causal self-attention within each row's tokens."""
     qkv = attention.qkv(x, rotation)  # (N, 3, H, d)
-    if packed.uses_kernel:
-        return packed_attention(qkv, packed.starts).flatten(1)
     lengths = torch.from_numpy(packed.lengths).to(x.device)
     real = torch.arange(int(packed.lengths.max()), device=x.device) < lengths[:, None]  # (S, T)
     padded = qkv.new_zeros((*real.shape, *qkv.shape[1:]))

@@ -17,7 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from colakit.config.serve import ServeSettings
 from colakit.errors import ColakitError
-from colakit.serving.app import CODES, Service, make_app
+from colakit.serving.app import Service, make_app
+from colakit.serving.http import CODES
 
 MAX_HEAD_BYTES = 2**14
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")

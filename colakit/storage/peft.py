@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from colakit.errors import ColakitError, first_line
 from colakit.models.gpt.model import GPT, GPTClassifier
-from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers
+from colakit.models.lora import ALL_LINEAR, LoRAConfig, block_of, inject, lora_layers, module_config
 from colakit.storage.run_schemas import Fraction
 from colakit.storage.tensors import read_weights_file
 from colakit.utils.documents import Document, library_errors, read_document
 from colakit.utils.files import replacing, write_json
 
 PREFIX = "base_model.model."
+BASE_FOLDER = "base"  # in an exported adapter folder: its base, with a head of zeros
+HEAD = "score"
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
 OTHER_BASE = "The adapter was trained on another base; name that base with --base."
 MAX_MODULES = 2**12
@@ -135,6 +137,12 @@ def read_adapter(folder: Path) -> PeftAdapter:
         raise ColakitError(f"{path}: adapts {len(ranks):,} layers; {MAX_MODULES:,} are allowed")
     with library_errors(config_path, hint="Save the adapter again."):
         config = _lora_config(raw, ranks)
+    if HEAD in ranks and (folder / BASE_FOLDER).is_dir():
+        scaling = module_config(config, HEAD).alpha / ranks.pop(HEAD)
+        a, b = (factors.pop(f"{HEAD}.{factor}") for factor in ("lora_a", "lora_b"))
+        saved[f"{HEAD}.weight"] = scaling * b @ a
+        alphas = {name: alpha for name, alpha in config.alpha_pattern.items() if name != HEAD}
+        config = replace(config, target_modules=tuple(ranks), rank_pattern=ranks, alpha_pattern=alphas)
     return PeftAdapter(config, factors, saved, raw.base_model_name_or_path or "", raw)
 
 
@@ -230,6 +238,7 @@ def _check_coverage(model: nn.Module, adapter: PeftAdapter, where: str) -> None:
                 raise _wrong_shape(where, f"{name}.{part}", tensor.shape, shape)
     saved, fits = adapter.raw.modules_to_save or (), PatternMatcher()
     expected = {name for name in linears if _is_targeted(adapter.raw, name, fits)} - adapted
+    expected -= {name.removesuffix(".weight") for name in adapter.saved_modules}
     expected |= {
         name
         for name, _ in model.named_parameters()

@@ -203,6 +203,11 @@ def test_what_cannot_be_exported_is_refused(
     assert message in err
 
 
+def test_a_dry_run_writes_nothing(colakit: Run, toy: Path, tmp_path: Path) -> None:
+    assert export_student(colakit, toy, tmp_path, "--dry-run")[0] == 0
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_other_files_is_refused(colakit: Run, toy: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")

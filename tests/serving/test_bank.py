@@ -137,21 +137,6 @@ def test_32_adapters_in_one_batch_equal_each_alone() -> None:
         np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_of_the_c_kernel_and_of_torch_give_the_same_logits(compiled: Any) -> None:
-    kernels = FP32.with_kernels("auto", compiled)
-    if kernels.kernels is None:
-        pytest.skip(f"needs the C kernels ({kernels.reason})")
-    torch.manual_seed(0)
-    base = GPT(GPTConfig(**{**SHAPE, "width": 128, "num_heads": 2})).eval()  # heads of 64, as they need
-    results = []
-    for compute in (FP32, kernels):
-        bank = AdapterBank(copy.deepcopy(base), compute)
-        adapters = [bank.adapter_of(adapt(bank.base(), Task(seed=i)), "test") for i in range(3)]
-        results.append(bank.logits([(adapters[i % 3], sentence(i, 2 + i)) for i in range(9)]))
-    for plain, fast in zip(*results, strict=True):
-        np.testing.assert_allclose(fast, plain, atol=1e-5, rtol=1e-5)
-
-
 def test_blocks_below_all_changes_run_once_for_a_sentence() -> None:
     pairs = [(adapter, 0) for adapter in range(5)]
     first, second, third = plan_stages(pairs, [2] * 5, num_blocks=3)

@@ -18,8 +18,9 @@ from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
-from colakit.serving.app import Access, Service
+from colakit.serving.app import Service
 from colakit.serving.batcher import Batcher
+from colakit.serving.http import Access
 
 Post = Callable[..., requests.Response]
 

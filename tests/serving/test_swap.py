@@ -15,7 +15,7 @@ from support.serving import SENTENCES, make_service, running, write_toy_adapter
 
 from colakit.client import Client
 from colakit.errors import ColakitError
-from colakit.serving.app import Access
+from colakit.serving.http import Access
 from colakit.serving.models import resolve_inside
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
-from hostile_schema import altered, torn
+from hostile_schema import Content, altered, torn
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -164,7 +164,7 @@ def written(document: Any, data: bytes, good: dict[str, Any]) -> bytes:
         parts += [*(number(size, 8) for size in shape), number(entry.get("kind"), 4)]
         parts.append(number(entry.get("offset"), 8))
     header = b"".join(parts)
-    return header + bytes(-len(header) % 32) + data
+    return Content(header + bytes(-len(header) % 32) + data)
 
 
 @functools.cache

@@ -46,12 +46,16 @@ MAX_SIZE = 2**13  # of lists and texts made to exceed a bound
 Schema = dict[str, Any]
 
 
-def json_of(value: Any) -> bytes:
+class Content(bytes):
+    """Content of a file. hypothesis keeps each drawn value of plain `bytes`, gigabytes in a long sweep."""
+
+
+def json_of(value: Any) -> Content:
     """Return JSON, with `RAW` in place of its names."""
     text = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
     for name, raw in RAW.items():
         text = text.replace(json.dumps(name, ensure_ascii=False).encode(), raw)
-    return text
+    return Content(text)
 
 
 def schema_of(model: type[BaseModel]) -> Schema:
@@ -166,8 +170,8 @@ def tear(raw: bytes, how: tuple[int, int, int, bytes, str]) -> bytes:
 
 
 def torn(files: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Return files, some of them damaged; strategies of each file (`flatmap`) would keep all in memory."""
-    return st.builds(tear, files, TEARS)
+    """Return files, some of them damaged; hypothesis would keep the strategies of `flatmap`, too."""
+    return st.builds(lambda raw, how: Content(tear(raw, how)), files, TEARS)
 
 
 def documents(good: Any, model: type[BaseModel]) -> st.SearchStrategy[bytes]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from stress.hostile import SCHEMAS, fuzz, readers
-from stress.hostile_schema import schema_of
+from hypothesis import strategies as st
+from stress.hostile import SCHEMAS, Reader, fuzz, readers
+from stress.hostile_schema import json_of, schema_of, torn
 
 from colakit.utils.documents import Document
 
@@ -36,3 +40,19 @@ def test_every_schema_of_a_stored_file_is_used_by_a_reader() -> None:
     for model in SCHEMAS:
         titles |= {model.__name__, *schema_of(model).get("$defs", {})}
     assert {model.__name__ for model in defined if model.__module__.startswith("colakit.")} <= titles
+
+
+def test_a_sweep_keeps_no_file_in_memory() -> None:
+    held: list[int] = []
+
+    def read(folder: Path) -> None:
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+
+    files = torn(st.integers(0, 10**6).map(lambda number: json_of([number, "\ue000long"])))  # of 1 MiB
+    tracemalloc.start()
+    try:
+        fuzz(Reader(files.map(lambda raw: {"file": raw}), read), 16, Counter())
+    finally:
+        tracemalloc.stop()
+    assert max(held) - min(held) < 4 * 2**20

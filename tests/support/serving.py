@@ -23,7 +23,8 @@ from colakit.models.lora import LoRAConfig, inject, train_modules
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
-from colakit.serving.app import Access, Service
+from colakit.serving.app import Service
+from colakit.serving.http import Access
 from colakit.serving.models import ModelStore
 from colakit.serving.server import listen, make_server
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, save_gpt

@@ -17,6 +17,7 @@ class Format(str, Enum):
     ALL = "all"
     ONNX = "onnx"
     TRANSFORMERS = "transformers"
+    PEFT = "peft"
 
 
 class Quantize(str, Enum):
@@ -34,7 +35,10 @@ def export_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, ckpt.pt or adapter folder.")],
     kind: Annotated[
         Format,
-        typer.Option("--format", help="all: onnx and transformers; a student has no class in transformers."),
+        typer.Option(
+            "--format",
+            help="all: onnx and transformers; peft: an adapter for mixed batches and hot-swap, and its base.",
+        ),
     ] = Format.ALL,
     quantize: Annotated[
         list[Quantize],
@@ -61,7 +65,7 @@ def export_command(
         ),
     ] = None,
 ) -> dict[str, Any]:
-    """Write a classifier for other programs: ONNX, transformers, JavaScript, C#.
+    """Write a classifier for other programs: ONNX, transformers, PEFT, JavaScript, C#.
 
     Every file is compared with the run on labelled data (default: the reported splits of the run's own). If
     an fp32 file differs, or a quantised one flips more than 2 % of the answers or moves MCC by more than

@@ -72,7 +72,8 @@ def serve_command(
     """
     began = time.monotonic()
     _require_packages()
-    from colakit.serving.app import Access, Service
+    from colakit.serving.app import Service
+    from colakit.serving.http import Access
     from colakit.serving.metrics import Metrics
     from colakit.serving.models import ModelStore
     from colakit.serving.server import listen, serve
@@ -85,7 +86,7 @@ def serve_command(
         raise ColakitError(f"--adapter-dir {adapter_dir}: is no folder", hint="Create it.")
     metrics = Metrics()
     base = session.settings.base if "base" in session.resolved.origins else None
-    store = ModelStore(settings, session.gpt_training_compute, base, metrics.on_batch)
+    store = ModelStore(settings, session.compute, base, metrics.on_batch)
     for name, path in named.items():
         store.load(name, path)
     if adapter_dir is not None:

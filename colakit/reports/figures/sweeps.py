@@ -83,7 +83,7 @@ def draw_slices(trials: Sequence[TrialResult], log_keys: Collection[str], object
         log_keys: settings on a logarithmic axis.
     """
     axes_of, winner = _axes_of(trials, log_keys), winner_of(trials)
-    columns = min(COLUMNS, len(axes_of))
+    columns = 2 if len(axes_of) == 4 else min(COLUMNS, len(axes_of))
     rows = -(-len(axes_of) // columns)
     figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()

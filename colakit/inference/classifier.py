@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -165,8 +166,18 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
     """
     path = _locate(where)
     if not path.is_dir():
-        return _from_model_file(path)
-    return _from_adapter(path, base) if (path / ADAPTER_CONFIG).is_file() else _from_transformers(path)
+        classifier = _from_model_file(path)
+    elif (path / ADAPTER_CONFIG).is_file():
+        classifier = _from_adapter(path, base)
+    else:
+        classifier = _from_transformers(path)
+    for name, parameter in classifier.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ColakitError(
+                f"{path}: the weight {name} has values that are infinite or NaN",
+                hint="Train or copy the model again.",
+            )
+    return classifier
 
 
 def read_origin(where: str | Path) -> dict[str, Any]:

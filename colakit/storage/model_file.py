@@ -323,7 +323,10 @@ def _read_arrays(path: Path, model: type[M]) -> tuple[M, dict[str, NDArray[np.ge
     text = header.metadata.get(METADATA_KEY, "")
     metadata = parse_document(text, model, f"{path}, {METADATA_KEY}", hint=BROKEN)
     with library_errors(path, hint=BROKEN), safe_open(path, framework="np") as file:
-        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise ValueError(f"the weight {wrong[0]} has values that are infinite or NaN")
+    return metadata, arrays
 
 
 def describe_model(path: Path) -> str:

@@ -71,6 +71,19 @@ def test_student_file_alone_loads_as_its_checkpoint_does(tmp_path: Path) -> None
         assert load_classifier(path).fingerprint() == classifier.fingerprint()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    classifier = save_student(tmp_path)
+    with torch.no_grad():
+        classifier.model.score.bias[1] = value
+    classifier.save(tmp_path / CHECKPOINT_NAME)
+    for path in (tmp_path / CHECKPOINT_NAME, tmp_path / STUDENT_NAME):
+        with pytest.raises(ColakitError, match=r"score\.bias has values that are infinite or NaN"):
+            load_classifier(path)
+    with pytest.raises(ColakitError, match=r"score\.bias has values that are infinite or NaN"):
+        read_student_file(tmp_path)
+
+
 def test_student_file_is_refused_beside_another_checkpoint(tmp_path: Path) -> None:
     save_student(tmp_path)
     save_student(tmp_path / "other", cell="gru")

@@ -20,6 +20,7 @@ from colakit.reports.content import ReportedRun, make_document
 from colakit.reports.document import Block, Picture
 from colakit.reports.figures.curves import RunData
 from colakit.reports.method import describe_baseline, describe_finetuning, describe_student
+from colakit.reports.sweep import describe_sweep
 from colakit.reports.writers import FORMATS, TABLE_FORMATS, write_report, write_tables
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_set import expand_runs
@@ -29,11 +30,14 @@ SHARED = ("base", "start_token", "seed")  # settings beside those of a command's
 FILES = ("distill.teacher", "data.path", "data.splits")  # of one machine
 
 
-def report(session: Session, *, runs: Sequence[str], tables: Sequence[str] = ()) -> dict[str, Any]:
+def report(
+    session: Session, *, runs: Sequence[str], sweep: Path | None = None, tables: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure finished runs and write a report; its figures are those of `evaluate`.
 
     Args:
         runs: run folders, or folders of seeds or folds.
+        sweep: folder of a finished sweep, to be described too.
         tables: formats of `TABLE_FORMATS`: write the tables alone, into a folder.
 
     Raises:
@@ -50,6 +54,7 @@ def report(session: Session, *, runs: Sequence[str], tables: Sequence[str] = ())
     data = read_runs(folders, session.reporter)
     reported = [_reported_run(*run) for run in zip(folders, data, strict=True)]
     models = [str(folder.path) for folder in folders]
+    extra = [] if sweep is None else [*describe_sweep(sweep)]
     corpus = load_corpus_of(session, models)
     if session.dry_run:
         session.reporter.result(f"would write {out} about {len(models)} runs on {corpus.name}")
@@ -61,7 +66,7 @@ def report(session: Session, *, runs: Sequence[str], tables: Sequence[str] = ())
     if len(data) > 1:
         caption = "All experiments: mean over runs and 95 % interval over sentences"
         comparison = Picture("comparison", caption, compare_runs(folders, data))
-    document = make_document(evaluation, reported, comparison)
+    document = make_document(evaluation, reported, comparison, extra)
     for sentence in document.summary:
         session.reporter.result(sentence)
     try:

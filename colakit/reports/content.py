@@ -72,7 +72,7 @@ def make_document(
     Args:
         runs: those that were evaluated, in the same order.
         comparison: figure of all experiments.
-        extra: sections of sweeps and minimal pairs.
+        extra: the section of a sweep.
     """
     corpus = evaluation.inputs.corpus
     first: dict[str, ReportedRun] = {}  # experiment -> its first run

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from colakit.errors import ColakitError
+from colakit.reports.document import Picture, TableBlock
 from colakit.reports.figures.style import save_figure
 from colakit.reports.figures.sweeps import Axis, draw_importance, draw_parallel, draw_slices
-from colakit.sweeps.results import TrialResult
+from colakit.reports.sweep import describe_sweep
+from colakit.sweeps.results import TrialResult, as_dict
+from colakit.utils.files import write_json
 
 
 @pytest.fixture
@@ -71,3 +75,28 @@ def test_many_numbers_are_placed_by_size_and_few_equally() -> None:
 def test_importance_is_drawn_in_its_order() -> None:
     figure = draw_importance({"lora.rank": 0.2, "finetune.lr": 0.8})
     assert [bar.get_width() for bar in figure.axes[0].patches] == [20, 80]
+
+
+def test_a_report_has_the_trials_of_a_sweep(trials: list[TrialResult], tmp_path: Path) -> None:
+    summary = {
+        "command": "sweep",
+        "objective": "val MCC",
+        "note": "trial 7 is the best of 8 trials",
+        "space": {"finetune.lr": "1e-06 to 10, log", "lora.rank": "1, 2, 4", "lora.dora": "false, true"},
+        "importance": {"finetune.lr": 0.7, "lora.rank": 0.3},
+        "trials": [as_dict(each) for each in trials],
+        "winner": as_dict(trials[7]),
+    }
+    write_json(tmp_path / "summary.json", summary)
+    blocks = list(describe_sweep(tmp_path))
+    tables = {block.name: block.table for block in blocks if isinstance(block, TableBlock)}
+    assert [row[0] for row in tables["sweep-trials"][2]] == ["7", "1", "3", "2", "4", "6", "0", "5"]
+    assert tables["sweep-trials"][2][0][4:6] == ["0.310", "complete"]
+    names = [block.name for block in blocks if isinstance(block, Picture)]
+    assert names == ["sweep-slices", "sweep-parallel", "sweep-importance"]
+    for broken in ({**summary, "trials": []}, {**summary, "space": 3}, {"command": "finetune"}):
+        write_json(tmp_path / "summary.json", broken)
+        with pytest.raises(ColakitError) as refusal:
+            list(describe_sweep(tmp_path))
+        assert refusal.value.exit_code == 2
+        assert refusal.value.hint == "Give the folder of a finished sweep."

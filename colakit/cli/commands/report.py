@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,12 @@ def report_command(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN…", help="Run folders, or folders of seeds or folds.")
     ],
+    sweep: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a finished sweep, to be described too.", metavar="DIR", show_default=False
+        ),
+    ] = None,
     tables: Annotated[
         str | None,
         typer.Option(
@@ -42,4 +49,4 @@ def report_command(
     """
     from colakit.api.report import report
 
-    return report(session, runs=runs, tables=tables.split(",") if tables else ())
+    return report(session, runs=runs, sweep=sweep, tables=tables.split(",") if tables else ())

@@ -347,7 +347,7 @@ def _cost(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> Iterator[Block
                 f"{summary['examples']:,}" if "examples" in summary else "-",
                 f"{summary['seconds']:,.0f}" if "seconds" in summary else "-",
                 "-" if speed is None else f"{speed:,.0f}",
-                "-" if memory is None else f"{memory:,}",
+                f"{memory:,}" if memory else "-",
                 str(summary.get("compute") or f"{run.environment.device} ({run.environment.reason})"),
             ]
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from colakit.reports.document import Block, Heading, Paragraph, Picture, TableBlock
 from colakit.reports.figures.sweeps import draw_importance, draw_parallel, draw_slices
@@ -36,6 +36,13 @@ class SweepSummary(Document):
     importance: dict[str, Annotated[float, Field(ge=0, le=1)]]
     trials: Annotated[list[TrialRecord], Field(min_length=1, max_length=MAX_TRIALS)]
     winner: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _has_values(self) -> SweepSummary:
+        for trial in self.trials:
+            if trial.value is not None and trial.params.keys() != self.space.keys():
+                raise ValueError(f"trial {trial.index}: params must have the settings of space")
+        return self
 
 
 def describe_sweep(folder: Path) -> Iterator[Block]:

@@ -210,8 +210,8 @@ def compiles(device: torch.device, wanted: str) -> tuple[bool, str]:
     return True, f"compiled with {Path(compiler).name if compiler else 'triton'}"
 
 
-def peak_memory_mib(device: torch.device) -> int | None:
-    """Return the peak memory of this process in MiB: on a GPU torch's, else the resident set, or None.
+def peak_memory_mib(device: torch.device) -> int:
+    """Return the peak memory of this process in MiB: on a GPU torch's, else the resident set; 0 if unknown.
 
     The resident set is Linux' `VmHWM`. `ru_maxrss` would be that of a parent process, if larger.
     """
@@ -220,5 +220,5 @@ def peak_memory_mib(device: torch.device) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) // 2**10 for line in lines if line.startswith("VmHWM:")), None)
+        return 0
+    return next((int(line.split()[1]) // 2**10 for line in lines if line.startswith("VmHWM:")), 0)

@@ -53,7 +53,7 @@ NUM_KEPT = 2
 MAX_MANIFEST_BYTES = 2**20
 STATE, MANIFEST = "state.pt", "manifest.json"
 NAME = re.compile(r"step-(\d{8,})")
-NOTES = ("seconds", "counted")  # in the manifest, not the state: equal runs must write equal states
+NOTES = ("seconds", "counted", "peak_memory_mib")  # in the manifest: equal runs must write equal states
 
 
 Names = dict[str, Any]
@@ -130,6 +130,7 @@ class Manifest(Document):
     files: Annotated[dict[str, FileRecord], Field(max_length=64)]
     seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
     counted: Annotated[float, Field(ge=0, lt=2**53)] | None = None
+    peak_memory_mib: Annotated[float, Field(ge=0, lt=2**53)] | None = None
 
     @field_validator("files")
     @classmethod
@@ -150,7 +151,7 @@ class Checkpoint:
     Attributes:
         path: its folder.
         state: the `PARTS`.
-        notes: `NOTES` for reports: seconds of training, terms of the loss counted.
+        notes: `NOTES` for reports: seconds of training, terms of the loss counted, peak memory.
     """
 
     path: Path

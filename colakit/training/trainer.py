@@ -69,6 +69,7 @@ class Trainer(ABC):
         self.max_micro_batch_size: int | None = None  # set after running out of memory
         self.graphs: StepGraphs | None = None
         self.graphs_failed = False  # stays so in a resumed run, which must end with the same bytes
+        self.peak_memory_mib = 0  # up to the last checkpoint, of all processes of the run
         self.seconds = 0.0  # of training and evaluation; time lost to a kill is not counted
         self.start_time = 0.0  # monotonic clock, minus the seconds of earlier sessions
         self.counted = 0  # terms of the loss
@@ -297,7 +298,7 @@ class Trainer(ABC):
             "seconds": round(self.seconds, 2),
             f"{unit}_per_second": round(self.counted / max(self.seconds, 1e-9), 1),
             "compute": str(self.compute),
-            "peak_memory_mib": peak_memory_mib(self.compute.device),
+            "peak_memory_mib": self.peak_memory_mib,
             "stages": self.run.plan.as_dict() if self.run.plan else {},
             **self.job.summary,
         }
@@ -332,7 +333,9 @@ class Trainer(ABC):
             "max_micro_batch_size": self.max_micro_batch_size,
             "graphs_failed": self.graphs_failed,
         }
-        self.folder.checkpoints.save(state, {"seconds": self.seconds, "counted": self.counted})
+        self.peak_memory_mib = max(self.peak_memory_mib, peak_memory_mib(self.compute.device))
+        notes = {"seconds": self.seconds, "counted": self.counted, "peak_memory_mib": self.peak_memory_mib}
+        self.folder.checkpoints.save(state, notes)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore a checkpoint.
@@ -368,6 +371,7 @@ class Trainer(ABC):
             self.folder.checkpoints.prune(checkpoint.path)  # a killed process may have left a third one
         self.seconds = checkpoint.notes.get("seconds", 0.0)
         self.counted = int(checkpoint.notes.get("counted", 0))
+        self.peak_memory_mib = int(checkpoint.notes.get("peak_memory_mib", 0))
         self.reporter.say(f"resuming {self.folder.path} after step {self.step} of {self.max_steps}")
 
     def _identity(self) -> dict[str, Any]:

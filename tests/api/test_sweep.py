@@ -175,7 +175,7 @@ def test_a_missing_package_is_named_with_its_extra(
     config = write_config(tmp_path / "sweep.yaml", toy)
     code, _, err = colakit("sweep", "--config", config, *WORDS, "--out", tmp_path / "out")
     assert code == 2
-    assert 'pip install "colakit[sweep]"' in err
+    assert "pip install 'colakit[sweep]'" in err
 
 
 # -- with stand-ins for trainings

@@ -148,7 +148,7 @@ def test_options_of_several_values_and_switches_may_be_repeated(toy: Path, colak
 
 def test_every_command_has_help_and_a_summary() -> None:
     names = [command.name for command in app.registered_commands]
-    assert len(names) == 11  # and the groups data and config
+    assert len(names) == 15  # and the groups data and config
     assert all(command.help for command in app.registered_commands)
 
 

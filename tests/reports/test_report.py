@@ -200,7 +200,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "typst", None)
     with pytest.raises(ColakitError) as refusal:
         write_report(every_block(), tmp_path / "report.pdf")
-    assert refusal.value.hint == 'Install it with: pip install "colakit[report]"'
+    assert refusal.value.hint == "Install it with: pip install 'colakit[report]'"
     assert not (tmp_path / "report.pdf").exists()
 
 

@@ -75,6 +75,7 @@ from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
+from colakit.reports.sweep import SweepSummary, describe_sweep
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
 from colakit.storage.gguf_file import GgufModel
@@ -84,6 +85,7 @@ from colakit.storage.peft import AdapterConfig, apply_adapter, read_adapter, wri
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import (
     ClassifierSummary,
+    Environment,
     EvaluationRecord,
     MetricsFile,
     Predictions,
@@ -763,6 +765,26 @@ RUN_FILES: dict[str, Any] = {
         "splits": {"dev": {"labels": [0, 1, 1, 0], "predictions": [0, 1, 0, 0]}},
     },
     "runs.json": {"command": "finetune", "folds": 2},
+    "environment.json": {
+        **{"colakit": "0.1.0", "python": "3.11", "platform": "Linux", "packages": {"torch": "2", "x": None}},
+        **{
+            "device": "cpu",
+            "reason": "no GPU",
+            "threads": 1,
+            "git_commit": None,
+            "command_line": ["colakit"],
+        },
+        "origins": {"lora.rank": "--rank"},
+    },
+}
+TRIAL = {"index": 0, "state": "complete", "value": 0.5, "params": {"lora.rank": 8}, "seconds": 1.0}
+SWEEP = {
+    **{"objective": "val MCC", "note": "the best of 2", "space": {"lora.rank": "1 to 8, log"}},
+    **{
+        "importance": {"lora.rank": 1.0},
+        "trials": [TRIAL, {**TRIAL, "index": 1, "params": {"lora.rank": 2}}],
+    },
+    "winner": TRIAL,
 }
 
 
@@ -771,6 +793,7 @@ RUN_MODELS: dict[str, type[BaseModel]] = {
     "metrics.jsonl": EvaluationRecord,
     "predictions.json": Predictions,
     "runs.json": RunsRecord,
+    "environment.json": Environment,
 }
 STEP = {"event": "step", "step": 1, "loss": 0.5}
 
@@ -793,7 +816,11 @@ def read_run(folder: Path) -> object:
     """Read all files of a run folder that `plot` and `evaluate` read."""
     run = RunFolder(folder)
     read = (lambda: open_run_set(folder), lambda: run.read_summary(ClassifierSummary), run.read_metrics)
-    return [each() for each in (*read, run.read_predictions)]
+    return [each() for each in (*read, run.read_predictions, run.read_environment)]
+
+
+def sweep_cases() -> Cases:
+    return torn(documents(SWEEP, SweepSummary)).map(lambda raw: {"summary.json": raw})
 
 
 def tokenizer_cases() -> Cases:
@@ -948,7 +975,7 @@ SCHEMAS = (
     *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
     *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
     *(checkpoint.Manifest, AnyDocument, AnyConfigFile, BaselineMetadata, ResultSummary, TrackedRuns),
-    *(GgufCounts, GgufTensor, GgufModel, GgufTokenizer),
+    *(GgufCounts, GgufTensor, GgufModel, GgufTokenizer, SweepSummary),
 )
 """All files that readers parse; parts of them are found in their schemas."""
 
@@ -967,6 +994,7 @@ def readers() -> dict[str, Reader]:
         "checkpoints": Reader(checkpoint_cases(), read_checkpoints),
         "ckpt.pt": Reader(classifier_cases(), read_ckpt),
         "run folder": Reader(run_cases(), read_run),
+        "sweep": Reader(sweep_cases(), lambda folder: [*describe_sweep(folder)], share=0.3),
         "tokenizer": Reader(tokenizer_cases(), read_tokenizer),
         "base": Reader(base_cases(), load_gpt),
         "GGUF": Reader(gguf_cases(), read_gguf),

@@ -39,7 +39,10 @@ def test_every_schema_of_a_stored_file_is_used_by_a_reader() -> None:
     titles = {"DecisionMetadata"}  # a base class
     for model in SCHEMAS:
         titles |= {model.__name__, *schema_of(model).get("$defs", {})}
-    assert {model.__name__ for model in defined if model.__module__.startswith("colakit.")} <= titles
+    requests = "colakit.serving."  # bodies of requests, which `hostile_requests` sends
+    modules = {model.__name__: model.__module__ for model in defined}
+    stored = {name for name, module in modules.items() if module.startswith("colakit.")}
+    assert {name for name in stored if not modules[name].startswith(requests)} <= titles
 
 
 def test_a_sweep_keeps_no_file_in_memory() -> None:

@@ -37,6 +37,8 @@ from colakit.storage.checkpoints import Checkpoints
 MAY_DIFFER = {
     "seconds",
     "stages",
+    "peak_memory_mib",
+    "origins",  # a resumed run takes the settings of its folder
     "examples_per_second",
     "tokens_per_second",
     "sha256",

@@ -55,6 +55,7 @@ def check(content: dict[str, Any], *parts: str) -> None:
     assert {PARTS[name][1] for name in parts} <= references
 
 
+@pytest.mark.slow
 def test_suite_writes_machine_versions_settings_and_tables(tmp_path: Path) -> None:
     parts = ("finetuning", "llama", "students", "inference")
     check(run_suite(*parts, out=tmp_path / "suite.json"), *parts)

@@ -21,6 +21,7 @@ from colakit.export.files import (
     new_folder,
     write_common,
     write_onnx,
+    write_tokenizer,
     write_weights,
 )
 from colakit.export.graph import EXTRA
@@ -190,8 +191,7 @@ def _write_peft(
     base_folder = folder / BASE_FOLDER
     base_folder.mkdir()
     write_common(replace(prepared, classifier=replace(prepared.classifier, model=base)), base_folder)
-    write_common(prepared, folder)
-    (folder / "config.json").unlink()  # of the merged model
+    write_tokenizer(prepared, folder)
     save_weights(base, base_folder)
     origin = {**prepared.classifier.origin, "base": BASE_FOLDER}
     origin["base_fingerprint"] = base_fingerprint(load_gpt(base_folder))

@@ -63,13 +63,23 @@ class SplitReport:
         tables = [_model_table(where, comparison)]
         if any(row.num_seeds > 1 for row in comparison.groups):
             tables.append(_group_table(where, comparison))
-        if comparison.pairs:
-            tables.append(_pair_table(where, comparison))
-        if self.teaching:
-            tables.append(_teaching_table(where, self.teaching))
+        tables += self.differences().values()
         if classes:
-            tables += [*class_tables(where, self.classes), calibration_table(where, self.calibration)]
+            tables += [*class_tables(where, self.classes), self.calibration_table()]
         return [*tables, *(slice_table(report) for report in self.slices), *self.sentences]
+
+    def differences(self) -> dict[str, Table]:
+        """Return the tables that apply: `differences` of experiments, `teachers` and their students."""
+        tables = {}
+        if self.comparison.pairs:
+            tables["differences"] = _pair_table(self.where, self.comparison)
+        if self.teaching:
+            tables["teachers"] = _teaching_table(self.where, self.teaching)
+        return tables
+
+    def calibration_table(self) -> Table:
+        """Return the table of calibration, before and after the temperature."""
+        return calibration_table(self.where, self.calibration)
 
     def print_warnings(self, label_names: Sequence[str], reporter: Reporter) -> None:
         """Name collapsed models, and students whose share of the teacher's MCC is undefined."""

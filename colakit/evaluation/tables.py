@@ -96,8 +96,13 @@ def print_tables(tables: Sequence[Table], reporter: Reporter) -> None:
 def markdown_table(table: Table) -> str:
     """Return a table in Markdown, with its title above."""
     title, columns, rows = table
+    return "\n".join([f"**{escape_markdown(title)}**", "", *markdown_rows(columns, rows), ""])
+
+
+def markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in [columns, *rows]]
-    return "\n".join([f"**{escape_markdown(title)}**", "", head, "|" + "---|" * len(columns), *body, ""])
+    return [head, "|" + "---|" * len(columns), *body]
 
 
 def write_results(

@@ -12,8 +12,7 @@ from colakit import __version__
 from colakit.errors import ColakitError
 from colakit.evaluation.calibration import Calibration
 from colakit.evaluation.metrics import Interval, Metrics
-from colakit.evaluation.tables import Table, format_interval
-from colakit.utils.text import escape_markdown
+from colakit.evaluation.tables import Table, format_interval, markdown_rows
 
 LICENCES = {  # of bases that have no model card here
     "builtin": "mit",
@@ -146,9 +145,7 @@ def _body(facts: CardFacts) -> str:
         f"- {name} over {each['seeds']} seeds: {each['mean']:.3f} ± {each['sd']:.3f}"
         for name, each in facts.seeds.items()
     ]
-    head, *rows = [
-        f"| {' | '.join(map(escape_markdown, row))} |" for row in [facts.parity[1], *facts.parity[2]]
-    ]
+    parity, columns, rows = facts.parity
     lines = [
         f"# {facts.name}",
         "",
@@ -173,11 +170,9 @@ def _body(facts: CardFacts) -> str:
         "",
         "## Parity",
         "",
-        f"{facts.parity[0]}; `colakit` is the trained run itself, on one CPU.",
+        f"{parity}; `colakit` is the trained run itself, on one CPU.",
         "",
-        head,
-        "|" + "---|" * len(facts.parity[1]),
-        *rows,
+        *markdown_rows(columns, rows),
         "",
         "## Limits",
         "",

@@ -55,13 +55,17 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_tokenizer(prepared: PreparedModel, folder: Path) -> None:
+    """Write the tokenizer."""
+    tokenizer, max_tokens = prepared.classifier.tokenizer, prepared.classifier.max_tokens
+    save_tokenizer(tokenizer, folder, max_tokens=max_tokens, boundaries=True, pad_id=prepared.pad_id)
+
+
 def write_common(prepared: PreparedModel, folder: Path) -> None:
     """Write the tokenizer and config.json."""
+    write_tokenizer(prepared, folder)
     classifier = prepared.classifier
     tokenizer, model = classifier.tokenizer, classifier.model
-    save_tokenizer(
-        tokenizer, folder, max_tokens=classifier.max_tokens, boundaries=True, pad_id=prepared.pad_id
-    )
     if isinstance(model, GPTClassifier):
         shape = classifier_json(model, tokenizer.end_of_text_id)
     else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -138,8 +137,3 @@ def _with_padding_token(
         embedding.num_embeddings += missing
         model.config = model.body.config = replace(model.config, vocab_size=embedding.num_embeddings)
     return replace(classifier, tokenizer=tokenizer), pad_id
-
-
-def describe_folding(prepared: PreparedModel) -> dict[str, Any]:
-    """Return what was folded into the weights, as plain data for colakit.json."""
-    return {"temperature": prepared.temperature, "threshold": prepared.folded_threshold}

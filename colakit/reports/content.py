@@ -276,10 +276,8 @@ def _results(evaluation: Evaluation, comparison: Picture | None) -> Iterator[Blo
     for split, report in evaluation.reports.items():
         yield Heading(_name(split), 2)
         yield TableBlock(f"results-{split}", results_table(split, report))
-        for table in report.tables(classes=False):
-            kind = next((word for word in ("differences", "teachers") if word in table[0]), None)
-            if kind is not None:
-                yield TableBlock(f"{kind}-{split}", table)
+        for kind, table in report.differences().items():
+            yield TableBlock(f"{kind}-{split}", table)
 
 
 def results_table(split: str, report: SplitReport) -> Table:
@@ -319,10 +317,7 @@ def _classes(evaluation: Evaluation) -> Iterator[Block]:
             f"{where}: share of right answers by confidence, before and after the temperature",
             draw_calibration(split, report.calibration),
         )
-        tables = report.tables()
-        yield from (
-            TableBlock(f"calibration-{split}", table) for table in tables if "calibration" in table[0]
-        )
+        yield TableBlock(f"calibration-{split}", report.calibration_table())
 
 
 def _slices(evaluation: Evaluation) -> Iterator[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -93,10 +94,7 @@ class Service:
         model, tensor = self._model(request.path_params["name"]), body.inputs[0]
         rows = [row if isinstance(row, list) else [row] for row in tensor.data]
         sentences = [text for row in rows for text in row]
-        size = 1
-        for length in tensor.shape:
-            size *= length
-        if size != len(sentences) or not sentences:
+        if math.prod(tensor.shape) != len(sentences) or not sentences:
             raise HTTPError(
                 400, f"inputs.0.shape: {tensor.shape} does not match {len(sentences)} sentences in data"
             )

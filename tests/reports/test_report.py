@@ -115,6 +115,18 @@ def test_settings_stand_with_their_origin(runs: list[Path], colakit: Run, tmp_pa
     assert r"\toprule" in (tmp_path / "results-id_dev.tex").read_text(encoding="utf-8")
 
 
+def test_names_of_splits_do_not_select_tables(
+    runs: list[Path], toy: Path, colakit: Run, tmp_path: Path
+) -> None:
+    file = toy / "corpus" / "in_domain_dev.tsv"
+    splits = ["--set", f"data.splits.teachers={file}", "--split", "teachers"]
+    code, _, err = colakit("report", runs[0], runs[4], *splits, "--tables", "csv", "--out", tmp_path / "out")
+    assert code == 0, err
+    names = {path.stem for path in (tmp_path / "out").iterdir()}
+    expected = {"results-teachers", "differences-teachers", "calibration-teachers"}
+    assert names == {"data", "settings", "parameters", "cost"} | expected
+
+
 def every_block() -> Document:
     """A document of all kinds of blocks, whose texts are mark-up in one of the languages."""
     table = ("; ".join(NAMES), NAMES, [NAMES, NAMES[::-1]])

@@ -11,19 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colakit.data.corpora import Split
-from colakit.data.tokens import Tokens, plan_inference
+from colakit.data.tokens import plan_inference
 from colakit.errors import EXIT_FAILED, ColakitError
 from colakit.evaluation.metrics import measure
 from colakit.evaluation.tables import Table
 from colakit.export.prepare import PreparedModel
 from colakit.inference.decisions import predict_labels
 from colakit.inference.onnx_predictor import BATCH_TOKENS
+from colakit.inference.sentence_predictor import SentencePredictor
 
 MAX_DIFFERENCE = 1e-3  # of a logit, in an fp32 file
 MAX_FLIPPED = {True: 0.001, False: 0.02}  # is the file fp32? -> share of the answers
@@ -34,16 +35,6 @@ COLUMNS = ["file", "MB", "max |Δ logit|", "flipped", "MCC", "argmax MCC", "ms",
 Logits = NDArray[np.float32]
 Answer = Callable[[Sequence[str]], Logits]
 """Maps N sentences to (N, C) logits."""
-
-
-class Predicts(Protocol):
-    """A predictor of colakit."""
-
-    def encode(self, sentences: Sequence[str]) -> Tokens:
-        """Return the sentences' tokens."""
-
-    def logits(self, tokens: Tokens) -> Logits:
-        """Return (N, C) logits."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ class Comparison:
         self,
         prepared: PreparedModel,
         split: Split,
-        own: Predicts,
+        own: SentencePredictor,
         own_size: int,
         threshold: float | None,
         temperature: float,
@@ -188,7 +179,7 @@ class Comparison:
         )
 
 
-def answers_of(predictor: Predicts) -> Answer:
+def answers_of(predictor: SentencePredictor) -> Answer:
     """Return the logits of a predictor as a function of sentences."""
     return lambda sentences: predictor.logits(predictor.encode(sentences))
 

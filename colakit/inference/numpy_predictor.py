@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
 from colakit.errors import ColakitError
-from colakit.inference.decisions import Predictions, as_list
+from colakit.inference.sentence_predictor import SentencePredictor
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.runtime.cpu import available_cpus, keep_freed_memory
@@ -35,7 +35,7 @@ MAX_WORKERS = 8
 _BLAS_LOCK = threading.Lock()  # threadpool_limits acts on the whole process
 
 
-class StudentPredictor:
+class StudentPredictor(SentencePredictor):
     """Label sentences with a recurrent student, as `Predictor` does, without importing torch.
 
         predictor = StudentPredictor("runs/distill-001")
@@ -72,12 +72,6 @@ class StudentPredictor:
         self.max_tokens = metadata.max_tokens
         self.threshold, self.temperature = metadata.threshold, metadata.temperature
         self._batch_size = batch_size
-
-    def __call__(self, sentences: str | Sequence[str]) -> Predictions:
-        """Return the predictions for one sentence or several, in their order."""
-        tokens = self.encode(as_list(sentences))
-        decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
-        return Predictions.of(self.logits(tokens), *decision)
 
     def encode(self, sentences: Sequence[str]) -> Tokens:
         """Return the sentences' tokens, truncated to `max_tokens`."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.data.tokens import INFERENCE_BATCH, Tokens, plan_inference
 from colakit.errors import ColakitError
-from colakit.inference.decisions import Predictions, as_list
+from colakit.inference.sentence_predictor import SentencePredictor
 from colakit.runtime.cpu import available_cpus
 from colakit.storage.model_file import COMPANION_NAME, check_threshold, read_companion
 from colakit.utils.documents import library_errors
@@ -32,7 +32,7 @@ def onnx_file(where: str | Path) -> Path | None:
     return path if path.suffix == ".onnx" and path.is_file() else None
 
 
-class OnnxPredictor:
+class OnnxPredictor(SentencePredictor):
     """Label sentences by ONNX Runtime, as `Predictor` does, without importing torch.
 
     Args:
@@ -78,12 +78,6 @@ class OnnxPredictor:
         own = speeds.get(path.relative_to(folders[0]).as_posix())
         self.speedup = speeds["colakit"] / own if own and "colakit" in speeds else None
         self.name = f"{companion.origin.get('command', 'classifier')} ({path.name})"
-
-    def __call__(self, sentences: str | Sequence[str]) -> Predictions:
-        """Return the predictions for one sentence or several, in their order."""
-        tokens = self.encode(as_list(sentences))
-        decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
-        return Predictions.of(self.logits(tokens), *decision)
 
     def encode(self, sentences: Sequence[str]) -> Tokens:
         """Return the sentences' tokens, truncated to `max_tokens`."""

@@ -11,12 +11,12 @@ from torch import nn
 
 from colakit.data.tokens import INFERENCE_BATCH, Tokens
 from colakit.inference.classifier import SentenceClassifier
-from colakit.inference.decisions import Predictions, as_list
 from colakit.inference.forward import compute_rows, fastest_forward
+from colakit.inference.sentence_predictor import SentencePredictor
 from colakit.runtime.device import Compute, prepare_cpu
 
 
-class Predictor:
+class Predictor(SentencePredictor):
     """Label sentences with a `SentenceClassifier`.
 
         predictor = Predictor(load_classifier("runs/distill-001"), resolve_compute("auto", "auto"))
@@ -47,12 +47,6 @@ class Predictor:
         self.name, self.label_names, self.origin = classifier.name, classifier.label_names, classifier.origin
         self.max_tokens = classifier.max_tokens
         self.threshold, self.temperature = classifier.threshold, classifier.temperature
-
-    def __call__(self, sentences: str | Sequence[str]) -> Predictions:
-        """Return the predictions for one sentence or several, in their order."""
-        tokens = self.encode(as_list(sentences))
-        decision = (self.label_names, self.threshold, tokens.num_truncated, self.temperature)
-        return Predictions.of(self.logits(tokens), *decision)
 
     def encode(self, sentences: Sequence[str]) -> Tokens:
         """Return the sentences' tokens, truncated to `max_tokens`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from colakit.inference.classifier import (
 from colakit.inference.decisions import Predictions
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
+from colakit.inference.sentence_predictor import SentencePredictor
 from colakit.runtime.device import Compute
 from colakit.serving.adapter import Adapter
 from colakit.serving.bank import AdapterBank
@@ -42,21 +43,6 @@ TRIAL = "The cat sleeps."  # a new model labels it before it is served
 
 Kind = Literal["adapter", "student", "model"]
 BatchObserver = Callable[[int, int, float], object]
-
-
-class WholeModel(Protocol):
-    """A model that is served beside the bank, such as `StudentPredictor` and `Predictor`."""
-
-    label_names: tuple[str, ...]
-    threshold: float | None
-    temperature: float
-    max_tokens: int | None
-
-    def encode(self, sentences: Sequence[str]) -> Tokens:
-        """Return the sentences' tokens, truncated to `max_tokens`."""
-
-    def logits(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Return (N, C) logits of N sentences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +64,7 @@ class ServedModel:
     temperature: float
     max_tokens: int | None
     encode: Callable[[Sequence[str]], Tokens]
-    part: Adapter | WholeModel
+    part: Adapter | SentencePredictor
     batcher: Batcher
 
     def units(self, tokens: Tokens) -> list[Any]:
@@ -181,7 +167,7 @@ class ModelStore:
         if (folder / ADAPTER_CONFIG).is_file():
             return self._adapter(name, version, folder)
         kind: Kind = "model"
-        whole: WholeModel
+        whole: SentencePredictor
         if (path / STUDENT_NAME).is_file() or path.name == STUDENT_NAME:
             kind, whole = "student", StudentPredictor(path)
         else:
@@ -248,7 +234,7 @@ class ModelStore:
         return {**({} if self._bank is None else {"base": self._bank.num_bytes}), **sizes}
 
 
-def _run_whole(units: list[tuple[WholeModel, NDArray[np.int32]]]) -> list[Logits]:
+def _run_whole(units: list[tuple[SentencePredictor, NDArray[np.int32]]]) -> list[Logits]:
     """Return the logits of each unit: model, tokens."""
     results: list[Logits] = [np.empty(0, dtype=np.float32)] * len(units)
     by_model: dict[int, list[int]] = {}

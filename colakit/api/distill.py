@@ -282,7 +282,7 @@ def _student_job(
         compute=session.compute,
         arrays=arrays,
         reporter=session.reporter,
-        **session.job_options(),
+        options=session.job_options(),
     )
 
 

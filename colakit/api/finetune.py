@@ -95,7 +95,7 @@ def _trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTr
         start_token=settings.start_token,
         compute=session.gpt_training_compute,
         reporter=session.reporter,
-        **session.job_options(),
+        options=session.job_options(),
     )
     return SentenceLMTrainer(job, run)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imported where used, so that `colakit --help` and `predict`
     from colakit.data.corpora import Corpus
     from colakit.runtime.device import Compute
     from colakit.storage.output import Resume
+    from colakit.training.job import JobOptions
     from colakit.training.run import TrainingRun
     from colakit.training.task_data import TaskData
     from colakit.training.trainer import Trainer
@@ -118,7 +119,7 @@ class Session:
         evaluate_dev = self.settings.evaluate_dev
         return split_corpus(corpus, self.settings.data, self.reporter, evaluate_dev=evaluate_dev)
 
-    def job_options(self) -> dict[str, Any]:
+    def job_options(self) -> JobOptions:
         """Return the fields of a `TrainJob` that are the same for every command.
 
         Raises:

@@ -123,5 +123,5 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         compute=session.compute,
         arrays=session.arrays,
         reporter=session.reporter,
-        **session.job_options(),
+        options=session.job_options(),
     )

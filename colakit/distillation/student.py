@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ from colakit.models.rnn.distillation_heads import StudentWithHeads
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob
-from colakit.training.job import settings_identity
+from colakit.training.job import JobOptions, settings_identity
 from colakit.training.objectives import Objective
 from colakit.training.optimizers import tuning_optimizer
 from colakit.training.task_data import TaskData, labelled_examples
@@ -62,12 +62,7 @@ def student_job(
     compute: Compute,
     arrays: ArrayCache,
     reporter: Reporter,
-    command: str,
-    seed: int,
-    settings_yaml: str,
-    origins: Mapping[str, str],
-    cpu_kernels: str,
-    track: Sequence[str],
+    options: JobOptions,
     targets: TeacherTargets | None = None,
     identity: Mapping[str, Any] | None = None,
     lines: list[str] | None = None,
@@ -109,8 +104,8 @@ def student_job(
         label_names=task.corpus.label_names,
         max_tokens=max_tokens,
         origin={
-            "command": command,
-            "seed": seed,
+            "command": options["command"],
+            "seed": options["seed"],
             "settings": dict(settings_dump),
             "data": task.corpus.fingerprints(),
             **facts,
@@ -134,11 +129,8 @@ def student_job(
     )
     max_steps = training.max_steps or training.epochs * -(-(epoch_size or len(train)) // training.batch_size)
     return ClassifierJob(
-        command=command,
-        seed=seed,
+        **options,
         settings=training,
-        settings_yaml=settings_yaml,
-        origins=origins,
         model=with_heads,
         objective=objective,
         optimizer=tuning_optimizer(
@@ -158,8 +150,6 @@ def student_job(
             **(identity or {}),
         },
         compute=compute,
-        cpu_kernels=cpu_kernels,
-        track=track,
         lines=[*(lines or []), _describe(model)],
         summary=facts,
         classifier=classifier,

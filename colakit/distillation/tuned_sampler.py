@@ -142,14 +142,17 @@ class TunedSampler:
             self.base,
             self.tuning,
             self.lora,
-            command="sampler",
-            seed=self.transfer.seed,
+            options={
+                "command": "sampler",
+                "seed": self.transfer.seed,
+                "settings_yaml": to_yaml(self.tuning),
+                "origins": {},
+                "cpu_kernels": self.cpu_kernels,
+                "track": (),
+            },
             max_tokens=self.max_tokens,
             start_token=self.start_token,
-            settings_yaml=to_yaml(self.tuning),
-            origins={},
             compute=self.training_compute,
-            cpu_kernels=self.cpu_kernels,
             reporter=reporter,
         )
         return SentenceLMTrainer(job, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -57,6 +57,17 @@ class TrainJob:
     track: Sequence[str] = ()
     lines: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+
+
+class JobOptions(TypedDict):
+    """Fields of a `TrainJob` that do not depend on what is trained; defaults and meanings as there."""
+
+    command: str
+    seed: int
+    settings_yaml: str
+    origins: Mapping[str, str]
+    cpu_kernels: str
+    track: Sequence[str]
 
 
 def settings_identity(**sections: Mapping[str, Any]) -> dict[str, Any]:

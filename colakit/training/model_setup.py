@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from colakit.runtime.device import Compute
 from colakit.runtime.seeding import seed_everything
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, read_config, resolve_base
 from colakit.training.epochs import steps_per_epoch
-from colakit.training.job import settings_identity
+from colakit.training.job import JobOptions, settings_identity
 from colakit.training.lm_trainer import SentenceLMJob
 from colakit.training.objectives import language_modelling
 from colakit.training.optimizers import tuning_optimizer
@@ -99,15 +99,10 @@ def sentence_lm_job(
     settings: FinetuneSettings,
     lora: LoRASettings,
     *,
-    command: str,
-    seed: int,
+    options: JobOptions,
     max_tokens: int | None,
     start_token: str | None,
-    settings_yaml: str,
-    origins: Mapping[str, str],
     compute: Compute,
-    cpu_kernels: str,
-    track: Sequence[str] = (),
     reporter: Reporter,
 ) -> SentenceLMJob:
     """Return the job that fine-tunes the base as a language model of train's sentences.
@@ -116,7 +111,7 @@ def sentence_lm_job(
         max_tokens: longest sentence; None is the number of positions of the base.
         start_token: the setting; None is the base's own.
     """
-    seed_everything(seed)
+    seed_everything(options["seed"])
     model = load_base(base, settings)
     tokenizer = load_tokenizer(resolve_base(base), prefix=True, suffix=True, start=start_token)
     fingerprint, positions = base_fingerprint(model), model.config.num_positions
@@ -137,11 +132,8 @@ def sentence_lm_job(
         loraplus_lr_ratio=lora_plus_ratio(settings, lora),
     )
     return SentenceLMJob(
-        command=command,
-        seed=seed,
+        **options,
         settings=settings,
-        settings_yaml=settings_yaml,
-        origins=origins,
         model=model,
         objective=language_modelling,
         optimizer=optimizer,
@@ -154,8 +146,6 @@ def sentence_lm_job(
             **task.identity(),
         },
         compute=compute,
-        cpu_kernels=cpu_kernels,
-        track=track,
         lines=[f"base: {base}, as a language model of {len(train):,} sentences, {settings.method}"],
         base=base,
         tokenizer=tokenizer,

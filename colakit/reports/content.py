@@ -1,22 +1,17 @@
-"""The content of a report on trained runs: what was done, what came out, and what it does not show.
-
-Every sentence about a result follows from the numbers: a difference is called one only if its interval
-excludes 0.
-"""
+"""The content of a report on trained runs: what was done, what came out, and what it does not show."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from colakit.data.checks import check_corpus
 from colakit.data.corpora import Corpus
-from colakit.evaluation.comparison import GroupRow, PairRow, SplitComparison
-from colakit.evaluation.metrics import Spread
 from colakit.evaluation.split_report import Evaluation, SplitReport
-from colakit.evaluation.tables import Table, format_interval, format_spread, percent
+from colakit.evaluation.tables import Table, percent
+from colakit.reports.conclusions import accuracy_of, conclusions, limits, mcc_of, title_of
 from colakit.reports.document import (
     Block,
     Bullets,
@@ -31,7 +26,6 @@ from colakit.reports.figures.calibration import draw_calibration
 from colakit.reports.figures.confusion import draw_confusion
 from colakit.reports.figures.curves import RunData, draw_curves, draw_overlay
 from colakit.reports.figures.heatmaps import draw_slices
-from colakit.reports.figures.style import split_title
 from colakit.storage.run_schemas import Environment
 
 MAX_CURVES = 8  # experiments whose curves are drawn one by one
@@ -78,6 +72,7 @@ def make_document(
     first: dict[str, ReportedRun] = {}  # experiment -> its first run
     for group, run in zip(evaluation.inputs.groups, runs, strict=True):
         first.setdefault(group, run)
+    teachers = {teacher["fingerprint"] for run in runs for teacher in run.data.summary.get("teachers") or ()}
     document = Document(f"Sentence classification on {Path(corpus.name).stem}", conclusions(evaluation))
     document.blocks += [
         *_data(corpus, runs),
@@ -91,117 +86,9 @@ def make_document(
         *_cost(evaluation, runs),
         *_reproduction(runs),
         Heading("Limits"),
-        Bullets(limits(evaluation, runs)),
+        Bullets(limits(evaluation, len(teachers), tracked_dev=any(run.tracked_dev for run in runs))),
     ]
     return document
-
-
-# -- conclusions
-
-
-def conclusions(evaluation: Evaluation) -> list[str]:
-    """Return what the results show, split by split, `dev` (the union) last."""
-    texts = []
-    for split, report in evaluation.reports.items():
-        comparison = report.comparison
-        best = max(comparison.groups, key=lambda row: row.mcc_mean)
-        texts.append(
-            f"{_name(split)}: the highest MCC is {_mcc(best)}, of {best.group}, with an accuracy of "
-            f"{_accuracy(best)} %; always predicting the majority label has {percent(best.majority_rate)} %."
-        )
-        texts += control_verdicts(comparison)
-        texts += _below_majority(split, comparison)
-        for row in report.teaching:
-            if row.mcc_kept is not None:
-                texts.append(
-                    f"{_name(split)}: {row.group} keeps {format_interval(row.mcc_kept, 100, 0)} % of its "
-                    f"teacher's MCC with {row.num_parameters:,} of {row.teacher_parameters:,} parameters."
-                )
-    return texts
-
-
-def control_verdicts(comparison: SplitComparison) -> Iterator[str]:
-    """Yield whether distilling helped, for each pair of a distilled student and a control."""
-    for pair in comparison.pairs:
-        commands = tuple(name.partition(" ")[0] for name in (pair.first, pair.second))
-        if commands == ("distill", "train-scratch"):
-            yield _verdict(comparison.split, pair)
-        elif commands == ("train-scratch", "distill"):
-            yield _verdict(comparison.split, _swapped(pair))
-
-
-def _swapped(pair: PairRow) -> PairRow:
-    accuracy, mcc = (
-        replace(each, value=-each.value, low=-each.high, high=-each.low) for each in (pair.accuracy, pair.mcc)
-    )
-    return replace(pair, first=pair.second, second=pair.first, accuracy=accuracy, mcc=mcc)
-
-
-def _verdict(split: str, pair: PairRow) -> str:
-    """Return whether distilling helped on a split."""
-    mcc = pair.mcc
-    interval = format_interval(mcc, 1, 3, signed=True)
-    difference = f"{_name(split)}: ΔMCC of {pair.first} minus {pair.second} is {interval}"
-    if mcc.low > 0:
-        return f"{difference}. The interval excludes 0: distilling helped."
-    if mcc.high < 0:
-        return f"{difference}. The interval excludes 0: distilling did harm."
-    return (
-        f"{difference}. The interval includes 0: no effect of distilling is shown. The split would show a "
-        f"difference of {pair.detectable_mcc:.3f} with a power of 80 %."
-    )
-
-
-def _below_majority(split: str, comparison: SplitComparison) -> Iterator[str]:
-    for row in comparison.groups:
-        if row.accuracy_mean < row.majority_rate:
-            yield (
-                f"{_name(split)}: {row.group} is less accurate than always predicting the majority label "
-                f"({_accuracy(row)} % against {percent(row.majority_rate)} %)."
-            )
-
-
-def limits(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> list[str]:
-    """Return what the results do not show."""
-    comparisons = [report.comparison for report in evaluation.reports.values()]
-    texts = []
-    seeds = {row.group: row.num_seeds for row in comparisons[0].groups}
-    single = [group for group, count in seeds.items() if count == 1]
-    if single:
-        texts.append(
-            f"One run only of {', '.join(single)}: the spread over seeds is unknown, and differences between "
-            "runs may be chance."
-        )
-    texts.append(
-        "Intervals are over sentences, with the trained models fixed. They do not cover the choice of seeds."
-    )
-    teachers = {teacher["fingerprint"] for run in runs for teacher in run.data.summary.get("teachers") or ()}
-    if teachers:
-        count = "one teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
-        texts.append(f"The students have {count}; another teacher may give another result.")
-    for comparison in comparisons:
-        if comparison.pairs:
-            least = min(pair.detectable_mcc for pair in comparison.pairs)
-            texts.append(
-                f"{_name(comparison.split)} has {comparison.models[0].metrics.num_examples:,} sentences: a "
-                f"difference of MCC below {least:.3f} would mostly go unseen."
-            )
-    if any(run.tracked_dev for run in runs):
-        texts.append("Dev was also measured during training (track_dev), but nothing was chosen by it.")
-    texts.append(
-        "Epoch, threshold and temperature were chosen on the validation split, a part of train. This report "
-        "cannot know how often dev was looked at before other settings were chosen."
-    )
-    tests = sum(len(pair.mcnemar_p) for comparison in comparisons for pair in comparison.pairs)
-    if tests > 1:
-        texts.append(
-            f"{tests} tests of differences were made; p values are corrected within each split (Holm), "
-            "intervals are not corrected."
-        )
-    return [*texts, *evaluation.unequal]
-
-
-# -- sections
 
 
 def _data(corpus: Corpus, runs: Sequence[ReportedRun]) -> Iterator[Block]:
@@ -274,7 +161,7 @@ def _results(evaluation: Evaluation, comparison: Picture | None) -> Iterator[Blo
     if comparison is not None:
         yield comparison
     for split, report in evaluation.reports.items():
-        yield Heading(_name(split), 2)
+        yield Heading(title_of(split), 2)
         yield TableBlock(f"results-{split}", results_table(split, report))
         for kind, table in report.differences().items():
             yield TableBlock(f"{kind}-{split}", table)
@@ -285,9 +172,9 @@ def results_table(split: str, report: SplitReport) -> Table:
     comparison = report.comparison
     majority = comparison.groups[0].majority_rate
     rows = [["majority label", "-", percent(majority), "0"]]
-    rows += [[row.group, str(row.num_seeds), _accuracy(row), _mcc(row)] for row in comparison.groups]
+    rows += [[row.group, str(row.num_seeds), accuracy_of(row), mcc_of(row)] for row in comparison.groups]
     size = comparison.models[0].metrics.num_examples
-    title = f"{_name(split)}, {size:,} sentences: mean ± sd over runs"
+    title = f"{title_of(split)}, {size:,} sentences: mean ± sd over runs"
     return title, ["experiment", "runs", "accuracy %", "MCC"], rows
 
 
@@ -310,7 +197,7 @@ def _classes(evaluation: Evaluation) -> Iterator[Block]:
     for split, report in evaluation.reports.items():
         if split == "dev" and len(evaluation.reports) > 1:
             continue  # the union of splits already shown
-        where = _name(split)
+        where = title_of(split)
         yield Picture(f"confusion-{split}", f"{where}: confusion", draw_confusion(split, report.classes))
         yield Picture(
             f"calibration-{split}",
@@ -326,7 +213,7 @@ def _slices(evaluation: Evaluation) -> Iterator[Block]:
         yield Heading("Slices")
     for each in slices:
         split, field = each.slices.split, each.slices.field
-        yield Picture(f"slices-{field}-{split}", f"{_name(split)}: MCC by {field}", draw_slices(each))
+        yield Picture(f"slices-{field}-{split}", f"{title_of(split)}: MCC by {field}", draw_slices(each))
 
 
 def _cost(evaluation: Evaluation, runs: Sequence[ReportedRun]) -> Iterator[Block]:
@@ -371,16 +258,3 @@ def _versions(environment: Environment) -> str:
 def _command_line(environment: Environment) -> str:
     _, *words = environment.command_line or [""]
     return shlex.join(["colakit", *words])
-
-
-def _name(split: str) -> str:
-    title = split_title(split)
-    return title[:1].upper() + title[1:]
-
-
-def _accuracy(row: GroupRow) -> str:
-    return format_spread(Spread(row.accuracy_mean, row.accuracy_sd), 100, 2)
-
-
-def _mcc(row: GroupRow) -> str:
-    return format_spread(Spread(row.mcc_mean, row.mcc_sd), 1, 3)

@@ -21,7 +21,7 @@ from colakit.evaluation.comparison import GroupRow, PairRow, SplitComparison
 from colakit.evaluation.metrics import Interval
 from colakit.evaluation.tables import format_interval
 from colakit.reports import writers
-from colakit.reports.content import control_verdicts
+from colakit.reports.conclusions import control_verdicts
 from colakit.reports.document import (
     Bullets,
     Commands,

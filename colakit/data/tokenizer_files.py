@@ -101,6 +101,17 @@ def _cost(pattern: str) -> tuple[int, int]:
     return max(repeats for repeats, _ in groups[0]), sum(ways for _, ways in groups[0])
 
 
+def _matches_nothing(replaced: Any) -> bool:
+    """Return whether a regular expression matches the empty text; False if its syntax is unknown."""
+    import regex  # imported here because students need none
+
+    pattern = replaced.get("Regex") if isinstance(replaced, dict) else None
+    try:
+        return isinstance(pattern, str) and regex.match(pattern, "", timeout=1) is not None
+    except (regex.error, TimeoutError):
+        return False
+
+
 def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
     """Raise `ValueError` if a normalizer, pre-tokenizer or decoder may take far more than the text's length.
 
@@ -122,6 +133,8 @@ def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
                 growth *= 2
             case "Prepend":
                 growth *= max(1, len(str(node.get("prepend"))))
+            case "Strip" if node.get("stop"):  # the library panics on a token that is shorter
+                raise ValueError("a decoder must not strip the end of tokens")
         if isinstance(pattern := node.get("Regex"), str):
             repeats, ways = _cost(pattern) if len(pattern) <= MAX_TOKEN else (0, MAX_WAYS + 1)
             is_unbounded = BACKTRACKING.search(CLASS.sub("", pattern)) is not None
@@ -132,6 +145,8 @@ def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
                 )
         if node.get("type") == "Replace":
             replaced = node.get("pattern")
+            if _matches_nothing(replaced):  # the library panics on some texts
+                raise ValueError("a replaced pattern must not match the empty text")
             length = len(str(replaced.get("String", ""))) if isinstance(replaced, dict) else 0
             growth *= max(1.0, (len(str(node.get("content"))) + (not length)) / max(1, length))
         if growth > MAX_GROWTH:

@@ -136,6 +136,30 @@ def test_a_table_that_multiplies_the_text_is_refused() -> None:
         check_rules({"type": "Precompiled", "precompiled_charsmap": table})
 
 
+@pytest.mark.parametrize("rule", [normalizers.Replace(Regex("x*"), "y"), decoders.Strip("a", 0, 1)])
+def test_rules_on_which_the_library_panics_are_refused(
+    rule: Normalizer | decoders.Decoder, tmp_path: Path
+) -> None:
+    tokenizer = word_piece()
+    part = "normalizer" if isinstance(rule, Normalizer) else "decoder"
+    setattr(tokenizer, part, rule)
+    with pytest.raises(ColakitError, match=rf"tokenizer\.json: {part}: a .* must not"):
+        SentenceTokenizer.from_base(folder_of(tokenizer, tmp_path))
+
+
+def test_a_decoder_that_fails_is_named() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.decoder = decoders.Strip("a", 0, 10)
+    with pytest.raises(ColakitError, match=r"tokenizer: cannot be read .*index out of bounds"):
+        SentenceTokenizer(tokenizer, 0).decode([0])
+
+
+def test_ids_of_a_template_beyond_the_vocabulary_count(tmp_path: Path) -> None:
+    tokenizer = word_piece()
+    tokenizer.post_processor = processors.BertProcessing(("<|end|>", 10**6), ("The", 5))
+    assert SentenceTokenizer.from_base(folder_of(tokenizer, tmp_path), template=True).vocab_size == 10**6 + 1
+
+
 def test_a_template_of_many_tokens_is_refused(tmp_path: Path) -> None:
     tokenizer = word_piece()
     tokenizer.post_processor = processors.TemplateProcessing("<|end|> " * 500 + "$A", None, [("<|end|>", 1)])

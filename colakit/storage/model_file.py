@@ -67,10 +67,17 @@ class FinetuneRecord(Document):
     leave_out: Fold | None = None
 
 
+class DataRecord(Document):
+    """The recorded settings of data that are used without a validation of all."""
+
+    text_column: str | None = None
+
+
 class SettingsRecord(Document, extra="allow"):
     """The recorded settings: sections and single settings."""
 
     __pydantic_extra__: dict[str, Scalar | list[Scalar] | SectionRecord]
+    data: DataRecord | None = None
     finetune: FinetuneRecord | None = None
     transfer: SectionRecord | None = None
     base: str | None = None

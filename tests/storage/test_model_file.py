@@ -170,6 +170,8 @@ INVALID: dict[str, dict[str, Any]] = {
     "origin: settings.finetune.leave_out: .*pattern": {
         "origin": {"settings": {"finetune": {"leave_out": "0/0"}}}
     },
+    "origin: settings.data: must be": {"origin": {"settings": {"data": 5}}},
+    "origin: settings.data.text_column: must be": {"origin": {"settings": {"data": {"text_column": [1]}}}},
     "origin: seed: must be": {"origin": {"seed": [1]}},
     "tokenizer.end_of_text_id": {"tokenizer": {"json": "{}", "prefix": True, "suffix": True}},
     "hidden_size": {"config": {"vocab_size": 9, "hidden_size": 1_000_000_000}},

@@ -106,7 +106,7 @@ def _label(
     size = session.settings.predict.batch_size * CHUNK_BATCHES
     data = session.settings.data
     given = data.text_column if "data.text_column" in session.resolved.origins else None
-    recorded = _recorded_text_column(predictor.origin)
+    recorded = ((predictor.origin.get("settings") or {}).get("data") or {}).get("text_column")
     with open_sentences(file, Reading.of(data), given or recorded) as table:
         column = sentence_column(table, given, recorded)
         with _open_output(session, table, predictor.label_names, output, jsonl) as write:
@@ -207,14 +207,6 @@ def _show(
     if classifier is not None:
         session.print_parameters(classifier.model.requires_grad_(False))
     return {"model": labelling.name, "compute": compute}
-
-
-def _recorded_text_column(origin: Any) -> str | None:
-    """Return the column of the text in the data that a model was trained on."""
-    settings = origin.get("settings") if isinstance(origin, dict) else None
-    data = settings.get("data") if isinstance(settings, dict) else None
-    name = data.get("text_column") if isinstance(data, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _chunks(table: Table, column: str, size: int) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:

@@ -253,8 +253,9 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
 
 def _read_with_transformers(folder: Path, facts: SpecialTokens) -> tuple[Tokenizer, SpecialTokens]:
     check_files(folder)
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
+    logging.set_verbosity_error()  # its warnings repeat what the files say
     with library_errors(folder, hint=HINT):
         fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
         named = {"bos_token": fast.bos_token, "eos_token": fast.eos_token or facts.eos_token}

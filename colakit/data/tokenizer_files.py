@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 from tokenizers import AddedToken
 
 from colakit.utils.documents import (
@@ -227,6 +227,9 @@ class TokenizerState(Document):
     template: bool = False
 
 
+TOKEN_FIELDS = {*AddedTokenEntry.model_fields, "special", "__type"}
+
+
 def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
@@ -244,6 +247,19 @@ class SpecialTokens(Document):
     tokenizer_class: str | None = None
     added_tokens_decoder: Annotated[dict[str, Any], Field(max_length=MAX_ADDED)] = Field({})
     additional_special_tokens: Annotated[list[Any], Field(max_length=MAX_ADDED)] = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_tokens(cls, value: Any) -> Any:
+        """Refuse unknown fields of tokens: the library prints their names as they are."""
+        pending = [value]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, (dict, list)):
+                pending += _children(node)
+            if isinstance(node, dict) and "content" in node and (wrong := node.keys() - TOKEN_FIELDS):
+                raise ValueError(f"{min(wrong)[:40]!r} is not a field of a token")
+        return value
 
     @property
     def is_gpt2(self) -> bool:

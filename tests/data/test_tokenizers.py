@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -145,6 +146,24 @@ def test_rules_on_which_the_library_panics_are_refused(
     setattr(tokenizer, part, rule)
     with pytest.raises(ColakitError, match=rf"tokenizer\.json: {part}: a .* must not"):
         SentenceTokenizer.from_base(folder_of(tokenizer, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"pad_token": {"__type": "AddedToken", "content": "x", "\x1b[31m": 1}},
+        {"added_tokens_decoder": {"3": {"content": "x", "\x1b[31m": 1}}},
+        {"additional_special_tokens": [{"content": "x", "\x1b[31m": 1}]},
+    ],
+)
+def test_unknown_fields_of_tokens_are_refused_and_not_printed(
+    tokens: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = folder_of(word_piece(), tmp_path) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tokens}))
+    with pytest.raises(ColakitError, match=r"tokenizer_config\.json: .*x1b\[31m.* is not a field of a token"):
+        SentenceTokenizer.from_base(tmp_path)
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_a_decoder_that_fails_is_named() -> None:

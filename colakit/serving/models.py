@@ -33,7 +33,7 @@ from colakit.serving.adapter import Adapter
 from colakit.serving.bank import AdapterBank
 from colakit.serving.batcher import Batcher, Logits
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
-from colakit.storage.model_file import STUDENT_NAME
+from colakit.storage.model_file import student_file
 from colakit.utils.documents import library_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -168,7 +168,7 @@ class ModelStore:
             return self._adapter(name, version, folder)
         kind: Kind = "model"
         whole: SentencePredictor
-        if (path / STUDENT_NAME).is_file() or path.name == STUDENT_NAME:
+        if student_file(path) is not None:
             kind, whole = "student", StudentPredictor(path)
         else:
             whole = Predictor(load_classifier(path), self._compute)

@@ -266,6 +266,27 @@ def test_too_many_patterns_of_an_adapter_are_refused(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"target_modules": ["x"] * 10_000}, "target_modules: must have at most 4096 items"),
+        ({"target_modules": 5}, "target_modules: must be text"),
+        ({"layers_to_transform": [10**9]}, "layers_to_transform.0: must be "),
+        ({"layers_to_transform": "x"}, "layers_to_transform: must be a whole number"),
+        ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path: must be text"),
+        ({"peft_type": 5}, "peft_type: must be 'LORA'"),
+        ({"r": 10**9}, "r: must be at most 65536"),
+    ],
+)
+def test_a_fault_of_an_adapter_is_named(change: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    for name, raw in folder_of("adapter").items():
+        (tmp_path / name).write_bytes(raw)
+    config = json.loads((tmp_path / "adapter_config.json").read_bytes())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ColakitError, match=rf"adapter_config\.json: {fault}"):
+        read_adapter(tmp_path)
+
+
 def test_a_model_file_of_many_empty_objects_is_refused_before_it_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,19 @@ def model_name(folder: Path) -> list[str]:
     return ["predict", "--model", f"nowhere/{''.join(NAMES)}"]
 
 
+def long_name(folder: Path) -> list[str]:
+    return ["predict", "--model", "x" * 5000]
+
+
+def long_base(folder: Path) -> list[str]:
+    write_run(folder)
+    config = folder / MODEL_NAME / "adapter" / "adapter_config.json"
+    content = {**json.loads(config.read_text()), "base_model_name_or_path": "x" * 5000}
+    config.write_text(json.dumps(content))
+    (config.parent / "colakit.json").unlink()
+    return ["predict", "--model", f"{MODEL_NAME}/adapter"]
+
+
 CASES: list[tuple[Callable[[Path], list[str]], int, str]] = [  # with the exit code and a text of the output
     (labels, 0, r"\x1b[31mred"),
     (splits, 0, r"\x1b[31mred"),
@@ -109,6 +122,8 @@ CASES: list[tuple[Callable[[Path], list[str]], int, str]] = [  # with the exit c
     (members, 2, "own.zip"),
     (file_names, 2, r"\x1b[31mred.tsv"),
     (prompt, 2, r"\udcff"),
+    (long_name, 2, "Filenametoolong"),
+    (long_base, 2, "Filenametoolong"),
     (model_name, 2, r"nowhere/\x1b[31mred[/x]$x^{$"),
 ]
 

@@ -38,7 +38,9 @@ from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, plain_rule
 from colakit.storage.output import Resume
 from colakit.utils.console import print_error
 
-PATH_FAULTS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES)  # of paths given or recorded
+PATH_FAULTS = (  # of paths that are given or recorded
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS),
+)
 
 app = typer.Typer(
     name="colakit",

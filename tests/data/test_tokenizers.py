@@ -114,8 +114,8 @@ def test_patterns_of_known_models_are_accepted(pattern: str, tmp_path: Path) -> 
 
 LENGTHENING: dict[str, Normalizer] = {
     **{
-        f"replacements of {replaced}": normalizers.Sequence([normalizers.Replace(replaced, "a" * 9)] * 3)
-        for replaced in ("a", "", Regex("a"))
+        f"replacements of {kind}": normalizers.Sequence([normalizers.Replace(replaced, "a" * 9)] * 3)
+        for kind, replaced in {"a text": "a", "nothing": "", "a pattern": Regex("a")}.items()
     },
     "a prefix": normalizers.Prepend("a" * 100),
     "prefixes": normalizers.Sequence([normalizers.Prepend("a" * 9)] * 3),

@@ -1,6 +1,6 @@
 """C kernels for the operations of a CPU training step other than its large matrix products.
 
-`kernels.c` is compiled with the system's compiler on first use, in about a second, and cached. Each kernel
+`SOURCES` are compiled with the system's compiler on first use, in about a second, and cached. Each kernel
 has a torch counterpart in `colakit.kernels`, used on machines without a compiler.
 
 Shapes: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from colakit.utils.files import replacing
 
-SOURCE = Path(__file__).with_name("kernels.c")
+HEADER = Path(__file__).with_name("kernels.h")
+SOURCES = tuple(HEADER.with_name(name) for name in ("kernels.c", "llama.c"))
 FLAGS = [  # not -ffast-math: it assumes no NaN, and flushes the whole process's denormals to zero
     *("-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
@@ -44,6 +45,12 @@ SIGNATURES = {
     "add_dropped_backward": (POINTER, POINTER, INT64, *DROPOUT, INT),
     "attention": (*[POINTER] * 3, *[INT64] * 3, FLOAT, *DROPOUT, INT),
     "attention_backward": (*[POINTER] * 4, *[INT64] * 3, FLOAT, *DROPOUT, INT),
+    "rms_norm": (*[POINTER] * 4, *[INT64] * 2, FLOAT, INT),
+    "rms_norm_backward": (*[POINTER] * 6, *[INT64] * 2, INT),
+    "rotate_heads": (*[POINTER] * 6, *[INT64] * 4, INT),
+    "rotate_heads_backward": (*[POINTER] * 6, *[INT64] * 4, INT),
+    "swiglu": (*[POINTER] * 3, INT64, INT),
+    "swiglu_backward": (*[POINTER] * 5, INT64, INT),
 }
 
 
@@ -204,7 +211,8 @@ class Kernels:
         """Path of the library; its name hashes source, flags, compiler and processor."""
         compiler = self.compiler.stat()
         made_of = [
-            *(SOURCE.read_text(encoding="utf-8"), *self._flags()),
+            *(path.read_text(encoding="utf-8") for path in (HEADER, *SOURCES)),
+            *self._flags(),
             *(str(self.compiler), str(compiler.st_size), str(compiler.st_mtime_ns)),
             *(platform.machine(), _processor()),
         ]
@@ -220,7 +228,7 @@ class Kernels:
     def _build(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as temporary:
-            line = [str(self.compiler), *self._flags(), str(SOURCE), "-o", str(temporary), "-lm"]
+            line = [str(self.compiler), *self._flags(), *map(str, SOURCES), "-o", str(temporary), "-lm"]
             try:
                 made = subprocess.run(  # noqa: S603 - the user's own compiler, on our own source
                     line, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS, check=False
@@ -236,15 +244,15 @@ ACTIVE: ContextVar[Kernels | None] = ContextVar("ACTIVE", default=None)
 """Kernels of the current context, set by `colakit.runtime.device.Compute.autocast`."""
 
 
-def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """Return the active kernels for this device and dtype, None to use torch.
+def kernels_for(device: torch.device, dtype: torch.dtype | None = None) -> Kernels | None:
+    """Return the active kernels for this device and dtype (default: any), None to use torch.
 
     Only training on a CPU uses them, so that predictions do not depend on a compiler.
     """
     if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     kernels = ACTIVE.get()
-    return kernels if kernels is not None and kernels.dtype == dtype else None
+    return kernels if kernels is not None and dtype in (kernels.dtype, None) else None
 
 
 def find_compiler() -> Path | None:

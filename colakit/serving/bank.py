@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from colakit.kernels.llama import Rotation
 from colakit.models.gpt.attention import Attention
-from colakit.models.gpt.layers import Rotation
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.gpt.transformer import Block
 from colakit.models.lora import NORMS

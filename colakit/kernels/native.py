@@ -26,7 +26,7 @@ from torch import Tensor
 from colakit.utils.files import replacing
 
 HEADER = Path(__file__).with_name("kernels.h")
-SOURCES = tuple(HEADER.with_name(name) for name in ("kernels.c", "llama.c"))
+SOURCES = tuple(HEADER.with_name(name) for name in ("kernels.c", "llama.c", "int8.c"))
 FLAGS = [  # not -ffast-math: it assumes no NaN, and flushes the whole process's denormals to zero
     *("-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
@@ -51,6 +51,8 @@ SIGNATURES = {
     "rotate_heads_backward": (*[POINTER] * 6, *[INT64] * 4, INT),
     "swiglu": (*[POINTER] * 3, INT64, INT),
     "swiglu_backward": (*[POINTER] * 5, INT64, INT),
+    "quantize_rows": (*[POINTER] * 4, *[INT64] * 3, INT),
+    "rescale": (*[POINTER] * 7, *[INT64] * 4, INT),
 }
 
 
@@ -244,12 +246,19 @@ ACTIVE: ContextVar[Kernels | None] = ContextVar("ACTIVE", default=None)
 """Kernels of the current context, set by `colakit.runtime.device.Compute.autocast`."""
 
 
-def kernels_for(device: torch.device, dtype: torch.dtype | None = None) -> Kernels | None:
+def kernels_for(
+    device: torch.device, dtype: torch.dtype | None = None, *, also_predictions: bool = False
+) -> Kernels | None:
     """Return the active kernels for this device and dtype (default: any), None to use torch.
 
     Only training on a CPU uses them, so that predictions do not depend on a compiler.
+
+    Args:
+        also_predictions: return them outside of training too.
     """
-    if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if not (also_predictions or torch.is_grad_enabled()):
         return None
     kernels = ACTIVE.get()
     return kernels if kernels is not None and dtype in (kernels.dtype, None) else None

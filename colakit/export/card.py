@@ -145,7 +145,7 @@ def _body(facts: CardFacts) -> str:
         f"- {name} over {each['seeds']} seeds: {each['mean']:.3f} ± {each['sd']:.3f}"
         for name, each in facts.seeds.items()
     ]
-    (parity, *answers), (_, *speed) = facts.parity
+    (parity, columns, rows), (_, speed_columns, speeds) = facts.parity
     lines = [
         f"# {facts.name}",
         "",
@@ -172,9 +172,9 @@ def _body(facts: CardFacts) -> str:
         "",
         f"{parity}; `colakit` is the trained run itself, on one CPU.",
         "",
-        *markdown_rows(*answers),
+        *markdown_rows(columns, rows),
         "",
-        *markdown_rows(*speed),
+        *markdown_rows(speed_columns, speeds),
         "",
         "## Limits",
         "",

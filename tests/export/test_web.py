@@ -44,8 +44,9 @@ if (page().querySelector("button").disabled) await post({ error: status() });
 const sentences = await (await fetch("/sentences.json")).json();
 page().querySelector("textarea").value = sentences.join("\\n");
 page().querySelector("button").click();
-await wait(() => page().querySelectorAll("tr").length === sentences.length);
-const shown = [...page().querySelectorAll("tr")].map((row) => row.cells[1].textContent);
+await wait(() => page().querySelectorAll("tbody tr").length === sentences.length);
+const rows = [...page().querySelectorAll("tbody tr")];
+const shown = rows.map((row) => [row.cells[1].textContent, Number(row.cells[2].textContent)]);
 const exact = [];
 for (const sentence of sentences) exact.push(...(await frame.contentWindow.classify([sentence])));
 await post({ shown, exact });
@@ -176,4 +177,6 @@ def test_the_page_answers_as_predict(
     assert "error" not in Server.results
     predictions = expected(colakit, folder, sentences)
     check(Server.results["exact"], predictions)
-    assert Server.results["shown"] == [each["label"] for each in predictions]
+    for (label, probability), each in zip(Server.results["shown"], predictions, strict=True):
+        assert label == each["label"]
+        assert probability == pytest.approx(each["probabilities"][label], abs=1e-3)  # printed with 3 digits

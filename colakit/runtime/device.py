@@ -28,7 +28,7 @@ class Compute:
         device: of all tensors.
         dtype: of frozen weights and of matrix products; trainable parameters are fp32.
         reason: why this device and dtype were chosen, for logs.
-        kernels: C kernels for CPU training; None uses torch only.
+        kernels: C kernels for the CPU; None uses torch only.
         graphs: record training steps as CUDA graphs.
     """
 
@@ -55,12 +55,13 @@ class Compute:
         finally:
             ACTIVE.reset(token)
 
-    def with_kernels(self, wanted: str, folder: Path) -> Compute:
+    def with_kernels(self, wanted: str, folder: Path, *, inference: bool = False) -> Compute:
         """Return this compute with the C kernels compiled.
 
         Args:
             wanted: `always`, `never`, or `auto` (CPU under Linux; elsewhere kernels use one thread).
             folder: cache of compiled kernels.
+            inference: use them without gradients, too.
 
         Raises:
             ColakitError: if `wanted` is `always` and they cannot be compiled.
@@ -72,7 +73,7 @@ class Compute:
         if compiler is None:
             why = "no C compiler found" if on_cpu else f"the device is {self.device.type}"
         else:
-            kernels = Kernels(self.dtype, compiler, folder)
+            kernels = Kernels(self.dtype, compiler, folder, inference=inference)
             try:
                 kernels.library  # noqa: B018 - compiles it
                 return replace(self, reason=f"{self.reason}; kernels by {compiler.name}", kernels=kernels)

@@ -26,6 +26,7 @@ from colakit.inference.classifier import (
 )
 from colakit.inference.decisions import Predictions
 from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
 from colakit.inference.predictor import Predictor
 from colakit.inference.sentence_predictor import SentencePredictor
 from colakit.runtime.device import Compute
@@ -41,7 +42,7 @@ MAX_FOLDER_BYTES = 2**32  # of a model that is loaded over HTTP
 MAX_FOLDER_FILES = 1000
 TRIAL = "The cat sleeps."  # a new model labels it before it is served
 
-Kind = Literal["adapter", "student", "model"]
+Kind = Literal["adapter", "student", "onnx", "model"]
 BatchObserver = Callable[[int, int, float], object]
 
 
@@ -82,7 +83,7 @@ class ModelStore:
     Args:
         settings: of the batches.
         base: of the adapters; None takes that of the first adapter.
-        compute: of the adapters and of whole GPTs. Students run on the CPU without torch.
+        compute: of the adapters and of whole GPTs. Students and ONNX files run on the CPU without torch.
         on_batch: called after each batch, in its thread.
     """
 
@@ -142,7 +143,8 @@ class ModelStore:
             )
         with self._writing:
             model = self._build(name, path.expanduser())
-            logits = self._trial(model)
+            with library_errors(path, hint="Train, export or copy it again."):
+                logits = self._trial(model)
             if not np.isfinite(logits).all():
                 raise ColakitError(f"{path}: its logits are not finite", hint="Train or copy it again.")
             self._versions[name] = model.version
@@ -168,7 +170,9 @@ class ModelStore:
             return self._adapter(name, version, folder)
         kind: Kind = "model"
         whole: SentencePredictor
-        if (path / STUDENT_NAME).is_file() or path.name == STUDENT_NAME:
+        if (file := onnx_file(path)) is not None:
+            kind, whole = "onnx", OnnxPredictor(file)
+        elif (path / STUDENT_NAME).is_file() or path.name == STUDENT_NAME:
             kind, whole = "student", StudentPredictor(path)
         else:
             whole = Predictor(load_classifier(path), self._compute)

@@ -3,7 +3,8 @@
     python tests/stress/hostile_requests.py http://127.0.0.1:8000 --cases 10000
 
 sends each over a connection of its own, prints the statuses, and fails at a 5xx or if the server stops
-answering. `--pid` also prints the server's memory before and after.
+answering. With `--pid` it also prints the server's memory before and after, and fails if that grew by more
+than `MAX_GROWTH_MIB`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+MAX_GROWTH_MIB = 64
 PATHS = (
     *("/v1/classify", "/predict", "/v2/models/two/infer", "/v1/adapters/two", "/v1/models", "/", "/metrics"),
     *("/v2/models/%00/infer", "/../etc/passwd", "/v1/adapters/..%2f..%2fetc", "/\xff", "//", "*"),
@@ -61,6 +63,15 @@ good = st.sampled_from(
         b'{"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}',
     ]
 )
+large = st.sampled_from(
+    [
+        b"[" * 100_000,
+        json.dumps({"model": "two", "input": ["a"] * 200_000}).encode(),
+        json.dumps({"model": "two", "input": "the cat " * 120_000}).encode(),
+        b'{"model": "two", "input": "' + b"\\ud83d" * 10_000 + b'"}',
+        b'{"input": ' + b"9" * 100_000 + b"}",
+    ]
+)
 
 
 @st.composite
@@ -81,7 +92,9 @@ def hostile_requests(draw: st.DrawFn) -> bytes:
     """Draw the bytes of a request."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=300))
-    body = draw(documents | damaged() | good | st.binary(max_size=200))
+    body = draw(
+        large if draw(st.integers(0, 49)) == 0 else documents | damaged() | good | st.binary(max_size=200)
+    )
     length = draw(st.sampled_from([len(body)] * 8 + [0, len(body) + 5, len(body) - 1, 10**9, "x", "-1"]))
     headers = draw(
         st.lists(
@@ -170,6 +183,7 @@ def main() -> int:
     send()
     if options.pid:
         sizes.append(memory_of(options.pid))
+        assert sizes[1] - sizes[0] <= MAX_GROWTH_MIB, sizes
     with socket.create_connection(address, timeout=20) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 200")

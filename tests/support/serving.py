@@ -36,7 +36,7 @@ SENTENCES = ["The cat sleeps.", "The cat sleep.", "These dogs see the girl that 
 
 
 def write_toy_adapter(
-    folder: Path, base: Path, *, labels: tuple[str, ...], seed: int, **lora: Any
+    folder: Path, base: Path, *, labels: tuple[str, ...], seed: int, noise: float = 0.2, **lora: Any
 ) -> SentenceClassifier:
     """Write the adapter folder of a classifier with random weights, and return the classifier."""
     gpt = load_gpt(base)
@@ -48,7 +48,7 @@ def write_toy_adapter(
     train_modules(model, layers=config.layers_to_transform)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += torch.randn_like(parameter) * 0.2
+            parameter.data += torch.randn_like(parameter) * noise
     origin = {"command": "finetune", "base": str(base), "base_fingerprint": fingerprint}
     tokenizer = load_tokenizer(base)
     classifier = SentenceClassifier(model, tokenizer, labels, 32, None, config, origin, 1.5)

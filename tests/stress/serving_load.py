@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,29 +37,35 @@ from colakit.inference.predictor import Predictor
 from colakit.storage.gpt2 import resolve_base
 
 TOKEN, FOLDERS, TOLERANCE = "admin", ("even", "odd"), 1e-5
-READY = "seconds from the start after SIGKILL to /ready"
+READY = "seconds, and processor seconds, from the start after SIGKILL to /ready"
 SENTENCES = [pair.sentence for pair in builtin_pairs() if pair.split == "id_dev"][:256]
 
 
 class Server:
-    """A `colakit serve` process."""
+    """A `colakit serve` process.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        self.folder, self.flags, self.port = folder, flags, free_port()
+    Attributes:
+        ready: seconds, and processor seconds of the process, from its start until it is ready.
+    """
+
+    def __init__(self, models: Mapping[str, Path], adapter_dir: Path, *flags: str) -> None:
+        self.port = free_port()
+        words = [*(f"{name}={path}" for name, path in models.items()), "--adapter-dir", str(adapter_dir)]
+        words += ["--admin-token", TOKEN, "--port", str(self.port), "--quiet", *flags]
+        self.line = [sys.executable, "-m", "colakit", "serve", *words]
         self.start()
 
-    def start(self) -> float:
-        """Start the process; return the seconds until it is ready."""
-        words = ["serve", f"model={self.folder / FOLDERS[1]}", "--adapter-dir", str(self.folder)]
-        words += ["--admin-token", TOKEN, "--port", str(self.port), "--precision", "fp32", *self.flags]
+    def start(self) -> None:
+        """Start the process, and wait until it is ready."""
         began = time.monotonic()
-        line = [sys.executable, "-m", "colakit", *words]
-        self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.line)
         while asyncio.run(self._status()) != 200:
             if self.process.poll() is not None:
                 sys.exit(f"the server ended with {self.process.returncode}")
             time.sleep(0.01)
-        return time.monotonic() - began
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        processor = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        self.ready = round(time.monotonic() - began, 2), processor
 
     async def _status(self) -> int:
         connection = self.connection()
@@ -171,14 +179,15 @@ def run(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
         write_toy_adapter(folder / name, resolve_base("builtin"), **shape)
         probs[name] = Predictor(load_classifier(folder / name), FP32)(SENTENCES).probs
     assert np.abs(probs[FOLDERS[0]] - probs[FOLDERS[1]]).max(axis=1).min() > 10 * TOLERANCE
-    server, swapping, stopping = Server(folder), Counts(probs), Counts(probs)
+    server = Server({"model": folder / FOLDERS[1]}, folder, "--base", "builtin", "--precision", "fp32")
+    swapping, stopping = Counts(probs), Counts(probs)
     asyncio.run(load(server, swapping, clients, seconds))
     stopping.oldest = stopping.newest = swapping.newest
     asyncio.run(load_until_stopped(server, stopping, clients, min(5.0, seconds)))
     code = server.process.wait(120)
     server.start()
     server.stop(signal.SIGKILL)
-    ready = server.start()
+    server.start()
     server.stop(signal.SIGTERM)
     lists = (swapping.failures, swapping.wrong, stopping.failures, stopping.wrong)
     return {
@@ -189,7 +198,7 @@ def run(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
         "answers before the end by SIGTERM": stopping.answered,
         "exit code of SIGTERM": code,
         "failed, wrong, lost, wrong": [len(faults) for faults in lists],
-        READY: round(ready, 2),
+        READY: server.ready,
         "faults": [fault for faults in lists for fault in faults[:3]] + ([f"code {code}"] if code else []),
     }
 

@@ -63,6 +63,12 @@ def write_toy_adapter(
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `base`, the adapters `two`, `three` and `top`, and `student`."""
     folder = tmp_path_factory.mktemp("served")
+    write_toy_models(folder)
+    return folder
+
+
+def write_toy_models(folder: Path) -> None:
+    """Write `base`, the adapters `two`, `three` and `top`, and `student` to a folder."""
     trained = train_tokenizer(SENTENCES, 300)
     tokenizer = SentenceTokenizer(trained.backend, trained.end_of_text_id, prefix=True)
     torch.manual_seed(0)
@@ -77,7 +83,6 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "student").mkdir()
     student = SentenceClassifier(DistilRNN(rnn), tokenizer, ("bad", "good"), 40, 0.5)
     student.save(folder / "student" / "ckpt.pt")
-    return folder
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Hostile HTTP requests for a server, made with hypothesis.
+"""Hostile HTTP requests for a server: made with hypothesis, and torn.
 
     python tests/stress/hostile_requests.py --cases 10000
 
-starts a server of small models, sends each request over a connection of its own, 25 at a time, and prints the
-statuses and the server's memory. It fails at a 5xx, if the server stops answering, or if its memory grows by
+starts a server of small models, sends each request over a connection of its own, 24 at a time, and prints the
+statuses and the server's memory. Each request of hypothesis is also sent cut, and with bytes removed, doubled
+and replaced. It fails at a 5xx, if the server stops answering, or if its memory grows by
 more than `MAX_GROWTH_MIB`.
 """
 
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import signal
 import socket
 import sys
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +27,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-MAX_GROWTH_MIB, TOGETHER = 64, 25
+MAX_GROWTH_MIB = 64
+TOGETHER, VARIANTS = 24, 8
 PATHS = (
     *("/v1/classify", "/predict", "/v2/models/two/infer", "/v1/adapters/two", "/v1/models", "/", "/metrics"),
     *("/v2/models/%00/infer", "/../etc/passwd", "/v1/adapters/..%2f..%2fetc", "/\xff", "//", "*"),
@@ -128,6 +132,16 @@ def hostile_requests(draw: st.DrawFn) -> bytes:
     return request[: draw(st.integers(0, len(request)))] if draw(st.integers(0, 5)) == 0 else request
 
 
+def variants(content: bytes) -> list[bytes]:
+    """Return a request and torn versions of it."""
+    generator, results = random.Random(zlib.crc32(content)), [content]
+    for number in range(1, VARIANTS):
+        start, stop = sorted(generator.randrange(len(content) + 1) for _ in range(2))
+        middle = (b"", content[start:stop] * 2, generator.randbytes(generator.randrange(20)))[number % 3]
+        results.append(content[:start] + middle + (content[stop:] if number < VARIANTS - 1 else b""))
+    return results
+
+
 def send_raw(address: tuple[str, int], content: bytes, *, half_close: float | None = None) -> bytes:
     """Send bytes and return all that is answered until the server closes; b"" if it resets.
 
@@ -181,6 +195,7 @@ def main() -> int:
 def attack(port: int, pid: int, num_cases: int) -> dict[str, Any]:
     """Send hostile requests, assert that all held, and return the counts."""
     address, statuses = ("127.0.0.1", port), Counter[str]()
+    num_drawn = TOGETHER // VARIANTS
 
     @settings(
         max_examples=-(-num_cases // TOGETHER),
@@ -189,11 +204,11 @@ def attack(port: int, pid: int, num_cases: int) -> dict[str, Any]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(contents=st.lists(hostile_requests(), min_size=TOGETHER, max_size=TOGETHER))
-    def send(contents: list[bytes]) -> None:
+    @given(drawn=st.lists(hostile_requests(), min_size=num_drawn, max_size=num_drawn))
+    def send(drawn: list[bytes]) -> None:
+        contents = [variant for content in drawn for variant in variants(content)]
         with ThreadPoolExecutor(TOGETHER) as pool:
-            answers = pool.map(lambda content: send_raw(address, content, half_close=1.0), contents)
-            for answer in answers:
+            for answer in pool.map(lambda content: send_raw(address, content, half_close=0.5), contents):
                 statuses[answer[9:12].decode("latin-1") or "closed"] += 1
                 assert b"HTTP/1.1 5" not in answer, answer[:500]
 

@@ -240,8 +240,7 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         files = [path.stat().st_size for path in folder.glob("adapters/*/adapter_model.safetensors")]
         results["memory"] = {
             "adapter_file_bytes": files[0],
-            "adapter_memory_bytes": (resident(pid) - alone) / (len(files) - 1),
-            "process_mib": resident(pid) / 2**20,
+            "process_mib": {"1 adapter": alone / 2**20, f"{len(files)} adapters": resident(pid) / 2**20},
         }
         counts = (1, 8, NUM_ADAPTERS)
         rows: dict[int, list[dict[str, float]]] = {count: [] for count in counts}

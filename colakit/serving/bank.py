@@ -124,11 +124,6 @@ class AdapterBank:
             elif isinstance(module, NORMS):
                 setattr(self.body.get_submodule(parent), leaf, BankNorm(module, name, self._routing))
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the base."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._weights.values())
-
     def base(self) -> GPT:
         """Return a language model without output layer that shares the base's tensors."""
         with without_weights():

@@ -232,12 +232,6 @@ class ModelStore:
             if batcher is not None:
                 batcher.close()
 
-    def memory(self) -> dict[str, int]:
-        """Return the bytes of the base and of each adapter."""
-        parts = {name: model.part for name, model in self._models.items()}
-        sizes = {name: part.num_bytes for name, part in parts.items() if isinstance(part, Adapter)}
-        return {**({} if self._bank is None else {"base": self._bank.num_bytes}), **sizes}
-
 
 def _run_whole(units: list[tuple[SentencePredictor, NDArray[np.int32]]]) -> list[Logits]:
     """Return the logits of each unit: model, tokens."""

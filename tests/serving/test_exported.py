@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,20 @@ def test_a_damaged_onnx_file_is_refused_and_the_old_one_stays(
     with pytest.raises(ColakitError, match=r"model\.onnx: cannot be read"):
         store.load("student", exported["student"])
     assert client.classify(SENTENCES, model="student") == before
+
+
+def test_an_onnx_file_with_weights_outside_its_folder_is_refused(
+    store: ModelStore, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    shutil.copytree(exported["student"], tmp_path / "student")
+    model = onnx.load(exported["quantized"])
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    (tmp_path / "secret").write_bytes(weight.raw_data)
+    set_external_data(weight, "../../secret")
+    weight.ClearField("raw_data")
+    (tmp_path / "student" / "onnx" / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ColakitError, match="escapes model directory"):
+        store.load("outside", tmp_path / "student")

@@ -197,7 +197,9 @@ def run(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
         "answers while swapping": swapping.answered,
         "answers before the end by SIGTERM": stopping.answered,
         "exit code of SIGTERM": code,
-        "failed, wrong, lost, wrong": [len(faults) for faults in lists],
+        "failed": len(swapping.failures),
+        "of no current version": len(swapping.wrong) + len(stopping.wrong),
+        "lost at SIGTERM": len(stopping.failures),
         READY: server.ready,
         "faults": [fault for faults in lists for fault in faults[:3]] + ([f"code {code}"] if code else []),
     }

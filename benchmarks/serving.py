@@ -225,21 +225,18 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     colakit = [sys.executable, "-m", "colakit", "serve", "--port", str(options.port), "--quiet"]
     common = {"clients": options.clients, "seconds": options.seconds}
     precisions = ["--precision", options.precision]
-    first = [*colakit, *precisions, f"a0={folder / 'adapters' / 'a0'}"]
-    with server(first, options.port) as pid:
-        alone = resident(pid)
-    everything = [
-        *colakit,
-        *precisions,
-        "--adapter-dir",
-        str(folder / "adapters"),
+    students = [
         f"student={folder / 'student'}",
         f"student-int8={folder / 'exported' / 'onnx' / 'model_quantized.onnx'}",
     ]
+    with server([*colakit, *precisions, f"a0={folder / 'adapters' / 'a0'}", *students], options.port) as pid:
+        alone = resident(pid)
+    everything = [*colakit, *precisions, "--adapter-dir", str(folder / "adapters"), *students]
     with server(everything, options.port) as pid:
         files = [path.stat().st_size for path in folder.glob("adapters/*/adapter_model.safetensors")]
         results["memory"] = {
             "adapter_file_bytes": files[0],
+            "adapter_memory_bytes": (resident(pid) - alone) / (len(files) - 1),
             "process_mib": {"1 adapter": alone / 2**20, f"{len(files)} adapters": resident(pid) / 2**20},
         }
         counts = (1, 8, NUM_ADAPTERS)

@@ -267,11 +267,12 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
 
     Only training on a CPU and the server use them, so that other predictions do not depend on a compiler.
     """
-    kernels = ACTIVE.get()
-    if kernels is None or device.type != "cpu" or torch.compiler.is_compiling():
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    is_used = torch.is_grad_enabled() or kernels.inference
-    return kernels if is_used and kernels.dtype == dtype else None
+    kernels = ACTIVE.get()
+    if kernels is None or kernels.dtype != dtype:
+        return None
+    return kernels if torch.is_grad_enabled() or kernels.inference else None
 
 
 def find_compiler() -> Path | None:

@@ -68,7 +68,7 @@ class Settings(Section):
     )
     cpu_kernels: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Train on a CPU with C kernels compiled on this machine; auto: on Linux with a compiler.",
+        description="Train and serve on a CPU with C kernels compiled here; auto: on Linux with a compiler.",
     )
     cuda_graphs: Literal["auto", "never"] = Field(
         "never",

@@ -70,7 +70,7 @@ class Int8Linear(nn.Module):
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         fits = max(self.in_features, self.out_features) <= MAX_WIDTH
-        kernels = kernels_for(x.device, dtype, also_predictions=True) if fits else None
+        kernels = kernels_for(x.device, dtype) if fits else None
         return _Int8Linear.apply(x, self, lora_a, lora_b, scaling, dtype, kernels)
 
 

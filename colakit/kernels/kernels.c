@@ -1,6 +1,6 @@
-/* GELU, cross-entropy, residual dropout and attention of a CPU training step, each in one pass over memory.
+/* GELU, cross-entropy, residual dropout, attention and low-rank updates, each in one pass over memory.
  *
- * Letters: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
+ * Letters: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head, R rank.
  */
 #include "kernels.h"
 
@@ -67,9 +67,69 @@ void add_dropped_backward(const float *grad, real *grad_branch, int64_t count, u
         grad_branch[i] = store(grad[i] * kept(seed, (uint32_t)i, level, scale));
 }
 
-/* -- attention over a few tokens ---------------------------------------------------------------------------- */
+/* -- low-rank products of many adapters --------------------------------------------------------------------- */
 
-typedef float lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* GCC and clang */
+#define ROWS 4 /* computed together, so that each element of the factors is read once for them */
+#define CHUNK 512 /* elements of each row that are converted to fp32 at a time; a multiple of LANES */
+#define MAX_RANK 256
+
+typedef struct {
+    int64_t start, stop, rank; /* R ≤ MAX_RANK */
+    const real *down, *up;     /* (R, inputs) and (R, outputs) */
+} Group;
+
+/* inner[r, i] = down[r] · x[i], for `rows` ≤ ROWS rows of x (rows, inputs). */
+static void multiply_down(const Group *group, const real *x, int64_t rows, int64_t inputs, float *inner) {
+    float converted[ROWS * CHUNK] = {0};
+    memset(inner, 0, sizeof(float) * (size_t)(group->rank * ROWS));
+    for (int64_t first = 0; first < inputs; first += CHUNK) {
+        int64_t length = inputs - first < CHUNK ? inputs - first : CHUNK;
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t d = 0; d < length; d++) converted[i * CHUNK + d] = load(x[i * inputs + first + d]);
+        for (int64_t r = 0; r < group->rank; r++) {
+            lanes sums[ROWS] = {{0}};
+            for (int64_t d = 0; d < length; d += LANES) {
+                lanes factor = load_lanes(group->down + r * inputs + first + d);
+                for (int i = 0; i < ROWS; i++) sums[i] += factor * *(const lanes *)(converted + i * CHUNK + d);
+            }
+            for (int i = 0; i < ROWS; i++) inner[r * ROWS + i] += sum_of(sums[i]);
+        }
+    }
+}
+
+/* y[i] += Σ inner[r, i]·up[r] over R, for `rows` ≤ ROWS rows of y (rows, outputs). */
+static void multiply_up(const Group *group, const float *inner, int64_t rows, int64_t outputs, real *y) {
+    for (int64_t d = 0; d < outputs; d += LANES) {
+        lanes sums[ROWS] = {{0}};
+        for (int64_t r = 0; r < group->rank; r++) {
+            lanes factor = load_lanes(group->up + r * outputs + d);
+            for (int i = 0; i < ROWS; i++) sums[i] += inner[r * ROWS + i] * factor;
+        }
+        for (int64_t i = 0; i < rows; i++) {
+            float *sum = (float *)&sums[i];
+            for (int lane = 0; lane < LANES; lane++) {
+                real *to = y + i * outputs + d + lane;
+                *to = store(load(*to) + sum[lane]);
+            }
+        }
+    }
+}
+
+/* y[n] += (x[n]·downᵀ)·up for the rows n of each group, start (inclusive) to stop (exclusive); inputs and outputs are
+ * multiples of LANES. */
+void add_low_rank(const real *x, real *y, const Group *groups, int64_t num_groups, int64_t inputs, int64_t outputs,
+                  int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t g = 0; g < num_groups; g++)
+        for (int64_t n = groups[g].start; n < groups[g].stop; n += ROWS) {
+            int64_t rows = groups[g].stop - n < ROWS ? groups[g].stop - n : ROWS;
+            float inner[MAX_RANK * ROWS];
+            multiply_down(groups + g, x + n * inputs, rows, inputs, inner);
+            multiply_up(groups + g, inner, rows, outputs, y + n * outputs);
+        }
+}
+
+/* -- attention over a few tokens ---------------------------------------------------------------------------- */
 
 typedef struct {
     int64_t heads, width; /* H and D; D ≤ MAX_HEAD_WIDTH, a multiple of 4·LANES */
@@ -111,9 +171,7 @@ static void times(const float *one, const float *other, const Attention *a, floa
             lanes sums = {0};
             for (int64_t d = 0; d < a->width; d += LANES)
                 sums += *(const lanes *)(one + i * a->width + d) * *(const lanes *)(other + j * a->width + d);
-            float sum = 0;
-            for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
-            products[j] = sum;
+            products[j] = sum_of(sums);
         }
     }
 }

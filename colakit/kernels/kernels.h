@@ -36,6 +36,20 @@ static inline float load(real stored) { return stored; }
 static inline real store(float value) { return value; }
 #endif
 
+typedef float lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* GCC and clang */
+
+static inline lanes load_lanes(const real *from) {
+    lanes values;
+    for (int lane = 0; lane < LANES; lane++) values[lane] = load(from[lane]);
+    return values;
+}
+
+static inline float sum_of(lanes values) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += values[lane];
+    return sum;
+}
+
 /* -- functions of one number -------------------------------------------------------------------------------- */
 
 /* e^x with a relative error of 5e-7; x is clamped to ±87. Computed as 2^n·e^r with |r| ≤ ln(2)/2, and e^r by its

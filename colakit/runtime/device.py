@@ -30,7 +30,7 @@ class Compute:
         dtype: of frozen weights and of matrix products; trainable parameters are fp32.
         reason: why this device and dtype were chosen, for logs.
         int8: multiply by a GPT's frozen linear layers in int8; `dtype` is that of everything else.
-        kernels: C kernels for CPU training; None uses torch only.
+        kernels: C kernels for the CPU; None uses torch only.
         graphs: record training steps as CUDA graphs.
     """
 
@@ -64,12 +64,13 @@ class Compute:
         finally:
             ACTIVE.reset(token)
 
-    def with_kernels(self, wanted: str, folder: Path) -> Compute:
+    def with_kernels(self, wanted: str, folder: Path, *, inference: bool = False) -> Compute:
         """Return this compute with the C kernels compiled.
 
         Args:
             wanted: `always`, `never`, or `auto` (CPU under Linux; elsewhere kernels use one thread).
             folder: cache of compiled kernels.
+            inference: use them without gradients, too.
 
         Raises:
             ColakitError: if `wanted` is `always` and they cannot be compiled.
@@ -83,7 +84,7 @@ class Compute:
         if compiler is None:
             why = "no C compiler found" if on_cpu else f"the device is {self.device.type}"
         else:
-            kernels = Kernels(self.dtype, compiler, folder)
+            kernels = Kernels(self.dtype, compiler, folder, inference=inference or self.int8)
             try:
                 kernels.library  # noqa: B018 - compiles it
                 return replace(self, reason=f"{self.reason}; kernels by {compiler.name}", kernels=kernels)

@@ -13,7 +13,7 @@ COLAKIT := $(BIN)/colakit
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lint audit typecheck test test-slow torture test-gpu demo \
+.PHONY: help install install-dev lint audit typecheck test test-slow torture torture-serve test-gpu demo \
 	reproduce reproduce-lora reproduce-distill reproduce-scratch ablation base-table bench bench-full bench-serve \
 	install-bench install-web base-smollm2 clean
 
@@ -71,6 +71,10 @@ torture: install-dev ## kill and resume 500 runs; fuzz every file reader with 20
 	OMP_NUM_THREADS=1 $(BIN)/coverage run tests/stress/hostile.py --cases 20000
 	$(BIN)/coverage report
 
+torture-serve: install-dev ## 200 clients of a server while adapters are swapped, and its end; 10,000 hostile requests
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/serving_load.py --clients 200 --seconds 120
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/hostile_requests.py --cases 10000
+
 test-gpu: install-dev ## run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu
 
@@ -116,8 +120,9 @@ bench-full: install-bench ## ... at GPT-2 small's size on the whole corpus (hour
 
 bench-serve: install-bench ## load on `colakit serve`: many adapters, PEFT behind the same server, students
 	$(PIP_INSTALL) --editable '.[bench,serve]'
-	$(BIN)/python benchmarks/serving.py --base builtin --out benchmarks/results/serving-builtin.json
-	$(BIN)/python benchmarks/serving.py --base gpt2-size --out benchmarks/results/serving-gpt2-size.json
+	for base in builtin gpt2-size; do for precision in fp32 bf16; do \
+		$(BIN)/python benchmarks/serving.py --base $$base --precision $$precision \
+			--out benchmarks/results/serving-$$base-$$precision.json || exit 1; done; done
 
 clean: ## remove the environment and caches, but not runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -129,6 +129,9 @@ class Finetuning:
                 Variant(name, precision, partial(run_in_new_process, work, precision), reference)
                 for name, work, reference in works
             ]
+        if resolve_compute("auto", "auto").device.type == "cpu":
+            int8 = partial(run_in_new_process, self.colakit, "int8")
+            variants.append(Variant("colakit, int8", "int8", int8, REFERENCE))
         return variants
 
     def colakit(self, precision: str) -> dict[str, float]:

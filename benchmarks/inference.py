@@ -37,8 +37,9 @@ from workspaces import SHAPES, Workspace, make_workspace, random_student
 
 from colakit.data.corpora import COLA_LABELS
 from colakit.data.tokenizer import SentenceTokenizer
-from colakit.export.files import write_common, write_onnx
+from colakit.export.files import write_common, write_onnx, write_quantized
 from colakit.export.prepare import prepare
+from colakit.export.quantize import DYNAMIC
 from colakit.inference.classifier import SentenceClassifier
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.onnx_predictor import OnnxPredictor
@@ -56,6 +57,9 @@ TEACHER, TEACHER_FP32 = "teacher, colakit", "teacher, colakit, fp32"
 TEACHER_TRANSFORMERS = "teacher, transformers"
 MEDIAN = Metric("p50_ms", "ms, median")
 P99 = Metric("p99_ms", "ms, 99th percentile")
+MEDIAN_CPU = Metric("p50_cpu_ms", "ms of CPU time, median")
+CPU_RATE = Metric("sentences_per_cpu_second", "sentences per CPU second", higher_is_better=True)
+SIZE = Metric("megabytes", "MB")
 BATCH_SIZE = 128  # of transformers, and of the warm-up
 WARM_UP = 5  # single sentences that are not measured
 
@@ -104,10 +108,11 @@ class Inference:
         self.student_file = scratch / "student.pt"
         base, compute = workspace.base, resolve_compute("auto", "auto")
         random_student(base, **sizes).save(self.student_file)
+        self.onnx_files = onnx_students(random_student(base, **sizes), scratch / "exported")
         self.labellers: dict[str, Callable[[Sequence[str]], object]] = {
             STUDENT: StudentPredictor(self.student_file),
             STUDENT_TORCH: Predictor(random_student(base, **sizes), compute),
-            **onnx_students(random_student(base, **sizes), scratch / "exported"),
+            **{name: OnnxPredictor(path) for name, path in self.onnx_files.items()},
             TEACHER: Predictor(random_teacher(base), compute),
         }
         if auto_precision() == "bf16":
@@ -120,6 +125,7 @@ class Inference:
         """Return the tables of single sentences, many sentences, and the whole command."""
         single, many = self.variants(self.label_singly), self.variants(self.label_together)
         latencies, rates = run_alternating(single, repeats), run_alternating(many, repeats)
+        files = [Variant(name, "fp32", partial(self.file_size, name)) for name in (STUDENT, *self.onnx_files)]
         command = [Variant("colakit predict, student, a file", "fp32", self.predict)]
         one_title = "One sentence at a time, from text to label"
         many_title, target = "Many sentences, from text to label", "100 times the teacher's rate"
@@ -128,7 +134,10 @@ class Inference:
         return [
             student(one_title, single, latencies, MEDIAN, target="student p50 below 1 ms"),
             student(one_title, single, latencies, P99),
+            student(one_title, single, latencies, MEDIAN_CPU),
             student(many_title, many, rates, SENTENCE_RATE, target=target),
+            student(many_title, many, rates, CPU_RATE),
+            measure("The student's file", files, 1, SIZE),
             measure(command_title, command, min(repeats, 3), SENTENCE_RATE),
         ]
 
@@ -147,21 +156,28 @@ class Inference:
 
     def label_singly(self, name: str) -> dict[str, float]:
         """Label sentences one at a time."""
-        label, times = self.labellers[name], []
+        label, times, cpu_times = self.labellers[name], [], []
         for sentence in self.sentences(self.load.singles + WARM_UP):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             label([sentence])
+            cpu_times.append(1000 * (time.process_time() - cpu_began))
             times.append(1000 * (time.perf_counter() - began))
         p50, p99 = np.percentile(times[WARM_UP:], [50, 99])
-        return {MEDIAN.key: float(p50), P99.key: float(p99)}
+        cpu = float(np.median(cpu_times[WARM_UP:]))
+        return {MEDIAN.key: float(p50), P99.key: float(p99), MEDIAN_CPU.key: cpu}
 
     def label_together(self, name: str) -> dict[str, float]:
         """Label many sentences in one call."""
         sentences = self.sentences(self.load.student if name in STUDENTS else self.load.teacher)
         self.labellers[name](sentences[:BATCH_SIZE])
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         self.labellers[name](sentences)
-        return {SENTENCE_RATE.key: len(sentences) / (time.perf_counter() - began)}
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        return {SENTENCE_RATE.key: len(sentences) / seconds, CPU_RATE.key: len(sentences) / cpu_seconds}
+
+    def file_size(self, name: str) -> dict[str, float]:
+        """Return the size of a student's file."""
+        return {SIZE.key: self.onnx_files.get(name, self.student_file).stat().st_size / 1e6}
 
     def predict(self) -> dict[str, float]:
         """Label a file with `colakit predict`."""
@@ -184,16 +200,14 @@ def random_teacher(base: Path) -> SentenceClassifier:
     return SentenceClassifier(model, SentenceTokenizer.from_base(base), COLA_LABELS, 1024, lora=lora)
 
 
-def onnx_students(student: SentenceClassifier, folder: Path) -> dict[str, OnnxPredictor]:
-    """Export a student to ONNX, in fp32 and int8, and return a predictor of each file."""
+def onnx_students(student: SentenceClassifier, folder: Path) -> dict[str, Path]:
+    """Export a student to ONNX, in fp32 and int8, and return the files."""
     folder.mkdir()
     prepared = prepare(student)
     write_common(prepared, folder)
     write_companion(folder, prepared.classifier.companion())
-    files = write_onnx(prepared, folder, ["int8"])
-    return dict(
-        zip((STUDENT_ONNX, STUDENT_INT8), (OnnxPredictor(folder / name) for name in files), strict=True)
-    )
+    fp32, graph = write_onnx(prepared, folder)
+    return {STUDENT_ONNX: folder / fp32, STUDENT_INT8: folder / write_quantized(graph, folder, DYNAMIC)}
 
 
 class TransformersTeacher:

@@ -1,7 +1,9 @@
 """`colakit serve` under load: 1, 8 and 64 adapters, PEFT's mixed batch behind the same server, students.
 
-    python benchmarks/serving.py --base builtin
-    python benchmarks/serving.py --base gpt2-size
+    python benchmarks/serving.py --base builtin --precision bf16
+    python benchmarks/serving.py --base gpt2-size --precision bf16
+
+A student is served as its run folder and as the int8 file that `colakit export` makes of it.
 
 Every server is a process of its own. Variants of one server alternate, and each value is the median over the
 repeats. Besides the wall clock the tables have sentences per second of the server's processor time, which
@@ -70,7 +72,12 @@ def write_models(folder: Path, base: str) -> None:
         write_companion(folder / "adapters" / f"a{number}", classifier.companion())
     rnn = RNNConfig(vocab_size=tokenizer.vocab_size, num_labels=2)
     (folder / "student").mkdir()
-    SentenceClassifier(DistilRNN(rnn), tokenizer, LABELS, 128, 0.5).save(folder / "student" / "ckpt.pt")
+    origin = {"command": "distill", "base": "builtin"}
+    student = SentenceClassifier(DistilRNN(rnn), tokenizer, LABELS, 128, 0.5, origin=origin)
+    student.save(folder / "student" / "ckpt.pt")
+    words = ["export", folder / "student", "--out", folder / "exported", "--format", "onnx"]
+    words += ["--data", "builtin", "--split", "id_dev", "--quiet"]
+    subprocess.run([sys.executable, "-m", "colakit", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
 # -- the rival: PEFT's mixed batch behind the same HTTP server
@@ -218,27 +225,24 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     colakit = [sys.executable, "-m", "colakit", "serve", "--port", str(options.port), "--quiet"]
     common = {"clients": options.clients, "seconds": options.seconds}
     precisions = ["--precision", options.precision]
-    first = [*colakit, *precisions, f"a0={folder / 'adapters' / 'a0'}"]
-    with server(first, options.port) as pid:
-        alone = resident(pid)
-    everything = [
-        *colakit,
-        *precisions,
-        "--adapter-dir",
-        str(folder / "adapters"),
+    students = [
         f"student={folder / 'student'}",
+        f"student-int8={folder / 'exported' / 'onnx' / 'model_quantized.onnx'}",
     ]
+    with server([*colakit, *precisions, f"a0={folder / 'adapters' / 'a0'}", *students], options.port) as pid:
+        alone = resident(pid)
+    everything = [*colakit, *precisions, "--adapter-dir", str(folder / "adapters"), *students]
     with server(everything, options.port) as pid:
         files = [path.stat().st_size for path in folder.glob("adapters/*/adapter_model.safetensors")]
         results["memory"] = {
             "adapter_file_bytes": files[0],
             "adapter_memory_bytes": (resident(pid) - alone) / (len(files) - 1),
-            "process_mib": resident(pid) / 2**20,
+            "process_mib": {"1 adapter": alone / 2**20, f"{len(files)} adapters": resident(pid) / 2**20},
         }
         counts = (1, 8, NUM_ADAPTERS)
         rows: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
         for count in counts:
-            measure(pid, options.port, Bodies(names[:count]), clients=options.clients, seconds=1)
+            measure(pid, options.port, Bodies(names[:count]), clients=options.clients, seconds=0.5)
         for _ in range(options.repeats):
             for count in counts:
                 rows[count].append(measure(pid, options.port, Bodies(names[:count]), **common))
@@ -257,13 +261,12 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "p50_ms": half.percentile(50),
             "p99_ms": half.percentile(99),
         }
-        student = Bodies(["student"], 64)
-        results["student"] = median_of(
-            [
-                measure(pid, options.port, student, clients=4, seconds=options.seconds)
+        for name in ("student", "student-int8"):
+            values = [
+                measure(pid, options.port, Bodies([name], 64), clients=8, seconds=options.seconds)
                 for _ in range(options.repeats)
             ]
-        )
+            results[name] = median_of(values)
     rival = [sys.executable, __file__, "--serve-peft", str(folder), "--base", options.base]
     rival += ["--port", str(options.port), "--precision", options.precision]
     with server(rival, options.port) as pid:
@@ -272,7 +275,17 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 measure(pid, options.port, Bodies(names[:count]), **common) for _ in range(options.repeats)
             ]
             results.setdefault("PEFT", {})[f"{count} adapters"] = median_of(values)
+    results["by processor time"] = ratios(results)
     return {**results, "load average at the end": os.getloadavg()}
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    """Return the throughput of mixed adapters relative to one adapter and to PEFT."""
+    rates = {name: row["sentences_per_processor_second"] for name, row in results["colakit"].items()}
+    peft = {name: row["sentences_per_processor_second"] for name, row in results["PEFT"].items()}
+    relative = {f"{name} / one": rates[name] / rates["1 adapters"] for name in peft}
+    relative |= {f"{name} / PEFT": rates[name] / rate for name, rate in peft.items()}
+    return {name: round(ratio, 2) for name, ratio in relative.items()}
 
 
 def main() -> None:

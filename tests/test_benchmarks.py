@@ -24,7 +24,7 @@ PARTS = {  # number of tables, and a reference row
     "commands": (2, "colakit finetune"),
     "students": (1, "colakit, defaults"),
     "distilling": (1, "colakit distill, 1 epochs"),
-    "inference": (4, "student"),
+    "inference": (7, "student"),
     "startup": (1, "colakit --help"),
 }
 

@@ -21,6 +21,7 @@ from colakit.export.files import (
     new_folder,
     write_common,
     write_onnx,
+    write_quantized,
     write_tokenizer,
     write_weights,
 )
@@ -28,6 +29,7 @@ from colakit.export.graph import EXTRA
 from colakit.export.parity import Comparison, ParityReport, answers_of, transformers_answers
 from colakit.export.peft_adapter import carried_base, lora_updates, peft_answers, write_lora
 from colakit.export.prepare import PreparedModel, prepare
+from colakit.export.quantize import Recipe, recipes
 from colakit.inference.classifier import SentenceClassifier, load_classifier, read_origin
 from colakit.inference.decisions import probabilities, require_labels
 from colakit.inference.numpy_predictor import StudentPredictor
@@ -69,7 +71,8 @@ def export(
 
     Args:
         run: run folder, `ckpt.pt` or adapter folder.
-        quantize: `int8`, `int4`: further ONNX files with smaller weights.
+        quantize: `int8`, `int4`: further ONNX files with smaller weights, by the first of the ways for the
+            model (`recipes`) that keeps the answers.
         fold_threshold: move the threshold into a bias, so that argmax decides as it does.
         licence: of the model card; by default that of the base.
         push: OWNER/NAME of the hub, to which the folder is uploaded.
@@ -103,11 +106,11 @@ def export(
     comparison = _own(run, original, prepared, split)
     with new_folder(session.out) as folder:
         if gpt is None:
-            _write(prepared, folder, kind, quantize, comparison)
+            _write(session, prepared, folder, kind, quantize, comparison)
         else:
             prepared = _write_peft(session, prepared, gpt, folder, comparison)
         report = comparison.report()
-        print_tables([report.table()], session.reporter)
+        print_tables(report.tables(), session.reporter)
         report.check()
         content = _companion(prepared, original, report)
         write_companion(folder, content)
@@ -154,9 +157,16 @@ def _own(run: str, original: SentenceClassifier, prepared: PreparedModel, split:
 
 
 def _write(
-    prepared: PreparedModel, folder: Path, kind: Format, quantize: Sequence[str], comparison: Comparison
+    session: Session,
+    prepared: PreparedModel,
+    folder: Path,
+    kind: Format,
+    quantize: Sequence[str],
+    comparison: Comparison,
 ) -> None:
     """Write the files of the model, and compare each with the run."""
+    model = prepared.classifier.model
+    family = model.config.family if isinstance(model, GPTClassifier) else None
     write_common(prepared, folder)
     write_companion(folder, prepared.classifier.companion())  # `OnnxPredictor` reads the decision rule
     if kind != "onnx":
@@ -166,11 +176,27 @@ def _write(
             if name == TRANSFORMERS_FILE
             else answers_of(StudentPredictor(folder))
         )
-        comparison.add(name, (folder / name).stat().st_size, answer, exact=True)
+        comparison.add(name, (folder / name).stat().st_size, answer)
     if kind != "transformers":
-        for name, exact in write_onnx(prepared, folder, quantize).items():
-            path = folder / name
-            comparison.add(name, path.stat().st_size, answers_of(OnnxPredictor(path)), exact=exact)
+        name, graph = write_onnx(prepared, folder)
+        comparison.add(name, (folder / name).stat().st_size, answers_of(OnnxPredictor(folder / name)))
+        for each in quantize:
+            _write_quantized(session, graph, folder, recipes(each, family), comparison)
+
+
+def _write_quantized(
+    session: Session, graph: Any, folder: Path, choices: Sequence[Recipe], comparison: Comparison
+) -> None:
+    """Write the first of the recipes whose answers are near enough to the run's, or the last."""
+    for recipe, other in zip(choices, [*choices[1:], None], strict=True):
+        name = write_quantized(graph, folder, recipe)
+        path = folder / name
+        parity = comparison.add(name, path.stat().st_size, answers_of(OnnxPredictor(path)), recipe.name)
+        fault = comparison.report().fault(parity)
+        if fault is None or other is None:
+            return
+        session.reporter.say(f"{recipe.name}: {fault}; trying {other.name}")
+        comparison.files.pop()
 
 
 def _write_peft(
@@ -190,7 +216,7 @@ def _write_peft(
     origin["base_fingerprint"] = base_fingerprint(load_gpt(base_folder))
     prepared = replace(prepared, classifier=replace(prepared.classifier, origin=origin))
     path = folder / "adapter_model.safetensors"
-    comparison.add(path.name, path.stat().st_size, peft_answers(folder), exact=True)
+    comparison.add(path.name, path.stat().st_size, peft_answers(folder))
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     session.reporter.say(f"adapter of rank up to {rank}, {size}; trained norms need the full rank of a layer")
     return prepared
@@ -242,7 +268,7 @@ def _facts(
         temperature=original.temperature,
         folded=prepared.folded_threshold is not None,
         library=LIBRARIES[kind] if is_gpt else "onnx",
-        parity=comparison.report().table(),
+        parity=comparison.report().tables(),
     )
 
 

@@ -78,15 +78,19 @@ class Session:
         from colakit.runtime.device import resolve_compute
         from colakit.runtime.distributed import local_rank
 
-        return resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
+        compute = resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
+        return self._with_kernels(compute) if compute.int8 else compute
 
     @cached_property
     def gpt_training_compute(self) -> Compute:
         """Device and precision for training a GPT: with CPU kernels, compiled on first use, if enabled."""
+        return self._with_kernels(self.compute)
+
+    def _with_kernels(self, compute: Compute) -> Compute:
         if not self.dry_run:
-            return self.compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
+            return compute.with_kernels(self.settings.cpu_kernels, self.cache_folder / "native")
         with TemporaryDirectory() as folder:  # a dry run measures with kernels, and leaves no file
-            return self.compute.with_kernels(self.settings.cpu_kernels, Path(folder))
+            return compute.with_kernels(self.settings.cpu_kernels, Path(folder))
 
     def load_corpus(
         self, data: DataSettings | None = None, *, before_fetch: Callable[[], object] = lambda: None

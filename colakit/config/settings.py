@@ -61,14 +61,14 @@ class Settings(Section):
         description="Token before a sentence or text; null: <|endoftext|> if the base has it, else BOS.",
     )
     device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Precision of matrix products and frozen weights; auto: bf16 where it is faster, but "
-        "fp32 for predictions of students and for minimal pairs.",
+        "fp32 for predictions of students and for minimal pairs; int8: frozen linear layers, on a CPU.",
     )
     cpu_kernels: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Train on a CPU with C kernels compiled on this machine; auto: on Linux with a compiler.",
+        description="Train and serve on a CPU with C kernels compiled here; auto: on Linux with a compiler.",
     )
     cuda_graphs: Literal["auto", "never"] = Field(
         "never",

@@ -150,7 +150,7 @@ class Teacher:
         return model.config.width
 
     def _key(self, split: Split) -> dict[str, Any]:
-        dtype = str(self.compute.dtype)
+        dtype = f"{'int8, ' if self.compute.int8 else ''}{self.compute.dtype}"
         return {"teacher": self.fingerprint, "data": split.fingerprint(), "dtype": dtype}
 
     def base(self, given: str | None) -> str:

@@ -55,7 +55,7 @@ class CardFacts:
     temperature: float
     folded: bool
     library: str
-    parity: Table
+    parity: Sequence[Table]
 
 
 def base_licence(base: str | None, given: str | None) -> str:
@@ -129,7 +129,7 @@ def _body(facts: CardFacts) -> str:
     metrics, calibration = facts.metrics, facts.calibration
     accuracy = _interval(metrics.accuracy, facts.intervals["accuracy_interval"], 100, 2)
     mcc = _interval(metrics.mcc, facts.intervals["mcc_interval"], 1, 3)
-    base = f", tuned from `{Path(facts.base).name}`" if facts.base else ""
+    base = f", base `{Path(facts.base).name}`" if facts.base else ""
     if facts.threshold is None:
         rule = "The most probable label is predicted."
     else:
@@ -145,7 +145,7 @@ def _body(facts: CardFacts) -> str:
         f"- {name} over {each['seeds']} seeds: {each['mean']:.3f} ± {each['sd']:.3f}"
         for name, each in facts.seeds.items()
     ]
-    parity, columns, rows = facts.parity
+    (parity, columns, rows), (_, speed_columns, speeds) = facts.parity
     lines = [
         f"# {facts.name}",
         "",
@@ -173,6 +173,8 @@ def _body(facts: CardFacts) -> str:
         f"{parity}; `colakit` is the trained run itself, on one CPU.",
         "",
         *markdown_rows(columns, rows),
+        "",
+        *markdown_rows(speed_columns, speeds),
         "",
         "## Limits",
         "",

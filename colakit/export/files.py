@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from colakit.data.tokenizer import save_tokenizer
 from colakit.errors import ColakitError
 from colakit.export.gpt_graph import gpt_graph
 from colakit.export.prepare import PreparedModel
-from colakit.export.quantize import FILES, quantize
+from colakit.export.quantize import FILES, Recipe, quantize
 from colakit.export.student_graph import student_graph
 from colakit.inference.onnx_predictor import ONNX_FOLDER, ONNX_NAME
 from colakit.models.gpt.model import GPTClassifier
@@ -89,23 +89,24 @@ def write_weights(prepared: PreparedModel, folder: Path) -> str:
     return STUDENT_NAME
 
 
-def write_onnx(prepared: PreparedModel, folder: Path, kinds: Sequence[str]) -> dict[str, bool]:
-    """Write the ONNX files; return path in the folder -> whether its weights are fp32."""
+def write_onnx(prepared: PreparedModel, folder: Path) -> tuple[str, Any]:
+    """Write the fp32 ONNX file and web/; return its path in the folder, and the ONNX model."""
     model = prepared.classifier.model
     if isinstance(model, GPTClassifier):
         graph = gpt_graph(model, prepared.shift)
     else:
         graph = student_graph(model.config, {k: v.numpy() for k, v in model.state_dict().items()})
-    written = {f"{ONNX_FOLDER}/{ONNX_NAME}": True}
-    (folder / ONNX_FOLDER).mkdir()
-    _save(graph, folder / ONNX_FOLDER / ONNX_NAME)
-    for kind in kinds:
-        _save(quantize(graph, kind), folder / ONNX_FOLDER / FILES[kind])
-        written[f"{ONNX_FOLDER}/{FILES[kind]}"] = False
     shutil.copytree(WEB, folder / "web")
-    return written
+    (folder / ONNX_FOLDER).mkdir()
+    return _save(graph, folder, ONNX_NAME), graph
 
 
-def _save(graph: Any, path: Path) -> None:
-    with replacing(path) as temporary:
+def write_quantized(graph: Any, folder: Path, recipe: Recipe) -> str:
+    """Write an ONNX model with smaller weights; return its path in the folder."""
+    return _save(quantize(graph, recipe), folder, FILES[recipe.kind])
+
+
+def _save(graph: Any, folder: Path, name: str) -> str:
+    with replacing(folder / ONNX_FOLDER / name) as temporary:
         temporary.write_bytes(graph.SerializeToString())
+    return f"{ONNX_FOLDER}/{name}"

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width, C classes.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -66,6 +67,7 @@ def gpt_graph(model: GPTClassifier, bias: Tensor | None = None) -> Any:
     onnx_model = program.model_proto
     onnx_model.ir_version = IR_VERSION
     _name_dimensions(onnx_model)
+    _name_products(onnx_model)
     return onnx_model
 
 
@@ -77,6 +79,17 @@ def _name_dimensions(model: Any) -> None:
         ):
             if dimension.dim_param:
                 dimension.dim_param = name
+
+
+def _name_products(model: Any) -> None:
+    """Name the products with weights after their modules, and drop the exporter's notes, which hold paths."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        scopes = {each.key: each.value for each in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
+        if scopes is not None and node.op_type in ("MatMul", "Gemm") and constants & set(node.input):
+            node.name = ast.literal_eval(scopes)[-2]
+    for each in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del each.metadata_props[:]
 
 
 @contextlib.contextmanager

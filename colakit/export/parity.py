@@ -26,11 +26,11 @@ from colakit.inference.decisions import predict_labels
 from colakit.inference.onnx_predictor import BATCH_TOKENS
 from colakit.inference.sentence_predictor import SentencePredictor
 
+FP32 = "fp32"
 MAX_DIFFERENCE = 1e-3  # of a logit, in an fp32 file
 MAX_FLIPPED = {True: 0.001, False: 0.02}  # is the file fp32? -> share of the answers
 MAX_MCC_CHANGE = 0.02
 NUM_TIMED = 100  # sentences that are timed one by one
-COLUMNS = ["file", "MB", "max |Δ logit|", "flipped", "MCC", "argmax MCC", "ms", "sentences/s"]
 
 Logits = NDArray[np.float32]
 Answer = Callable[[Sequence[str]], Logits]
@@ -43,7 +43,7 @@ class FileParity:
 
     Attributes:
         file: its path in the exported folder; `colakit` for the run itself.
-        exact: whether its weights are fp32.
+        weights: how they are stored: `fp32`, or a name of `quantize`.
         size: bytes.
         max_difference: largest difference of a logit; of the run itself 0.
         flipped: number of sentences that get another label.
@@ -54,7 +54,7 @@ class FileParity:
     """
 
     file: str
-    exact: bool
+    weights: str
     size: int
     max_difference: float
     flipped: int
@@ -77,46 +77,50 @@ class ParityReport:
         """Return the report as plain data."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """Return a row for the run, and one for each file."""
+    def tables(self) -> list[Table]:
+        """Return the answers and the speed, with a row for the run and one for each file."""
+        answers, speed = [], []
+        for each in self.files:
+            difference, mcc = f"{each.max_difference:.1e}", f"{each.mcc:.3f}"
+            answers.append([each.file, difference, f"{each.flipped:,}", mcc, f"{each.argmax_mcc:.3f}"])
+            size, time_of_one = f"{each.size / 1e6:.2f}", f"{each.milliseconds:.2f}"
+            speed.append([each.file, each.weights, size, time_of_one, f"{each.sentences_per_second:,.0f}"])
         title = f"Parity on {self.split} ({self.num_sentences:,} sentences)"
-        return title, COLUMNS, [_row(each) for each in self.files]
+        return [
+            (title, ["file", "max |Δ logit|", "flipped", "MCC", "argmax MCC"], answers),
+            ("Size and time of one sentence", ["file", "weights", "MB", "ms", "sentences/s"], speed),
+        ]
 
     def check(self) -> None:
         """Raise `ColakitError` if a file answers too differently from the run."""
-        own = self.files[0]
         for each in self.files[1:]:
-            flipped, change = each.flipped / self.num_sentences, abs(each.mcc - own.mcc)
-            limits = [f"at most {100 * MAX_FLIPPED[each.exact]:g} % of the answers may flip"]
-            fits = flipped <= MAX_FLIPPED[each.exact]
-            if each.exact:
-                limits.append(f"a logit may differ by {MAX_DIFFERENCE:g}")
-                fits &= each.max_difference <= MAX_DIFFERENCE
-            else:
-                limits.append(f"MCC may change by {MAX_MCC_CHANGE:g}")
-                fits &= change <= MAX_MCC_CHANGE
-            if not fits:
+            if (fault := self.fault(each)) is not None:
+                repair = (
+                    "Report this fault." if each.weights == FP32 else "--quantize none exports fp32 only."
+                )
                 raise ColakitError(
-                    f"{each.file}: {each.flipped:,} of {self.num_sentences:,} answers flipped "
-                    f"({100 * flipped:.2f} %), MCC {own.mcc:.3f} became {each.mcc:.3f}, the largest "
-                    f"difference of a logit is {each.max_difference:.2g}; {', and '.join(limits)}",
-                    hint="Nothing was written. "
-                    + ("Report this fault." if each.exact else "--quantize none exports fp32 only."),
-                    exit_code=EXIT_FAILED,
+                    f"{each.file}: {fault}", hint=f"Nothing was written. {repair}", exit_code=EXIT_FAILED
                 )
 
-
-def _row(parity: FileParity) -> list[str]:
-    return [
-        parity.file,
-        f"{parity.size / 1e6:.2f}",
-        f"{parity.max_difference:.1e}",
-        f"{parity.flipped:,}",
-        f"{parity.mcc:.3f}",
-        f"{parity.argmax_mcc:.3f}",
-        f"{parity.milliseconds:.2f}",
-        f"{parity.sentences_per_second:,.0f}",
-    ]
+    def fault(self, file: FileParity) -> str | None:
+        """Return how far a file's answers are from the run's, or None if near enough."""
+        own, is_fp32 = self.files[0], file.weights == FP32
+        flipped, change = file.flipped / self.num_sentences, abs(file.mcc - own.mcc)
+        limits = [f"at most {100 * MAX_FLIPPED[is_fp32]:g} % of the answers may flip"]
+        fits = flipped <= MAX_FLIPPED[is_fp32]
+        if is_fp32:
+            limits.append(f"a logit may differ by {MAX_DIFFERENCE:g}")
+            fits &= file.max_difference <= MAX_DIFFERENCE
+        else:
+            limits.append(f"MCC may change by {MAX_MCC_CHANGE:g}")
+            fits &= change <= MAX_MCC_CHANGE
+        if fits:
+            return None
+        return (
+            f"{file.flipped:,} of {self.num_sentences:,} answers flipped ({100 * flipped:.2f} %), "
+            f"MCC {own.mcc:.3f} became {file.mcc:.3f}, the largest difference of a logit is "
+            f"{file.max_difference:.2g}; {', and '.join(limits)}"
+        )
 
 
 class Comparison:
@@ -143,14 +147,15 @@ class Comparison:
         self.expected = prepared.expected(logits)
         self.calibrated = logits / np.float32(temperature)
         self.answers = predict_labels(logits, threshold, temperature)
-        self.files = [self._parity("colakit", True, own_size, logits, self.answers, 0.0, timing)]
+        self.files = [self._parity("colakit", FP32, own_size, logits, self.answers, 0.0, timing)]
 
-    def add(self, file: str, size: int, answer: Answer, *, exact: bool) -> None:
+    def add(self, file: str, size: int, answer: Answer, weights: str = FP32) -> FileParity:
         """Measure a file of the exported folder."""
         logits, timing = _timed(answer, list(self.split.sentences))
         labels = predict_labels(logits, self.prepared.classifier.threshold)
         difference = float(np.abs(logits - self.expected).max(initial=0.0))
-        self.files.append(self._parity(file, exact, size, logits, labels, difference, timing))
+        self.files.append(self._parity(file, weights, size, logits, labels, difference, timing))
+        return self.files[-1]
 
     def report(self) -> ParityReport:
         """Return the report on all files so far."""
@@ -159,7 +164,7 @@ class Comparison:
     def _parity(
         self,
         file: str,
-        exact: bool,
+        weights: str,
         size: int,
         logits: Logits,
         labels: NDArray[np.int64],
@@ -168,7 +173,7 @@ class Comparison:
     ) -> FileParity:
         return FileParity(
             file=file,
-            exact=exact,
+            weights=weights,
             size=size,
             max_difference=difference,
             flipped=int((labels != self.answers).sum()),

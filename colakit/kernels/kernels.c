@@ -1,78 +1,11 @@
-/* Operations of a CPU training step other than its large matrix products, each in one pass over memory.
+/* GELU, cross-entropy, residual dropout, attention and low-rank updates, each in one pass over memory.
  *
- * Plain C for the compiler to vectorise. `colakit/kernels/native.py` compiles it once per tensor dtype: `real` is
- * float, or bf16 with -DBF16. All sums are in fp32. Results do not depend on the number of threads.
- *
- * Letters: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
+ * Letters: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head, R rank.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "kernels.h"
 
-#define LANES 16                 /* floats per step of an inner loop: one AVX-512 register, or two of AVX2 */
-#define MAX_TOKENS 64           /* of attention, which needs up to 180 KB of stack per thread */
-#define MAX_HEAD_WIDTH 128
+#define MAX_TOKENS 64 /* of attention, which needs up to 180 KB of stack per thread */
 #define ROUND_UP(n, step) (((n) + (step) - 1) / (step) * (step))
-
-/* -- types -------------------------------------------------------------------------------------------------- */
-
-#ifdef BF16
-typedef uint16_t real;
-
-static inline float load(real stored) {
-    uint32_t bits = (uint32_t)stored << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline real store(float value) { /* round to nearest, ties to even; keeps the NaNs that processors make */
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (real)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-#else
-typedef float real;
-
-static inline float load(real stored) { return stored; }
-
-static inline real store(float value) { return value; }
-#endif
-
-/* -- functions of one number -------------------------------------------------------------------------------- */
-
-/* e^x with a relative error of 5e-7; x is clamped to ±87. Computed as 2^n·e^r with |r| ≤ ln(2)/2, and e^r by its
- * Taylor series. */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x; /* keeps NaN */
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.69314718f;
-    float series = 1.0f + r * (1.0f + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720.0f)))));
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return power * series;
-}
-
-/* 32 random bits for an element, a function of the 64-bit seed and the element's index: two rounds of a hash
- * ("lowbias32", C. Wellons, 2018). Seeds must be random: two that differ by k in their low half give the same
- * sequence, shifted by k elements. */
-static inline uint32_t mix(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    return x ^ (x >> 16);
-}
-
-static inline uint32_t draw(uint64_t seed, uint32_t element) {
-    return mix(mix(element + (uint32_t)seed) ^ (uint32_t)(seed >> 32));
-}
-
-/* 1/(1-p) where the element is kept and 0 where it is dropped; `level` is p·2^32. */
-static inline float kept(uint64_t seed, uint32_t element, uint32_t level, float scale) {
-    return draw(seed, element) >= level ? scale : 0.0f;
-}
 
 /* -- GELU --------------------------------------------------------------------------------------------------- */
 
@@ -134,9 +67,69 @@ void add_dropped_backward(const float *grad, real *grad_branch, int64_t count, u
         grad_branch[i] = store(grad[i] * kept(seed, (uint32_t)i, level, scale));
 }
 
-/* -- attention over a few tokens ---------------------------------------------------------------------------- */
+/* -- low-rank products of many adapters --------------------------------------------------------------------- */
 
-typedef float lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* GCC and clang */
+#define ROWS 4 /* computed together, so that each element of the factors is read once for them */
+#define CHUNK 512 /* elements of each row that are converted to fp32 at a time; a multiple of LANES */
+#define MAX_RANK 256
+
+typedef struct {
+    int64_t start, stop, rank; /* R ≤ MAX_RANK */
+    const real *down, *up;     /* (R, inputs) and (R, outputs) */
+} Group;
+
+/* inner[r, i] = down[r] · x[i], for `rows` ≤ ROWS rows of x (rows, inputs). */
+static void multiply_down(const Group *group, const real *x, int64_t rows, int64_t inputs, float *inner) {
+    float converted[ROWS * CHUNK] = {0};
+    memset(inner, 0, sizeof(float) * (size_t)(group->rank * ROWS));
+    for (int64_t first = 0; first < inputs; first += CHUNK) {
+        int64_t length = inputs - first < CHUNK ? inputs - first : CHUNK;
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t d = 0; d < length; d++) converted[i * CHUNK + d] = load(x[i * inputs + first + d]);
+        for (int64_t r = 0; r < group->rank; r++) {
+            lanes sums[ROWS] = {{0}};
+            for (int64_t d = 0; d < length; d += LANES) {
+                lanes factor = load_lanes(group->down + r * inputs + first + d);
+                for (int i = 0; i < ROWS; i++) sums[i] += factor * *(const lanes *)(converted + i * CHUNK + d);
+            }
+            for (int i = 0; i < ROWS; i++) inner[r * ROWS + i] += sum_of(sums[i]);
+        }
+    }
+}
+
+/* y[i] += Σ inner[r, i]·up[r] over R, for `rows` ≤ ROWS rows of y (rows, outputs). */
+static void multiply_up(const Group *group, const float *inner, int64_t rows, int64_t outputs, real *y) {
+    for (int64_t d = 0; d < outputs; d += LANES) {
+        lanes sums[ROWS] = {{0}};
+        for (int64_t r = 0; r < group->rank; r++) {
+            lanes factor = load_lanes(group->up + r * outputs + d);
+            for (int i = 0; i < ROWS; i++) sums[i] += inner[r * ROWS + i] * factor;
+        }
+        for (int64_t i = 0; i < rows; i++) {
+            float *sum = (float *)&sums[i];
+            for (int lane = 0; lane < LANES; lane++) {
+                real *to = y + i * outputs + d + lane;
+                *to = store(load(*to) + sum[lane]);
+            }
+        }
+    }
+}
+
+/* y[n] += (x[n]·downᵀ)·up for the rows n of each group, start (inclusive) to stop (exclusive); inputs and outputs are
+ * multiples of LANES. */
+void add_low_rank(const real *x, real *y, const Group *groups, int64_t num_groups, int64_t inputs, int64_t outputs,
+                  int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t g = 0; g < num_groups; g++)
+        for (int64_t n = groups[g].start; n < groups[g].stop; n += ROWS) {
+            int64_t rows = groups[g].stop - n < ROWS ? groups[g].stop - n : ROWS;
+            float inner[MAX_RANK * ROWS];
+            multiply_down(groups + g, x + n * inputs, rows, inputs, inner);
+            multiply_up(groups + g, inner, rows, outputs, y + n * outputs);
+        }
+}
+
+/* -- attention over a few tokens ---------------------------------------------------------------------------- */
 
 typedef struct {
     int64_t heads, width; /* H and D; D ≤ MAX_HEAD_WIDTH, a multiple of 4·LANES */
@@ -178,9 +171,7 @@ static void times(const float *one, const float *other, const Attention *a, floa
             lanes sums = {0};
             for (int64_t d = 0; d < a->width; d += LANES)
                 sums += *(const lanes *)(one + i * a->width + d) * *(const lanes *)(other + j * a->width + d);
-            float sum = 0;
-            for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
-            products[j] = sum;
+            products[j] = sum_of(sums);
         }
     }
 }

@@ -1,9 +1,10 @@
-"""C kernels for the operations of a CPU training step other than its large matrix products.
+"""C kernels for the operations on a CPU other than large matrix products.
 
-`kernels.c` is compiled with the system's compiler on first use, in about a second, and cached. Each kernel
+`SOURCES` are compiled with the system's compiler on first use, in about a second, and cached. Each kernel
 has a torch counterpart in `colakit.kernels`, used on machines without a compiler.
 
-Shapes: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head.
+Shapes: B batch, N tokens of all its sentences, T tokens of one, H heads, D width of a head, R rank, D_in and
+D_out of a linear layer.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from colakit.utils.files import replacing
 
-SOURCE = Path(__file__).with_name("kernels.c")
+HEADER = Path(__file__).with_name("kernels.h")
+SOURCES = tuple(HEADER.with_name(name) for name in ("kernels.c", "llama.c", "int8.c"))
 FLAGS = [  # not -ffast-math: it assumes no NaN, and flushes the whole process's denormals to zero
     *("-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 ]
 MAX_TOKENS, MAX_HEAD_WIDTH = 64, 128  # of `attention`, as in kernels.c
 LANES = 16  # the head width must be a multiple of 4·LANES
+MAX_RANK, GROUP_ROWS = 256, 64  # of `add_low_rank`: as in kernels.c; rows of a thread's share
 MAX_ELEMENTS = 2**32  # dropout's element index is 32 bits
 BUILD_SECONDS = 120.0
 POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -42,8 +47,17 @@ SIGNATURES = {
     "cross_entropy_backward": (*[POINTER] * 4, *[INT64] * 2, INT),
     "add_dropped": (POINTER, POINTER, POINTER, INT64, *DROPOUT, INT),
     "add_dropped_backward": (POINTER, POINTER, INT64, *DROPOUT, INT),
+    "add_low_rank": (*[POINTER] * 3, *[INT64] * 3, INT),
     "attention": (*[POINTER] * 3, *[INT64] * 3, FLOAT, *DROPOUT, INT),
     "attention_backward": (*[POINTER] * 4, *[INT64] * 3, FLOAT, *DROPOUT, INT),
+    "rms_norm": (*[POINTER] * 4, *[INT64] * 2, FLOAT, INT),
+    "rms_norm_backward": (*[POINTER] * 6, *[INT64] * 2, INT),
+    "rotate_heads": (*[POINTER] * 6, *[INT64] * 4, INT),
+    "rotate_heads_backward": (*[POINTER] * 6, *[INT64] * 4, INT),
+    "swiglu": (*[POINTER] * 3, INT64, INT),
+    "swiglu_backward": (*[POINTER] * 5, INT64, INT),
+    "quantize_rows": (*[POINTER] * 4, *[INT64] * 3, INT),
+    "rescale": (*[POINTER] * 7, *[INT64] * 4, INT),
 }
 
 
@@ -76,6 +90,10 @@ class DropoutMask:
         return self.seed, level, 2**32 / (2**32 - level)
 
 
+LowRankGroup = tuple[Tensor, Tensor, int, int]
+"""Factors (R, D_in) and (R, D_out), first row, row after the last."""
+
+
 class Kernels:
     """The kernels for one dtype, compiled or loaded from `folder` on first use.
 
@@ -83,10 +101,11 @@ class Kernels:
         dtype: fp32 or bf16.
         compiler: GCC or clang.
         folder: cache of compiled libraries.
+        inference: use them without gradients, too.
     """
 
-    def __init__(self, dtype: torch.dtype, compiler: Path, folder: Path) -> None:
-        self.dtype, self.compiler, self.folder = dtype, compiler, folder
+    def __init__(self, dtype: torch.dtype, compiler: Path, folder: Path, *, inference: bool = False) -> None:
+        self.dtype, self.compiler, self.folder, self.inference = dtype, compiler, folder, inference
 
     # -- operations; all tensors are contiguous, and of `dtype` unless noted
 
@@ -135,6 +154,22 @@ class Kernels:
         counts = (grad.numel(), *mask.arguments, torch.get_num_threads())
         self.library.add_dropped_backward(*pointers(grad, grad_branch), *counts)
         return grad_branch
+
+    @staticmethod
+    def supports_low_rank(rank: int, inputs: int, outputs: int) -> bool:
+        """Return whether `add_low_rank` supports factors (R, D_in) and (R, D_out)."""
+        return rank <= MAX_RANK and inputs % LANES == outputs % LANES == 0
+
+    def add_low_rank(self, x: Tensor, y: Tensor, groups: Sequence[LowRankGroup]) -> None:
+        """Add (x·downᵀ)·up to the rows of y (N, D_out) of each group; x is (N, D_in)."""
+        table = [
+            (first, min(first + GROUP_ROWS, stop), len(down), *pointers(down, up))
+            for down, up, start, stop in groups
+            for first in range(start, stop, GROUP_ROWS)
+        ]
+        entries = np.array(table, dtype=np.int64)  # Group in kernels.c
+        counts = (len(table), x.shape[1], y.shape[1], torch.get_num_threads())
+        self.library.add_low_rank(*pointers(x, y), entries.ctypes.data, *counts)
 
     @staticmethod
     def supports_attention(batch: int, longest: int, heads: int, width: int) -> bool:
@@ -204,7 +239,8 @@ class Kernels:
         """Path of the library; its name hashes source, flags, compiler and processor."""
         compiler = self.compiler.stat()
         made_of = [
-            *(SOURCE.read_text(encoding="utf-8"), *self._flags()),
+            *(path.read_text(encoding="utf-8") for path in (HEADER, *SOURCES)),
+            *self._flags(),
             *(str(self.compiler), str(compiler.st_size), str(compiler.st_mtime_ns)),
             *(platform.machine(), _processor()),
         ]
@@ -220,7 +256,7 @@ class Kernels:
     def _build(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as temporary:
-            line = [str(self.compiler), *self._flags(), str(SOURCE), "-o", str(temporary), "-lm"]
+            line = [str(self.compiler), *self._flags(), *map(str, SOURCES), "-o", str(temporary), "-lm"]
             try:
                 made = subprocess.run(  # noqa: S603 - the user's own compiler, on our own source
                     line, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS, check=False
@@ -236,15 +272,17 @@ ACTIVE: ContextVar[Kernels | None] = ContextVar("ACTIVE", default=None)
 """Kernels of the current context, set by `colakit.runtime.device.Compute.autocast`."""
 
 
-def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """Return the active kernels for this device and dtype, None to use torch.
+def kernels_for(device: torch.device, dtype: torch.dtype | None = None) -> Kernels | None:
+    """Return the active kernels for this device and dtype (default: any), None to use torch.
 
-    Only training on a CPU uses them, so that predictions do not depend on a compiler.
+    Training on a CPU, the server and int8 use them; other predictions do not depend on a compiler.
     """
-    if device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return None
     kernels = ACTIVE.get()
-    return kernels if kernels is not None and kernels.dtype == dtype else None
+    if kernels is None or dtype not in (kernels.dtype, None):
+        return None
+    return kernels if torch.is_grad_enabled() or kernels.inference else None
 
 
 def find_compiler() -> Path | None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from colakit.errors import ColakitError, did_you_mean
 from colakit.kernels.fused import lora_linear
+from colakit.kernels.int8 import Int8Linear
 
 ALL_LINEAR = "all-linear"  # of `target_modules`: every linear layer of the blocks, as in PEFT
 ALL_NORMS = "all-norms"  # of `modules_to_save`: every norm
@@ -77,6 +78,7 @@ class LoRAConfig:
 class LoRALinear(nn.Module):
     """A frozen linear layer `base` with a trainable low-rank update."""
 
+    base: nn.Linear | Int8Linear
     merged_from: Tensor | None  # the base weight before `merge`
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
@@ -99,9 +101,11 @@ class LoRALinear(nn.Module):
         if self.merged_from is not None:
             return self.base(x)
         dropped = self.dropout(x)
-        weight, bias = self.base.weight, self.base.bias
         if dropped is x and self.magnitude is None:
-            return lora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scaling)
+            if isinstance(self.base, Int8Linear):
+                return self.base.adapted(x, self.lora_a, self.lora_b, self.scaling)
+            return lora_linear(x, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scaling)
+        weight, bias = self.base.weight, self.base.bias
         plain = self.base(x)
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
         if self.magnitude is None:
@@ -123,6 +127,11 @@ class LoRALinear(nn.Module):
         """Set a fresh DoRA's magnitude to the row norms of W again, after W was moved or cast."""
         if self.magnitude is not None and not self.lora_b.any():
             self.magnitude.data = self.row_norms().detach()
+
+    def make_dense(self) -> None:
+        """Convert an int8 base layer to one with the same weights in fp32, so that they can change."""
+        if isinstance(self.base, Int8Linear):
+            self.base = self.base.dense()
 
     def _init_pissa(self) -> None:
         """Move the R leading singular directions of W into the adapter; the base keeps the residual."""
@@ -277,6 +286,7 @@ def merge(model: nn.Module) -> None:
     """Merge every adapter into its base weight; a second call changes nothing."""
     for _, layer in lora_layers(model):
         if layer.merged_from is None:
+            layer.make_dense()
             merged = layer.merged_weight()
             layer.merged_from = layer.base.weight.data
             layer.base.weight.data = merged
@@ -294,6 +304,7 @@ def merge_and_unload(model: nn.Module) -> None:
     """Replace every adapted layer by its base layer with the merged weight."""
     for name, layer in list(lora_layers(model)):
         if layer.merged_from is None:
+            layer.make_dense()
             layer.base.weight.data = layer.merged_weight()
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer.base)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from colakit.errors import ColakitError, first_line
+from colakit.kernels.int8 import Int8Linear
 from colakit.kernels.native import ACTIVE, BuildError, Kernels, find_compiler
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.lora import lora_layers
@@ -28,21 +29,29 @@ class Compute:
         device: of all tensors.
         dtype: of frozen weights and of matrix products; trainable parameters are fp32.
         reason: why this device and dtype were chosen, for logs.
-        kernels: C kernels for CPU training; None uses torch only.
+        int8: multiply by a GPT's frozen linear layers in int8; `dtype` is that of everything else.
+        kernels: C kernels for the CPU; None uses torch only.
         graphs: record training steps as CUDA graphs.
     """
 
     device: torch.device
     dtype: torch.dtype
     reason: str
+    int8: bool = False
     kernels: Kernels | None = None
     graphs: bool = False
 
     @property
+    def precision(self) -> str:
+        """`float32`, `bfloat16`, or one of these with int8."""
+        return f"{'int8, ' if self.int8 else ''}{str(self.dtype).removeprefix('torch.')}"
+
+    @property
     def arithmetic(self) -> str:
         """Key of the floating-point behaviour; only runs with equal keys can give equal bytes."""
+        int8 = ", int8" if self.int8 else ""
         fast = f"{', kernels' if self.kernels else ''}{', graphs' if self.graphs else ''}"
-        return f"{self.device.type}, {self.dtype}{fast}"
+        return f"{self.device.type}, {self.dtype}{int8}{fast}"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -55,24 +64,27 @@ class Compute:
         finally:
             ACTIVE.reset(token)
 
-    def with_kernels(self, wanted: str, folder: Path) -> Compute:
+    def with_kernels(self, wanted: str, folder: Path, *, inference: bool = False) -> Compute:
         """Return this compute with the C kernels compiled.
 
         Args:
             wanted: `always`, `never`, or `auto` (CPU under Linux; elsewhere kernels use one thread).
             folder: cache of compiled kernels.
+            inference: use them without gradients, too.
 
         Raises:
             ColakitError: if `wanted` is `always` and they cannot be compiled.
         """
         on_cpu = self.device.type == "cpu"
+        if self.kernels is not None:
+            return self
         if wanted == "never" or (wanted == "auto" and not (on_cpu and platform.system() == "Linux")):
             return self
         compiler = find_compiler() if on_cpu else None
         if compiler is None:
             why = "no C compiler found" if on_cpu else f"the device is {self.device.type}"
         else:
-            kernels = Kernels(self.dtype, compiler, folder)
+            kernels = Kernels(self.dtype, compiler, folder, inference=inference or self.int8)
             try:
                 kernels.library  # noqa: B018 - compiles it
                 return replace(self, reason=f"{self.reason}; kernels by {compiler.name}", kernels=kernels)
@@ -97,9 +109,12 @@ class Compute:
         return replace(self, kernels=None, graphs=False, reason=f"{self.reason}; both off in this run")
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move `model` to the device: a GPT's frozen matrices in `dtype`, all other parameters in fp32.
+        """Move `model` to the device: a GPT's frozen matrices in `dtype` or int8, other parameters in fp32.
 
         The embeddings of a classifier without adapters stay in fp32: they were trained and evaluated in it.
+
+        Raises:
+            ColakitError: if all of a GPT's linear layers train, and the precision is int8.
         """
         model.to(self.device).float()
         body, adapted = getattr(model, "body", None), list(lora_layers(model))
@@ -108,12 +123,23 @@ class Compute:
         for module in body.modules() if isinstance(body, nn.Module) else ():
             if isinstance(module, kinds) and not module.weight.requires_grad:
                 module.weight.data = module.weight.data.to(self.dtype)
+        if self.int8 and isinstance(body, nn.Module):
+            linears = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
+            frozen = [(name, part) for name, part in linears if not part.weight.requires_grad]
+            if linears and not frozen:
+                raise ColakitError(
+                    "--precision int8: is for frozen weights, and all linear layers train",
+                    hint="Use --precision bf16, or finetune --method lora.",
+                )
+            for name, linear in frozen:
+                parent, _, leaf = name.rpartition(".")
+                setattr(body.get_submodule(parent), leaf, Int8Linear(linear))
         for _, layer in adapted:
             layer.reset_magnitude()
         return model
 
     def __str__(self) -> str:
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+        return f"{self.device}, {self.precision} ({self.reason})"
 
 
 def resolve_compute(device: str, precision: str, *, local_rank: int | None = None) -> Compute:
@@ -121,7 +147,8 @@ def resolve_compute(device: str, precision: str, *, local_rank: int | None = Non
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 if it is faster (`is_bf16_faster`).
+        precision: `auto`, `fp32`, `bf16` or `int8`; `auto` is bf16 if it is faster (`is_bf16_faster`), and so
+            is everything but the frozen linear layers with `int8`.
         local_rank: LOCAL_RANK under torchrun; selects the GPU.
 
     Raises:
@@ -129,9 +156,15 @@ def resolve_compute(device: str, precision: str, *, local_rank: int | None = Non
     """
     chosen, why_device = _choose_device(device, local_rank)
     has_bf16, why_bf16 = is_bf16_faster(chosen)
-    if precision == "auto":
+    if precision in ("auto", "int8"):
         dtype = torch.bfloat16 if has_bf16 else torch.float32
-        return Compute(chosen, dtype, f"{why_device}; {why_bf16}")
+        if precision == "auto":
+            return Compute(chosen, dtype, f"{why_device}; {why_bf16}")
+        if chosen.type != "cpu":
+            raise ColakitError(
+                f"--precision int8: is for a CPU, the device is {chosen}", hint="Use --precision bf16."
+            )
+        return Compute(chosen, dtype, f"{why_device}; {why_bf16}; {is_int8_faster()[1]}", int8=True)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     note = "" if has_bf16 or dtype == torch.float32 else f"; slow: {why_bf16}"
     return Compute(chosen, dtype, f"{why_device}; {precision} requested{note}")
@@ -176,6 +209,13 @@ def is_bf16_faster(device: torch.device) -> tuple[bool, str]:
             return not slow, f"{'Intel ' if slow else ''}CPU with AVX512-BF16{', no AMX' if slow else ''}"
         return False, "CPU without bf16 matrix units"
     return False, f"{device.type} trains in fp32"
+
+
+def is_int8_faster() -> tuple[bool, str]:
+    """Return whether this CPU multiplies int8 matrices faster than bf16 and fp32 ones, and the reason."""
+    flags = torch.cpu.get_capabilities()
+    units = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm") if flags.get(name)]
+    return bool(units), f"int8 units: {units[0]}" if units else "slow: no int8 units"
 
 
 def prepare_cpu() -> None:

@@ -36,14 +36,12 @@ class LinearChange:
     scale: Tensor | None
     shift: Tensor | None
 
-    def apply(self, x: Tensor, y: Tensor) -> None:
-        """Change y (N, D_out), the base's output for x (N, D_in), in place."""
+    def rescale(self, y: Tensor) -> None:
+        """Apply scale and shift to the base's output (N, D_out), in place."""
         if self.scale is not None:
             y.mul_(self.scale)
         if self.shift is not None:
             y.add_(self.shift)
-        if self.down is not None and self.up is not None:
-            y.addmm_((self.down @ x.t()).t(), self.up)  # A·xᵀ is faster than x·Aᵀ for a small rank
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ at once and then adds each adapter's low-rank product to that adapter's rows, as
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,8 +21,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from colakit.kernels.attention import packed_attention
+from colakit.kernels.llama import Rotation
+from colakit.kernels.low_rank import add_low_rank
+from colakit.kernels.native import LowRankGroup, kernels_for
 from colakit.models.gpt.attention import Attention
-from colakit.models.gpt.layers import Rotation
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.models.gpt.transformer import Block
 from colakit.models.lora import NORMS
@@ -34,13 +37,17 @@ from colakit.serving.rows import Stage, plan_stages
 Request = tuple[Adapter, NDArray[np.int32]]
 """An adapter and the tokens of a sentence."""
 
+UNCHANGED = Adapter({}, {}, torch.empty(0), 0)
+"""The base as an adapter."""
+
 
 class Routing(threading.local):
     """Adapters of the rows that this thread is computing.
 
     Attributes:
-        groups: number of rows -> (adapter, first row, row after the last). A layer's input has either one
-            row for each token or one for each sentence.
+        groups: number of rows -> (adapter, first row, row after the last), all rows in their order; the base
+            is an adapter without changes. A layer's input has either one row for each token or one for each
+            sentence.
     """
 
     groups: dict[int, list[tuple[Adapter, int, int]]]
@@ -55,38 +62,43 @@ class BankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, D_out) for (N, D_in)."""
+        x = x.to(self.base.weight.dtype)
         y = self.base(x)
-        changed = [
-            (change, start, stop)
-            for adapter, start, stop in self.routing.groups[len(x)]
-            if (change := adapter.linears.get(self.name)) is not None
-        ]
-        if changed:
-            x = x.to(y.dtype)
-            with torch.autocast(x.device.type, enabled=False):
-                for change, start, stop in changed:
-                    change.apply(x[start:stop], y[start:stop])
+        products: list[LowRankGroup] = []
+        for adapter, start, stop in self.routing.groups[len(x)]:
+            if (change := adapter.linears.get(self.name)) is None:
+                continue
+            change.rescale(y[start:stop])
+            if change.down is not None and change.up is not None:
+                products.append((change.down, change.up, start, stop))
+        if products:
+            add_low_rank(x, y, products)
         return y
 
 
 class BankNorm(nn.Module):
     """A frozen norm with the weights of all adapters."""
 
-    def __init__(self, base: nn.Module, name: str, routing: Routing) -> None:
+    def __init__(self, base: nn.LayerNorm | nn.RMSNorm, name: str, routing: Routing) -> None:
         super().__init__()
         self.base, self.name, self.routing = base, name, routing
-        if isinstance(base, nn.LayerNorm):
-            self.function: Callable[..., Tensor] = F.layer_norm
-        else:
-            self.function = lambda x, shape, weight, _, eps: F.rms_norm(x, shape, weight, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, …) fp32 for (N, …)."""
-        y = self.base(x)
-        for adapter, start, stop in self.routing.groups[len(x)]:
-            if (weights := adapter.norms.get(self.name)) is not None:
-                shape, eps = self.base.normalized_shape, self.base.eps
-                y[start:stop] = self.function(x[start:stop].float(), shape, *weights, eps)
+        groups = self.routing.groups[len(x)]
+        if not any(self.name in adapter.norms for adapter, *_ in groups):
+            return self.base(x)
+        base = self.base
+        if isinstance(base, nn.LayerNorm):
+            y = F.layer_norm(x.float(), base.normalized_shape, eps=base.eps)
+        else:
+            y = F.rms_norm(x.float(), base.normalized_shape, eps=base.eps)
+        own = base.weight, getattr(base, "bias", None)
+        for adapter, start, stop in groups:
+            weight, bias = adapter.norms.get(self.name, own)
+            rows = y[start:stop].mul_(weight)
+            if bias is not None:
+                rows.add_(bias)
         return y
 
 
@@ -111,11 +123,6 @@ class AdapterBank:
                 setattr(self.body.get_submodule(parent), leaf, BankLinear(module, name, self._routing))
             elif isinstance(module, NORMS):
                 setattr(self.body.get_submodule(parent), leaf, BankNorm(module, name, self._routing))
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the base."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._weights.values())
 
     def base(self) -> GPT:
         """Return a language model without output layer that shares the base's tensors."""
@@ -143,9 +150,9 @@ class AdapterBank:
             for adapter, ids in requests
         ]
         by_number = {number: adapter for (adapter, _), (number, _) in zip(requests, pairs, strict=True)}
-        ordered = [by_number[number] for number in range(len(by_number))]
+        ordered = [*(by_number[number] for number in range(len(by_number))), UNCHANGED]  # at index `BASE`
         texts = [np.frombuffer(key, dtype=np.int32) for key in sentences]
-        stages = plan_stages(pairs, [adapter.first_block for adapter in ordered], self.config.num_layers)
+        stages = plan_stages(pairs, [adapter.first_block for adapter in ordered[:-1]], self.config.num_layers)
         with self.compute.autocast():
             hidden = self._forward(stages, texts, ordered)  # (S, D) fp32
         rows = hidden.float()
@@ -238,10 +245,14 @@ def _block(block: Block, x: Tensor, packed: Packed, rotation: Rotation | None, r
 def _attention(attention: Attention, x: Tensor, packed: Packed, rotation: Rotation | None) -> Tensor:
     """Return the heads (N, H·d) of causal self-attention within each row's tokens."""
     qkv = attention.qkv(x, rotation)  # (N, 3, H, d)
+    longest = int(packed.lengths.max())
+    kernels = kernels_for(qkv.device, qkv.dtype)
+    if kernels is not None and kernels.supports_attention(len(packed.lengths), longest, *qkv.shape[2:]):
+        return packed_attention(qkv, torch.from_numpy(packed.offsets)).flatten(1)
     lengths = torch.from_numpy(packed.lengths).to(x.device)
-    real = torch.arange(int(packed.lengths.max()), device=x.device) < lengths[:, None]  # (S, T)
+    real = torch.arange(longest, device=x.device) < lengths[:, None]  # (S, T)
     padded = qkv.new_zeros((*real.shape, *qkv.shape[1:]))
     padded[real] = qkv
     q, k, v = padded.permute(2, 0, 3, 1, 4)  # each (S, H, T, d)
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=real.shape[1] > 1)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=longest > 1)
     return y.transpose(1, 2)[real].flatten(1)

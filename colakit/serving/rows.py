@@ -29,12 +29,12 @@ class Stage:
     sources: tuple[int, ...]
 
     def groups(self) -> list[tuple[int, int, int]]:
-        """Return (adapter, first row, row after the last) of each adapter's rows, without the base's."""
+        """Return (adapter, first row, row after the last) of the rows of each adapter and of the base."""
         groups: list[tuple[int, int, int]] = []
         for index, (adapter, _) in enumerate(self.rows):
             if groups and groups[-1][0] == adapter:
                 groups[-1] = (adapter, groups[-1][1], index + 1)
-            elif adapter != BASE:
+            else:
                 groups.append((adapter, index, index + 1))
         return groups
 

@@ -227,7 +227,7 @@ def environment(compute: Compute) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: package_version(name) for name in PACKAGES},
         "device": str(compute.device),
-        "dtype": str(compute.dtype).removeprefix("torch."),
+        "dtype": compute.precision,
         "reason": compute.reason,
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),

@@ -249,6 +249,24 @@ def test_an_unfinished_run_is_refused(colakit: Run, toy: Path, tmp_path: Path) -
 
 
 @torch.no_grad()
+def test_activations_with_outliers_stay_fp32(colakit: Run, toy: Path, tmp_path: Path) -> None:
+    """The next layer ignores a large channel of a norm's output, but it shares its scale with all others."""
+    run = write_gpt(tmp_path / "run", toy)
+    classifier = load_classifier(run)
+    for block in classifier.model.body.blocks:
+        block.ln_2.bias[0] = 60
+        block.mlp.c_fc.base.weight[:, 0] = block.mlp.c_fc.lora_a[:, 0] = 0
+    classifier.save(run / "ckpt.pt")
+    words = ["export", run, "--data", toy / "corpus", "--format", "onnx", "--out", tmp_path / "out"]
+    code, _, err = colakit(*words)
+    assert code == 0, err
+    assert "trying int8 in blocks" in err
+    assert json.loads((tmp_path / "out" / "colakit.json").read_text())["parity"]["files"][-1]["weights"] == (
+        "int8 weights only"
+    )
+
+
+@torch.no_grad()
 def test_a_llama_keeps_its_threshold_in_the_graph_and_is_refused_for_transformers(
     colakit: Run, toy: Path, tmp_path: Path, fp32: Compute
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from support.exported import write_student
+from support.exported import write_gpt, write_student
 
 from colakit.data.corpora import load_corpus
 
@@ -44,8 +44,9 @@ if (page().querySelector("button").disabled) await post({ error: status() });
 const sentences = await (await fetch("/sentences.json")).json();
 page().querySelector("textarea").value = sentences.join("\\n");
 page().querySelector("button").click();
-await wait(() => page().querySelectorAll("tr").length === sentences.length);
-const shown = [...page().querySelectorAll("tr")].map((row) => row.cells[1].textContent);
+await wait(() => page().querySelectorAll("tbody tr").length === sentences.length);
+const rows = [...page().querySelectorAll("tbody tr")];
+const shown = rows.map((row) => [row.cells[1].textContent, Number(row.cells[2].textContent)]);
 const exact = [];
 for (const sentence of sentences) exact.push(...(await frame.contentWindow.classify([sentence])));
 await post({ shown, exact });
@@ -114,18 +115,38 @@ def check(answers: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> N
         )  # fp32, printed with 6 digits
 
 
-@needs_packages
-def test_node_answers_as_predict(colakit: Callable[..., Any], exported: tuple[Path, list[str]]) -> None:
-    folder, sentences = exported
+def node(folder: Path, sentences: list[str], *words: str) -> list[dict[str, Any]]:
     result = subprocess.run(
-        ["node", "--preserve-symlinks", folder / "web" / "node.mjs"],
+        ["node", "--preserve-symlinks", folder / "web" / "node.mjs", *words],
         input="".join(f"{each}\n" for each in sentences),
         capture_output=True,
         encoding="utf-8",
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    check([json.loads(line) for line in result.stdout.splitlines()], expected(colakit, folder, sentences))
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@needs_packages
+def test_node_answers_as_predict(colakit: Callable[..., Any], exported: tuple[Path, list[str]]) -> None:
+    folder, sentences = exported
+    check(node(folder, sentences), expected(colakit, folder, sentences))
+
+
+@needs_packages
+def test_node_reads_weights_in_blocks(colakit: Callable[..., Any], toy: Path, tmp_path: Path) -> None:
+    run = write_gpt(tmp_path / "run", toy, family="llama")
+    words = ["--data", toy / "corpus", "--format", "onnx", "--out", tmp_path / "out"]
+    code, _, err = colakit("export", run, *words)
+    assert code == 0, err
+    (tmp_path / "out" / "web" / "node_modules").symlink_to(PACKAGES)
+    file, sentences = "onnx/model_quantized.onnx", list(load_corpus(toy / "corpus").split("id_dev").sentences)
+    answers = node(tmp_path / "out", sentences, file)
+    (tmp_path / "text.txt").write_text("".join(f"{each}\n" for each in sentences), encoding="utf-8")
+    code, out, _ = colakit("predict", "--model", tmp_path / "out" / file, tmp_path / "text.txt", "--json")
+    for answer, prediction in zip(answers, json.loads(out)["predictions"], strict=True):
+        # WebAssembly may round int8 activations another way
+        assert answer["probabilities"] == pytest.approx(list(prediction["probabilities"].values()), abs=1e-2)
 
 
 @pytest.fixture
@@ -156,4 +177,6 @@ def test_the_page_answers_as_predict(
     assert "error" not in Server.results
     predictions = expected(colakit, folder, sentences)
     check(Server.results["exact"], predictions)
-    assert Server.results["shown"] == [each["label"] for each in predictions]
+    for (label, probability), each in zip(Server.results["shown"], predictions, strict=True):
+        assert label == each["label"]
+        assert probability == pytest.approx(each["probabilities"][label], abs=1e-3)  # printed with 3 digits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -489,3 +490,30 @@ def test_a_run_resumes_with_the_kernels_it_started_with(
     code, said = tune("--out", quick, "--resume")
     assert code == 2
     assert "The run started with CPU kernels: install a C compiler" in said
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs", "ranks"), [(16, 48, [1, 8, 3]), (1040, 16, [256, 5])])
+def test_low_rank_products_of_groups_equal_a_product_for_each(
+    dtype: torch.dtype, inputs: int, outputs: int, ranks: list[int], folder: Path
+) -> None:
+    torch.manual_seed(0)
+    bounds = [1, 6, 77, 100][: len(ranks) + 1]  # row 0 and the last rows belong to no group
+    x = torch.randn(104, inputs).to(dtype)
+    y = torch.randn(104, outputs).to(dtype)
+    factors = [
+        ((torch.randn(rank, inputs) / 50).to(dtype), torch.randn(rank, outputs).to(dtype)) for rank in ranks
+    ]
+    groups = [(*pair, *span) for pair, span in zip(factors, itertools.pairwise(bounds), strict=True)]
+    expected = y.double()
+    for down, up, start, stop in groups:
+        expected[start:stop] += x[start:stop].double() @ down.double().t() @ up.double()
+    made(dtype, folder).add_low_rank(x, y, groups)
+    assert_close(y.double(), expected, **(TIGHT if dtype == torch.float32 else ROUNDED))
+
+
+def test_kernels_are_active_without_gradients_only_for_the_server(compute: Compute, folder: Path) -> None:
+    server = compute.plain().with_kernels("always", folder, inference=True)
+    for each, is_used in ((compute, False), (server, True)):
+        with torch.inference_mode(), each.autocast():
+            assert (kernels_for(torch.device("cpu"), torch.float32) is not None) == is_used

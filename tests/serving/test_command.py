@@ -51,7 +51,7 @@ def test_a_port_in_use_is_named(colakit: Run, models_folder: Path) -> None:
 def test_a_missing_package_is_named(
     colakit: Run, models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "starlette", None)
     code, _, err = colakit("serve", models_folder / "student")
     assert code == 2
     assert "pip install 'colakit[serve]'" in err

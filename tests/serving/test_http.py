@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from support.serving import FP32, SENTENCES, make_service, running
+from hostile_gguf import valid_file
+from support.serving import FP32, SENTENCES, make_service, running, write_toy_adapter
 
 from colakit.client import Client
+from colakit.config.serve import ServeSettings
+from colakit.data.tokenizer import save_tokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.inference.predictor import Predictor
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
 from colakit.serving.app import Service
 from colakit.serving.batcher import Batcher
 from colakit.serving.http import Access
+from colakit.serving.models import ModelStore
+from colakit.storage.gpt2 import load_tokenizer, save_gpt
 
 Post = Callable[..., requests.Response]
 
@@ -237,3 +244,28 @@ def test_the_client_names_the_server_and_the_fault(url: str) -> None:
         client.classify("a", model="twoo")
     with pytest.raises(ColakitError, match="gives no answer"):
         Client("http://127.0.0.1:9").models()
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_adapters_of_a_llama_are_served(kind: str, models_folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    if kind == "gguf":
+        base = tmp_path / "base.gguf"
+        base.write_bytes(valid_file())
+    else:
+        tokenizer = load_tokenizer(models_folder / "base")
+        shape = {"num_positions": 32, "width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+        config = GPTConfig(vocab_size=tokenizer.vocab_size, family="llama", activation="silu", **shape)
+        save_gpt(GPT(config), base)
+        save_tokenizer(tokenizer, base, max_tokens=32)
+    sentences, names = ["the cat", "the dogs sleep"], {"two": ("bad", "good"), "three": ("a", "b", "c")}
+    store = ModelStore(ServeSettings(), FP32)
+    for seed, (name, labels) in enumerate(names.items()):
+        write_toy_adapter(tmp_path / name, base, labels=labels, seed=seed)
+        store.load(name, tmp_path / name)
+    with running(Service(store, ServeSettings())) as url:
+        answers = Client(url).compare(sentences, list(names))
+    for name in names:
+        predictions = Predictor(load_classifier(tmp_path / name), FP32)(sentences)
+        assert [row["label"] for row in answers[name]] == predictions.names
+        np.testing.assert_allclose([row["probs"] for row in answers[name]], predictions.probs, atol=1e-5)

@@ -3,119 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support.hub import NAME, Handler, serving
 
-COMMIT = "0" * 40
-NAME = "someone/toy-gpt2"
-
-
-Fault = Callable[["Handler", str], bool]
-"""Called with each request and the requested file (or `api`); returns whether it sent an answer."""
-
-
-class FakeHub(ThreadingHTTPServer):
-    """Serves the files of one folder as the model `NAME`, and counts how often a file's body was sent."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
-        self.sent: list[str] = []
-        self.fault: Fault = lambda request, name: False
-        self.checksums = {name: hashlib.sha256(body).hexdigest() for name, body in self.files.items()}
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FakeHub
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, *, with_body: bool) -> None:
-        path = self.path.partition("?")[0]
-        name = "api" if path.startswith("/api/") else path.rpartition("/")[2]
-        if self.server.fault(self, name):
-            return
-        if path.startswith(f"/api/models/{NAME}/tree/"):
-            entries = [self._entry(name, body) for name, body in self.server.files.items()]
-            self._send(json.dumps(entries).encode(), with_body=True)
-            return
-        if path.startswith(f"/api/models/{NAME}"):
-            siblings = [{"rfilename": name} for name in self.server.files]
-            self._send(json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode(), with_body=True)
-            return
-        if path.startswith(f"/{NAME}/resolve/") and name in self.server.files:
-            if with_body:
-                self.server.sent.append(name)
-            self._send(self.server.files[name], with_body=with_body, checksum=self.server.checksums[name])
-            return
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    @staticmethod
-    def _entry(name: str, body: bytes) -> dict[str, object]:
-        return {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha256(body).hexdigest()}
-
-    def _send(self, body: bytes, *, with_body: bool, checksum: str = "", end: int | None = None) -> None:
-        asked = self.headers["Range"]
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{checksum}"')
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body[start:end])
-
-    def drop(self, name: str, share: float) -> None:
-        """Send a file's beginning and close the connection."""
-        body, checksum = self.server.files[name], self.server.checksums[name]
-        self._send(body, with_body=True, checksum=checksum, end=int(share * len(body)))
-
-    def refuse(self, code: int, **headers: str) -> None:
-        self.send_response(code)
-        for header, value in headers.items():
-            self.send_header(header, value)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[FakeHub]:
-    hub = FakeHub(folder)
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()
-        thread.join()
+WEIGHTS = "model.safetensors"
 
 
 def start(base: str, home: Path, endpoint: str) -> subprocess.Popen[str]:
@@ -170,9 +69,6 @@ def test_an_offline_failure_names_the_base_and_a_fix(name: str, tmp_path: Path) 
     assert repr(name) in done.stderr
     assert "pass --base FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-WEIGHTS = "model.safetensors"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

@@ -1,24 +1,34 @@
-"""Hostile HTTP requests for a running server, made with hypothesis.
+"""Hostile HTTP requests for a server: made with hypothesis, and torn.
 
-    python tests/stress/hostile_requests.py http://127.0.0.1:8000 --cases 10000
+    python tests/stress/hostile_requests.py --cases 10000
 
-sends each over a connection of its own, prints the statuses, and fails at a 5xx or if the server stops
-answering. `--pid` also prints the server's memory before and after.
+starts a server of small models, sends each request over a connection of its own, 24 at a time, and prints the
+statuses and the server's memory. Each request of hypothesis is also sent cut, and with bytes removed, doubled
+and replaced. It fails at a 5xx, if the server stops answering, or if its memory grows by
+more than `MAX_GROWTH_MIB`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import random
+import signal
 import socket
 import sys
+import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+MAX_GROWTH_MIB = 64
+TOGETHER, VARIANTS = 24, 8
 PATHS = (
     *("/v1/classify", "/predict", "/v2/models/two/infer", "/v1/adapters/two", "/v1/models", "/", "/metrics"),
     *("/v2/models/%00/infer", "/../etc/passwd", "/v1/adapters/..%2f..%2fetc", "/\xff", "//", "*"),
@@ -61,6 +71,15 @@ good = st.sampled_from(
         b'{"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}',
     ]
 )
+large = st.sampled_from(
+    [
+        b"[" * 100_000,
+        json.dumps({"model": "two", "input": ["a"] * 200_000}).encode(),
+        json.dumps({"model": "two", "input": "the cat " * 120_000}).encode(),
+        b'{"model": "two", "input": "' + b"\\ud83d" * 10_000 + b'"}',
+        b'{"input": ' + b"9" * 100_000 + b"}",
+    ]
+)
 
 
 @st.composite
@@ -81,7 +100,9 @@ def hostile_requests(draw: st.DrawFn) -> bytes:
     """Draw the bytes of a request."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=300))
-    body = draw(documents | damaged() | good | st.binary(max_size=200))
+    body = draw(
+        large if draw(st.integers(0, 49)) == 0 else documents | damaged() | good | st.binary(max_size=200)
+    )
     length = draw(st.sampled_from([len(body)] * 8 + [0, len(body) + 5, len(body) - 1, 10**9, "x", "-1"]))
     headers = draw(
         st.lists(
@@ -90,7 +111,7 @@ def hostile_requests(draw: st.DrawFn) -> bytes:
                     *(
                         "connection: close",
                         "expect: 100-continue",
-                        "authorization: Bearer x",
+                        "authorization: Bearer admin",
                         "upgrade: websocket",
                     ),
                     *(
@@ -111,26 +132,36 @@ def hostile_requests(draw: st.DrawFn) -> bytes:
     return request[: draw(st.integers(0, len(request)))] if draw(st.integers(0, 5)) == 0 else request
 
 
-def send_raw(address: tuple[str, int], content: bytes, *, half_close: bool = False) -> bytes:
+def variants(content: bytes) -> list[bytes]:
+    """Return a request and torn versions of it."""
+    generator, results = random.Random(zlib.crc32(content)), [content]
+    for number in range(1, VARIANTS):
+        start, stop = sorted(generator.randrange(len(content) + 1) for _ in range(2))
+        middle = (b"", content[start:stop] * 2, generator.randbytes(generator.randrange(20)))[number % 3]
+        results.append(content[:start] + middle + (content[stop:] if number < VARIANTS - 1 else b""))
+    return results
+
+
+def send_raw(address: tuple[str, int], content: bytes, *, half_close: float | None = None) -> bytes:
     """Send bytes and return all that is answered until the server closes; b"" if it resets.
 
     Args:
-        half_close: close the sending side after the bytes, which ends the wait for a longer body.
+        half_close: seconds after which the sending side is closed, which ends the wait for a longer body.
     """
     received = b""
-    with socket.create_connection(address, timeout=20) as client:
+    with socket.create_connection(address, timeout=60) as client:
         try:
             client.sendall(content)
-            if half_close:
-                client.settimeout(0.2)
-                received = client.recv(2**16)
-                client.settimeout(20)
+            if half_close is not None:
+                client.settimeout(half_close)
+                with contextlib.suppress(TimeoutError):
+                    received = client.recv(2**16)
+                client.settimeout(60)
                 client.shutdown(socket.SHUT_WR)
             while part := client.recv(2**16):
                 received += part
         except TimeoutError:
-            if not half_close:
-                raise
+            raise
         except OSError:
             pass
     return received
@@ -143,38 +174,53 @@ def memory_of(pid: int) -> int:
 
 
 def main() -> int:
-    """Send the requests; return 1 at a fault."""
+    """Send the requests; return 0 if all held."""
+    from serving_load import Server
+    from support.serving import write_toy_models
+
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
     parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--pid", type=int, help="process of the server")
     options = parser.parse_args()
-    parts = urlsplit(options.url)
-    address = (str(parts.hostname), int(parts.port or 80))
-    statuses: Counter[str] = Counter()
-    sizes = [memory_of(options.pid)] if options.pid else []
+    with TemporaryDirectory() as folder:
+        write_toy_models(Path(folder))
+        models = {name: Path(folder) / name for name in ("two", "three", "student")}
+        server = Server(models, Path(folder))
+        try:
+            print(json.dumps(attack(server.port, server.process.pid, options.cases)))
+        finally:
+            server.stop(signal.SIGTERM)
+    return 0
+
+
+def attack(port: int, pid: int, num_cases: int) -> dict[str, Any]:
+    """Send hostile requests, assert that all held, and return the counts."""
+    address, statuses = ("127.0.0.1", port), Counter[str]()
+    num_drawn = TOGETHER // VARIANTS
 
     @settings(
-        max_examples=options.cases,
+        max_examples=-(-num_cases // TOGETHER),
         deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(content=hostile_requests())
-    def send(content: bytes) -> None:
-        answer = send_raw(address, content, half_close=True)
-        statuses[answer[9:12].decode("latin-1") or "closed"] += 1
-        assert b"HTTP/1.1 5" not in answer, answer[:500]
+    @given(drawn=st.lists(hostile_requests(), min_size=num_drawn, max_size=num_drawn))
+    def send(drawn: list[bytes]) -> None:
+        contents = [variant for content in drawn for variant in variants(content)]
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            for answer in pool.map(lambda content: send_raw(address, content, half_close=0.5), contents):
+                statuses[answer[9:12].decode("latin-1") or "closed"] += 1
+                assert b"HTTP/1.1 5" not in answer, answer[:500]
 
+    for content in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"):
+        send_raw(address, content, half_close=1.0)
+    before = memory_of(pid)
     send()
-    if options.pid:
-        sizes.append(memory_of(options.pid))
-    with socket.create_connection(address, timeout=20) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        assert client.recv(1000).startswith(b"HTTP/1.1 200")
-    print(json.dumps({"statuses": statuses, "resident MiB before and after": sizes}))
-    return 0
+    after = memory_of(pid)
+    assert after - before <= MAX_GROWTH_MIB, (before, after)
+    answer = send_raw(address, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    return {"requests": statuses.total(), "statuses": statuses, "MiB before": before, "MiB after": after}
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ SENTENCES = ["The cat sleeps.", "The cat sleep.", "These dogs see the girl that 
 
 
 def write_toy_adapter(
-    folder: Path, base: Path, *, labels: tuple[str, ...], seed: int, **lora: Any
+    folder: Path, base: Path, *, labels: tuple[str, ...], seed: int, noise: float = 0.2, **lora: Any
 ) -> SentenceClassifier:
     """Write the adapter folder of a classifier with random weights, and return the classifier."""
     gpt = load_gpt(base)
@@ -48,7 +48,7 @@ def write_toy_adapter(
     train_modules(model, layers=config.layers_to_transform)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += torch.randn_like(parameter) * 0.2
+            parameter.data += torch.randn_like(parameter) * noise
     origin = {"command": "finetune", "base": str(base), "base_fingerprint": fingerprint}
     tokenizer = load_tokenizer(base)
     classifier = SentenceClassifier(model, tokenizer, labels, 32, None, config, origin, 1.5)
@@ -63,6 +63,12 @@ def write_toy_adapter(
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `base`, the adapters `two`, `three` and `top`, and `student`."""
     folder = tmp_path_factory.mktemp("served")
+    write_toy_models(folder)
+    return folder
+
+
+def write_toy_models(folder: Path) -> None:
+    """Write `base`, the adapters `two`, `three` and `top`, and `student` to a folder."""
     trained = train_tokenizer(SENTENCES, 300)
     tokenizer = SentenceTokenizer(trained.backend, trained.end_of_text_id, prefix=True)
     torch.manual_seed(0)
@@ -77,7 +83,6 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "student").mkdir()
     student = SentenceClassifier(DistilRNN(rnn), tokenizer, ("bad", "good"), 40, 0.5)
     student.save(folder / "student" / "ckpt.pt")
-    return folder
 
 
 @contextmanager

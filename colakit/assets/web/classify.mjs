@@ -32,7 +32,7 @@ function encode(tokenizer, rule, end) {
   };
 }
 
-/** Return label, probabilities and logits of each sentence, given as tokens. */
+/** Return label, its probability, all probabilities and the logits of each sentence, given as tokens. */
 async function classify(ort, session, rule, sentences, pad) {
   const length = Math.max(...sentences.map((ids) => ids.length));
   const shape = [sentences.length, length];
@@ -52,7 +52,9 @@ async function classify(ort, session, rule, sentences, pad) {
   return sentences.map((_, row) => {
     const scores = Array.from(logits.data.slice(row * classes, (row + 1) * classes));
     const probabilities = softmax(scores.map((score) => score / rule.temperature));
-    return { label: rule.label_names[choose(scores, probabilities, rule.threshold)], probabilities, logits: scores };
+    const index = choose(scores, probabilities, rule.threshold);
+    const [label, probability] = [rule.label_names[index], probabilities[index]];
+    return { label, probability, probabilities, logits: scores };
   });
 }
 

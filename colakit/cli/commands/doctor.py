@@ -32,7 +32,7 @@ def doctor_command(session: Session) -> dict[str, Any]:
         "platform": platform.platform(),
         **{name: package_version(name) or "not installed" for name in PACKAGES},
         "device": str(compute.device),
-        "precision": str(compute.dtype).removeprefix("torch."),
+        "precision": compute.precision,
         "why": (compute if session.dry_run else session.gpt_training_compute).reason,
         "threads": f"{torch.get_num_threads()} of {available_cpus()} cores",
         "cache": str(session.cache_folder),

@@ -43,7 +43,8 @@ def export_command(
     quantize: Annotated[
         list[Quantize],
         typer.Option(
-            help="Further ONNX files: int8 (dynamic), int4 (of a GPT); repeatable. none: fp32 only.",
+            help="Further ONNX files: 8-bit or (of a GPT) 4-bit weights, in the fastest way that keeps the "
+            "answers; repeatable. none: fp32 only.",
             show_default="int8",
         ),
     ] = [Quantize.INT8],  # noqa: B006 - Typer copies it

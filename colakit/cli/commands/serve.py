@@ -11,6 +11,7 @@ import typer
 from colakit.api.session import Session
 from colakit.cli.options import command
 from colakit.errors import ColakitError
+from colakit.utils.extras import import_extra
 
 if TYPE_CHECKING:
     from colakit.serving.models import ModelStore
@@ -35,7 +36,7 @@ def serve_command(
         list[str] | None,
         typer.Argument(
             metavar="[NAME=]PATH...",
-            help="Run folders, adapter folders, students, folders of transformers; NAME: the folder's.",
+            help="Run, adapter, exported and transformers folders, students; NAME: the folder's.",
             show_default=False,
         ),
     ] = None,
@@ -67,11 +68,13 @@ def serve_command(
 ) -> dict[str, Any] | None:
     """Serve classifiers over HTTP: any number of adapters on one base, students, whole models.
 
-    Adapters of one base share it, and one forward pass computes the sentences of different adapters. The
-    server needs the packages of `pip install 'colakit[serve]'`. docs/serving.md has the requests.
+    Adapters of one base share it, and one forward pass computes the sentences of different adapters. Folders
+    of `colakit export` run in ONNX Runtime if they have an ONNX file. The server needs the packages of
+    `pip install 'colakit[serve]'`. docs/serving.md has the requests.
     """
     began = time.monotonic()
-    _require_packages()
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        import_extra(package, "serve")
     from colakit.serving.app import Service
     from colakit.serving.http import Access
     from colakit.serving.metrics import Metrics
@@ -86,7 +89,13 @@ def serve_command(
         raise ColakitError(f"--adapter-dir {adapter_dir}: is no folder", hint="Create it.")
     metrics = Metrics()
     base = session.settings.base if "base" in session.resolved.origins else None
-    store = ModelStore(settings, session.compute, base, metrics.on_batch)
+    compute = session.compute
+    if compute.int8:
+        raise ColakitError("--precision int8: serve does not take it", hint="Use --precision bf16.")
+    if not session.dry_run:
+        folder = session.cache_folder / "native"
+        compute = compute.with_kernels(session.settings.cpu_kernels, folder, inference=True)
+    store = ModelStore(settings, compute, base, metrics.on_batch)
     for name, path in named.items():
         store.load(name, path)
     if adapter_dir is not None:
@@ -110,18 +119,6 @@ def serve_command(
     serve(service, listener)
     session.reporter.say("stopped; every accepted request was answered")
     return {"models": list(store.models)}
-
-
-def _require_packages() -> None:
-    """Raise `ColakitError` if a package of the extra `serve` is missing."""
-    import importlib.util
-
-    for package in ("starlette", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
-            raise ColakitError(
-                f"serve: needs the package {package.replace('_', '-')}",
-                hint="Install it with: pip install 'colakit[serve]'",
-            )
 
 
 def _named(words: list[str]) -> dict[str, Path]:

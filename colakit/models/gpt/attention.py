@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colakit.kernels.attention import packed_attention, short_attention
+from colakit.kernels.llama import Rotation, rotate, rotate_heads
 from colakit.kernels.matmul import Linear
 from colakit.models.gpt.config import GPTConfig
-from colakit.models.gpt.layers import RMSNorm, Rotation, rotate
+from colakit.models.gpt.layers import RMSNorm
 
 MAX_SHORT_TOKENS = 256  # up to this length `short_attention` trains faster on a CPU than torch's attention
 
@@ -151,7 +152,6 @@ class LlamaAttention(Attention):
         super().__init__(config, layer)
         size, bias = config.head_size, config.qkv_bias
         self.head_size = size
-        self.group = config.num_heads // config.kv_heads
         self.q_proj = Linear(config.width, config.num_heads * size, bias=bias)
         self.k_proj = Linear(config.width, config.kv_heads * size, bias=bias)
         self.v_proj = Linear(config.width, config.kv_heads * size, bias=bias)
@@ -163,18 +163,21 @@ class LlamaAttention(Attention):
 
     def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """As `Attention.project`."""
-        q, k, v = (
-            layer(x).unflatten(-1, (-1, self.head_size)) for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.has_norms:
-            q, k = self.q_norm(q), self.k_norm(k)
         assert rotation is not None
+        q, k, v = self._heads(x)
         return rotate(q, rotation, v.dtype), rotate(k, rotation, v.dtype), v
 
     def qkv(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """As `Attention.qkv`."""
-        q, *shared = self.project(x, rotation)
-        return torch.stack([q, *(part.repeat_interleave(self.group, dim=-2) for part in shared)], dim=-3)
+        assert rotation is not None
+        return rotate_heads(*self._heads(x), rotation)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (…, H, d), keys and values (…, K, d) before rotation."""
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_size)) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return (self.q_norm(q), self.k_norm(k), v) if self.has_norms else (q, k, v)
 
     def output(self, y: Tensor) -> Tensor:
         """As `Attention.output`."""

@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colakit.kernels.llama import Rotation, rms_norm, swiglu
 from colakit.kernels.matmul import Linear
 from colakit.models.gpt.config import ACTIVATIONS, GPTConfig
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of the rotary angles of some positions, each (…, 1, d), fp32."""
 
 
 class MLP(nn.Module):
@@ -46,15 +44,19 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, D) for (…, D)."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        gated = swiglu(gate, up) if self.activation is F.silu else self.activation(gate) * up
+        return self.down_proj(gated)
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm in fp32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """`rms_norm` with a learnt weight."""
+
+    eps: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (…, D) fp32 for (…, D)."""
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight, self.eps)
+        """Return (…, D) for (…, D)."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rotary_frequencies(config: GPTConfig) -> Tensor:
@@ -77,10 +79,3 @@ def rotation(frequencies: Tensor, positions: Tensor) -> Rotation:
     angles = (positions[..., None].float() * frequencies)[..., None, :]  # (…, 1, d/2)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rotation: Rotation, dtype: torch.dtype) -> Tensor:
-    """Return `x` (…, H, d) rotated: dimensions i and i + d/2 are a pair, as in transformers."""
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(dtype)

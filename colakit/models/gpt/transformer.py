@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from colakit.kernels.attention import aligned_ends, can_pack
 from colakit.kernels.fused import Dropout
+from colakit.kernels.llama import Rotation
 from colakit.models.gpt.attention import Attention, GPT2Attention, KVCache, LlamaAttention
 from colakit.models.gpt.config import GPTConfig
-from colakit.models.gpt.layers import MLP, GatedMLP, RMSNorm, Rotation, rotary_frequencies, rotation
+from colakit.models.gpt.layers import MLP, GatedMLP, RMSNorm, rotary_frequencies, rotation
 
 
 class Block(nn.Module):

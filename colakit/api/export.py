@@ -40,7 +40,7 @@ from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import resolve_compute
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base, save_weights
 from colakit.storage.hub import check_push, push_folder
-from colakit.storage.model_file import CHECKPOINT_NAME, STUDENT_NAME, write_companion
+from colakit.storage.model_file import CHECKPOINT_NAME, student_file, write_companion
 from colakit.storage.peft import BASE_FOLDER
 from colakit.storage.run_schemas import ResultSummary
 from colakit.storage.run_set import open_run_set
@@ -149,18 +149,11 @@ def _split(session: Session, corpus: Corpus) -> Split:
 
 def _own(run: str, original: SentenceClassifier, prepared: PreparedModel, split: Split) -> Comparison:
     """Measure the run itself, in fp32 on the CPU."""
-    size, own = 0, None
-    for name in (STUDENT_NAME, CHECKPOINT_NAME):
-        path = Path(run).expanduser() / name
-        size = size or (path.stat().st_size if path.is_file() else 0)
-    if isinstance(original.model, DistilRNN):
-        try:
-            own = StudentPredictor(run)
-        except ColakitError:  # no student.safetensors
-            own = None
-    decision = original.threshold, original.temperature
-    predictor = own or Predictor(original, resolve_compute("cpu", "fp32"))
-    return Comparison(prepared, split, predictor, size, *decision)
+    path = student_file(run)
+    predictor = Predictor(original, resolve_compute("cpu", "fp32")) if path is None else StudentPredictor(run)
+    path = path or Path(run).expanduser() / CHECKPOINT_NAME
+    size = path.stat().st_size if path.is_file() else 0
+    return Comparison(prepared, split, predictor, size, original.threshold, original.temperature)
 
 
 def _write(

@@ -179,23 +179,16 @@ def load(
     Raises:
         ColakitError: if there is no model, or it is damaged.
     """
-    from colakit.inference.baseline import is_baseline, load_baseline
-    from colakit.inference.numpy_predictor import StudentPredictor
-    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
+    from colakit.inference.without_torch import load_without_torch
 
     path = _path(model)
-    if is_baseline(path):
-        return load_baseline(path)
-    if (file := onnx_file(path)) is not None:
-        return OnnxPredictor(file)
-    try:
-        return StudentPredictor(path)
-    except ColakitError:  # not a student, or one without that file
-        from colakit.inference.classifier import load_classifier
-        from colakit.inference.predictor import Predictor
-        from colakit.runtime.device import resolve_compute
+    if (predictor := load_without_torch(path)) is not None:
+        return predictor
+    from colakit.inference.classifier import load_classifier
+    from colakit.inference.predictor import Predictor
+    from colakit.runtime.device import resolve_compute
 
-        return Predictor(load_classifier(path), resolve_compute("auto", "auto"))
+    return Predictor(load_classifier(path), resolve_compute("auto", "auto"))
 
 
 def _path(model: Run | str | Path) -> str:

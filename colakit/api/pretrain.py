@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -81,7 +82,7 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
     """
     settings = session.settings.pretrain
     if texts:
-        text = {path.resolve().name.partition(".")[0]: str(path) for path in texts}
+        text = {Path(os.path.realpath(path)).name.partition(".")[0]: str(path) for path in texts}
         if len(text) < len(texts):
             raise ColakitError(
                 "two texts have the same name", hint="Name them: --set pretrain.text.NAME=PATH"

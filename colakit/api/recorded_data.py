@@ -114,10 +114,10 @@ def _recorded(origins: Mapping[str, Mapping[str, Any]]) -> Recorded:
     recorded = {}
     for model, origin in origins.items():
         settings, fingerprints = origin.get("settings"), origin.get("data")
-        if not isinstance(settings, dict) or not isinstance(fingerprints, dict) or not fingerprints:
+        if not settings or not fingerprints:
             continue
         try:
-            recorded[model] = DataSettings.model_validate(settings.get("data", {})), fingerprints
+            recorded[model] = DataSettings.model_validate(settings.get("data") or {}), fingerprints
         except ValidationError as error:
             raise ColakitError(
                 f"{model}: its recorded data settings are invalid ({error.errors()[0]['msg']})",

@@ -34,9 +34,13 @@ from colakit.cli.commands.report import report_command
 from colakit.cli.commands.serve import serve_command
 from colakit.cli.commands.sweep import sweep_command
 from colakit.cli.commands.train_scratch import train_scratch_command
-from colakit.errors import EXIT_FAILED, ColakitError, plain_rule
+from colakit.errors import EXIT_FAILED, EXIT_USAGE, ColakitError, plain_rule
 from colakit.storage.output import Resume
 from colakit.utils.console import print_error
+
+PATH_FAULTS = (  # of paths that are given or recorded
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS),
+)
 
 app = typer.Typer(
     name="colakit",
@@ -112,10 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         return _print_usage_error(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        where = str(error.filename or "stdout")[:200]
+        if error.errno == errno.ENOSPC:
+            print_error(f"{where}: {error.strerror}", "Free disk space and run it again.")
+            return EXIT_FAILED
+        if error.errno not in PATH_FAULTS:
             raise
-        print_error(f"{error.filename or 'stdout'}: {error.strerror}", "Free disk space and run it again.")
-        return EXIT_FAILED
+        print_error(f"{where}: {error.strerror}", "Check the path.")
+        return EXIT_USAGE
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
     return code if isinstance(code, int) else 0

@@ -49,7 +49,8 @@ def _is_text(types: Any, column: Any) -> bool:
 def _check_size(metadata: Any, source: IO[bytes], where: str) -> None:
     # `column(i)` would also tell, but aborts the process on some damaged files
     unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    if unpacked > (limit := max_unpacked(source.seek(0, os.SEEK_END))):
+    # a row is a byte at least, though equal ones take none in the file
+    if max(unpacked, metadata.num_rows) > (limit := max_unpacked(source.seek(0, os.SEEK_END))):
         raise ColakitError(
             f"{where}: it unpacks to more than {limit >> 20} MiB, {MAX_RATIO} times its size",
             hint="Write it again without compression.",

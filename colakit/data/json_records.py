@@ -11,6 +11,7 @@ from typing import Any
 from colakit.data.delimited import MAX_COLUMNS, MAX_LINE, split_lines
 from colakit.data.row_errors import RowErrors
 from colakit.errors import ColakitError
+from colakit.utils.documents import MAX_DIGITS
 
 Record = tuple[int, dict[str, Any]]  # number of the line or element, from 1; values by name
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -38,7 +39,7 @@ def _read_lines(pieces: Iterable[str], where: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            record = _as_record(json.loads(line))
+            record = _as_record(DECODER.decode(line))
         except (ValueError, RecursionError) as error:
             errors.add(number, _describe(error))
         else:
@@ -47,7 +48,6 @@ def _read_lines(pieces: Iterable[str], where: str) -> Iterator[Record]:
 
 
 def _read_array(pieces: Iterable[str], where: str) -> Iterator[Record]:
-    decoder = json.JSONDecoder()
     text, position, number, state = "", 0, 0, "start"
     for piece in itertools.chain(pieces, [""]):  # the last one ends the text
         text, position = text[position:] + piece, 0
@@ -61,7 +61,7 @@ def _read_array(pieces: Iterable[str], where: str) -> Iterator[Record]:
                 state, position = "element", position + 1
             elif state in ("first", "element"):
                 try:
-                    value, position = decoder.raw_decode(text, position)
+                    value, position = DECODER.raw_decode(text, position)
                     record = _as_record(value)
                 except (ValueError, RecursionError) as error:
                     if piece and len(text) - position <= MAX_LINE and isinstance(error, json.JSONDecodeError):
@@ -73,6 +73,15 @@ def _read_array(pieces: Iterable[str], where: str) -> Iterator[Record]:
                 raise _not_an_array(f"{where}: {character!r} after element {number}")
     if state != "end":
         raise _not_an_array(f"{where}: the array does not end")
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(text)
+
+
+DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def _as_record(value: Any) -> dict[str, Any]:

@@ -207,8 +207,7 @@ def _encode(documents: Iterable[str], tokenizer: SentenceTokenizer) -> Stream:
     lengths: list[int] = []
     opening: list[bool] = []  # whether a piece is the first of its document
     while batch := list(itertools.islice(pieces, PIECES_AT_A_TIME)):
-        encoded = tokenizer.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-        rows = [encoding.ids for encoding in encoded]
+        rows = tokenizer.encode_plain([text for text, _ in batch])
         lengths += map(len, rows)
         opening += [first for _, first in batch]
         flat = itertools.chain.from_iterable(rows)

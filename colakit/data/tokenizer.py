@@ -163,7 +163,7 @@ class SentenceTokenizer:
     @property
     def start_token(self) -> str:
         """Text of the token before a sentence."""
-        return self.backend.decode([self.start_id], skip_special_tokens=False)
+        return self.decode([self.start_id], special=True)
 
     def with_start(self, token: str | None) -> SentenceTokenizer:
         """Return the tokenizer with another token before a sentence; None changes nothing.
@@ -173,7 +173,7 @@ class SentenceTokenizer:
         """
         if token is None:
             return self
-        ids = self.backend.encode(token, add_special_tokens=False).ids
+        (ids,) = self.encode_plain([token])
         if len(ids) != 1:
             raise ColakitError(
                 f"start_token: {token!r} is {len(ids)} tokens of this base; it must be one",
@@ -187,8 +187,9 @@ class SentenceTokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """Number of ids from 0 to the largest one."""
-        return max(self.backend.get_vocab().values()) + 1
+        """Number of ids from 0 to the largest one of the vocabulary and of the template."""
+        own = self.backend.encode("").ids if self.template else []
+        return max([*self.backend.get_vocab().values(), *own]) + 1
 
     def vocabulary(self) -> str:
         """Return a SHA-256 of vocabulary and merges, without boundary tokens."""
@@ -213,17 +214,23 @@ class SentenceTokenizer:
         texts = [text if room is None else text[:MAX_CHARACTERS] for text in sentences]
         with library_errors("tokenizer"):
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        for sentence, encoding in zip(sentences, encodings, strict=True):
-            if room is not None and (len(encoding) > room or len(sentence) > MAX_CHARACTERS):
-                encoding.truncate(room)
-                num_truncated += 1
-            ids = (self.backend.post_process(encoding) if self.template else encoding).ids
-            rows.append([*before, *ids, *after] or [self.end_of_text_id])
+            for sentence, encoding in zip(sentences, encodings, strict=True):
+                if room is not None and (len(encoding) > room or len(sentence) > MAX_CHARACTERS):
+                    encoding.truncate(room)
+                    num_truncated += 1
+                ids = (self.backend.post_process(encoding) if self.template else encoding).ids
+                rows.append([*before, *ids, *after] or [self.end_of_text_id])
         return Tokens.pack(rows, num_truncated)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` without special tokens."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts, without boundary tokens."""
+        with library_errors("tokenizer"):
+            return [each.ids for each in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Return the text of `ids`, without special tokens unless `special`."""
+        with library_errors("tokenizer"):
+            return self.backend.decode(list(ids), skip_special_tokens=not special)
 
 
 def _backend_of(text: str, where: object) -> Tokenizer:
@@ -246,8 +253,9 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
 
 def _read_with_transformers(folder: Path, facts: SpecialTokens) -> tuple[Tokenizer, SpecialTokens]:
     check_files(folder)
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
+    logging.set_verbosity_error()  # its warnings repeat what the files say
     with library_errors(folder, hint=HINT):
         fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
         named = {"bos_token": fast.bos_token, "eos_token": fast.eos_token or facts.eos_token}

@@ -7,18 +7,32 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 from tokenizers import AddedToken
 
-from colakit.utils.documents import Bounds, Document, DocumentError, read_bounded, read_document, read_text
+from colakit.utils.documents import (
+    Bounds,
+    Document,
+    DocumentError,
+    check_plain,
+    read_bounded,
+    read_document,
+    read_text,
+)
 
 MAX_ADDED = 2**10  # each one added slows down the next
 MAX_TOKEN = 2**10  # characters
 VOCABULARY = Bounds(2**24, 2**21, 2**21)
 MAX_ID = 2**24
 MAX_GROWTH = 64
+MAX_TEMPLATE = 2**8  # values, of which each adds tokens to a text
 MAX_REPEATS = 2
-REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\})")
+MAX_WAYS = 2**10
+PARTS = re.compile(  # of a pattern: escapes, classes, groups, repeats; a second sign makes a repeat lazy
+    r"\\.|\[(?:\\.|[^\]\\])*\]|\(\??|\)|\||(?P<repeat>[*+]|\{\d*,\})[?+]?"
+    r"|(?P<option>\?|\{(?P<least>\d*),(?P<most>\d+)\})[?+]?"
+)
+CLASS = re.compile(r"(?<!\\)\[(?:\\.|[^\]\\])*\]")
 BACKTRACKING = re.compile(r"\)[*+{]|\\[1-9kg]")  # a repeated group, or a reference to one
 END_OF_TEXT = "<|endoftext|>"
 
@@ -59,15 +73,50 @@ def _check_precompiled(table: Any) -> None:
         if size % 4 or not 4 <= size <= len(raw) - 4:
             raise ValueError("wrong length")
         raw[4 + size :].decode("utf-8")
+        if max(map(len, raw[4 + size :].split(b"\0"))) > MAX_GROWTH:
+            raise ValueError(f"it replaces a character by more than {MAX_GROWTH} bytes")
     except (TypeError, ValueError) as error:
         raise ValueError(f"precompiled_charsmap is not a table of SentencePiece ({error})") from None
+
+
+def _cost(pattern: str) -> tuple[int, int]:
+    """Return (repeats, ways) of a pattern: the most parts without limit in one alternative, and the number of
+    ways to match the others.
+    """
+    groups = [[[0, 1]]]  # of nested groups, their alternatives
+    for part in PARTS.finditer(pattern):
+        alternative = groups[-1][-1]
+        if part.group().startswith("("):
+            groups.append([[0, 1]])
+        elif part.group() == "|":
+            groups[-1].append([0, 1])
+        elif part["repeat"]:
+            alternative[0] += 1
+        elif part["option"]:
+            alternative[1] *= 2 if part["most"] is None else int(part["most"]) - int(part["least"] or 0) + 1
+        if part.group() == ")" and len(groups) > 1:
+            inner = groups.pop()
+            groups[-1][-1][0] += max(repeats for repeats, _ in inner)
+            groups[-1][-1][1] *= sum(ways for _, ways in inner)
+    return max(repeats for repeats, _ in groups[0]), sum(ways for _, ways in groups[0])
+
+
+def _matches_nothing(replaced: Any) -> bool:
+    """Return whether a regular expression matches the empty text; False if its syntax is unknown."""
+    import regex  # imported here because students need none
+
+    pattern = replaced.get("Regex") if isinstance(replaced, dict) else None
+    try:
+        return isinstance(pattern, str) and regex.match(pattern, "", timeout=1) is not None
+    except (regex.error, TimeoutError):
+        return False
 
 
 def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
     """Raise `ValueError` if a normalizer, pre-tokenizer or decoder may take far more than the text's length.
 
-    A pattern takes exponential time at most if a group repeats, otherwise polynomial time whose degree is the
-    number of its repeats. Replacements that lengthen text multiply.
+    A pattern takes exponential time if a group repeats, otherwise polynomial time whose degree is the number
+    of its repeats, times the ways to match its options. Rules that lengthen text multiply.
     """
     growth = 1.0
     pending: list[Any] = [rules]
@@ -76,21 +125,37 @@ def check_rules(rules: dict[str, Any]) -> dict[str, Any]:
         pending += [each for each in _children(node) if isinstance(each, (dict, list))]
         if not isinstance(node, dict):
             continue
-        if node.get("type") == "Precompiled":
-            _check_precompiled(node.get("precompiled_charsmap"))
+        match node.get("type"):
+            case "Precompiled":
+                _check_precompiled(node.get("precompiled_charsmap"))
+                growth *= 8  # several would replace what the others wrote
+            case "ByteLevel":  # writes a byte as up to two
+                growth *= 2
+            case "Prepend":
+                growth *= max(1, len(str(node.get("prepend"))))
+            case "Strip" if node.get("stop"):  # the library panics on a token that is shorter
+                raise ValueError("a decoder must not strip the end of tokens")
         if isinstance(pattern := node.get("Regex"), str):
-            is_long = any(len(REPEAT.findall(part)) > MAX_REPEATS for part in pattern.split("|"))
-            if is_long or BACKTRACKING.search(pattern) or len(pattern) > MAX_TOKEN:
+            repeats, ways = _cost(pattern) if len(pattern) <= MAX_TOKEN else (0, MAX_WAYS + 1)
+            is_unbounded = BACKTRACKING.search(CLASS.sub("", pattern)) is not None
+            if is_unbounded or repeats > MAX_REPEATS or ways > MAX_WAYS:
                 raise ValueError(
-                    f"the pattern {pattern[:60]!r} may take exponential time: groups must not repeat, and an "
-                    f"alternative has at most {MAX_REPEATS} repeats"
+                    f"the pattern {pattern[:60]!r} may take exponential time: groups must not repeat, and "
+                    f"alternatives have at most {MAX_REPEATS} repeats and {MAX_WAYS:,} ways to match options"
                 )
         if node.get("type") == "Replace":
             replaced = node.get("pattern")
+            if _matches_nothing(replaced):  # the library panics on some texts
+                raise ValueError("a replaced pattern must not match the empty text")
             length = len(str(replaced.get("String", ""))) if isinstance(replaced, dict) else 0
             growth *= max(1.0, (len(str(node.get("content"))) + (not length)) / max(1, length))
         if growth > MAX_GROWTH:
-            raise ValueError(f"replacements may lengthen a text more than {MAX_GROWTH} times")
+            raise ValueError(f"rules may lengthen a text more than {MAX_GROWTH} times")
+    return rules
+
+
+def _checked_template(rules: dict[str, Any]) -> dict[str, Any]:
+    check_plain(rules, max_items=MAX_TEMPLATE)
     return rules
 
 
@@ -132,7 +197,7 @@ class TokenizerFile(Document):
     normalizer: Rules | None = None
     pre_tokenizer: Rules | None = None
     decoder: Rules | None = None
-    post_processor: dict[str, Any] | None = None
+    post_processor: Annotated[dict[str, Any], AfterValidator(_checked_template)] | None = None
     model: TokenizerModel
 
     @property
@@ -162,6 +227,9 @@ class TokenizerState(Document):
     template: bool = False
 
 
+TOKEN_FIELDS = {*AddedTokenEntry.model_fields, "special", "__type"}
+
+
 def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
@@ -179,6 +247,19 @@ class SpecialTokens(Document):
     tokenizer_class: str | None = None
     added_tokens_decoder: Annotated[dict[str, Any], Field(max_length=MAX_ADDED)] = Field({})
     additional_special_tokens: Annotated[list[Any], Field(max_length=MAX_ADDED)] = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_tokens(cls, value: Any) -> Any:
+        """Refuse unknown fields of tokens: the library prints their names as they are."""
+        pending = [value]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, (dict, list)):
+                pending += _children(node)
+            if isinstance(node, dict) and "content" in node and (wrong := node.keys() - TOKEN_FIELDS):
+                raise ValueError(f"{min(wrong)[:40]!r} is not a field of a token")
+        return value
 
     @property
     def is_gpt2(self) -> bool:

@@ -26,9 +26,10 @@ from colakit.storage.model_file import (
     check_shapes,
     describe_model,
     read_student_file,
+    student_file,
     student_name,
 )
-from colakit.utils.documents import MissingError, library_errors
+from colakit.utils.documents import library_errors
 
 MAX_BATCH_TOKENS = 2**13  # with padding; a worker needs about 20 KB per token
 MAX_WORKERS = 8
@@ -51,16 +52,15 @@ class StudentPredictor(SentencePredictor):
 
     def __init__(self, where: str | Path, batch_size: int = INFERENCE_BATCH) -> None:
         keep_freed_memory()
-        path = Path(where).expanduser()
-        try:
-            metadata, tensors = read_student_file(path)
-        except MissingError as error:
-            if not path.exists():
-                raise ColakitError(f"{where}: file or folder not found", hint="Check the path.") from error
+        path, file = Path(where).expanduser(), student_file(where)
+        if not path.exists():
+            raise ColakitError(f"{where}: file or folder not found", hint="Check the path.")
+        if file is None:
             raise ColakitError(
                 f"{where}: {describe_model(path)}, not a recurrent student (no {STUDENT_NAME})",
                 hint="colakit.load(…) in Python and `colakit predict --model` load every kind of classifier.",
-            ) from error
+            )
+        metadata, tensors = read_student_file(file, alone=file == path)
         with library_errors(where, hint="Copy or train the student again."):
             if metadata.kind != "rnn":
                 raise ValueError("not a student")

@@ -34,7 +34,7 @@ from colakit.serving.adapter import Adapter
 from colakit.serving.bank import AdapterBank
 from colakit.serving.batcher import Batcher, Logits
 from colakit.storage.gpt2 import base_fingerprint, load_gpt, resolve_base
-from colakit.storage.model_file import STUDENT_NAME
+from colakit.storage.model_file import student_file
 from colakit.utils.documents import library_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -173,7 +173,7 @@ class ModelStore:
         whole: SentencePredictor
         if (file := onnx_file(path)) is not None:
             kind, whole = "onnx", OnnxPredictor(file)
-        elif (path / STUDENT_NAME).is_file() or path.name == STUDENT_NAME:
+        elif student_file(path) is not None:
             kind, whole = "student", StudentPredictor(path, STUDENT_BATCH)
         else:
             whole = Predictor(load_classifier(path), self._compute)
@@ -256,18 +256,19 @@ def resolve_inside(root: Path, path: str) -> Path:
     top = root.resolve()
     if "\0" in path or not path or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ColakitError(f"path {path[:80]!r}: must be relative, without `..`", hint=hint)
-    folder = (top / path).resolve()
-    if not folder.is_relative_to(top) or folder == top or not folder.is_dir():
-        raise ColakitError(f"path {path[:80]!r}: is no folder below --adapter-dir", hint=hint)
-    size = 0
-    for number, entry in enumerate(folder.rglob("*")):
-        if number == MAX_FOLDER_FILES:
-            raise ColakitError(f"path {path[:80]!r}: has more than {MAX_FOLDER_FILES:,} files", hint=hint)
-        if not entry.resolve().is_relative_to(top):
-            raise ColakitError(
-                f"path {path[:80]!r}: {entry.name[:80]!r} is a link out of --adapter-dir", hint=hint
-            )
-        size += entry.stat().st_size
-    if size > MAX_FOLDER_BYTES:
-        raise ColakitError(f"path {path[:80]!r}: is larger than {MAX_FOLDER_BYTES:,} bytes", hint=hint)
+    with library_errors(f"path {path[:80]!r}", hint=hint):  # links in a circle, links to nothing
+        folder = (top / path).resolve()
+        if not folder.is_relative_to(top) or folder == top or not folder.is_dir():
+            raise ColakitError(f"path {path[:80]!r}: is no folder below --adapter-dir", hint=hint)
+        size = 0
+        for number, entry in enumerate(folder.rglob("*")):
+            if number == MAX_FOLDER_FILES:
+                raise ColakitError(f"path {path[:80]!r}: has more than {MAX_FOLDER_FILES:,} files", hint=hint)
+            if not entry.resolve().is_relative_to(top):
+                raise ColakitError(
+                    f"path {path[:80]!r}: {entry.name[:80]!r} is a link out of --adapter-dir", hint=hint
+                )
+            size += entry.stat().st_size
+        if size > MAX_FOLDER_BYTES:
+            raise ColakitError(f"path {path[:80]!r}: is larger than {MAX_FOLDER_BYTES:,} bytes", hint=hint)
     return folder

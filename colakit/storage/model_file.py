@@ -51,6 +51,9 @@ COMPANION_NAME = "colakit.json"  # in an adapter folder: metadata that PEFT's tw
 METADATA_KEY = "colakit"  # one key only: safetensors writes several in random order
 MAX_MODULES = 2**12
 BROKEN = f"Give the {CHECKPOINT_NAME} of a run folder; if it was copied, check that it is complete."
+BROKEN_ARRAYS = (
+    f"Copy or train the model again. Without {STUDENT_NAME}, the {CHECKPOINT_NAME} of a run is read."
+)
 
 
 Scalar = bool | int | float | str | None
@@ -64,10 +67,17 @@ class FinetuneRecord(Document):
     leave_out: Fold | None = None
 
 
+class DataRecord(Document):
+    """The recorded settings of data that are used without a validation of all."""
+
+    text_column: str | None = None
+
+
 class SettingsRecord(Document, extra="allow"):
     """The recorded settings: sections and single settings."""
 
     __pydantic_extra__: dict[str, Scalar | list[Scalar] | SectionRecord]
+    data: DataRecord | None = None
     finetune: FinetuneRecord | None = None
     transfer: SectionRecord | None = None
     base: str | None = None
@@ -288,23 +298,32 @@ def read_model_file(path: Path) -> tuple[ModelMetadata, dict[str, Tensor]]:
     return parse_document(text, ModelMetadata, str(path), hint=BROKEN), tensors
 
 
-def read_student_file(where: Path) -> tuple[ModelMetadata, dict[str, NDArray[np.generic]]]:
-    """Return (metadata, tensors) of a student, without importing torch.
+def student_file(where: str | Path) -> Path | None:
+    """Return the `student.safetensors` at a path: itself, in the folder or beside `ckpt.pt`; else None."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        path /= STUDENT_NAME
+    elif path.name == CHECKPOINT_NAME:
+        path = path.with_name(STUDENT_NAME)
+    return path if path.suffix == ".safetensors" and path.exists() else None
+
+
+def read_student_file(
+    path: Path, *, alone: bool = True
+) -> tuple[ModelMetadata, dict[str, NDArray[np.generic]]]:
+    """Return (metadata, tensors) of a `student.safetensors`, without importing torch.
 
     Args:
-        where: a `student.safetensors`, or a run folder or its `ckpt.pt`, beside which it lies.
+        alone: False if it stands for the `ckpt.pt` beside it.
 
     Raises:
-        DocumentError: if it is damaged, or does not belong to the `ckpt.pt`.
+        DocumentError: if it is damaged, or does not belong to that `ckpt.pt`.
         MissingError: if there is no such file.
     """
-    path, checkpoint = where, None
-    if path.suffix != ".safetensors":
-        checkpoint = where / CHECKPOINT_NAME if where.is_dir() else where
-        path = checkpoint.with_name(STUDENT_NAME)
     metadata, tensors = _read_arrays(path, ModelMetadata)
-    if checkpoint is not None and checkpoint.exists() and metadata.checkpoint_sha256 != sha256_of(checkpoint):
-        raise DocumentError(f"{path}: it was not written with {checkpoint.name}", hint=BROKEN)
+    checkpoint = path.with_name(CHECKPOINT_NAME)
+    if not alone and checkpoint.exists() and metadata.checkpoint_sha256 != sha256_of(checkpoint):
+        raise DocumentError(f"{path}: was not written with {checkpoint.name}", hint=BROKEN_ARRAYS)
     return metadata, tensors
 
 
@@ -319,10 +338,10 @@ def read_baseline_file(path: Path) -> tuple[BaselineMetadata, dict[str, NDArray[
 
 
 def _read_arrays(path: Path, model: type[M]) -> tuple[M, dict[str, NDArray[np.generic]]]:
-    header = read_header(path)
+    header = read_header(path, hint=BROKEN_ARRAYS)
     text = header.metadata.get(METADATA_KEY, "")
-    metadata = parse_document(text, model, f"{path}, {METADATA_KEY}", hint=BROKEN)
-    with library_errors(path, hint=BROKEN), safe_open(path, framework="np") as file:
+    metadata = parse_document(text, model, f"{path}, {METADATA_KEY}", hint=BROKEN_ARRAYS)
+    with library_errors(path, hint=BROKEN_ARRAYS), safe_open(path, framework="np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
             raise ValueError(f"the weight {wrong[0]} has values that are infinite or NaN")

@@ -26,16 +26,17 @@ class SafetensorsHeader(Document, extra="allow"):
     metadata: dict[str, str] = Field({}, alias="__metadata__")
 
 
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path, *, hint: str | None = None) -> SafetensorsHeader:
     """Return the header of a safetensors file.
 
     Raises:
         DocumentError: if it cannot be read, exceeds a bound or is not valid.
     """
-    raw = read_bounded(path, BOUNDS.bytes + 8, whole=False)
+    raw = read_bounded(path, BOUNDS.bytes + 8, whole=False, hint=hint)
     length = int.from_bytes(raw[:8], "little")
     if length > len(raw) - 8:
         raise DocumentError(
-            f"{path}: its header has {length:,} bytes; the file and {BOUNDS.bytes:,} bytes are the limits"
+            f"{path}: its header has {length:,} bytes; the file and {BOUNDS.bytes:,} bytes are the limits",
+            hint=hint,
         )
-    return parse_document(raw[8 : 8 + length], SafetensorsHeader, f"{path}, header")
+    return parse_document(raw[8 : 8 + length], SafetensorsHeader, f"{path}, header", hint=hint)

@@ -22,6 +22,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 40  # of a number
 SHORT = 2**12  # bytes
 SUSPECT = re.compile(rb"\d{%d}|\0|u0000|[\x80-\xff]" % (MAX_DIGITS + 1))
+BRANCH = re.compile(r"constrained-|\[.*\]$")  # pydantic's names of the types of a union
 DEEPER, SHALLOWER = b"[{", b"]}"
 
 M = TypeVar("M", bound=BaseModel)
@@ -185,8 +186,11 @@ def validate(value: Any, model: type[M]) -> M:
 
 def describe(error: ValidationError) -> str:
     """Return the first fault as text: field, what is allowed, and what the document has."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:80]
+    first, *others = error.errors(include_url=False, include_context=False)
+    if BRANCH.search(str(first["loc"][-1:])):  # of a union: the fault of the type that the document has
+        alike = (each for each in others if each["loc"][0] == first["loc"][0])
+        first = next((each for each in alike if not each["type"].endswith("_type")), first)
+    field = ".".join(str(part) for part in first["loc"] if not BRANCH.search(str(part)))[:80]
     message = plain_rule(first["msg"]).replace(" at line 1 column ", " at column ")
     match first["type"]:
         case "json_invalid":

@@ -266,6 +266,8 @@ def test_real_cola_is_read_byte_for_byte(shared: Path) -> None:
         ('{"text": "a\\u0000b"}', "contains NUL characters"),
         ('{"text": "\\ud800"}', "surrogates not allowed"),
         ('{"text": ' + "[" * 100_000, "nested too deeply"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "a number has more than 40 digits"),
+        ('[{"text": "a", "n": ' + "9" * 5000 + "}]", "element 1: a number has more than 40 digits"),
         ('{"text": {"0": "a", "1": "b"}}', "a dict, not text"),
         ("", "is empty"),
         ("[]", "is empty"),
@@ -374,14 +376,18 @@ def test_a_dataset_that_is_not_in_the_cache_is_named(hub: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "compression", "message"),
-    [(2**20, "zstd", "unpacks to more than 1 MiB"), (2**21, "none", "a text is longer than 1 MiB")],
-    ids=["packed", "repeated"],
+    ("size", "rows", "compression", "message"),
+    [
+        (2**20, 20_000, "zstd", "unpacks to more than 1 MiB"),
+        (2**21, 20_000, "none", "a text is longer than 1 MiB"),
+        (1, 2**21, "none", "unpacks to more than 1 MiB"),
+    ],
+    ids=["packed", "repeated", "rows"],
 )
 def test_a_parquet_bomb_is_refused_in_bounded_memory(
-    size: int, compression: str, message: str, tmp_path: Path
+    size: int, rows: int, compression: str, message: str, tmp_path: Path
 ) -> None:
-    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), ["x" * size])
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), ["x" * size])
     path = tmp_path / "bomb.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression=compression)
     before = pyarrow.total_allocated_bytes()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import AutoTokenizer
 
 from colakit.data.tokenizer import SentenceTokenizer, save_tokenizer
+from colakit.data.tokenizer_files import check_rules
 from colakit.errors import ColakitError
 
 SENTENCES = ("The cats sleep.", "the  CAT <|end|> café 12345", "naïve\t''\n")
@@ -83,18 +86,104 @@ def test_a_saved_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(a|a)*$", "(.*){9}x", r"(a*)\1", ".*.*.*x", r"[a-z]+\w+\d{2,}x"]
+    "pattern",
+    [
+        *("(a+)+$", "(a|a)*$", "(.*){9}x", r"(a*)\1", ".*.*.*x", r"[a-z]+\w+\d{2,}x"),
+        *(".?" * 20 + "x", "(?:.|a)" * 20 + "x", ".{0,9}" * 9 + "x", "(.*|x)(.*|x)(.*|x)y", "(.?(.??x)?){1}"),
+        *(".{0,5000}", "(.?|..?)(.?|..?)(.?|..?)(.?|..?)(.?|..?)(.?|..?)x"),
+    ],
 )
 def test_a_pattern_that_may_take_exponential_time_is_refused(pattern: str, tmp_path: Path) -> None:
     with pytest.raises(ColakitError, match=r"tokenizer.json: pre_tokenizer: .* may take exponential time"):
         SentenceTokenizer.from_base(folder_of(split(pattern), tmp_path))
 
 
-@pytest.mark.parametrize("replaced", ["a", "", Regex("a")])
-def test_replacements_that_multiply_the_text_are_refused(replaced: str | Regex, tmp_path: Path) -> None:
-    longer = normalizers.Sequence([normalizers.Replace(replaced, "a" * 9) for _ in range(3)])
-    with pytest.raises(ColakitError, match="normalizer: replacements may lengthen a text more than 64 times"):
-        SentenceTokenizer.from_base(folder_of(word_piece(normalizer=longer), tmp_path))
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        GPT4,
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\s+(?!\S)",
+        r"[!#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+| ?[\p{P}\p{S}]+[\r\n]*|\s+",
+    ],
+)
+def test_patterns_of_known_models_are_accepted(pattern: str, tmp_path: Path) -> None:
+    tokenizer = SentenceTokenizer.from_base(folder_of(split(pattern), tmp_path))
+    assert len(tokenizer.encode(["The cat's 123 (mice)."]).ids)
+
+
+LENGTHENING: dict[str, Normalizer] = {
+    **{
+        f"replacements of {kind}": normalizers.Sequence([normalizers.Replace(replaced, "a" * 9)] * 3)
+        for kind, replaced in {"a text": "a", "nothing": "", "a pattern": Regex("a")}.items()
+    },
+    "a prefix": normalizers.Prepend("a" * 100),
+    "prefixes": normalizers.Sequence([normalizers.Prepend("a" * 9)] * 3),
+    "bytes": normalizers.Sequence([normalizers.ByteLevel()] * 30),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHENING)
+def test_rules_that_multiply_the_text_are_refused(name: str, tmp_path: Path) -> None:
+    folder = folder_of(word_piece(normalizer=LENGTHENING[name]), tmp_path)
+    with pytest.raises(ColakitError, match="normalizer: rules may lengthen a text more than 64 times"):
+        SentenceTokenizer.from_base(folder)
+
+
+def test_a_table_that_multiplies_the_text_is_refused() -> None:
+    trie, text = bytes(8), b"a" * 100 + b"\0"
+    table = base64.b64encode(len(trie).to_bytes(4, "little") + trie + text).decode()
+    with pytest.raises(ValueError, match="it replaces a character by more than 64 bytes"):
+        check_rules({"type": "Precompiled", "precompiled_charsmap": table})
+
+
+@pytest.mark.parametrize("rule", [normalizers.Replace(Regex("x*"), "y"), decoders.Strip("a", 0, 1)])
+def test_rules_on_which_the_library_panics_are_refused(
+    rule: Normalizer | decoders.Decoder, tmp_path: Path
+) -> None:
+    tokenizer = word_piece()
+    part = "normalizer" if isinstance(rule, Normalizer) else "decoder"
+    setattr(tokenizer, part, rule)
+    with pytest.raises(ColakitError, match=rf"tokenizer\.json: {part}: a .* must not"):
+        SentenceTokenizer.from_base(folder_of(tokenizer, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"pad_token": {"__type": "AddedToken", "content": "x", "\x1b[31m": 1}},
+        {"added_tokens_decoder": {"3": {"content": "x", "\x1b[31m": 1}}},
+        {"additional_special_tokens": [{"content": "x", "\x1b[31m": 1}]},
+    ],
+)
+def test_unknown_fields_of_tokens_are_refused_and_not_printed(
+    tokens: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = folder_of(word_piece(), tmp_path) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tokens}))
+    with pytest.raises(ColakitError, match=r"tokenizer_config\.json: .*x1b\[31m.* is not a field of a token"):
+        SentenceTokenizer.from_base(tmp_path)
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_a_decoder_that_fails_is_named() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.decoder = decoders.Strip("a", 0, 10)
+    with pytest.raises(ColakitError, match=r"tokenizer: cannot be read .*index out of bounds"):
+        SentenceTokenizer(tokenizer, 0).decode([0])
+
+
+def test_ids_of_a_template_beyond_the_vocabulary_count(tmp_path: Path) -> None:
+    tokenizer = word_piece()
+    tokenizer.post_processor = processors.BertProcessing(("<|end|>", 10**6), ("The", 5))
+    assert SentenceTokenizer.from_base(folder_of(tokenizer, tmp_path), template=True).vocab_size == 10**6 + 1
+
+
+def test_a_template_of_many_tokens_is_refused(tmp_path: Path) -> None:
+    tokenizer = word_piece()
+    tokenizer.post_processor = processors.TemplateProcessing("<|end|> " * 500 + "$A", None, [("<|end|>", 1)])
+    with pytest.raises(ColakitError, match=r"tokenizer\.json: post_processor: has more than 256 values"):
+        SentenceTokenizer.from_base(folder_of(tokenizer, tmp_path), template=True)
 
 
 def test_a_class_that_wants_another_package_is_named(tmp_path: Path) -> None:

@@ -125,6 +125,15 @@ def test_a_path_outside_the_folder_is_refused(admin: Client, path: str) -> None:
     assert answer.status_code in (400, 422)
 
 
+@pytest.mark.parametrize("target", ["circle", "nothing"])
+def test_a_link_that_leads_nowhere_is_refused(target: str, adapters: Path) -> None:
+    (adapters / "two" / "circle").symlink_to(target)
+    with pytest.raises(ColakitError, match="path 'two': cannot be read"):
+        resolve_inside(adapters, "two")
+    with pytest.raises(ColakitError, match=r"cannot be read .*File name too long"):
+        resolve_inside(adapters, "x" * 5000)
+
+
 def test_a_link_out_of_the_folder_is_refused(adapters: Path, models_folder: Path) -> None:
     (adapters / "link").symlink_to(models_folder / "two")
     weights = adapters / "two" / "adapter_model.safetensors"

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from stress.hostile import RUN_FILES, folder_of, gpt_config, read_run, tokenizer
+from hypothesis import strategies
+from stress import hostile
+from stress.hostile import (
+    RUN_FILES,
+    Files,
+    Reader,
+    aliases,
+    folder_of,
+    gpt_config,
+    outcome,
+    read_adapter_folder,
+    read_ckpt,
+    read_marks,
+    read_pair_files,
+    read_run,
+    read_tokenizer,
+    saved,
+    tokenizer,
+    zipped,
+)
+from stress.hostile_schema import json_of
 
+from colakit.config.resolve import resolve
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
@@ -28,6 +51,10 @@ FAULTS: dict[str, tuple[str, str]] = {
     "summary.json: best: must be": ("summary.json", json.dumps({**RUN_FILES["summary.json"], "best": None})),
     "summary.json: splits: must be": ("summary.json", json.dumps({**RUN_FILES["summary.json"], "splits": 3})),
     "summary.json: command is missing": ("summary.json", "{}"),
+    "summary.json: experiment is missing": (
+        "summary.json",
+        json.dumps({key: value for key, value in RUN_FILES["summary.json"].items() if key != "experiment"}),
+    ),
     "0.evaluation.epoch: must be": ("metrics.jsonl", LINE.replace('"epoch": 1.0', '"epoch": [1]') + "\n"),
     "more than 40 digits": ("metrics.jsonl", LINE.replace("1.0", "9" * 50) + "\n"),
     "nested more than": ("metrics.jsonl", LINE.replace("1.0", "[" * 99 + "]" * 99) + "\n"),
@@ -188,7 +215,8 @@ def test_a_fault_of_a_config_is_named(change: dict[str, Any], fault: str, tmp_pa
 
 def test_fields_of_a_config_that_colakit_does_not_read_have_no_effect(tmp_path: Path) -> None:
     others = {"bos_token_id": [1], "eos_token_id": "x", "use_cache": "x", "layer_types": 3}
-    model = load_gpt(write_base(tmp_path, **others))
+    beyond = {"sep_token_id": 10**9, "pad_token_id": 10**9, "num_labels": 10_000_000}
+    model = load_gpt(write_base(tmp_path, **others, **beyond))
     assert model.config == gpt_config()
 
 
@@ -199,6 +227,27 @@ def test_merges_of_unknown_tokens_are_refused(tmp_path: Path) -> None:
         SentenceTokenizer.from_base(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_arrays_nested_deeply_in_a_base_are_refused(name: str, tmp_path: Path) -> None:
+    (write_base(tmp_path) / "tokenizer.json").write_text(tokenizer().backend.to_str())
+    (tmp_path / name).write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ColakitError, match=f"{name}: nested more than 32 levels deep"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "WordLevel", "WordPiece"])
+def test_an_unknown_token_outside_the_vocabulary_is_refused_or_unused(kind: str, tmp_path: Path) -> None:
+    file = json.loads(tokenizer().backend.to_str())
+    file["model"] |= {"type": kind, "unk_token": "nowhere", "max_input_chars_per_word": 9}
+    file["model"] |= {"continuing_subword_prefix": None if kind == "BPE" else "##"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    if kind == "BPE":
+        assert len(SentenceTokenizer.from_base(tmp_path).encode(["the 中"]).ids)
+        return
+    with pytest.raises(ColakitError, match=r"Missing \[UNK\] token from the vocabulary"):
+        SentenceTokenizer.from_base(tmp_path).encode(["the 中"])
+
+
 def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(tmp_path: Path) -> None:
     file = json.loads(tokenizer().backend.to_str())
     file["model"]["vocab"]["zz"] = 5000
@@ -207,13 +256,25 @@ def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(tmp_path: Path) -
         load_tokenizer(tmp_path)
 
 
-def test_too_many_patterns_of_an_adapter_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"target_modules": ["x"] * 10_000}, "target_modules: must have at most 4096 items"),
+        ({"target_modules": 5}, "target_modules: must be text"),
+        ({"layers_to_transform": [10**9]}, "layers_to_transform.0: must be "),
+        ({"layers_to_transform": "x"}, "layers_to_transform: must be a whole number"),
+        ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path: must be text"),
+        ({"peft_type": 5}, "peft_type: must be 'LORA'"),
+        ({"r": 10**9}, "r: must be at most 65536"),
+        ({"alpha_pattern": {f"x{i}": 1 for i in range(2000)}}, "alpha_pattern: .* at most 1024 items"),
+    ],
+)
+def test_a_fault_of_an_adapter_is_named(change: dict[str, Any], fault: str, tmp_path: Path) -> None:
     for name, raw in folder_of("adapter").items():
         (tmp_path / name).write_bytes(raw)
     config = json.loads((tmp_path / "adapter_config.json").read_bytes())
-    patterns = {f"x{i}": 1 for i in range(100_000)}
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": patterns}))
-    with pytest.raises(ColakitError, match=r"adapter_config\.json: alpha_pattern: .* at most 1024 items"):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ColakitError, match=rf"adapter_config\.json: {fault}"):
         read_adapter(tmp_path)
 
 
@@ -225,6 +286,54 @@ def test_a_model_file_of_many_empty_objects_is_refused_before_it_is_built(
         archive.writestr("archive/data.pkl", b"\x80\x02](" + b"}" * 1_000_000 + b"e.")  # 70 MB of objects
     with pytest.raises(ColakitError, match="values and operations"):
         read_tensors(tmp_path / "ckpt.pt")
+
+
+def adapter_of_many_patterns() -> Files:
+    files = folder_of("adapter")
+    config = json.loads(files["adapter_config.json"])
+    config["alpha_pattern"] = {f"x{i}": 1 for i in range(100_000)}
+    return {**files, "adapter_config.json": json_of(config)}
+
+
+def tokenizer_of_many_tokens() -> Files:
+    file = json.loads(tokenizer().backend.to_str())
+    (token, *_) = file["added_tokens"]
+    file["added_tokens"] = [{**token, "id": i, "content": f"<{i}>"} for i in range(100_000)]
+    return {"tokenizer.json": json_of(file)}
+
+
+def base_of_many_labels() -> Files:
+    files = folder_of("base")
+    config = {**json.loads(files["config.json"]), "id2label": {str(i): "x" for i in range(200_000)}}
+    return {**files, "config.json": json_of(config)}
+
+
+LARGE: dict[str, tuple[Callable[[Path], object], Callable[[], Files]]] = {
+    "100 MB of empty objects": (
+        read_ckpt,
+        lambda: {"ckpt.pt": zipped({"x/data.pkl": b"\x80\x02](" + b"}" * 10**8 + b"e."})},
+    ),
+    "pickled lists that repeat": (read_ckpt, lambda: {"ckpt.pt": saved(repeats())}),
+    "YAML that repeats": (
+        lambda folder: resolve(config=folder / "settings.yaml", environment={}),
+        lambda: {"settings.yaml": aliases(40)},
+    ),
+    "two hundred thousand labels": (load_gpt, base_of_many_labels),
+    "a hundred thousand patterns": (read_adapter_folder, adapter_of_many_patterns),
+    "a hundred thousand added tokens": (read_tokenizer, tokenizer_of_many_tokens),
+    "packed pairs": (read_pair_files, lambda: {"a.jsonl.gz": gzip.compress(b" " * 2**27)}),
+    "a hundred thousand annotations": (
+        read_marks,
+        lambda: {"marks.tsv": b"Sentence" + b"\tx" * 10**5 + b"\na" + b"\t1" * 10**5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_work_is_bounded_before_it_begins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, files = LARGE[name]
+    monkeypatch.setattr(hostile, "SECONDS", 2.0)  # of processor time, with 512 MiB over the file
+    assert outcome(Reader(strategies.nothing(), read), files()) == "refused"
 
 
 def test_equal_labels_of_a_model_are_refused() -> None:

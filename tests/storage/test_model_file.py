@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from safetensors.numpy import save
 from support.students import student
 
+from colakit import load
 from colakit.config.resolve import resolve
 from colakit.data.tokenizer import train_tokenizer
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.inference.numpy_predictor import StudentPredictor
 from colakit.storage.model_file import (
     CHECKPOINT_NAME,
     METADATA_KEY,
@@ -29,13 +32,16 @@ from colakit.storage.model_file import (
     read_student_file,
 )
 
+Run = Callable[..., tuple[int, str, str]]
 SHAPES: list[dict[str, Any]] = [{}, {"num_embeddings": 12}, {"cell": "gru", "num_layers": 2}]
 
 
 def save_student(folder: Path, **shape: Any) -> SentenceClassifier:
     tokenizer = train_tokenizer(["the cat sleeps."], 270)
     model = student(vocab_size=tokenizer.vocab_size, num_labels=2, **shape)
-    classifier = SentenceClassifier(model, tokenizer, ("bad", "good"), 12, 0.4, origin={"seed": 0})
+    classifier = SentenceClassifier(
+        model, tokenizer, ("unacceptable", "acceptable"), 12, 0.4, origin={"seed": 0}
+    )
     folder.mkdir(exist_ok=True)
     classifier.save(folder / CHECKPOINT_NAME)
     return classifier
@@ -81,19 +87,49 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
         with pytest.raises(ColakitError, match=r"score\.bias has values that are infinite or NaN"):
             load_classifier(path)
     with pytest.raises(ColakitError, match=r"score\.bias has values that are infinite or NaN"):
-        read_student_file(tmp_path)
+        StudentPredictor(tmp_path)
 
 
 def test_student_file_is_refused_beside_another_checkpoint(tmp_path: Path) -> None:
     save_student(tmp_path)
     save_student(tmp_path / "other", cell="gru")
     for path in (tmp_path, tmp_path / CHECKPOINT_NAME, tmp_path / STUDENT_NAME):
-        read_student_file(path)
+        StudentPredictor(path)
     shutil.copy(tmp_path / "other" / CHECKPOINT_NAME, tmp_path)
     for path in (tmp_path, tmp_path / CHECKPOINT_NAME):
         with pytest.raises(ColakitError, match=r"was not written with ckpt\.pt"):
-            read_student_file(path)
-    read_student_file(tmp_path / STUDENT_NAME)
+            StudentPredictor(path)
+    StudentPredictor(tmp_path / STUDENT_NAME)
+
+
+@pytest.mark.parametrize("command", ["predict", "predict --dry-run", "export"])
+@pytest.mark.parametrize("damage", ["cut", "folder", "of another ckpt.pt"])
+def test_a_damaged_student_file_is_not_passed_over(
+    command: str, damage: str, colakit: Run, tmp_path: Path
+) -> None:
+    save_student(tmp_path)
+    path = tmp_path / STUDENT_NAME
+    arguments = {
+        "export": ("export", tmp_path, "--data", "builtin", "--license", "mit", "--out", tmp_path / "out"),
+        "predict": ("predict", "--model", tmp_path / CHECKPOINT_NAME, tmp_path / "text"),
+    }[command.split()[0]] + tuple(command.split()[1:])
+    (tmp_path / "text").write_text("the cat sleeps.\n")
+    good = path.read_bytes()
+    path.unlink()
+    if command != "export":
+        assert colakit(*arguments)[0] == 0  # no file: `ckpt.pt` is read
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "cut":
+        path.write_bytes(good[:-4])
+    else:
+        save_student(tmp_path / "other", cell="gru")
+        path.write_bytes((tmp_path / "other" / STUDENT_NAME).read_bytes())
+    code, _, err = colakit(*arguments)
+    assert code == 2
+    assert f"{STUDENT_NAME}: " in " ".join(err.split()), err
+    with pytest.raises(ColakitError, match=r"student\.safetensors: "):
+        load(tmp_path)
 
 
 def test_foreign_and_damaged_student_files_are_refused(tmp_path: Path) -> None:
@@ -134,6 +170,8 @@ INVALID: dict[str, dict[str, Any]] = {
     "origin: settings.finetune.leave_out: .*pattern": {
         "origin": {"settings": {"finetune": {"leave_out": "0/0"}}}
     },
+    "origin: settings.data: must be": {"origin": {"settings": {"data": 5}}},
+    "origin: settings.data.text_column: must be": {"origin": {"settings": {"data": {"text_column": [1]}}}},
     "origin: seed: must be": {"origin": {"seed": [1]}},
     "tokenizer.end_of_text_id": {"tokenizer": {"json": "{}", "prefix": True, "suffix": True}},
     "hidden_size": {"config": {"vocab_size": 9, "hidden_size": 1_000_000_000}},

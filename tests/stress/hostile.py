@@ -456,13 +456,13 @@ WORDS = (
 
 def yaml_cases() -> Cases:
     texts = st.lists(st.sampled_from(WORDS), max_size=14).map("".join).map(str.encode)
-    bombs = st.integers(2, 40).map(_aliases)
+    bombs = st.integers(2, 40).map(aliases)
     flat = {"seed": 0, "lora": {"rank": 2, "target_modules": ["c_fc"]}, "data": {"splits": {}}}
     raw = mutated(CONFIG) | texts | bombs | altered(flat, Settings).map(json_of) | DEEP
     return st.fixed_dictionaries({"settings.yaml": raw})
 
 
-def _aliases(depth: int) -> bytes:
+def aliases(depth: int) -> bytes:
     lines = ["lora:", "  target_modules: &a0 [x, x]"]
     lines += [f"  k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
     return "\n".join([*lines, f"seed: *a{depth - 1}"]).encode()
@@ -888,7 +888,7 @@ def good_run() -> Files:
     settings = {"settings.yaml": to_yaml(run_settings()).encode()}
     documents = {name: json_of(value) + b"\n" for name, value in RUN_FILES.items() if name != "runs.json"}
     files = {name: raw for name, raw in files.items() if name in ("ckpt.pt", "student.safetensors")}
-    return {**files, **adapter, **states, **settings, **documents, "environment.json": b"{}"}
+    return {**files, **adapter, **states, **settings, **documents}
 
 
 MODEL, STUDENT = ("ckpt.pt", "settings.yaml"), ("ckpt.pt", "student.safetensors", "settings.yaml")
@@ -898,6 +898,7 @@ STATES = tuple(f"checkpoints/step-0000000{step}/{name}" for step in (2, 4) for n
 COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # and the files that it reads
     ("plot case --out figures --set plot.dpi=30", FIGURES),
     ("plot case good --out figures --set plot.dpi=30", FIGURES),
+    ("report case good --out report.html", (*FIGURES, "environment.json")),
     ("predict sentences.txt --model case", STUDENT),
     ("predict sentences.txt --model case/ckpt.pt --json", STUDENT),
     ("predict sentences.txt --model case/ckpt.pt --device cpu", MODEL),

@@ -8,6 +8,7 @@ recoded.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +59,9 @@ def json_of(value: Any) -> Content:
     return Content(text)
 
 
+@functools.cache
 def schema_of(model: type[BaseModel]) -> Schema:
+    """Return the JSON schema of a model, which nobody may change."""
     return model.model_json_schema()
 
 

@@ -64,11 +64,10 @@ def predict_command(
     session.check_out()
     if output is not None and session.out is not None:
         raise ColakitError("--output with --out: both name where to write", hint="Remove one of them.")
+    light = _without_torch(session, model)
     if session.dry_run:
-        classifier = _load(session, model)
-        _set_threshold(session, classifier)
-        return _show(session, classifier)
-    predictor = _without_torch(session, model) or _with_torch(session, model)
+        return _show(session, model, light)
+    predictor = light or _with_torch(session, model)
     if raw and isinstance(predictor, OnnxPredictor):
         raise ColakitError(
             f"--raw: the logits of {model} are already divided by the temperature",
@@ -107,7 +106,7 @@ def _label(
     size = session.settings.predict.batch_size * CHUNK_BATCHES
     data = session.settings.data
     given = data.text_column if "data.text_column" in session.resolved.origins else None
-    recorded = _recorded_text_column(predictor.origin)
+    recorded = ((predictor.origin.get("settings") or {}).get("data") or {}).get("text_column")
     with open_sentences(file, Reading.of(data), given or recorded) as table:
         column = sentence_column(table, given, recorded)
         with _open_output(session, table, predictor.label_names, output, jsonl) as write:
@@ -154,93 +153,60 @@ def _set_threshold(
 
 def _without_torch(
     session: Session, model: str
-) -> StudentPredictor | BaselineClassifier | OnnxPredictor | None:
-    """Return a predictor that needs no torch: a baseline, an exported model or a student.
+) -> BaselineClassifier | OnnxPredictor | StudentPredictor | None:
+    """Return a predictor that needs no torch.
 
-    None if `model` cannot be read as a student (`_with_torch` names the fault), or if the settings ask for
-    another device than the CPU or for bf16.
+    None for other models, and if the settings name another device than the CPU, or bf16.
     """
-    from colakit.inference.baseline import is_baseline, load_baseline
-    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
+    from colakit.inference.baseline import is_baseline
+    from colakit.inference.without_torch import load_without_torch
 
-    if is_baseline(model):
-        return load_baseline(model)
-    if _asks_for_torch(session):
-        return None
-    if (path := onnx_file(model)) is not None:
-        return OnnxPredictor(path, session.settings.predict.batch_size)
-    from colakit.inference.numpy_predictor import StudentPredictor
-
-    try:
-        return StudentPredictor(model, session.settings.predict.batch_size)
-    except ColakitError:
-        return None
-
-
-def _asks_for_torch(session: Session) -> bool:
-    return session.settings.device not in ("auto", "cpu") or session.settings.precision == "bf16"
+    settings = session.settings
+    is_plain = settings.device in ("auto", "cpu") and settings.precision != "bf16"
+    if is_plain or is_baseline(model):
+        return load_without_torch(model, settings.predict.batch_size)
+    return None
 
 
 def _with_torch(session: Session, model: str) -> Predictor:
     """Return any model, on the device and in the precision of the settings."""
     import torch
 
-    from colakit.inference.classifier import SentenceClassifier
     from colakit.inference.predictor import Predictor
     from colakit.runtime.device import prepare_cpu
 
     prepare_cpu()
-    asked = session.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
-    classifier = _load(session, model)
-    assert isinstance(classifier, SentenceClassifier)
+    is_bf16 = session.settings.precision == "bf16"  # by `auto` a student answers alike on all machines
     return Predictor(
-        classifier,
+        _classifier(session, model),
         session.compute,
         session.settings.predict.batch_size,
-        torch.bfloat16 if asked else torch.float32,
+        torch.bfloat16 if is_bf16 else torch.float32,
     )
 
 
-def _load(session: Session, model: str) -> SentenceClassifier | BaselineClassifier | OnnxPredictor:
-    """Return any model without moving it to a device."""
-    from colakit.inference.baseline import is_baseline, load_baseline
-    from colakit.inference.onnx_predictor import OnnxPredictor, onnx_file
-
-    if is_baseline(model):
-        return load_baseline(model)
-    if (path := onnx_file(model)) is not None and not _asks_for_torch(session):
-        return OnnxPredictor(path)
+def _classifier(session: Session, model: str) -> SentenceClassifier:
     from colakit.inference.classifier import load_classifier
 
-    base = session.settings.base if session.resolved.was_typed("base") else None
-    return load_classifier(model, base=base)
+    return load_classifier(model, base=session.settings.base if session.resolved.was_typed("base") else None)
 
 
 def _show(
-    session: Session, classifier: SentenceClassifier | BaselineClassifier | OnnxPredictor
+    session: Session, model: str, light: BaselineClassifier | OnnxPredictor | StudentPredictor | None
 ) -> dict[str, Any]:
-    """Say what would label, and how many parameters it has."""
-    from colakit.inference.baseline import BaselineClassifier
-    from colakit.inference.onnx_predictor import OnnxPredictor
+    """Print what would label, and the parameters of a network."""
+    from colakit.inference.numpy_predictor import StudentPredictor
 
-    if isinstance(classifier, BaselineClassifier | OnnxPredictor):
-        session.reporter.result(f"would label sentences with {classifier.name} (without torch)")
-        return {"model": classifier.name, "compute": "cpu"}
-    from colakit.models.rnn.model import DistilRNN
-
-    alone = isinstance(classifier.model, DistilRNN) and not _asks_for_torch(session)
-    compute = "cpu, float32 (a student, without torch)" if alone else str(session.compute)
-    session.reporter.result(f"would label sentences with {classifier.name} on {compute}")
-    session.print_parameters(classifier.model.requires_grad_(False))
-    return {"model": classifier.name, "compute": compute}
-
-
-def _recorded_text_column(origin: Any) -> str | None:
-    """Return the column of the text in the data that a model was trained on."""
-    settings = origin.get("settings") if isinstance(origin, dict) else None
-    data = settings.get("data") if isinstance(settings, dict) else None
-    name = data.get("text_column") if isinstance(data, dict) else None
-    return name if isinstance(name, str) else None
+    is_network = light is None or isinstance(light, StudentPredictor)
+    classifier = _classifier(session, model) if is_network else None
+    labelling = light or classifier
+    assert labelling is not None
+    _set_threshold(session, labelling)
+    compute = "cpu, without torch" if light else str(session.compute)
+    session.reporter.result(f"would label sentences with {labelling.name} on {compute}")
+    if classifier is not None:
+        session.print_parameters(classifier.model.requires_grad_(False))
+    return {"model": labelling.name, "compute": compute}
 
 
 def _chunks(table: Table, column: str, size: int) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:

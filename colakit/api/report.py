@@ -20,6 +20,7 @@ from colakit.reports.content import ReportedRun, make_document
 from colakit.reports.document import Block, Picture
 from colakit.reports.figures.curves import RunData
 from colakit.reports.method import describe_baseline, describe_finetuning, describe_student
+from colakit.reports.pairs import describe_pairs
 from colakit.reports.sweep import describe_sweep
 from colakit.reports.writers import FORMATS, TABLE_FORMATS, write_report, write_tables
 from colakit.storage.run_folder import RunFolder
@@ -31,13 +32,19 @@ FILES = ("distill.teacher", "data.path", "data.splits")  # of one machine
 
 
 def report(
-    session: Session, *, runs: Sequence[str], sweep: Path | None = None, tables: Sequence[str] = ()
+    session: Session,
+    *,
+    runs: Sequence[str],
+    sweep: Path | None = None,
+    pairs: Path | None = None,
+    tables: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure finished runs and write a report; its figures are those of `evaluate`.
 
     Args:
         runs: run folders, or folders of seeds or folds.
         sweep: folder of a finished sweep, to be described too.
+        pairs: folder that `evaluate --pairs` wrote, likewise.
         tables: formats of `TABLE_FORMATS`: write the tables alone, into a folder.
 
     Raises:
@@ -54,7 +61,8 @@ def report(
     data = read_runs(folders, session.reporter)
     reported = [_reported_run(*run) for run in zip(folders, data, strict=True)]
     models = [str(folder.path) for folder in folders]
-    extra = [] if sweep is None else [*describe_sweep(sweep)]
+    extra = [] if pairs is None else [*describe_pairs(pairs)]
+    extra += [] if sweep is None else [*describe_sweep(sweep)]
     corpus = load_corpus_of(session, models)
     if session.dry_run:
         session.reporter.result(f"would write {out} about {len(models)} runs on {corpus.name}")

@@ -75,6 +75,7 @@ from colakit.models.gpt.model import GPT
 from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
+from colakit.reports.pairs import PairsRecord, describe_pairs
 from colakit.reports.sweep import SweepSummary, describe_sweep
 from colakit.storage import checkpoints as checkpoint
 from colakit.storage.checkpoints import MANIFEST, STATE, Checkpoints
@@ -823,6 +824,15 @@ def sweep_cases() -> Cases:
     return torn(documents(SWEEP, SweepSummary)).map(lambda raw: {"summary.json": raw})
 
 
+SHARE = {"summed": {"value": 0.5, "low": 0.4, "high": 0.6}, "per_token": 0.5}
+PAIR_RESULT = {"model": "base", "ties": 0, "truncated": 0, **SHARE, "groups": {"schema": {"a": SHARE}}}
+PAIR_RESULTS = {"pairs": 10, "group_sizes": {"schema": {"a": 10}}, "models": [PAIR_RESULT, PAIR_RESULT]}
+
+
+def pair_result_cases() -> Cases:
+    return torn(documents(PAIR_RESULTS, PairsRecord)).map(lambda raw: {"pairs.json": raw})
+
+
 def tokenizer_cases() -> Cases:
     file = json.loads(tokenizer().backend.to_str())
     special = {"eos_token": "<|endoftext|>", "add_prefix_space": False}
@@ -976,7 +986,7 @@ SCHEMAS = (
     *(*RUN_MODELS.values(), MetricsFile, Summary, ModelMetadata, Origin, Companion, ConfigFile, ShardIndex),
     *(AdapterConfig, SafetensorsHeader, TokenizerFile, SpecialTokens, TokenizerState, VocabularyFile),
     *(checkpoint.Manifest, AnyDocument, AnyConfigFile, BaselineMetadata, ResultSummary, TrackedRuns),
-    *(GgufCounts, GgufTensor, GgufModel, GgufTokenizer, SweepSummary),
+    *(GgufCounts, GgufTensor, GgufModel, GgufTokenizer, SweepSummary, PairsRecord),
 )
 """All files that readers parse; parts of them are found in their schemas."""
 
@@ -996,6 +1006,7 @@ def readers() -> dict[str, Reader]:
         "ckpt.pt": Reader(classifier_cases(), read_ckpt),
         "run folder": Reader(run_cases(), read_run),
         "sweep": Reader(sweep_cases(), lambda folder: [*describe_sweep(folder)], share=0.3),
+        "pair results": Reader(pair_result_cases(), lambda folder: [*describe_pairs(folder)]),
         "tokenizer": Reader(tokenizer_cases(), read_tokenizer),
         "base": Reader(base_cases(), load_gpt),
         "GGUF": Reader(gguf_cases(), read_gguf),

@@ -32,6 +32,12 @@ def report_command(
             help="Folder of a finished sweep, to be described too.", metavar="DIR", show_default=False
         ),
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that evaluate --pairs wrote, to be described too.", metavar="DIR", show_default=False
+        ),
+    ] = None,
     tables: Annotated[
         str | None,
         typer.Option(
@@ -49,4 +55,5 @@ def report_command(
     """
     from colakit.api.report import report
 
-    return report(session, runs=runs, sweep=sweep, tables=tables.split(",") if tables else ())
+    formats = tables.split(",") if tables else ()
+    return report(session, runs=runs, sweep=sweep, pairs=pairs, tables=formats)

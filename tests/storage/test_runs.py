@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ import torch
 from colakit.config.resolve import resolve
 from colakit.config.yaml import read_yaml
 from colakit.data.corpora import load_corpus
+from colakit.data.tokenizer import save_tokenizer
 from colakit.inference.classifier import load_classifier
+from colakit.models.gpt.config import GPTConfig
+from colakit.models.gpt.model import GPT
 from colakit.storage.checkpoints import Checkpoints
+from colakit.storage.gpt2 import load_tokenizer, save_gpt
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = [
@@ -307,13 +312,29 @@ def test_dev_is_measured_during_training_only_where_asked(
     assert tensors_equal(tmp_path / "tracked", tuned)
 
 
-@pytest.mark.parametrize("batch_size", [30, 43])  # 216 training sentences: 43 leaves a batch of one
+def write_llama(toy: Path, folder: Path) -> Path:
+    """Write a Llama base with random weights and the toy's tokenizer."""
+    tokenizer = load_tokenizer(toy / "base")
+    shape = {"num_positions": 64, "width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, family="llama", activation="silu", **shape)
+    config = replace(config, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
+    save_gpt(GPT(config), folder, end_of_text_id=tokenizer.end_of_text_id)
+    save_tokenizer(tokenizer, folder, max_tokens=64)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "batch_size"),
+    [("llama", 30), ("gpt2", 43)],  # 216 training sentences: 43 leaves a batch of one
+)
 def test_two_processes_give_the_losses_of_one(
-    toy: Path, tmp_path: Path, colakit: Run, batch_size: int
+    toy: Path, tmp_path: Path, colakit: Run, family: str, batch_size: int
 ) -> None:
+    base = toy / "base" if family == "gpt2" else write_llama(toy, tmp_path / "base")
     common = [
         "finetune",
-        *options(toy, **{"batch-size": batch_size}),
+        *options(toy, **{"base": base, "batch-size": batch_size}),
         "--precision",
         "fp32",
         "--set",

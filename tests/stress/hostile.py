@@ -830,7 +830,8 @@ PAIR_RESULTS = {"pairs": 10, "group_sizes": {"schema": {"a": 10}}, "models": [PA
 
 
 def pair_result_cases() -> Cases:
-    return torn(documents(PAIR_RESULTS, PairsRecord)).map(lambda raw: {"pairs.json": raw})
+    cases = st.just(json_of(PAIR_RESULTS)) | torn(documents(PAIR_RESULTS, PairsRecord))
+    return cases.map(lambda raw: {"pairs.json": raw})
 
 
 def tokenizer_cases() -> Cases:

@@ -23,6 +23,7 @@ from colakit.serving.http import CODES
 MAX_HEAD_BYTES = 2**14
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 BACKLOG = 2048
+LAST_REQUEST_SECONDS = 0.5  # from a connection to its request, while the server stops
 STOP_SECONDS = 30  # for the requests in flight
 KEEP_ALIVE_SECONDS = 30
 
@@ -100,15 +101,27 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self.listeners: list[socket.socket] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on `sockets`."""
+        self.listeners = sockets or []
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first SIGTERM; stop at Ctrl-C or a second signal."""
         if sig == signal.SIGTERM and not self.service.is_draining:
             self.service.is_draining = True
             loop = asyncio.get_running_loop()
-            loop.call_soon_threadsafe(loop.call_later, self.service.settings.drain_seconds, self._stop)
+            loop.call_soon_threadsafe(loop.call_later, self.service.settings.drain_seconds, self._refuse_new)
         else:
-            self.should_exit = True
+            self._stop()
+
+    def _refuse_new(self) -> None:
+        """Have the system accept no more connections, and stop once those that it has accepted have sent."""
+        for listener in self.listeners:
+            listener.listen(0)
+        asyncio.get_running_loop().call_later(LAST_REQUEST_SECONDS, self._stop)
 
     def _stop(self) -> None:
         self.should_exit = True

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from colakit.kernels.fused import drop
+from colakit.kernels.matmul import compute_dtype
 from colakit.kernels.native import DropoutMask, Kernels, kernels_for
 
 ROW_ALIGNMENT = 4  # CPU matrix products are faster with a multiple of 4 rows
@@ -49,9 +50,7 @@ def can_pack(input_ids: Tensor, last: Tensor, num_heads: int, head_width: int, w
         num_heads, head_width: H and d.
         weight: any weight of the model; without autocast, attention runs in its dtype.
     """
-    device = weight.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    kernels = kernels_for(weight.device, dtype)
+    kernels = kernels_for(weight.device, compute_dtype(weight))
     batch, tokens = input_ids.shape
     if kernels is None or not kernels.supports_attention(batch, tokens, num_heads, head_width):
         return False

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from colakit.kernels.matmul import product
+from colakit.kernels.matmul import compute_dtype, product
 from colakit.kernels.native import MAX_ELEMENTS, DropoutMask, Kernels, kernels_for
 
 SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
@@ -51,12 +51,10 @@ class _LoRALinear(torch.autograd.Function):
         lora_b: Tensor,
         scaling: float,
     ) -> Tensor:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, D_in)
-        weight, down, up = weight.to(dtype), lora_a.to(dtype), (lora_b * scaling).t().to(dtype).contiguous()
-        with torch.autocast(device, enabled=False):
-            inner = product(down, rows).t()  # (N, R)
+        dtype = compute_dtype(x)
+        rows, weight = x.reshape(-1, x.shape[-1]).to(dtype), weight.to(dtype)  # (N, D_in)
+        with torch.autocast(x.device.type, enabled=False):
+            down, up, inner = lora_inner(rows, lora_a, lora_b, scaling)
             # the same product as without an adapter: B = 0 leaves every bit of it
             y = product(rows, weight, None if bias is None else bias.to(dtype)).addmm_(inner, up)
         ctx.save_for_backward(rows, inner, weight, down, up)
@@ -68,13 +66,32 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)  # (N, D_out)
-        grad_inner = product(up, grad).t()  # (N, R)
-        grad_a = product(grad_inner.t(), rows.t()).float()
-        grad_b = product(inner.t(), grad.t()).t().float() * ctx.scaling
+        grad_inner, grad_a, grad_b = lora_gradients(grad, rows, inner, up, ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = product(grad, weight.t()).addmm_(grad_inner, down).to(ctx.dtype).view(ctx.shape)
         return grad_x, None, None, grad_a, grad_b, None
+
+
+def lora_inner(rows: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return A (R, D_in), scaling·Bᵀ (R, D_out) and rows·Aᵀ (N, R), in the dtype of `rows` (N, D_in)."""
+    down, up = lora_a.to(rows.dtype), (lora_b * scaling).t().to(rows.dtype).contiguous()
+    return down, up, product(down, rows).t()
+
+
+def lora_gradients(
+    grad: Tensor, rows: Tensor, inner: Tensor, up: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of rows·Aᵀ (N, R), of A (R, D_in) and of B (D_out, R), the last two in fp32.
+
+    Args:
+        grad: of the layer's output, (N, D_out).
+        rows: the layer's input, (N, D_in).
+        inner, up: as returned by `lora_inner`.
+    """
+    grad_inner = product(up, grad).t()
+    grad_a = product(grad_inner.t(), rows.t()).float()
+    return grad_inner, grad_a, product(inner.t(), grad.t()).t().float() * scaling
 
 
 class Dropout(torch.nn.Dropout):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from colakit.kernels.matmul import Linear, product
+from colakit.kernels.fused import lora_gradients, lora_inner
+from colakit.kernels.matmul import Linear, compute_dtype
 from colakit.kernels.native import Kernels, kernels_for, pointers
 
 LARGEST = 127
@@ -68,7 +69,7 @@ class Int8Linear(nn.Module):
             x: (…, D_in).
             lora_a, lora_b: A (R, D_in) and B (D_out, R), or None without an update.
         """
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        dtype = compute_dtype(x)
         fits = max(self.in_features, self.out_features) <= MAX_WIDTH
         kernels = kernels_for(x.device, dtype) if fits else None
         return _Int8Linear.apply(x, self, lora_a, lora_b, scaling, dtype, kernels)
@@ -90,8 +91,7 @@ class _Int8Linear(torch.autograd.Function):
         down = up = inner = None
         with torch.autocast("cpu", enabled=False):
             if lora_a is not None and lora_b is not None:
-                down, up = lora_a.to(dtype), (lora_b * scaling).t().to(dtype).contiguous()
-                inner = product(down, rows).t()  # (N, R)
+                down, up, inner = lora_inner(rows, lora_a, lora_b, scaling)
             quantized, row_scales = quantize_rows(rows, None, layer.rotation, kernels)
             sums = torch._int_mm(quantized, layer.integers.t())
             y = rescale(sums, row_scales, layer.scales, 1, layer.bias, inner, up, dtype, kernels)
@@ -107,9 +107,7 @@ class _Int8Linear(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype).contiguous()  # (N, D_out)
         grad_inner = grad_a = grad_b = grad_x = None
         if up is not None:
-            grad_inner = product(up, grad).t()  # (N, R)
-            grad_a = product(grad_inner.t(), rows.t()).float()
-            grad_b = product(inner.t(), grad.t()).t().float() * ctx.scaling
+            grad_inner, grad_a, grad_b = lora_gradients(grad, rows, inner, up, ctx.scaling)
         if ctx.needs_input_grad[0]:
             quantized, row_scales = quantize_rows(grad, layer.scales, 1, kernels)
             sums = torch._int_mm(quantized, layer.integers)
@@ -147,7 +145,7 @@ def quantize_rows(
         scales = scaled.abs().amax(dim=1).clamp_min_(SMALLEST) / LARGEST
         return (scaled * (1 / scales)[:, None]).round_().to(torch.int8), scales
     quantized, scales = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x))
-    tensors = _pointers(x, columns, quantized, scales)
+    tensors = pointers(x, columns, quantized, scales)
     kernels.library.quantize_rows(*tensors, *x.shape, rotation, torch.get_num_threads())
     return quantized, scales
 
@@ -181,10 +179,6 @@ def rescale(
     y, rank = torch.empty(sums.shape, dtype=dtype), 0
     if inner is not None and up is not None:
         inner, up, rank = inner.float().contiguous(), up.float().contiguous(), len(up)
-    tensors = _pointers(sums, scales, columns, bias, inner, up, y)
+    tensors = pointers(sums, scales, columns, bias, inner, up, y)
     kernels.library.rescale(*tensors, *sums.shape, rank, rotation, torch.get_num_threads())
     return y
-
-
-def _pointers(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else pointers(tensor)[0] for tensor in tensors]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from colakit.kernels.matmul import compute_dtype
 from colakit.kernels.native import Kernels, kernels_for
 
 IGNORE_INDEX = -100
@@ -39,7 +40,7 @@ def linear_cross_entropy(
         reduce: called once for each chunk, with its nll, (b,) or (b, 2); the results are added up.
     """
     device, learns = hidden.device, torch.is_grad_enabled()
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
+    dtype = compute_dtype(hidden)
     kernels = kernels_for(device, dtype)
     return _LinearCrossEntropy.apply(hidden, weight, targets, reduce, dtype, kernels, learns)
 

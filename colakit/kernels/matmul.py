@@ -26,6 +26,12 @@ def prefers_onednn() -> bool:
     return both and bool(maker) and "intel" not in maker
 
 
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of products with `tensor` in the current autocast context."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 def uses_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether oneDNN computes a·bᵀ + bias; torch handles the rest, and reports wrong shapes."""
     return (

@@ -315,9 +315,8 @@ def _check_targets(targets: Tensor, vocabulary: int) -> None:
         raise ValueError(f"targets must be int64 from 0 to {vocabulary - 1}")
 
 
-def pointers(*tensors: Tensor) -> list[int]:
-    """Return the data pointers of contiguous CPU tensors."""
+def pointers(*tensors: Tensor | None) -> list[int | None]:
+    """Return the data pointers of contiguous CPU tensors; None is C's null pointer."""
     for tensor in tensors:
-        assert tensor.is_contiguous()
-        assert tensor.device.type == "cpu"
-    return [tensor.data_ptr() for tensor in tensors]
+        assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

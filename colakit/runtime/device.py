@@ -164,7 +164,7 @@ def resolve_compute(device: str, precision: str, *, local_rank: int | None = Non
             raise ColakitError(
                 f"--precision int8: is for a CPU, the device is {chosen}", hint="Use --precision bf16."
             )
-        return Compute(chosen, dtype, f"{why_device}; {why_bf16}; {is_int8_faster()[1]}", int8=True)
+        return Compute(chosen, dtype, f"{why_device}; {why_bf16}; {int8_units()}", int8=True)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     note = "" if has_bf16 or dtype == torch.float32 else f"; slow: {why_bf16}"
     return Compute(chosen, dtype, f"{why_device}; {precision} requested{note}")
@@ -211,11 +211,11 @@ def is_bf16_faster(device: torch.device) -> tuple[bool, str]:
     return False, f"{device.type} trains in fp32"
 
 
-def is_int8_faster() -> tuple[bool, str]:
-    """Return whether this CPU multiplies int8 matrices faster than bf16 and fp32 ones, and the reason."""
+def int8_units() -> str:
+    """Return which units of this CPU multiply int8 matrices, or that there are none, for logs."""
     flags = torch.cpu.get_capabilities()
     units = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm") if flags.get(name)]
-    return bool(units), f"int8 units: {units[0]}" if units else "slow: no int8 units"
+    return f"int8 units: {units[0]}" if units else "slow: no int8 units"
 
 
 def prepare_cpu() -> None:

@@ -30,6 +30,8 @@ MAX_ROTATION = 64  # columns
 class Int8Linear(nn.Module):
     """A frozen linear layer x·Wᵀ + bias with W = (integers·scales)·H.
 
+    Its state dict is that of a dense layer with these weights, in the dtype of the original.
+
     Args:
         layer: the layer to quantise.
     """
@@ -39,6 +41,7 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.dtype = layer.weight.dtype
         self.rotation = min(layer.in_features & -layer.in_features, MAX_ROTATION)  # S, divides D_in
         weight = rotate(layer.weight.detach().float(), self.rotation)
         scales = weight.abs().amax(dim=1).clamp_min_(SMALLEST) / LARGEST
@@ -50,6 +53,11 @@ class Int8Linear(nn.Module):
     def weight(self) -> Tensor:
         """A copy of W, (D_out, D_in) fp32."""
         return rotate(self.integers.float() * self.scales[:, None], self.rotation)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight.to(self.dtype)
+        if self.bias is not None:
+            destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
     def dense(self) -> Linear:
         """Return a layer with W in fp32."""

@@ -114,6 +114,20 @@ def test_an_adapter_on_an_int8_base_learns_as_on_the_base_itself(config: GPTConf
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_the_state_of_an_int8_model_is_that_of_a_dense_one(config: GPTConfig) -> None:
+    torch.manual_seed(0)
+    dense, quantized = (GPT(config).classifier(2).requires_grad_(False) for _ in range(2))
+    shapes = {name: tensor.shape for name, tensor in quantized.state_dict().items()}
+    Compute(CPU, torch.float32, "", int8=True).place(quantized)
+    state = quantized.state_dict()
+    assert {name: tensor.shape for name, tensor in state.items()} == shapes
+    dense.load_state_dict(state)
+    sentences = torch.arange(30).view(3, 10), torch.ones(3, 10, dtype=torch.int64)
+    one, two = (model.eval()(*sentences) for model in (dense, quantized))
+    assert_close(one, two, rtol=0, atol=0.02 * float(one.abs().max()))
+
+
 def test_merging_makes_the_base_dense() -> None:
     torch.manual_seed(0)
     model = GPT(GPT2)

@@ -312,6 +312,19 @@ def test_dev_is_measured_during_training_only_where_asked(
     assert tensors_equal(tmp_path / "tracked", tuned)
 
 
+def test_a_model_tuned_on_an_int8_base_is_read_by_other_commands(
+    toy: Path, tmp_path: Path, colakit: Run
+) -> None:
+    run = tmp_path / "run"
+    assert colakit("finetune", *options(toy), "--precision", "int8", "--out", run)[0] == 0
+    trained = json.loads((run / "summary.json").read_text())["splits"]["id_dev"]["loss"]
+    for precision in ("int8", "fp32"):
+        code, out, _ = colakit("evaluate", run, "--data", toy / "corpus", "--precision", precision, "--json")
+        assert code == 0
+        (model,) = json.loads(out)["splits"]["id_dev"]["models"]
+        assert model["metrics"]["loss"] == pytest.approx(trained, abs=0.01)
+
+
 def write_llama(toy: Path, folder: Path) -> Path:
     """Write a Llama base with random weights and the toy's tokenizer."""
     tokenizer = load_tokenizer(toy / "base")

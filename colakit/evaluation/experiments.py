@@ -13,7 +13,8 @@ from colakit.config.paths import PATHS
 
 NOT_IN_EXPERIMENT = {
     *("seed", "device", "precision", "cpu_kernels", "cuda_graphs", "track"),
-    *("generate", "predict", "evaluate", "plot", "sweep", "evaluate_dev", "finetune.frozen_cache_mib"),
+    *("generate", "predict", "serve", "evaluate", "plot", "sweep"),
+    *("evaluate_dev", "finetune.frozen_cache_mib"),
     *PATHS,  # names of files; their content counts
 }
 

@@ -374,6 +374,7 @@ def origin(**changes: Any) -> dict[str, Any]:
         {"device": "cuda"},
         {"distill": {"teacher": "elsewhere/finetune-009", "kd_weight": 0.5}},
         {"plot": {"dpi": 300}},
+        {"serve": {"port": 80}},
         {"base": "elsewhere/base", "data": {"path": "../cola", "splits": {"dev": "dev.csv"}}},
     ],
     ids=str,

@@ -50,9 +50,9 @@ def main() -> None:
     tables: list[Table] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        student = scratch / "student.pt"
+        (student := scratch / "student").mkdir()
         base = make_workspace(scratch, "small").base
-        random_student(base, embedding_size=8, hidden_size=8, num_layers=1).save(student)
+        random_student(base, embedding_size=8, hidden_size=8, num_layers=1).save(student / "ckpt.pt")
         for command in ("data check", "predict"):
             variants = []
             for ending in arguments.formats:

@@ -44,7 +44,7 @@ def baseline(
             f"--seeds with baseline.kind={kind}: the model is the same with every seed",
             hint="Leave --seeds out.",
         )
-    task = session.load_task(needs_base=False)
+    task = session.load_task(bases={})
     config = NgramConfig(len(task.corpus.label_names))
     if kind == "tfidf":
         config = replace(config, words=settings.baseline.words, characters=settings.baseline.characters)

@@ -18,7 +18,7 @@ from colakit.api.session import Session
 from colakit.config.student import DistillSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
-from colakit.distillation.student import empty_student, student_job
+from colakit.distillation.student import STUDENT_BASE, StudentTokens, base_tokens, empty_student, student_job
 from colakit.distillation.teachers import (
     Teacher,
     TeacherTargets,
@@ -41,7 +41,7 @@ from colakit.inference.classifier import read_origin
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import local_base
+from colakit.storage.gpt2 import local_base, plan_config
 from colakit.storage.output import Resume
 from colakit.storage.run_set import expand_runs
 from colakit.training.classifier_trainer import ClassifierJob, ClassifierTrainer
@@ -77,7 +77,7 @@ def distill(
         with session.training_run(resume) as run:
             if run.has_finished_with(session.settings_yaml):
                 return run.finished_summary()
-            return ClassifierTrainer(_job(session, session.load_task(needs_base=False), run), run).train()
+            return ClassifierTrainer(_job(session, _load_task(session), run), run).train()
     teachers = teachers_by_seed(session.settings.distill.teacher, seeds)
     base_words = [] if (base := _typed_base(session)) is None else ["--base", base]
 
@@ -88,7 +88,7 @@ def distill(
         session,
         seeds,
         resume=resume,
-        check=lambda: _load_teachers(session, session.load_task(needs_base=False)),
+        check=lambda: _load_teachers(session, _load_task(session)),
         words=words,
     )
 
@@ -116,7 +116,7 @@ def record_data_and_base(session: Session) -> None:
 
 def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
     """Print the plan of a run, with seeds that of the first, and return it as plain data."""
-    settings, task = session.settings, session.load_task(needs_base=False)
+    settings, task = session.settings, _load_task(session)
     teachers = _load_teachers(session, task)
     if seeds is not None:
         own = expand_runs(teachers_by_seed(settings.distill.teacher, seeds)[seeds[0]])
@@ -131,8 +131,15 @@ def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
     return session.plan(task, _empty_student(session, task, first), stages)
 
 
+def _load_task(session: Session) -> TaskData:
+    base = session.settings.student.base  # that of the teachers is loaded before the data are needed
+    return session.load_task(bases={} if base is None else {STUDENT_BASE: base})
+
+
 def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> DistilRNN:
-    vocab_size = teacher.classifier.tokenizer.vocab_size
+    base = session.settings.student.base
+    own = None if base is None else plan_config(base, STUDENT_BASE).vocab_size
+    vocab_size = own or teacher.classifier.tokenizer.vocab_size
     return empty_student(session.settings.student, task, vocab_size)
 
 
@@ -188,6 +195,7 @@ def _load_teachers(session: Session, task: TaskData) -> list[Teacher]:
         arrays=session.arrays,
         reporter=session.reporter,
         hidden_weight=session.settings.distill.hidden_weight,
+        share_tokenizer=session.settings.student.base is None,
     )
 
 
@@ -253,14 +261,18 @@ def _student_job(
         parts = [*parts * kd.upsample, Split(transfer.name, transfer.sentences, unlabelled)]
     chosen = [targets[part.name] for part in parts]
     hidden = np.concatenate([each.hidden for each in chosen]) if kd.hidden_weight else None
+    if settings.student.base is not None:
+        tokens = base_tokens(settings.student.base, STUDENT_BASE)
+    else:
+        max_tokens = first.max_tokens or np.iinfo(np.int32).max
+        tokens = StudentTokens(first.tokenizer, max_tokens, lambda: _token_embeddings(first.model))
     seed_everything(settings.seed)  # the same initial weights as the control, whatever was drawn before
     return student_job(
         task,
         join_splits("train", parts),
         settings.student,
         training,
-        tokenizer=first.tokenizer,
-        max_tokens=first.max_tokens or np.iinfo(np.int32).max,
+        tokens=tokens,
         data_max_tokens=settings.data.max_tokens,
         objective=distillation(
             kd_weight=line(kd.kd_weight, kd.kd_weight_end),
@@ -270,7 +282,6 @@ def _student_job(
             lm_weight=line(training.lm_weight, training.lm_weight_end),
         ),
         train_loss=_train_loss(kd),
-        base_embeddings=lambda: _token_embeddings(first.model),
         targets=TeacherTargets(np.concatenate([each.logits for each in chosen]), hidden),
         identity={
             **settings_identity(distill=kd.model_dump(mode="json", exclude={"teacher"})),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -109,16 +109,20 @@ class Session:
             self._loaded = data, corpus
         return self._loaded[1]
 
-    def load_task(self, *, needs_base: bool = True) -> TaskData:
+    def load_task(self, *, bases: Mapping[str, str] | None = None) -> TaskData:
         """Return the corpus divided into train, validation and report splits.
 
         Args:
-            needs_base: raise `ColakitError` before data are downloaded if the base is missing.
+            bases: flag -> base; raise `ColakitError` before data are downloaded if one is missing. None is
+                the base of the settings.
         """
         from colakit.storage.gpt2 import resolve_base
         from colakit.training.task_data import split_corpus
 
-        check = partial(resolve_base, self.settings.base) if needs_base else lambda: None
+        def check() -> None:
+            for flag, base in ({"--base": self.settings.base} if bases is None else bases).items():
+                resolve_base(base, flag)
+
         corpus = self.load_corpus(before_fetch=check)
         evaluate_dev = self.settings.evaluate_dev
         return split_corpus(corpus, self.settings.data, self.reporter, evaluate_dev=evaluate_dev)

@@ -12,11 +12,11 @@ from torch import nn
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
-from colakit.distillation.student import empty_student, student_job
+from colakit.distillation.student import STUDENT_BASE, base_tokens, empty_student, student_job
 from colakit.distillation.transfer_set import augment, epoch_size
 from colakit.errors import ColakitError
 from colakit.runtime.seeding import seed_everything
-from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, plan_config, resolve_base
+from colakit.storage.gpt2 import plan_config
 from colakit.storage.output import Resume
 from colakit.storage.run_folder import RunFolder
 from colakit.storage.run_schemas import Summary
@@ -48,15 +48,15 @@ def train_scratch(
     runs = chosen_runs(session, resume, seeds=seeds)
     seeds = None if runs is None else runs[1]
     if session.dry_run:
-        task = session.load_task()
+        task = _load_task(session)
         model, measure = _model(session, task), session.measurable_stages(task, control_trainer)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
-        return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, session.load_task()))
+        return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, _load_task(session)))
     with session.training_run(resume) as run:
         if run.has_finished_with(session.settings_yaml):
             return run.finished_summary()
-        return control_trainer(session, session.load_task(), run).train()
+        return control_trainer(session, _load_task(session), run).train()
 
 
 def control_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:
@@ -90,16 +90,27 @@ def _match(session: Session, like: Path, seeds: Sequence[int] | None) -> Sequenc
     return seeds if is_chosen or runs is None else runs.values
 
 
+def _load_task(session: Session) -> TaskData:
+    flag, base = _base(session)
+    return session.load_task(bases={flag: base})
+
+
+def _base(session: Session) -> tuple[str, str]:
+    """Return the flag and the name of the base whose tokens the student reads."""
+    own = session.settings.student.base
+    return ("--base", session.settings.base) if own is None else (STUDENT_BASE, own)
+
+
 def _model(session: Session, task: TaskData) -> nn.Module:
     """Return the student without weights."""
-    vocab_size = plan_config(session.settings.base).vocab_size
-    return empty_student(session.settings.student, task, vocab_size)
+    flag, base = _base(session)
+    return empty_student(session.settings.student, task, plan_config(base, flag).vocab_size)
 
 
 def _job(session: Session, task: TaskData) -> ClassifierJob:
     settings, training = session.settings, session.settings.student_training
-    folder = resolve_base(settings.base)
-    base = load_gpt(folder)
+    flag, base = _base(session)
+    tokens = base_tokens(base, flag)
     train, epoch = task.train, None
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)
@@ -111,13 +122,11 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         train,
         settings.student,
         training,
-        tokenizer=load_tokenizer(folder),
-        max_tokens=base.config.num_positions,
+        tokens=tokens,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
         train_loss=CROSS_ENTROPY,
-        base_embeddings=lambda: base.body.embedding.weight.detach().float().numpy(),
-        summary={"augmented": len(train) - len(task.train), "base_fingerprint": base_fingerprint(base)},
+        summary={"augmented": len(train) - len(task.train)},
         epoch_size=epoch,
         settings_dump=session.portable_settings(),
         compute=session.compute,

@@ -25,6 +25,7 @@ FIELDS = dict(leaf_fields())
 BASE_AND_DATA = {"--base": "base", "--data": "data.path"}
 SHARED_FLAGS = {"--seed": "seed", "--device": "device", "--precision": "precision"}
 STUDENT_FLAGS = {
+    "--student-base": "student.base",
     "--cell": "student.cell",
     "--hidden-size": "student.hidden_size",
     "--epochs": "student_training.epochs",

@@ -18,6 +18,11 @@ Pooling = Literal["last", "mean", "max", "attention"]
 class StudentSettings(Section):
     """The recurrent student of `distill` and `train-scratch`."""
 
+    base: Name | None = Field(
+        None,
+        description="Base whose tokenizer and token embeddings the student has; null: `distill` takes its "
+        "teacher's, `train-scratch` those of `base`.",
+    )
     cell: Cell = Field("lstm", description="Recurrent cell; bag: none, the embeddings are pooled.")
     embedding_size: int = Field(128, ge=1, le=2**12, description="Width of the token embedding.")
     hidden_size: int = Field(256, ge=1, le=2**14, description="Hidden size of each direction.")
@@ -35,7 +40,8 @@ class StudentSettings(Section):
         "vector; null: all.",
     )
     embeddings: Literal["base", "random"] = Field(
-        "base", description="Initialise the embedding with the base's (principal components), or at random."
+        "base",
+        description="Initialise the embedding with the principal components of the base's, or at random.",
     )
 
     @model_validator(mode="after")

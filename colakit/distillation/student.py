@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.distillation_heads import StudentWithHeads
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
+from colakit.storage.gpt2 import base_fingerprint, load_gpt, load_tokenizer, resolve_base
 from colakit.training.classifier_trainer import MAY_CHANGE, ClassifierJob
 from colakit.training.job import JobOptions, settings_identity
 from colakit.training.objectives import Objective
@@ -30,7 +31,41 @@ from colakit.training.task_data import TaskData, labelled_examples
 from colakit.utils.array_cache import ArrayCache, key_digest
 from colakit.utils.console import Reporter
 
+STUDENT_BASE = "--student-base"  # flag of `student.base`
 EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
+
+
+@dataclass(frozen=True)
+class StudentTokens:
+    """Tokens that a student reads.
+
+    Attributes:
+        tokenizer: of a base; a student reads without boundary tokens.
+        max_tokens: most tokens that the base reads.
+        embeddings: returns the (V, D) token embeddings of the base.
+        base_fingerprint: of `student.base`, or of the base of `train-scratch`; None for a teacher's tokens.
+    """
+
+    tokenizer: SentenceTokenizer
+    max_tokens: int
+    embeddings: Callable[[], NDArray[np.float32]]
+    base_fingerprint: str | None = None
+
+
+def base_tokens(name: str, flag: str) -> StudentTokens:
+    """Return the tokens of a base.
+
+    Args:
+        flag: command-line flag to name in errors.
+    """
+    folder = resolve_base(name, flag)
+    base = load_gpt(folder)
+    return StudentTokens(
+        load_tokenizer(folder),
+        base.config.num_positions,
+        lambda: base.body.embedding.weight.detach().float().numpy(),
+        base_fingerprint(base),
+    )
 
 
 def empty_student(settings: StudentSettings, task: TaskData, vocab_size: int) -> DistilRNN:
@@ -40,7 +75,7 @@ def empty_student(settings: StudentSettings, task: TaskData, vocab_size: int) ->
 
 
 def _config(settings: StudentSettings, num_labels: int, vocab_size: int) -> RNNConfig:
-    shape = settings.model_dump(exclude={"vocabulary", "embeddings"})
+    shape = settings.model_dump(exclude={"base", "vocabulary", "embeddings"})
     kept = settings.vocabulary
     rows = None if kept is None or kept >= vocab_size else kept + 1  # row 0 is shared by all other tokens
     return RNNConfig(vocab_size, num_labels, num_embeddings=rows, **shape)
@@ -52,12 +87,10 @@ def student_job(
     student: StudentSettings,
     training: StudentTrainingSettings,
     *,
-    tokenizer: SentenceTokenizer,
-    max_tokens: int,
+    tokens: StudentTokens,
     data_max_tokens: int | None,
     objective: Objective,
     train_loss: str,
-    base_embeddings: Callable[[], NDArray[np.float32]],
     settings_dump: Mapping[str, Any],
     compute: Compute,
     arrays: ArrayCache,
@@ -72,11 +105,9 @@ def student_job(
     """Return the job that trains a student on `train`, with the label `UNLABELLED` for unlabelled sentences.
 
     Args:
-        tokenizer: of the teacher or the base; a student reads without boundary tokens.
-        max_tokens: limit of the teacher or the base, so that both read the same text.
+        tokens: of the teacher or a base.
         data_max_tokens: limit of the settings, if any.
         train_loss: name of the objective, without the loss of neighbouring tokens.
-        base_embeddings: returns the (V, D) token embeddings of the base.
         settings_dump: all settings as plain data without folders of this machine, stored in the model.
         targets: the teachers' outputs on `train`.
         identity: further plain data that must be equal when the run is resumed.
@@ -88,14 +119,15 @@ def student_job(
             "student_training.lm_weight with student.cell=bag: a bag reads no neighbouring tokens",
             hint="Set student_training.lm_weight to 0, or choose a recurrent cell.",
         )
-    model = DistilRNN(_config(student, len(task.corpus.label_names), tokenizer.vocab_size))
-    max_tokens = min(data_max_tokens or max_tokens, max_tokens)
-    tokenizer = SentenceTokenizer(tokenizer.backend, tokenizer.end_of_text_id)  # no boundary tokens
+    model = DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size))
+    max_tokens = min(data_max_tokens or tokens.max_tokens, tokens.max_tokens)
+    tokenizer = SentenceTokenizer(tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id)  # no boundaries
     shape = [asdict(model.config), student.embeddings, tokenizer.fingerprint(), max_tokens]
     facts = {
         **(summary or {}),
         "student_fingerprint": key_digest({"student": shape}),
         "train_fingerprint": task.train.fingerprint(),
+        **({"base_fingerprint": tokens.base_fingerprint} if tokens.base_fingerprint else {}),
     }
     teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
     classifier = SentenceClassifier(
@@ -116,7 +148,7 @@ def student_job(
     examples = labelled_examples(classifier, train, arrays, reporter, logits, hidden)
     kept = _choose_vocabulary(model, examples.tokens)
     if student.embeddings == "base":
-        _copy_embeddings(model, base_embeddings(), kept)
+        _copy_embeddings(model, tokens.embeddings(), kept)
     model.train_rows(torch.from_numpy(examples.tokens.ids.astype(np.int64)))
     with_heads = StudentWithHeads(
         model,
@@ -139,12 +171,13 @@ def student_job(
         max_steps=max_steps,
         identity={
             **settings_identity(
-                student=student.model_dump(mode="json"),
+                student=student.model_dump(mode="json", exclude={"base"}),
                 student_training=training.model_dump(mode="json", exclude=MAY_CHANGE),
             ),
             "max_tokens": max_tokens,
             "max_steps": max_steps,
             "tokenizer": classifier.tokenizer.fingerprint(),
+            "student_base": tokens.base_fingerprint,
             **task.identity(),
             "learnt": train.fingerprint(),
             **(identity or {}),

@@ -189,6 +189,7 @@ def load_teachers(
     arrays: ArrayCache,
     reporter: Reporter,
     hidden_weight: float = 0.0,
+    share_tokenizer: bool = True,
 ) -> list[Teacher]:
     """Load the teachers; a folder of folds counts as one teacher per fold.
 
@@ -196,6 +197,7 @@ def load_teachers(
         label_names: of the data.
         base: for adapter folders; None is the recorded one.
         hidden_weight: if not 0, the first teacher must be a GPT.
+        share_tokenizer: all must have the same tokenizer: the student takes it.
 
     Raises:
         ColakitError: if their tokenizers or labels differ, a fold is not finished, or the
@@ -213,11 +215,11 @@ def load_teachers(
             "only the hidden states of a GPT can be matched",
             hint="Set distill.hidden_weight to 0, or name a run of finetune first.",
         )
-    for other in teachers[1:]:
+    for other in teachers[1:] if share_tokenizer else []:
         if other.classifier.tokenizer.vocabulary() != first.classifier.tokenizer.vocabulary():
             raise ColakitError(
                 f"--teacher {other.path}: its tokenizer differs from that of {first.path}",
-                hint="All teachers must share a base.",
+                hint="Name the base whose tokenizer the student takes: --student-base BASE",
             )
     return teachers
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.testing import assert_close
 
 from colakit import load_settings, train_scratch
 from colakit.cli.app import main
+from colakit.inference.classifier import load_classifier
+from colakit.storage.gpt2 import load_tokenizer, resolve_base
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ["--hidden-size", "8", "--epochs", "2", "--transfer-size", "0.5", "--batch-size", "50"]
@@ -55,6 +58,37 @@ def test_like_takes_data_base_student_and_steps(runs: dict[str, Path]) -> None:
         assert summary(runs["like"])[key] == summary(runs["control"])[key]
         if key != "splits":
             assert summary(runs["like"])[key] == summary(runs["distill"])[key]
+
+
+def test_a_student_reads_the_tokens_of_another_base(runs: dict[str, Path], tmp_path: Path) -> None:
+    """With no learning to speak of, student and controls keep equal weights: those of the other base."""
+    still = ["--set", "student_training.max_steps=1", "--lr", "1e-12", "--quiet"]
+    lines = {
+        "distill": ["distill", "--teacher", runs["finetune"], "--student-base", "builtin", *SHORT, *still],
+        "like": ["train-scratch", "--like", tmp_path / "distill", "--quiet"],
+        "control": ["train-scratch", "--like", runs["distill"], "--base", "builtin", *still],
+    }
+    for name, words in lines.items():
+        assert main([*map(str, words), "--out", str(tmp_path / name)]) == 0
+    (student, like, control) = (load_classifier(tmp_path / name) for name in lines)
+    vocabulary = load_tokenizer(resolve_base("builtin")).vocabulary()
+    for classifier in (student, like, control):
+        assert classifier.tokenizer.vocabulary() == vocabulary
+        assert_close(classifier.model.state_dict(), student.model.state_dict(), rtol=0, atol=1e-9)
+    for key in ("student_fingerprint", "base_fingerprint"):
+        assert summary(tmp_path / "like")[key] == summary(tmp_path / "distill")[key]
+        assert summary(tmp_path / "control")[key] == summary(tmp_path / "distill")[key]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_missing_student_base_is_named(
+    runs: dict[str, Path], more: list[str], colakit: Run, tmp_path: Path
+) -> None:
+    for command in (["distill", "--teacher", runs["finetune"]], ["train-scratch", "--like", runs["distill"]]):
+        code, _, err = colakit(*command, "--student-base", "./nowhere", *more, "--out", tmp_path / "run")
+        assert code == 2
+        assert "--student-base" in err
+        assert "nowhere" in err
 
 
 def test_like_takes_the_steps_of_an_unfinished_run_from_its_settings(

@@ -106,7 +106,7 @@ def stops_after(times: int, method: Callable[..., object]) -> Callable[..., obje
     return stopping
 
 
-def test_teachers_with_different_tokenizers_are_refused(
+def test_teachers_with_different_tokenizers_need_a_student_base(
     toy: Path, folds: list[Path], colakit: Run, tmp_path: Path
 ) -> None:
     content = torch.load(folds[1] / "ckpt.pt", weights_only=True)
@@ -116,9 +116,14 @@ def test_teachers_with_different_tokenizers_are_refused(
     tokenizer["model"]["merges"].pop()
     changed = {**content["tokenizer"], "json": json.dumps(tokenizer)}
     torch.save({**content, "tokenizer": changed}, tmp_path / "ckpt.pt")
-    code, _, err = colakit("distill", "--data", toy / "corpus", "--teacher", folds[0], "--teacher", tmp_path)
+    both = ["distill", "--data", toy / "corpus", "--teacher", folds[0], "--teacher", tmp_path]
+    code, _, err = colakit(*both)
     assert code == 2
     assert f"--teacher {tmp_path}: its tokenizer differs from that of {folds[0]}" in " ".join(err.split())
+    quick = ["--transfer-size", 0, "--epochs", 1, "--student-base", toy / "base", "--json"]
+    code, out, err = colakit(*both, *quick, "--out", tmp_path / "student")
+    assert code == 0, err
+    assert len(json.loads(out)["teachers"]) == 2
 
 
 STUDENT_SETTINGS = {

@@ -33,7 +33,7 @@ from harness import (
     run_alternating,
     run_command,
 )
-from workspaces import SHAPES, Workspace, make_workspace, random_student
+from workspaces import SHAPES, Workspace, make_workspace, random_student, save_random_student
 
 from colakit.data.corpora import COLA_LABELS
 from colakit.data.tokenizer import SentenceTokenizer
@@ -48,7 +48,7 @@ from colakit.models.lora import LoRAConfig, inject
 from colakit.models.rnn.config import RNNConfig
 from colakit.runtime.device import resolve_compute
 from colakit.storage.gpt2 import load_gpt
-from colakit.storage.model_file import write_companion
+from colakit.storage.model_file import STUDENT_NAME, write_companion
 
 STUDENT, STUDENT_TORCH, STUDENT_BF16 = "student", "student, with torch", "student, with torch, bf16"
 STUDENT_ONNX, STUDENT_INT8 = "student, ONNX Runtime", "student, ONNX Runtime, int8"
@@ -105,12 +105,11 @@ class Inference:
 
     def __init__(self, workspace: Workspace, scratch: Path, load: Load, **sizes: int) -> None:
         self.workspace, self.scratch, self.load = workspace, scratch, load
-        self.student_file = scratch / "student.pt"
         base, compute = workspace.base, resolve_compute("auto", "auto")
-        random_student(base, **sizes).save(self.student_file)
+        self.student = save_random_student(base, scratch / "student", **sizes)
         self.onnx_files = onnx_students(random_student(base, **sizes), scratch / "exported")
         self.labellers: dict[str, Callable[[Sequence[str]], object]] = {
-            STUDENT: StudentPredictor(self.student_file),
+            STUDENT: StudentPredictor(self.student),
             STUDENT_TORCH: Predictor(random_student(base, **sizes), compute),
             **{name: OnnxPredictor(path) for name, path in self.onnx_files.items()},
             TEACHER: Predictor(random_teacher(base), compute),
@@ -177,13 +176,13 @@ class Inference:
 
     def file_size(self, name: str) -> dict[str, float]:
         """Return the size of a student's file."""
-        return {SIZE.key: self.onnx_files.get(name, self.student_file).stat().st_size / 1e6}
+        return {SIZE.key: self.onnx_files.get(name, self.student / STUDENT_NAME).stat().st_size / 1e6}
 
     def predict(self) -> dict[str, float]:
         """Label a file with `colakit predict`."""
         text, out = self.scratch / "sentences.txt", self.scratch / "predicted"
         text.write_text("".join(f"{line}\n" for line in self.sentences(self.load.lines)), encoding="utf-8")
-        command = colakit_command("predict", "--model", self.student_file, text, "--out", out, "--quiet")
+        command = colakit_command("predict", "--model", self.student, text, "--out", out, "--quiet")
         values = run_command(command, cache=self.scratch / "cache")
         return {SENTENCE_RATE.key: self.load.lines / values["seconds"], **values}
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from harness import colakit_command, run_command
-from workspaces import make_workspace, random_student, real_cola
+from workspaces import make_workspace, real_cola, save_random_student
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
     lengths = [int(word) for word in sys.argv[1:]] or [10_000, 1_000_000]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        student = folder / "student.pt"
-        random_student(make_workspace(folder, "tiny").base, hidden_size=8).save(student)
+        base = make_workspace(folder, "tiny").base
+        student = save_random_student(base, folder / "student", hidden_size=8)
         print("| command | lines | MB of text | peak MiB | s |\n| --- | ---: | ---: | ---: | ---: |")
         for lines in lengths:
             table, text = folder / "table.tsv", folder / "table.txt"

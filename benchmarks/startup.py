@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import SECONDS, Table, Variant, colakit_command, make_parser, measure, report, run_command
-from workspaces import Workspace, make_workspace, random_student
+from workspaces import Workspace, make_workspace, save_random_student
 
 HELP, PREDICT = "colakit --help", "colakit predict, one sentence, student"
 SENTENCE = "The cat that the dogs chase sleeps.\n"
@@ -44,8 +44,7 @@ class Startup:
 
     def table(self, repeats: int) -> Table:
         """Run every command once unmeasured; return the table of times."""
-        student = self.scratch / "student.pt"
-        random_student(self.workspace.base).save(student)
+        student = save_random_student(self.workspace.base, self.scratch / "student")
         predict = colakit_command("predict", "--model", student, "--device", "cpu")
         pipeline = [sys.executable, "-c", PIPELINE, self.workspace.base, SENTENCE.strip()]
         variants = [

@@ -28,7 +28,7 @@ from harness import (
     run_alternating,
     run_command,
 )
-from workspaces import make_workspace, random_student
+from workspaces import make_workspace, save_random_student
 
 from colakit.data.builtin.corpus import builtin_corpus
 from colakit.data.table_writers import file_writer
@@ -50,9 +50,8 @@ def main() -> None:
     tables: list[Table] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        (student := scratch / "student").mkdir()
-        base = make_workspace(scratch, "small").base
-        random_student(base, embedding_size=8, hidden_size=8, num_layers=1).save(student / "ckpt.pt")
+        base, sizes = make_workspace(scratch, "small").base, {"embedding_size": 8, "hidden_size": 8}
+        student = save_random_student(base, scratch / "student", **sizes)
         for command in ("data check", "predict"):
             variants = []
             for ending in arguments.formats:

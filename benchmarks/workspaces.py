@@ -140,6 +140,13 @@ def random_student(base: Path, **sizes: int) -> SentenceClassifier:
     return SentenceClassifier(model, tokenizer, COLA_LABELS, 1024)
 
 
+def save_random_student(base: Path, folder: Path, **sizes: int) -> Path:
+    """Write the files of `random_student` that a run folder has, and return the folder."""
+    folder.mkdir()
+    random_student(base, **sizes).save(folder / "ckpt.pt")
+    return folder
+
+
 def random_examples(data: Path | None, vocab_size: int) -> Examples:
     """Return random tokens and labels whose lengths are about those of the train split."""
     sentences = read_corpus(data).split("train").sentences

@@ -47,7 +47,7 @@ def check(content: dict[str, Any], *parts: str) -> None:
     for table in content["tables"]:
         assert {"key", "unit", "higher_is_better"} == set(table["metric"])
         for row in table["rows"]:
-            assert row["precision"] in ("fp32", "bf16")
+            assert row["precision"] in ("fp32", "bf16", "int8")
             assert row["median"] > 0
             assert len(row["values"]) == 1
             assert row["ratio"] is None or row["ratio"] > 0

@@ -23,6 +23,11 @@ class StudentSettings(Section):
         description="Base whose tokenizer and token embeddings the student has; null: `distill` takes its "
         "teacher's, `train-scratch` those of `base`.",
     )
+    init_from: Name | None = Field(
+        None,
+        description="Student (run folder or ckpt.pt) whose weights this one starts with; null: random "
+        "weights, with `embeddings`.",
+    )
     cell: Cell = Field("lstm", description="Recurrent cell; bag: none, the embeddings are pooled.")
     embedding_size: int = Field(128, ge=1, le=2**12, description="Width of the token embedding.")
     hidden_size: int = Field(256, ge=1, le=2**14, description="Hidden size of each direction.")

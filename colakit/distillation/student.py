@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from colakit.config.student import StudentSettings, StudentTrainingSettings
 from colakit.data.corpora import Split
 from colakit.data.tokenizer import SentenceTokenizer
-from colakit.data.tokens import Tokens
+from colakit.distillation.initial_weights import (
+    choose_vocabulary,
+    copy_embeddings,
+    copy_weights,
+    load_start,
+)
 from colakit.distillation.teachers import TeacherTargets
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier
@@ -32,7 +37,6 @@ from colakit.utils.array_cache import ArrayCache, key_digest
 from colakit.utils.console import Reporter
 
 STUDENT_BASE = "--student-base"  # flag of `student.base`
-EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def empty_student(settings: StudentSettings, task: TaskData, vocab_size: int) ->
 
 
 def _config(settings: StudentSettings, num_labels: int, vocab_size: int) -> RNNConfig:
-    shape = settings.model_dump(exclude={"base", "vocabulary", "embeddings"})
+    shape = settings.model_dump(exclude={"base", "init_from", "vocabulary", "embeddings"})
     kept = settings.vocabulary
     rows = None if kept is None or kept >= vocab_size else kept + 1  # row 0 is shared by all other tokens
     return RNNConfig(vocab_size, num_labels, num_embeddings=rows, **shape)
@@ -122,12 +126,16 @@ def student_job(
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or tokens.max_tokens, tokens.max_tokens)
     tokenizer = SentenceTokenizer(tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id)  # no boundaries
+    start = None if student.init_from is None else load_start(student.init_from, model.config, tokenizer)
+    start_fingerprint = None if start is None else start.fingerprint()
+    beginning = {} if start is None else {"start": start_fingerprint}
     shape = [asdict(model.config), student.embeddings, tokenizer.fingerprint(), max_tokens]
     facts = {
         **(summary or {}),
-        "student_fingerprint": key_digest({"student": shape}),
+        "student_fingerprint": key_digest({"student": shape, **beginning}),
         "train_fingerprint": task.train.fingerprint(),
-        **({"base_fingerprint": tokens.base_fingerprint} if tokens.base_fingerprint else {}),
+        "base_fingerprint": tokens.base_fingerprint,
+        "start_fingerprint": start_fingerprint,
     }
     teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
     classifier = SentenceClassifier(
@@ -146,9 +154,12 @@ def student_job(
     )
     logits, hidden = (targets.logits, targets.hidden) if targets is not None else (None, None)
     examples = labelled_examples(classifier, train, arrays, reporter, logits, hidden)
-    kept = _choose_vocabulary(model, examples.tokens)
-    if student.embeddings == "base":
-        _copy_embeddings(model, tokens.embeddings(), kept)
+    if start is not None:
+        copy_weights(start, classifier)
+    else:
+        kept = choose_vocabulary(model, examples.tokens)
+        if student.embeddings == "base":
+            copy_embeddings(model, tokens.embeddings(), kept)
     model.train_rows(torch.from_numpy(examples.tokens.ids.astype(np.int64)))
     with_heads = StudentWithHeads(
         model,
@@ -171,13 +182,14 @@ def student_job(
         max_steps=max_steps,
         identity={
             **settings_identity(
-                student=student.model_dump(mode="json", exclude={"base"}),
+                student=student.model_dump(mode="json", exclude={"base", "init_from"}),
                 student_training=training.model_dump(mode="json", exclude=MAY_CHANGE),
             ),
             "max_tokens": max_tokens,
             "max_steps": max_steps,
             "tokenizer": classifier.tokenizer.fingerprint(),
             "student_base": tokens.base_fingerprint,
+            "start": start_fingerprint,
             **task.identity(),
             "learnt": train.fingerprint(),
             **(identity or {}),
@@ -192,34 +204,6 @@ def student_job(
         splits={"val": task.val, **task.reports},
         train_loss=f"{train_loss} + neighbouring tokens" if predicts_tokens else train_loss,
     )
-
-
-def _choose_vocabulary(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
-    """Give the most frequent tokens embedding rows of their own; return them in the order of the rows."""
-    config = model.config
-    if config.num_embeddings is None:
-        return np.arange(config.vocab_size)
-    counts = np.bincount(tokens.ids, minlength=config.vocab_size)
-    kept = np.argsort(-counts, kind="stable")[: config.num_embeddings - 1]
-    model.embed_only(kept.tolist())
-    return kept
-
-
-def _copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
-    """Set the embeddings of the tokens `kept` to the principal components of the base's (V, D) embeddings.
-
-    A student with fewer than D dimensions gets the first components; further dimensions stay random. The
-    vectors are rounded to bf16, since a teacher's checkpoint may hold them in bf16: the control starts equal.
-    """
-    width = min(model.config.embedding_size, vectors.shape[1])
-    chosen = torch.from_numpy(vectors[kept]).bfloat16().double().numpy()
-    chosen -= chosen.mean(axis=0)
-    _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), least important first
-    reduced = chosen @ directions[:, ::-1][:, :width]
-    spread = reduced.std() or 1.0  # 0 for a single token
-    rows = torch.from_numpy((reduced * (EMBEDDING_STD / spread)).astype(np.float32))
-    with torch.no_grad():
-        model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be that of all other tokens
 
 
 def _describe(model: DistilRNN) -> str:

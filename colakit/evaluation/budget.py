@@ -12,7 +12,7 @@ FACTS = ("steps", "max_steps", "examples", "student_fingerprint", "train_fingerp
 COMPARED = {
     "planned steps": lambda model: model.facts.get("max_steps"),
     "batch size": lambda model: model.settings.get("student_training.batch_size"),
-    "student (shape, tokenizer)": lambda model: model.facts.get("student_fingerprint"),
+    "student (shape, tokenizer, initial weights)": lambda model: model.facts.get("student_fingerprint"),
     "training data": lambda model: model.facts.get("train_fingerprint"),
 }
 """Facts that must be equal for a student of `distill` and its control: name -> value of a model."""

@@ -58,6 +58,8 @@ def experiment_key(origin: Mapping[str, Any]) -> str:
     transfer = (origin.get("settings") or {}).get("transfer") or {}
     if transfer.get("text") or transfer.get("language_model"):
         content["transfer"] = (origin.get("transfer") or {}).get("fingerprint")
+    if start := origin.get("start_fingerprint"):
+        content["start"] = start
     text = json.dumps([origin.get("command"), settings, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -98,6 +98,7 @@ class Origin(Document):
     max_steps: Count | None = None
     examples: Count | None = None
     student_fingerprint: str | None = None
+    start_fingerprint: str | None = None
     train_fingerprint: str | None = None
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 from colakit import load_settings, train_scratch
 from colakit.cli.app import main
-from colakit.inference.classifier import load_classifier
+from colakit.evaluation.experiments import experiment_key
+from colakit.inference.classifier import load_classifier, read_origin
 from colakit.storage.gpt2 import load_tokenizer, resolve_base
 
 Run = Callable[..., tuple[int, str, str]]
@@ -80,6 +82,68 @@ def test_a_student_reads_the_tokens_of_another_base(runs: dict[str, Path], tmp_p
         assert summary(tmp_path / "control")[key] == summary(tmp_path / "distill")[key]
 
 
+def test_a_student_starts_with_the_weights_of_another(runs: dict[str, Path], tmp_path: Path) -> None:
+    still = ["--set", "student_training.max_steps=1", "--lr", "1e-12", "--quiet"]
+    start = ["--set", f"student.init_from={runs['epochs']}"]
+    lines = {
+        "distill": ["distill", "--teacher", runs["finetune"], *SHORT, *still, *start],
+        "like": ["train-scratch", "--like", tmp_path / "distill", "--quiet"],
+        "without": ["train-scratch", "--like", runs["distill"], *still],
+    }
+    for name, words in lines.items():
+        assert main([*map(str, words), "--out", str(tmp_path / name)]) == 0
+    weights = load_classifier(runs["epochs"]).model.state_dict()
+    for name in ("distill", "like"):
+        assert_close(load_classifier(tmp_path / name).model.state_dict(), weights, rtol=0, atol=1e-9)
+    prints = {name: summary(tmp_path / name)["student_fingerprint"] for name in lines}
+    assert prints["distill"] == prints["like"] != prints["without"]
+    assert experiment_key(read_origin(tmp_path / "like")) != experiment_key(read_origin(tmp_path / "without"))
+
+
+@pytest.mark.parametrize(
+    ("start", "more", "message"),
+    [
+        ("wider", [], "has hidden_size 9 (settings: 8)"),
+        ("finetune", [], "not a recurrent student"),
+        ("like", ["--student-base", "builtin"], "vocab_size"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    runs: dict[str, Path], start: str, more: list[str], message: str, colakit: Run, tmp_path: Path
+) -> None:
+    run = ["--set", f"student.init_from={runs[start]}", *more, "--out", tmp_path / "run"]
+    code, _, err = colakit("distill", "--teacher", runs["finetune"], *SHORT, *run)
+    assert code == 2
+    assert f"student.init_from {runs[start]}" in " ".join(err.split())
+    assert message in " ".join(err.split())
+
+
+def test_other_labels_get_a_new_head(runs: dict[str, Path], tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    rows = [
+        f"The {word} sleeps {number}.,{name}"
+        for number in range(20)
+        for word, name in (("cat", "a"), ("dog", "b"))
+    ]
+    table.write_text("\n".join(["text,label", *rows]))
+    words = [
+        "train-scratch",
+        "--like",
+        runs["distill"],
+        "--data",
+        table,
+        "--set",
+        "train_scratch.budget=epochs",
+    ]
+    words += ["--set", f"student.init_from={runs['control']}", "--lr", "1e-12", "--quiet"]
+    words += ["--set", "data.text_column=text", "--set", "data.label_column=label"]
+    assert main([*map(str, words), "--out", str(tmp_path / "run")]) == 0
+    start, new = (load_classifier(path).model.state_dict() for path in (runs["control"], tmp_path / "run"))
+    for name in start:
+        is_equal = torch.allclose(start[name].float(), new[name].float(), rtol=0, atol=1e-8)
+        assert is_equal != name.startswith("score.")
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_missing_student_base_is_named(
     runs: dict[str, Path], more: list[str], colakit: Run, tmp_path: Path
@@ -135,4 +199,4 @@ def test_equal_comparisons_have_no_warning_and_unequal_ones_say_in_what(
     code, out, err = colakit("evaluate", runs["distill"], runs["wider"], "--split", "id_dev", "--json")
     assert code == 0, err
     (text,) = json.loads(out)["unequal"]
-    assert "differ in student (shape, tokenizer), training data;" in text
+    assert "differ in student (shape, tokenizer, initial weights), training data;" in text

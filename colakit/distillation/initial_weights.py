@@ -1,0 +1,79 @@
+"""Initial weights of a student: the embeddings of a base, or all weights of an earlier student.
+
+Shapes: V tokens of the vocabulary, D width of the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import Tokens
+from colakit.errors import ColakitError
+from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.models.rnn.config import RNNConfig
+from colakit.models.rnn.model import DistilRNN
+
+EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
+NOT_IN_SHAPE = {"dropout", "num_labels"}
+
+
+def choose_vocabulary(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
+    """Give the most frequent tokens embedding rows of their own; return them in the order of the rows."""
+    config = model.config
+    if config.num_embeddings is None:
+        return np.arange(config.vocab_size)
+    counts = np.bincount(tokens.ids, minlength=config.vocab_size)
+    kept = np.argsort(-counts, kind="stable")[: config.num_embeddings - 1]
+    model.embed_only(kept.tolist())
+    return kept
+
+
+def copy_embeddings(model: DistilRNN, vectors: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
+    """Set the embeddings of the tokens `kept` to the principal components of the base's (V, D) embeddings.
+
+    A student with fewer than D dimensions gets the first components; further dimensions stay random. The
+    vectors are rounded to bf16, since a teacher's checkpoint may hold them in bf16: the control starts equal.
+    """
+    width = min(model.config.embedding_size, vectors.shape[1])
+    chosen = torch.from_numpy(vectors[kept]).bfloat16().double().numpy()
+    chosen -= chosen.mean(axis=0)
+    _, directions = np.linalg.eigh(chosen.T @ chosen)  # (D, D), least important first
+    reduced = chosen @ directions[:, ::-1][:, :width]
+    spread = reduced.std() or 1.0  # 0 for a single token
+    rows = torch.from_numpy((reduced * (EMBEDDING_STD / spread)).astype(np.float32))
+    with torch.no_grad():
+        model.embedding.weight[-len(rows) :, :width] = rows  # row 0 may be that of all other tokens
+
+
+def load_start(path: str, config: RNNConfig, tokenizer: SentenceTokenizer) -> SentenceClassifier:
+    """Return the student at a path, whose weights a student of this shape and tokenizer can start with.
+
+    Raises:
+        ColakitError: if it is another kind of model, or differs in its shape or tokenizer.
+    """
+    start, hint = load_classifier(path), "Set the same student settings, or leave out student.init_from."
+    if not isinstance(start.model, DistilRNN):
+        raise ColakitError(f"student.init_from {path}: is {start.name}, not a recurrent student", hint=hint)
+    wanted, given = asdict(config), asdict(start.model.config)
+    if differing := [key for key in wanted if key not in NOT_IN_SHAPE and wanted[key] != given[key]]:
+        shapes = ", ".join(f"{key} {given[key]} (settings: {wanted[key]})" for key in differing)
+        raise ColakitError(f"student.init_from {path}: has {shapes}", hint=hint)
+    if start.tokenizer.vocabulary() != tokenizer.vocabulary():
+        raise ColakitError(
+            f"student.init_from {path}: its tokenizer differs",
+            hint="Name the base of its tokenizer: --student-base BASE",
+        )
+    return start
+
+
+def copy_weights(start: SentenceClassifier, student: SentenceClassifier) -> None:
+    """Copy all weights of a student of the same shape; those of the head only between equal labels."""
+    weights = start.model.state_dict()
+    if start.label_names != student.label_names:
+        weights |= {name: w for name, w in student.model.state_dict().items() if name.startswith("score.")}
+    student.model.load_state_dict(weights)

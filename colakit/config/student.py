@@ -20,8 +20,8 @@ class StudentSettings(Section):
 
     base: Name | None = Field(
         None,
-        description="Base whose tokenizer and token embeddings the student has; null: `distill` takes its "
-        "teacher's, `train-scratch` those of `base`.",
+        description="Base to take the student's tokenizer and token embeddings from; null: the teacher, for "
+        "`train-scratch` the setting `base`.",
     )
     init_from: Name | None = Field(
         None,
@@ -148,7 +148,9 @@ class TransferSettings(Section):
         3.0, ge=0, le=1000, description="Sentences, as a multiple of train; 0 disables the transfer set."
     )
     sources: dict[
-        Literal["corrupt", "word_resample", "lm_sample", "lm_sample_corrupt", "text", "text_corrupt"],
+        Literal[
+            "corrupt", "word_resample", "lm_sample", "lm_sample_corrupt", "text", "text_corrupt", "grammar"
+        ],
         Annotated[float, BeforeValidator(no_bool), Field(gt=0)],
     ] = Field(
         {"lm_sample": 3.0, "corrupt": 1.0, "lm_sample_corrupt": 1.0},
@@ -156,7 +158,7 @@ class TransferSettings(Section):
         description="Source -> share: corrupt (corrupted train sentences), word_resample (train sentences "
         "with one word sampled from the language model), lm_sample (sampled sentences), "
         "lm_sample_corrupt (sampled and corrupted), text (sentences of `text`), text_corrupt "
-        "(those, corrupted).",
+        "(those, corrupted), grammar (pairs of the built-in corpus's grammar).",
     )
     text: str | None = Field(
         None,

@@ -16,7 +16,15 @@ SourceName = TypeVar("SourceName", bound=str)
 FORMAT = 5  # increase when sentences are drawn differently, to invalidate cached transfer sets
 MAX_REFUSED = 20  # consecutive refused sentences per wanted one before a source counts as exhausted
 WORDS = range(2, 41)  # allowed sentence lengths in words; extended to the longest sentence of train
-DRAWING_ORDER = ("corrupt", "word_resample", "lm_sample", "text", "lm_sample_corrupt", "text_corrupt")
+DRAWING_ORDER = (
+    "corrupt",
+    "word_resample",
+    "lm_sample",
+    "text",
+    "lm_sample_corrupt",
+    "text_corrupt",
+    "grammar",
+)
 
 
 class Collector:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from colakit.config.student import TransferSettings
+from colakit.data.builtin.corpus import grammar_sentences
 from colakit.data.columnar import HUB_PREFIX
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.corruption import corrupt_sentences
@@ -203,6 +204,8 @@ class Sources:
         match name:
             case "corrupt":
                 return corrupt_sentences(self.train, self.train, self.rng)
+            case "grammar":
+                return grammar_sentences(self.settings.seed)
             case "word_resample":
                 assert self.sampler is not None
                 return self.sampler.word_resamples()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from colakit.api.distill import tuned_sampler
 from colakit.api.session import Session
 from colakit.config.resolve import resolve
+from colakit.data.builtin.corpus import PARADIGMS, builtin_corpus, grammar_sentences
 from colakit.data.corpora import COLA_LABELS, Corpus, Split
 from colakit.data.corruption import corrupt_sentences
 from colakit.data.running_text import read_documents, whole_sentences
@@ -218,6 +219,29 @@ def test_corrupted_samples_do_not_need_the_source_of_samples(toy: Path) -> None:
     session, task = load_session(toy / "corpus", size=0.2, sources="{lm_sample_corrupt: 1}")
     drawn = draw_transfer_set(session, task, toy / "base")
     assert len(drawn) == round(0.2 * len(task.train))
+
+
+def test_the_grammar_writes_pairs_of_every_paradigm_with_the_words_of_train() -> None:
+    """Dev has other words out of domain; none of its sentences is drawn, which the grammar could write."""
+    drawn = list(islice(grammar_sentences(0), 2 * len(PARADIGMS)))
+    assert drawn == list(islice(grammar_sentences(0), 2 * len(PARADIGMS)))
+    assert not set(drawn) & set(islice(grammar_sentences(1), 2 * len(PARADIGMS)))
+    corpus = builtin_corpus()
+
+    def words(sentences: Iterable[str]) -> set[str]:
+        return {word for text in sentences for word in text.lower().strip(".?!").split()}
+
+    only_ood = words(corpus.split("ood_dev").sentences) - words(corpus.split("train").sentences)
+    assert len(only_ood) > 100
+    many = list(islice(grammar_sentences(0), 20_000))
+    assert len(words(many) & only_ood) < len(only_ood) / 10
+    resolved = resolve(assignments=["data.path=builtin", "transfer.sources={grammar: 1}", "transfer.size=1"])
+    session = Session("distill", resolved, Reporter(quiet=True))
+    task = session.load_task()
+    transfer = make_transfer_set(task, session.settings.transfer, session.arrays, session.reporter)
+    assert len(transfer) == len(task.train)
+    evaluated = {*task.val.sentences, *corpus.split("id_dev").sentences, *corpus.split("ood_dev").sentences}
+    assert not evaluated & set(transfer.sentences)
 
 
 def test_dev_sentences_of_cola_are_never_drawn(shared: Path) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,13 @@ def _new_pairs(paradigm: Paradigm, split: str, seen: set[str]) -> Iterator[tuple
         if good != bad and not {good, bad} & seen:  # equal where two verb forms coincide
             seen.update((good, bad))
             yield good, bad
+
+
+def grammar_sentences(seed: int) -> Iterator[str]:
+    """Yield both sentences of pairs of every paradigm in turn, without end, with the words of train."""
+    lexicon = load_lexicon(POOLS["train"])
+    for number, paradigm in enumerate(cycle(PARADIGMS)):
+        yield from paradigm.pair(Grammar(_seed(f"{VERSION}/grammar {seed}/{number}"), lexicon))
 
 
 def _seed(text: str) -> int:

@@ -49,12 +49,13 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.runtime.device import resolve_compute
 from colakit.storage.gpt2 import load_gpt
 from colakit.storage.model_file import STUDENT_NAME, write_companion
+from colakit.utils.array_cache import default_cache
 
 STUDENT, STUDENT_TORCH, STUDENT_BF16 = "student", "student, with torch", "student, with torch, bf16"
 STUDENT_ONNX, STUDENT_INT8 = "student, ONNX Runtime", "student, ONNX Runtime, int8"
 STUDENTS = {STUDENT, STUDENT_TORCH, STUDENT_BF16, STUDENT_ONNX, STUDENT_INT8}
 TEACHER, TEACHER_FP32 = "teacher, colakit", "teacher, colakit, fp32"
-TEACHER_TRANSFORMERS = "teacher, transformers"
+TEACHER_INT8, TEACHER_TRANSFORMERS = "teacher, colakit, int8", "teacher, transformers"
 MEDIAN = Metric("p50_ms", "ms, median")
 P99 = Metric("p99_ms", "ms, 99th percentile")
 MEDIAN_CPU = Metric("p50_cpu_ms", "ms of CPU time, median")
@@ -118,6 +119,9 @@ class Inference:
             student = random_student(base, **sizes)
             self.labellers[STUDENT_BF16] = Predictor(student, compute, student_dtype=torch.bfloat16)
             self.labellers[TEACHER_FP32] = Predictor(random_teacher(base), resolve_compute("auto", "fp32"))
+        if compute.device.type == "cpu":
+            int8 = resolve_compute("cpu", "int8").with_kernels("auto", default_cache() / "native")
+            self.labellers[TEACHER_INT8] = Predictor(random_teacher(base), int8)
         self.labellers[TEACHER_TRANSFORMERS] = TransformersTeacher(base)
 
     def tables(self, repeats: int) -> list[Table]:
@@ -143,10 +147,11 @@ class Inference:
     def variants(self, measure: Callable[[str], dict[str, float]]) -> list[Variant]:
         """Return a variant for each labeller; a teacher's reference is the student of its precision."""
         in_bf16 = {TEACHER, STUDENT_BF16} if auto_precision() == "bf16" else set()
+        precisions = {TEACHER_INT8: "int8", **dict.fromkeys(in_bf16, "bf16")}
         return [
             Variant(
                 name,
-                "bf16" if name in in_bf16 else "fp32",
+                precisions.get(name, "fp32"),
                 partial(measure, name),
                 None if name in STUDENTS else STUDENT_BF16 if name in in_bf16 else STUDENT,
             )

@@ -108,7 +108,7 @@ def _fold_stages(
     with threads_of(environments[0]):
         stages = measure_run()
     last, seconds = stages[-1], [stage.estimate for stage in stages]
-    rounds, num_labelled = -(-num_missing // len(environments)), len(runs.values) * len(task.train)
+    rounds, num_labelled = -(-num_missing // len(environments)), len(task.train)
     steps = num_missing * sum(stage.steps for stage in stages)
     if None in seconds or last.estimate is None:
         return [Stage(TRAINING_FOLDS, steps=steps), Stage(LABELLING_TRAIN, sentences=num_labelled)]
@@ -154,9 +154,9 @@ def _report(session: Session, task: TaskData, runs: RunSet, plan: Plan) -> dict[
                 f"it must leave out fold {fold}",
                 hint=f"Delete it to train it again. Continue: {runs.resume_command()}",
             )
-        logits = teacher.logits(task.train)  # of all of train: `distill` needs them later
-        labels = teacher.classifier.predict_labels(logits)
         unseen = teacher.unseen(task.train)
+        logits = teacher.logits_of(task.train, unseen)
+        labels = teacher.classifier.predict_labels(logits)
         outputs.append(
             FoldModel(
                 run.path.name, fold, run.read_summary(ClassifierSummary).model_dump(), unseen, logits, labels

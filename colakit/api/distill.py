@@ -25,6 +25,7 @@ from colakit.distillation.teachers import (
     load_teachers,
     mean_logits,
     require_above_chance,
+    rows_to_label,
     train_logits,
 )
 from colakit.distillation.transfer_set import (
@@ -155,12 +156,13 @@ def distillation_stages(
             stages += sampler.plan_tuning() if transfer is None else [Stage(TUNING, estimate=0.0)]
         seconds = measure_transfer_set(task, settings, sampler) if transfer is None else 0.0
         stages.append(Stage(MAKING, sentences=size, estimate=seconds))
-    labelled, missing = [task.train, task.val, *([] if transfer is None else [transfer])], 0
-    for index, teacher in enumerate(teachers):
+    labelled, missing = [task.val, *([] if transfer is None else [transfer])], 0
+    for index, (teacher, rows) in enumerate(zip(teachers, rows_to_label(teachers, task.train), strict=True)):
         hidden = session.settings.distill.hidden_weight > 0 and index == 0
-        missing += sum(
-            teacher.num_missing(split, hidden=hidden and split is not task.val) for split in labelled
-        )
+        missing += teacher.num_missing(task.train.take(np.flatnonzero(rows), task.train.name))
+        missing += sum(teacher.num_missing(split) for split in labelled)
+        if hidden:
+            missing += sum(map(teacher.num_missing_hidden, (task.train, *labelled[1:])))
         missing += size * (1 + hidden) if transfer is None else 0
     seconds = missing * teachers[0].seconds_per_sentence(task.train) if missing else 0.0
     stages.append(Stage(LABELLING, sentences=missing, estimate=seconds))

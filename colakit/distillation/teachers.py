@@ -102,21 +102,27 @@ class Teacher:
                     )
         return np.concatenate([part["logits"] for part in parts if part is not None])
 
+    def logits_of(self, split: Split, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the logits of the sentences that are marked in `rows` (N,)."""
+        return self.logits(split.take(np.flatnonzero(rows), split.name))
+
     def _parts(self, split: Split) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
         """Return the first and last row of each cached file of a split's logits, and its key."""
         starts = range(0, max(1, len(split)), PART)
         bounds = [(start, min(start + PART, len(split))) for start in starts]
         return bounds, [self._key(split.take(np.arange(*rows), split.name)) for rows in bounds]
 
-    def num_missing(self, split: Split, *, hidden: bool = False) -> int:
-        """Return the number of sentences without cached logits; `hidden` adds those of hidden states."""
-        missing = sum(
+    def num_missing(self, split: Split) -> int:
+        """Return the number of sentences without cached logits."""
+        return sum(
             stop - start
             for (start, stop), key in zip(*self._parts(split), strict=True)
             if not self.arrays.path("teacher-logits", key).is_file()
         )
-        is_cached = not hidden or self.arrays.path("teacher-hidden", self._key(split)).is_file()
-        return missing if is_cached else missing + len(split)
+
+    def num_missing_hidden(self, split: Split) -> int:
+        """Return the number of sentences without cached hidden states."""
+        return 0 if self.arrays.path("teacher-hidden", self._key(split)).is_file() else len(split)
 
     def seconds_per_sentence(self, split: Split) -> float:
         """Measure the logits of sentences of a split."""
@@ -229,18 +235,28 @@ def mean_logits(teachers: Sequence[Teacher], split: Split) -> NDArray[np.float32
     return np.mean([teacher.logits(split) for teacher in teachers], axis=0)
 
 
+def rows_to_label(teachers: Sequence[Teacher], train: Split) -> NDArray[np.bool_]:
+    """Return the sentences of train that each teacher labels, (teachers, N).
+
+    A sentence that some teachers were not trained on is labelled by these alone: of a memorised sentence
+    the logits yield little more than its label. Other sentences are labelled by all.
+    """
+    unseen = np.stack([teacher.unseen(train) for teacher in teachers])
+    return np.where(unseen.any(axis=0), unseen, True)
+
+
 def train_logits(teachers: Sequence[Teacher], train: Split) -> tuple[NDArray[np.float32], int]:
     """Return (N, C) logits for train, and the number of sentences for which they are out of fold.
 
-    For a sentence that some teachers were not trained on, only their logits are averaged: a memorised
-    sentence yields little more than its label. For other sentences all teachers are averaged.
+    They are the mean over the teachers that `rows_to_label` names.
     """
-    logits = np.stack([teacher.logits(train) for teacher in teachers])  # (teachers, N, C)
-    unseen = np.stack([teacher.unseen(train) for teacher in teachers])  # (teachers, N)
-    out_of_fold = unseen.any(axis=0)
-    weights = np.where(out_of_fold, unseen, True).astype(np.float32)[:, :, None]
-    mean = (logits * weights).sum(axis=0) / weights.sum(axis=0)
-    return mean.astype(np.float32), int(out_of_fold.sum())
+    rows = rows_to_label(teachers, train)
+    parts = [teacher.logits_of(train, own) for teacher, own in zip(teachers, rows, strict=True)]
+    logits = np.zeros((len(train), parts[0].shape[1]))
+    for own, part in zip(rows, parts, strict=True):
+        logits[own] += part
+    num_out_of_fold = int(np.any([teacher.unseen(train) for teacher in teachers], axis=0).sum())
+    return (logits / rows.sum(axis=0)[:, None]).astype(np.float32), num_out_of_fold
 
 
 def require_above_chance(metrics: Metrics, paths: Sequence[str]) -> None:

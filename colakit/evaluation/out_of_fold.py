@@ -30,14 +30,14 @@ PARTS = {"val": "the validation split", "left_out": "the fold that it left out"}
 
 @dataclass(frozen=True)
 class FoldModel:
-    """Outputs on train of the model that left out one fold."""
+    """Outputs of the model that left out one fold, on its M sentences."""
 
     run: str  # name of its run folder
     leave_out: str  # its fold, written i/k
     summary: Mapping[str, Any]
     unseen: NDArray[np.bool_]  # (N,), sentences that it was not trained on
-    logits: NDArray[np.float32]  # (N, C)
-    predictions: Labels  # (N,)
+    logits: NDArray[np.float32]  # (M, C)
+    predictions: Labels  # (M,)
 
 
 def combine_folds(
@@ -49,12 +49,13 @@ def combine_folds(
         labels: (N,) of train.
         folds: each sentence is unseen by exactly one.
     """
-    logits, predictions = np.zeros_like(folds[0].logits), np.zeros_like(folds[0].predictions)
+    logits = np.zeros((len(labels), folds[0].logits.shape[1]), dtype=np.float32)
+    predictions = np.zeros_like(labels)
     runs: list[dict[str, Any]] = []
     for fold in folds:
         index = fold.unseen
-        logits[index], predictions[index] = fold.logits[index], fold.predictions[index]
-        metrics = measure(logits[index], labels[index], predictions[index])
+        logits[index], predictions[index] = fold.logits, fold.predictions
+        metrics = measure(fold.logits, labels[index], fold.predictions)
         val = fold.summary["splits"]["val"]
         runs.append(
             {

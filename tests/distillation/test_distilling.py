@@ -62,7 +62,7 @@ def test_logits_of_train_come_from_teachers_not_trained_on_it(toy: Path, folds: 
     alone = [mean_logits([teacher], task.train) for teacher in (first, second)]
     in_first = left_out(task.train.sentences, "1/2")
     assert 0.3 < in_first.mean() < 0.7
-    np.testing.assert_array_equal(logits, np.where(in_first[:, None], *alone))
+    np.testing.assert_allclose(logits, np.where(in_first[:, None], *alone), atol=1e-5)  # other batches
     assert num_out_of_fold == len(task.train)
     of_one, some = train_logits([first], task.train)
     np.testing.assert_array_equal(of_one, alone[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -74,13 +75,12 @@ class Texts:
     val: dict[str, Stream]
 
 
-def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str, Any]:
-    """Pre-train a base with `pretrain.objective`, and write it to `base/` in the run folder.
+def with_texts(settings: PretrainSettings, texts: Sequence[Path]) -> PretrainSettings:
+    """Return the settings with these text files or folders, named by their file names, if there are any.
 
-    Args:
-        texts: text files or folders, named by their file names; empty uses `pretrain.text`.
+    Raises:
+        ColakitError: if there is no text, two have one name, or `pretrain.upsample` names another.
     """
-    settings = session.settings.pretrain
     if texts:
         text = {Path(os.path.realpath(path)).name.partition(".")[0]: str(path) for path in texts}
         if len(text) < len(texts):
@@ -89,8 +89,18 @@ def pretrain(session: Session, *, texts: list[Path], resume: Resume) -> dict[str
             )
         settings = settings.model_copy(update={"text": text})
     if not settings.text:
-        raise ColakitError("no text to train on", hint="Name text files or folders: colakit pretrain TEXT…")
+        raise ColakitError("no text to read", hint="Name text files or folders after the command: TEXT…")
     check_upsample(settings.upsample, settings.text)
+    return settings
+
+
+def pretrain(session: Session, *, texts: Sequence[Path], resume: Resume) -> dict[str, Any]:
+    """Pre-train a base with `pretrain.objective`, and write it to `base/` in the run folder.
+
+    Args:
+        texts: text files or folders, named by their file names; empty uses `pretrain.text`.
+    """
+    settings = with_texts(session.settings.pretrain, texts)
     real_fake.refuse_unused(session)
     changes: dict[str, Any] = {"pretrain": settings}
     if settings.init_from is not None:

@@ -19,7 +19,12 @@ from colakit.cli.commands.config import (
     config_schema_command,
     config_show_command,
 )
-from colakit.cli.commands.data import data_check_command, data_fetch_command, data_write_command
+from colakit.cli.commands.data import (
+    data_check_command,
+    data_corrupt_command,
+    data_fetch_command,
+    data_write_command,
+)
 from colakit.cli.commands.demo import demo_command
 from colakit.cli.commands.distill import distill_command
 from colakit.cli.commands.doctor import doctor_command
@@ -67,7 +72,7 @@ COMMANDS = {  # group, empty for none -> its commands
         *(evaluate_command, plot_command, report_command, predict_command, export_command),
         *(serve_command, demo_command, doctor_command),
     ),
-    "data": (data_fetch_command, data_check_command, data_write_command),
+    "data": (data_fetch_command, data_check_command, data_corrupt_command, data_write_command),
     "config": (config_show_command, config_schema_command, config_reference_command),
 }
 for _name, _commands in COMMANDS.items():

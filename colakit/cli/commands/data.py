@@ -1,8 +1,9 @@
-"""`colakit data`: fetch CoLA, write the built-in corpus, check a corpus."""
+"""`colakit data`: fetch CoLA, write the built-in corpus or corrupted sentences, check a corpus."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,6 +54,25 @@ def data_write_command(session: Session) -> dict[str, Any]:
     verb = "would write" if session.dry_run else "wrote"
     session.reporter.result(f"{verb} {', '.join(names)} in {session.out}")
     return {"folder": str(session.out), "files": names, "version": VERSION}
+
+
+@command("corrupt", {"--sentences": "real_fake.sentences"})
+def data_corrupt_command(
+    session: Session,
+    *,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz, .zst)."),
+    ] = None,
+) -> dict[str, Any]:
+    """Write a table of real sentences of TEXT and a corrupted copy of each to --out.
+
+    A student that learns to tell them apart (`train-scratch --data TABLE`) is a better start for `distill`:
+    --set student.init_from=RUN.
+    """
+    from colakit.api.corrupt import corrupt
+
+    return corrupt(session, texts=texts or [])
 
 
 @command("check", {"--data": "data.path"})

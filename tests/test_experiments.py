@@ -9,17 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.metrics import matthews_corrcoef
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import ablation  # noqa: E402
 import base  # noqa: E402
+import gradients  # noqa: E402
+import out_of_fold  # noqa: E402
 import table  # noqa: E402
 
+from colakit.cli.app import main  # noqa: E402
 from colakit.config.resolve import resolve  # noqa: E402
+from colakit.data.corpora import Split  # noqa: E402
 from colakit.runtime.subprocesses import Child, Log  # noqa: E402
+from colakit.storage.run_folder import RunFolder  # noqa: E402
 
 
 @pytest.fixture
@@ -132,3 +139,40 @@ def test_unknown_row_is_an_error() -> None:
         table.select_rows(base.ROWS, ["LORA"])
     arguments = table.make_parser(__doc__, "runs").parse_args(["--set", "finetune.epochs=1"])
     assert arguments.assign == ["finetune.epochs=1"]
+
+
+def test_trainings_are_compared_out_of_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    train = Split("train", tuple(f"Sentence {number}." for number in range(300)), labels)
+    mccs = []
+    for name, wrong in (("good", 0.1), ("poor", 0.4)):
+        predicted = np.where(rng.random(300) < wrong, 1 - labels, labels)
+        (tmp_path / name).mkdir()
+        outputs = {"out_of_fold": (train, predicted, np.full((300, 2), 0.5))}
+        RunFolder(tmp_path / name).write_predictions(("no", "yes"), outputs)
+        mccs.append(matthews_corrcoef(labels, predicted))
+    monkeypatch.setattr(sys, "argv", ["out_of_fold.py", str(tmp_path / "good"), str(tmp_path / "poor")])
+    out_of_fold.main()
+    lines = capsys.readouterr().out.splitlines()
+    for line, mcc in zip(lines[2:4], mccs, strict=True):
+        assert f"| {mcc:.3f} [" in line
+    assert f"| poor - good | {100 * 0:.0f}" not in lines[-1]
+    assert f"{mccs[1] - mccs[0]:+.3f} [" in lines[-1].replace(" | ", " | +").replace("+-", "-")
+
+
+def test_gradients_of_every_layer_are_compared_with_fp32(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", "--base", toy / "base", "--data", toy / "corpus", "--epochs", "1", "--quiet"]
+    assert main([*map(str, words), "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["gradients.py", str(tmp_path / "run"), "--data", str(toy / "corpus")])
+    gradients.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 5  # four linear layers of a block, and all
+    for row in rows:
+        bf16, int8 = float(row[2]), float(row[5])
+        assert 0.9 < int8 < bf16 <= 1

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 PATHS = (
     *("base", "cache", "data.path", "data.splits", "distill.teacher", "evaluate.annotations"),
     *("pretrain.text", "pretrain.init_from", "pretrain.tokenizer"),
-    *("transfer.text", "transfer.language_model", "student.base", "student.init_from"),
+    *("transfer.text", "transfer.language_model", "transfer.select_for", "student.base", "student.init_from"),
 )
 BUILTIN = (
     "builtin",

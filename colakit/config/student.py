@@ -176,6 +176,14 @@ class TransferSettings(Section):
         le=MAX_EPOCHS,
         description="Epochs of language-model fine-tuning on train before sampling; 0 disables it.",
     )
+    select_for: Name | None = Field(
+        None,
+        description="Student (run folder) that selects: of `candidates` times as many sentences, those "
+        "that it is least certain of are kept; null: all are.",
+    )
+    candidates: float | None = Field(
+        None, ge=1, le=1000, description="Sentences drawn for each that select_for keeps; null: 4."
+    )
     temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
     seed: int = Field(
         0,
@@ -183,6 +191,11 @@ class TransferSettings(Section):
         le=MAX_SEED,
         description="Random seed of the transfer set; runs to be compared must share it.",
     )
+
+    @property
+    def drawn_for_each(self) -> float:
+        """Sentences drawn for each that the transfer set keeps."""
+        return 1.0 if self.select_for is None else self.candidates or 4.0
 
     @property
     def needs_sampler(self) -> bool:
@@ -193,6 +206,8 @@ class TransferSettings(Section):
     def _check_sources(self) -> Self:
         if {"text", "text_corrupt"} & set(self.sources) and self.text is None:
             raise ValueError("the sources text and text_corrupt need transfer.text")
+        if self.candidates is not None and self.select_for is None:
+            raise ValueError("candidates needs select_for: a student that selects")
         if self.text is not None and not {"text", "text_corrupt"} & set(self.sources):
             raise ValueError(
                 "transfer.text requires the source text or text_corrupt, "

@@ -23,6 +23,7 @@ from colakit.data.sentences import open_sentences, sentence_column
 from colakit.data.tables import Reading, table_format
 from colakit.distillation.collector import FORMAT, WORDS, Collector, shares
 from colakit.distillation.samplers import FORMAT as SAMPLING_FORMAT
+from colakit.distillation.selection import least_certain, selection_identity
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
 from colakit.training.task_data import TaskData
@@ -33,7 +34,7 @@ from colakit.utils.unpacking import DECODERS
 
 LEXICON = 50_000  # sentences from which corruptions take their words
 MEASURED = 500  # sentences of a source that are drawn for an estimate
-SOURCES_OF_TEXT = ("text", "text_column", "language_model")  # settings that are compared by content
+BY_CONTENT = {"text", "text_column", "language_model", "select_for"}  # settings compared by content
 PACKED = 3  # characters of text per byte of a compressed file
 
 
@@ -68,16 +69,19 @@ def make_transfer_set(
     reserved = _reserved(task)
 
     def collect() -> list[str]:
+        drawn = round(size * settings.drawn_for_each)
         reporter.say(f"making a transfer set of {size:,} sentences")
         forbidden = [sentence for split in reserved for sentence in split.sentences]
         longest = max((len(sentence.split()) for sentence in task.train.sentences), default=0)
         lengths = range(WORDS.start, max(WORDS.stop, longest + 1))
         collector = Collector(forbidden, known=task.train.sentences, lengths=lengths)
         sources = Sources(settings, task, sampler, collector.is_forbidden)
-        with reporter.progress("making sentences", size) as bar:
-            for name, share in shares(size, settings.sources).items():
+        with reporter.progress("making sentences", drawn) as bar:
+            for name, share in shares(drawn, settings.sources).items():
                 collector.fill(sources.draw(name, share), share, name, bar.advance)
-        return collector.sentences
+        if settings.select_for is None:
+            return collector.sentences
+        return least_certain(settings.select_for, collector.sentences, size)
 
     key = _key(task, settings, sampler)
     return Split("transfer", tuple(unpack_lines(arrays.get("transfer", key, lambda: pack_lines(collect())))))
@@ -95,7 +99,8 @@ def cached_transfer_set(
 
 def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: TunedSampler | None) -> float:
     """Return the expected seconds of `make_transfer_set`, from a few sentences of each source."""
-    counts = shares(transfer_size(settings, len(task.train)), settings.sources)
+    size = transfer_size(settings, len(task.train))
+    counts = shares(round(size * settings.drawn_for_each), settings.sources)
     num_corrupted = sum(count for name, count in counts.items() if name.endswith("corrupt"))
     num_sampled = max(counts.get("lm_sample", 0), counts.get("lm_sample_corrupt", 0))
     seconds = 0.0
@@ -135,12 +140,13 @@ def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | Non
     """Return plain data that determines a transfer set."""
     return {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={*SOURCES_OF_TEXT, "sampler_epochs"}),
+        "settings": settings.model_dump(mode="json", exclude=BY_CONTENT | {"sampler_epochs", "candidates"}),
         "wanted": transfer_size(settings, len(task.train)),
         "train": task.train.fingerprint(),
         "forbidden": [split.fingerprint() for split in _reserved(task)],
         "text": _text_digests(task, settings),
         **({"table": [_text_column(task, settings), *Reading.of(task.data)]} if _has_table(settings) else {}),
+        **selection_identity(settings),
         "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
     }
 

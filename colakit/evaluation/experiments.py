@@ -56,7 +56,7 @@ def experiment_key(origin: Mapping[str, Any]) -> str:
         "teachers": sorted(str(teacher.get("experiment")) for teacher in teachers_of(origin)),
     }
     transfer = (origin.get("settings") or {}).get("transfer") or {}
-    if transfer.get("text") or transfer.get("language_model"):
+    if any(transfer.get(name) for name in ("text", "language_model", "select_for")):
         content["transfer"] = (origin.get("transfer") or {}).get("fingerprint")
     if start := origin.get("start_fingerprint"):
         content["start"] = start

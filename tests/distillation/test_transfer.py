@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 
 from colakit.api.distill import tuned_sampler
 from colakit.api.session import Session
@@ -25,6 +26,10 @@ from colakit.distillation.samplers import SentenceSampler
 from colakit.distillation.transfer_set import Sources, augment, make_transfer_set
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
+from colakit.inference.classifier import SentenceClassifier, load_classifier
+from colakit.inference.predictor import Predictor
+from colakit.models.rnn.config import RNNConfig
+from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.device import Compute
 from colakit.storage.gpt2 import load_gpt
 from colakit.training.task_data import TaskData
@@ -440,3 +445,35 @@ def test_complete_rounds_are_cached(toy: Path, fp32: Compute) -> None:
 def test_invalid_settings_are_refused(assignment: str, message: str) -> None:
     with pytest.raises(ColakitError, match=message):
         resolve(flags={}, assignments=[assignment], config=None)
+
+
+def test_a_student_selects_the_sentences_that_it_is_least_certain_of(
+    toy: Path, prose: Path, tmp_path: Path, fp32: Compute
+) -> None:
+    torch.manual_seed(0)
+    tokenizer = SentenceTokenizer.from_base(toy / "base")
+    model = DistilRNN(RNNConfig(tokenizer.vocab_size, embedding_size=8, hidden_size=8))
+    SentenceClassifier(model, tokenizer, COLA_LABELS, 64).save(tmp_path / "ckpt.pt")
+    sources = "{corrupt: 1, text: 1}"
+    session, task = load_session(toy / "corpus", text=prose, sources=sources, size=4)
+    candidates = draw_transfer_set(session, task)
+    session, task = load_session(
+        toy / "corpus", text=prose, sources=sources, size=1, select_for=tmp_path / "ckpt.pt"
+    )
+    transfer = draw_transfer_set(session, task)
+    predictor = Predictor(load_classifier(tmp_path), fp32)
+    logits = predictor.logits(predictor.encode(candidates.sentences))
+    margins = np.abs(logits[:, 1] - logits[:, 0])
+    kept = np.isin(candidates.sentences, transfer.sentences)
+    assert kept.sum() == len(transfer) == len(task.train)
+    assert margins[kept].max() < margins[~kept].min()
+    assert transfer.sentences == tuple(np.array(candidates.sentences)[kept])  # in the order drawn
+    session, task = load_session(
+        *(toy / "corpus",), text=prose, sources=sources, size=1, select_for=tmp_path, candidates=2
+    )
+    assert draw_transfer_set(session, task).sentences != transfer.sentences
+
+
+def test_candidates_without_a_student_are_refused() -> None:
+    with pytest.raises(ColakitError, match="candidates needs select_for"):
+        resolve(assignments=["transfer.candidates=3"])

@@ -159,8 +159,8 @@ def test_trainings_are_compared_out_of_fold(
     lines = capsys.readouterr().out.splitlines()
     for line, mcc in zip(lines[2:4], mccs, strict=True):
         assert f"| {mcc:.3f} [" in line
-    assert f"| poor - good | {100 * 0:.0f}" not in lines[-1]
-    assert f"{mccs[1] - mccs[0]:+.3f} [" in lines[-1].replace(" | ", " | +").replace("+-", "-")
+    assert lines[-1].startswith("| poor - good | ")
+    assert f" | {mccs[1] - mccs[0]:.3f} [" in lines[-1]
 
 
 def test_gradients_of_every_layer_are_compared_with_fp32(
@@ -171,8 +171,9 @@ def test_gradients_of_every_layer_are_compared_with_fp32(
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["gradients.py", str(tmp_path / "run"), "--data", str(toy / "corpus")])
     gradients.main()
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert len(rows) == 5  # four linear layers of a block, and all
     for row in rows:
-        bf16, int8 = float(row[2]), float(row[5])
-        assert 0.9 < int8 < bf16 <= 1
+        bf16, int8 = (float(row[column]) for column in (4, 7))  # relative errors
+        assert 0 < bf16 < 0.1
+        assert 0 < int8 < 0.1

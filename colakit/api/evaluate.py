@@ -34,7 +34,7 @@ def evaluate(session: Session, models: Sequence[str]) -> dict[str, Any]:
         ColakitError: if a model, a split or a field of slices cannot be read.
     """
     session.check_out()
-    models, reporter = expand_runs(models), session.reporter
+    models, reporter = expand_runs(models, nested=True), session.reporter
     corpus = load_corpus_of(session, models)
     if session.dry_run:
         return _show_plan(session, models, corpus)

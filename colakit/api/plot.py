@@ -37,7 +37,7 @@ def plot(session: Session, *, runs: list[Path]) -> dict[str, Any]:
     The curves of a single run go to `--out` if it is given.
     """
     session.check_out()
-    folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
+    folders = [RunFolder(Path(path)) for path in expand_runs(map(str, map(run_folder, runs)), nested=True)]
     data = read_runs(folders, session.reporter)
     suffix, dpi = session.settings.plot.format, session.settings.plot.dpi
     single_out = session.out if len(folders) == 1 else None

@@ -57,7 +57,7 @@ def report(
         raise ColakitError(
             f"--out {out}: is no format of a report", hint=f"End it in one of: .{', .'.join(FORMATS)}"
         )
-    folders = [RunFolder(Path(path)) for path in expand_runs([str(run_folder(run)) for run in runs])]
+    folders = [RunFolder(Path(path)) for path in expand_runs(map(str, map(run_folder, runs)), nested=True)]
     data = read_runs(folders, session.reporter)
     reported = [_reported_run(*run) for run in zip(folders, data, strict=True)]
     models = [str(folder.path) for folder in folders]

@@ -10,7 +10,7 @@ predictions.json   out-of-fold predictions (folds only)
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,17 +111,21 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def expand_runs(models: Sequence[str]) -> list[str]:
+def expand_runs(models: Iterable[str], *, nested: bool = False) -> list[str]:
     """Return `models` with each folder of seeds or folds replaced by its runs.
 
+    Args:
+        nested: replace other folders of runs, too, such as that of a demo; runs in the order of their names.
+
     Raises:
-        ColakitError: if one of those runs is not finished.
+        ColakitError: if a run of seeds or folds is not finished.
     """
     expanded: list[str] = []
     for model in models:
         runs = open_run_set(Path(model))
         if runs is None:
-            expanded.append(model)
+            inner = _runs_in(Path(model)) if nested else []
+            expanded += expand_runs(inner) if inner else [model]
             continue
         if missing := runs.unfinished():
             raise ColakitError(
@@ -130,3 +134,10 @@ def expand_runs(models: Sequence[str]) -> list[str]:
             )
         expanded += [str(runs.run(value).path) for value in runs.values]
     return expanded
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """Return the run folders in a folder that is none itself, by name."""
+    if not folder.is_dir() or RunFolder(folder).settings.is_file():
+        return []
+    return [str(path) for path in sorted(folder.iterdir()) if RunFolder(path).settings.is_file()]

@@ -200,3 +200,18 @@ def test_equal_comparisons_have_no_warning_and_unequal_ones_say_in_what(
     assert code == 0, err
     (text,) = json.loads(out)["unequal"]
     assert "differ in student (shape, tokenizer, initial weights), training data;" in text
+
+
+def test_a_folder_of_runs_stands_for_its_runs(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+    """Other folders in it, such as those of figures and of evaluations, are passed over."""
+    for name in ("distill", "control", "finetune"):
+        (tmp_path / name).symlink_to(runs[name])
+    (tmp_path / "plots").mkdir()
+    code, out, err = colakit("evaluate", tmp_path, "--split", "id_dev", "--json")
+    assert code == 0, err
+    models = [row["group"] for row in json.loads(out)["splits"]["id_dev"]["models"]]
+    assert [name.partition(" ")[0] for name in models] == ["train-scratch", "distill", "finetune"]
+    code, out, err = colakit("plot", tmp_path, "--out", tmp_path / "plots", "--json")
+    assert code == 0, err
+    code, out, err = colakit("distill", "--teacher", tmp_path)  # which of them would teach is not said
+    assert code == 2

@@ -32,7 +32,8 @@ def evaluate_command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL…", help="Runs, ckpt.pt files, adapters; with --pairs or --text also bases."
+            metavar="MODEL…",
+            help="Runs, folders of runs, ckpt.pt files, adapters; with --pairs or --text also bases.",
         ),
     ] = None,
     pairs: Annotated[

@@ -13,7 +13,9 @@ from colakit.cli.options import command
 
 @command("plot", {"--format": "plot.format"})
 def plot_command(
-    session: Session, *, runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")]
+    session: Session,
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders of them.")],
 ) -> dict[str, Any]:
     """Draw the curves of each run into its folder `plots`, and comparisons of several runs into --out.
 

@@ -23,9 +23,7 @@ from colakit.cli.options import BASE_AND_DATA, command
 def report_command(
     session: Session,
     *,
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN…", help="Run folders, or folders of seeds or folds.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders, or folders of them.")],
     sweep: Annotated[
         Path | None,
         typer.Option(

@@ -18,8 +18,6 @@ from support.pairwise import ordered, pairwise
 from support.toy import NOUNS, OTHER_NOUNS, ToyGrammar, write_corpus
 
 import colakit
-from colakit.api import cross_validation
-from colakit.cli.app import main
 from colakit.data.corpora import load_corpus
 from colakit.data.tokenizer import save_tokenizer, train_tokenizer
 from colakit.inference.classifier import SentenceClassifier, load_classifier
@@ -284,17 +282,6 @@ def test_all_combinations_of_finetuning_settings_train_and_load(
 # -- cross-validation
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train folds in this process."""
-
-    def run_here(children: list[Any], workers: Any, log: Any) -> list[str]:
-        assert [main([*child.words]) for child in children] == [0] * len(children)
-        return [""] * len(children)
-
-    monkeypatch.setattr(cross_validation, "run_side_by_side", run_here)
-
-
 FOLDED: Factors = {
     **{name: FINETUNE[name] for name in ("variant", "layers", "boundaries", "ema", "base")},
     "task": {name: task for name, task in FINETUNE["task"].items() if name.startswith("classification")},
@@ -302,7 +289,7 @@ FOLDED: Factors = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("children")
 @pytest.mark.parametrize("row", as_ids(pairwise(FOLDED)))
 def test_every_pair_of_settings_trains_in_folds(
     row: dict[str, str], small: dict[str, Any], saved: list[Any], tmp_path: Path

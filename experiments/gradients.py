@@ -65,7 +65,7 @@ def gradients(run: str, sentences: tuple[str, ...], labels: np.ndarray, precisio
     trained = ("lora_", "norm", "ln_", "score", "classifier")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in trained))
-    compute = resolve_compute("cpu", precision).with_kernels("auto", default_cache() / "kernels")
+    compute = resolve_compute("cpu", precision).with_kernels("auto", default_cache() / "native")
     compute.place(model)
     set_dropout(model, 0.0)
     for _, layer in lora_layers(model):
@@ -75,8 +75,8 @@ def gradients(run: str, sentences: tuple[str, ...], labels: np.ndarray, precisio
     with compute.autocast():
         loss = classification(model.train(), batch).total
     loss.backward()
-    found = {name: flat([layer.lora_a, layer.lora_b]) for name, layer in lora_layers(model)}
-    return found | {"all": flat(parameter for parameter in model.parameters() if parameter.requires_grad)}
+    by_layer = {name: flat([layer.lora_a, layer.lora_b]) for name, layer in lora_layers(model)}
+    return by_layer | {"all": flat(parameter for parameter in model.parameters() if parameter.requires_grad)}
 
 
 def flat(parameters: Iterable[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ def main() -> None:
     read = [RunFolder(folder).read_predictions()["out_of_fold"] for folder in folders]
     labels, predictions = read[0][0], [predicted for _, predicted in read]
     if not all(np.array_equal(labels, own) for own, _ in read):
-        parser.error("the folders have other sentences")
+        parser.error("the folders have other labels")
     sample = Bootstrap(labels, predictions, int(labels.max()) + 1)
 
     def cells(accuracy: Interval, mcc: Interval) -> str:

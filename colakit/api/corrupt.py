@@ -43,12 +43,15 @@ def corrupt(session: Session, *, texts: Sequence[Path] = ()) -> dict[str, Any]:
         delimiter = "\t" if file_format == "tsv" else ","
         with replacing(session.out) as path:
             writer = file_writer(
-                path, file_format, COLUMNS, delimiter, quoted=True, ending=session.out.suffix
+                path, file_format, COLUMNS, delimiter, quoted=True, ending=session.out.suffix.lower()
             )
             with writer as write:
                 write(rows)
     verb = "would write" if session.dry_run else "wrote"
     session.reporter.result(f"{verb} {len(rows):,} sentences, half of them corrupted, to {session.out}")
     columns = " ".join(f"--set data.{kind}_column={name}" for kind, name in NAMES.items())
-    session.reporter.result(f"next: colakit train-scratch --data {shlex.quote(str(session.out))} {columns}")
+    session.reporter.result(
+        f"next: colakit train-scratch --data {shlex.quote(str(session.out))} {columns} --epochs 1 "
+        "--set train_scratch.budget=epochs"
+    )
     return {"file": str(session.out), "sentences": len(rows)}

@@ -15,10 +15,17 @@ from colakit.api.recorded_data import recorded_data
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, teachers_by_seed, train_seeds
 from colakit.api.session import Session
-from colakit.config.student import DistillSettings
+from colakit.config.student import DistillSettings, StudentSettings
 from colakit.data.batches import UNLABELLED
 from colakit.data.corpora import Split, join_splits
-from colakit.distillation.student import STUDENT_BASE, StudentTokens, base_tokens, empty_student, student_job
+from colakit.distillation.initial_weights import STUDENT_BASE
+from colakit.distillation.student import (
+    StudentTokens,
+    base_tokens,
+    empty_student,
+    student_job,
+    student_start,
+)
 from colakit.distillation.teachers import (
     Teacher,
     TeacherTargets,
@@ -38,7 +45,7 @@ from colakit.distillation.tuned_sampler import TUNING, TunedSampler
 from colakit.errors import ColakitError
 from colakit.evaluation.metrics import Metrics, measure
 from colakit.evaluation.tables import percent
-from colakit.inference.classifier import read_origin
+from colakit.inference.classifier import SentenceClassifier, read_origin
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.rnn.model import DistilRNN
 from colakit.runtime.seeding import seed_everything
@@ -89,7 +96,7 @@ def distill(
         session,
         seeds,
         resume=resume,
-        check=lambda: _load_teachers(session, _load_task(session)),
+        check=lambda: _check(session),
         words=words,
     )
 
@@ -123,18 +130,39 @@ def _dry_run(session: Session, seeds: Sequence[int] | None) -> dict[str, Any]:
         own = expand_runs(teachers_by_seed(settings.distill.teacher, seeds)[seeds[0]])
         teachers = [teacher for teacher in teachers if teacher.path in own]
     first, sampler = teachers[0], None
+    local = session.with_local_base(of_student=True)
+    if local is None:
+        return session.plan(task, _empty_student(session, task, first), None)
     if settings.transfer.needs_sampler:
         base = settings.transfer.language_model or first.base(_typed_base(session))  # raises if there is none
         if (folder := local_base(base)) is None:
             return session.plan(task, _empty_student(session, task, first), None)
         sampler = tuned_sampler(session, task, str(folder))
-    stages = partial(distillation_stages, session, task, teachers, sampler)
+    stages = partial(distillation_stages, local, task, teachers, sampler)
     return session.plan(task, _empty_student(session, task, first), stages)
 
 
 def _load_task(session: Session) -> TaskData:
     base = session.settings.student.base  # that of the teachers is loaded before the data are needed
     return session.load_task(bases={} if base is None else {STUDENT_BASE: base})
+
+
+def _check(session: Session) -> None:
+    """Raise `ColakitError` if a teacher, the student's base or its start cannot be used."""
+    task = _load_task(session)
+    _check_start(session, task, _load_teachers(session, task))
+
+
+def _check_start(session: Session, task: TaskData, teachers: list[Teacher]) -> None:
+    tokens = _tokens(session.settings.student, teachers[0].classifier)
+    student_start(session.settings.student, tokens, len(task.corpus.label_names))
+
+
+def _tokens(settings: StudentSettings, teacher: SentenceClassifier) -> StudentTokens:
+    if settings.base is not None:
+        return base_tokens(settings.base, STUDENT_BASE)
+    max_tokens = teacher.max_tokens or np.iinfo(np.int32).max
+    return StudentTokens(teacher.tokenizer, max_tokens, lambda: _token_embeddings(teacher.model))
 
 
 def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> DistilRNN:
@@ -205,6 +233,7 @@ def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
     """Make the transfer set, let the teachers label it, and return the job of the student."""
     settings, reporter = session.settings, session.reporter
     teachers = _load_teachers(session, task)
+    _check_start(session, task, teachers)
     sampler = None
     if settings.transfer.needs_sampler:
         base = settings.transfer.language_model or teachers[0].untuned_base(_typed_base(session))
@@ -263,11 +292,7 @@ def _student_job(
         parts = [*parts * kd.upsample, Split(transfer.name, transfer.sentences, unlabelled)]
     chosen = [targets[part.name] for part in parts]
     hidden = np.concatenate([each.hidden for each in chosen]) if kd.hidden_weight else None
-    if settings.student.base is not None:
-        tokens = base_tokens(settings.student.base, STUDENT_BASE)
-    else:
-        max_tokens = first.max_tokens or np.iinfo(np.int32).max
-        tokens = StudentTokens(first.tokenizer, max_tokens, lambda: _token_embeddings(first.model))
+    tokens = _tokens(settings.student, first)
     seed_everything(settings.seed)  # the same initial weights as the control, whatever was drawn before
     return student_job(
         task,

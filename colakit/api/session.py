@@ -208,20 +208,37 @@ class Session:
             "stages": plan.as_dict(),
         }
 
-    def with_local_base(self) -> Session | None:
-        """Return the session with the folder of its base; None if the base must be downloaded."""
+    def with_local_base(self, *, of_student: bool = False) -> Session | None:
+        """Return the session with the folder of its base; None if the base must be downloaded.
+
+        Args:
+            of_student: the base is `student.base`; without it, the session is returned as it is.
+        """
         from colakit.storage.gpt2 import local_base
 
-        if (folder := local_base(self.settings.base)) is None:
+        settings, student = self.settings, self.settings.student
+        name = student.base if of_student else settings.base
+        if name is None:
+            return self
+        if (folder := local_base(name)) is None:
             return None
-        settings = self.settings.model_copy(update={"base": str(folder)})
-        return replace(self, resolved=replace(self.resolved, settings=settings))
+        base = {"base": str(folder)}
+        changes = {"student": student.model_copy(update=base)} if of_student else base
+        return replace(self, resolved=replace(self.resolved, settings=settings.model_copy(update=changes)))
 
     def measurable_stages(
-        self, task: TaskData, make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer]
+        self,
+        task: TaskData,
+        make_trainer: Callable[[Session, TaskData, TrainingRun], Trainer],
+        *,
+        of_student: bool = False,
     ) -> Callable[[], list[Stage]] | None:
-        """Return a function that measures the stages of a training; None if the base must be downloaded."""
-        if (local := self.with_local_base()) is None:
+        """Return a function that measures the stages of a training; None if the base must be downloaded.
+
+        Args:
+            of_student: the training reads `student.base` instead of `base`.
+        """
+        if (local := self.with_local_base(of_student=of_student)) is None:
             return None
         return lambda: local.trainer_stages(lambda run: make_trainer(local, task, run))
 

@@ -12,7 +12,8 @@ from torch import nn
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
-from colakit.distillation.student import STUDENT_BASE, base_tokens, empty_student, student_job
+from colakit.distillation.initial_weights import STUDENT_BASE
+from colakit.distillation.student import base_tokens, empty_student, student_job, student_start
 from colakit.distillation.transfer_set import augment, epoch_size
 from colakit.errors import ColakitError
 from colakit.runtime.seeding import seed_everything
@@ -45,11 +46,18 @@ def train_scratch(
     """
     if like is not None:
         seeds = _match(session, like, seeds)
+    typed, own = session.resolved.was_typed, session.settings.student.base
+    if own is not None and typed("base") and not typed("student.base"):
+        raise ColakitError(
+            f"--base {session.settings.base}: is not read, the student has the tokens of {own}",
+            hint=f"Name it with {STUDENT_BASE} instead.",
+        )
     runs = chosen_runs(session, resume, seeds=seeds)
     seeds = None if runs is None else runs[1]
     if session.dry_run:
         task = _load_task(session)
-        model, measure = _model(session, task), session.measurable_stages(task, control_trainer)
+        model = _model(session, task)
+        measure = session.measurable_stages(task, control_trainer, of_student=own is not None)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, _load_task(session)))
@@ -111,6 +119,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
     settings, training = session.settings, session.settings.student_training
     flag, base = _base(session)
     tokens = base_tokens(base, flag)
+    student_start(settings.student, tokens, len(task.corpus.label_names))  # refused before any work
     train, epoch = task.train, None
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)

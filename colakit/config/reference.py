@@ -12,15 +12,8 @@ from colakit.config.settings import Settings
 NO_UNIT = "none"  # of a number that has no unit
 UNITS = {  # unit -> dotted keys, or names that mean the same in every section
     "sentences": (
-        *(
-            "batch_size",
-            "micro_batch_size",
-            "sentences",
-            "errors",
-            "disagreements",
-            "max_sentences",
-            "candidates",
-        ),
+        *("batch_size", "micro_batch_size", "sentences", "candidates"),
+        *("errors", "disagreements", "max_sentences"),
     ),
     "windows": ("pretrain.batch_size", "pretrain.micro_batch_size", "evaluate_windows"),
     "tokens": (

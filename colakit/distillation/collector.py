@@ -80,7 +80,8 @@ class Collector:
         if missing:
             raise ColakitError(
                 f"transfer.{name}: only {wanted - missing:,} of {wanted:,} sentences are new",
-                hint="Lower transfer.size (0 disables it), or give another source a larger weight.",
+                hint="Lower transfer.size (0 disables it) or transfer.candidates, or give another source a "
+                "larger weight.",
             )
 
 

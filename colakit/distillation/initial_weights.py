@@ -6,6 +6,7 @@ Shapes: V tokens of the vocabulary, D width of the base.
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.model import DistilRNN
 
 EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
-NOT_IN_SHAPE = {"dropout", "num_labels"}
+NOT_IN_SHAPE = {"dropout", "num_labels", "num_embeddings"}
+STUDENT_BASE = "--student-base"  # flag of `student.base`
 
 
 def choose_vocabulary(model: DistilRNN, tokens: Tokens) -> NDArray[np.int64]:
@@ -56,19 +58,30 @@ def load_start(path: str, config: RNNConfig, tokenizer: SentenceTokenizer) -> Se
     Raises:
         ColakitError: if it is another kind of model, or differs in its shape or tokenizer.
     """
-    start, hint = load_classifier(path), "Set the same student settings, or leave out student.init_from."
+    where = f"student.init_from {path}"
+    hint = "Set the same student settings, or leave out student.init_from."
+    try:
+        start = load_classifier(path)
+    except ColakitError as error:
+        raise ColakitError(f"student.init_from: {error.message}", hint=error.hint) from error
     if not isinstance(start.model, DistilRNN):
-        raise ColakitError(f"student.init_from {path}: is {start.name}, not a recurrent student", hint=hint)
-    wanted, given = asdict(config), asdict(start.model.config)
-    if differing := [key for key in wanted if key not in NOT_IN_SHAPE and wanted[key] != given[key]]:
-        shapes = ", ".join(f"{key} {given[key]} (settings: {wanted[key]})" for key in differing)
-        raise ColakitError(f"student.init_from {path}: has {shapes}", hint=hint)
+        raise ColakitError(f"{where}: is {start.name}, not a recurrent student", hint=hint)
     if start.tokenizer.vocabulary() != tokenizer.vocabulary():
         raise ColakitError(
-            f"student.init_from {path}: its tokenizer differs",
-            hint="Name the base of its tokenizer: --student-base BASE",
+            f"{where}: its tokenizer is another one",
+            hint=f"Name the base of its tokenizer: {STUDENT_BASE} BASE",
         )
+    wanted, given = (_as_settings(shape) for shape in (config, start.model.config))
+    if differing := [key for key in wanted if wanted[key] != given[key]]:
+        shapes = ", ".join(f"{key} {given[key]} (settings: {wanted[key]})" for key in differing)
+        raise ColakitError(f"{where}: has {shapes}", hint=hint)
     return start
+
+
+def _as_settings(config: RNNConfig) -> dict[str, Any]:
+    """Return the settings of a shape: without dropout, which has no weights, and labels."""
+    shape = {key: value for key, value in asdict(config).items() if key not in NOT_IN_SHAPE}
+    return {**shape, "vocabulary": None if config.num_embeddings is None else config.num_embeddings - 1}
 
 
 def copy_weights(start: SentenceClassifier, student: SentenceClassifier) -> None:

@@ -8,16 +8,30 @@ from typing import Any
 import numpy as np
 
 from colakit.config.student import TransferSettings
+from colakit.errors import ColakitError
 from colakit.inference.classifier import load_classifier
 from colakit.inference.numpy_predictor import StudentPredictor
+from colakit.models.rnn.model import DistilRNN
 
 
 def selection_identity(settings: TransferSettings) -> dict[str, Any]:
-    """Return plain data that determines the selection; empty without one."""
+    """Return plain data that determines the selection; empty without one.
+
+    Raises:
+        ColakitError: if the model that selects is not a student.
+    """
     if settings.select_for is None:
         return {}
-    fingerprint = load_classifier(settings.select_for).fingerprint()
-    return {"student": fingerprint, "candidates": settings.drawn_for_each}
+    try:
+        student = load_classifier(settings.select_for)
+    except ColakitError as error:
+        raise ColakitError(f"transfer.select_for: {error.message}", hint=error.hint) from error
+    if not isinstance(student.model, DistilRNN):
+        raise ColakitError(
+            f"transfer.select_for {settings.select_for}: is {student.name}, not a recurrent student",
+            hint="Name a run of distill or train-scratch.",
+        )
+    return {"student": student.fingerprint(), "candidates": settings.drawn_for_each}
 
 
 def least_certain(student: str, sentences: Sequence[str], count: int) -> list[str]:

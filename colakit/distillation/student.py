@@ -36,8 +36,6 @@ from colakit.training.task_data import TaskData, labelled_examples
 from colakit.utils.array_cache import ArrayCache, key_digest
 from colakit.utils.console import Reporter
 
-STUDENT_BASE = "--student-base"  # flag of `student.base`
-
 
 @dataclass(frozen=True)
 class StudentTokens:
@@ -70,6 +68,20 @@ def base_tokens(name: str, flag: str) -> StudentTokens:
         lambda: base.body.embedding.weight.detach().float().numpy(),
         base_fingerprint(base),
     )
+
+
+def student_start(
+    settings: StudentSettings, tokens: StudentTokens, num_labels: int
+) -> SentenceClassifier | None:
+    """Return the student at `settings.init_from`, if it is set.
+
+    Raises:
+        ColakitError: if its weights do not fit a student of these settings.
+    """
+    if settings.init_from is None:
+        return None
+    config = _config(settings, num_labels, tokens.tokenizer.vocab_size)
+    return load_start(settings.init_from, config, tokens.tokenizer)
 
 
 def empty_student(settings: StudentSettings, task: TaskData, vocab_size: int) -> DistilRNN:
@@ -126,10 +138,11 @@ def student_job(
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or tokens.max_tokens, tokens.max_tokens)
     tokenizer = SentenceTokenizer(tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id)  # no boundaries
-    start = None if student.init_from is None else load_start(student.init_from, model.config, tokenizer)
+    start = student_start(student, tokens, len(task.corpus.label_names))
     start_fingerprint = None if start is None else start.fingerprint()
     beginning = {} if start is None else {"start": start_fingerprint}
-    shape = [asdict(model.config), student.embeddings, tokenizer.fingerprint(), max_tokens]
+    embeddings = student.embeddings if start is None else None
+    shape = [asdict(model.config), embeddings, tokenizer.fingerprint(), max_tokens]
     facts = {
         **(summary or {}),
         "student_fingerprint": key_digest({"student": shape, **beginning}),

@@ -7,14 +7,14 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from colakit.config.student import TransferSettings
-from colakit.data.builtin.corpus import grammar_sentences
+from colakit.data.builtin.corpus import VERSION, grammar_sentences
 from colakit.data.columnar import HUB_PREFIX
 from colakit.data.corpora import COLA_LABELS, Split, join_splits
 from colakit.data.corruption import corrupt_sentences
@@ -107,6 +107,13 @@ def measure_transfer_set(task: TaskData, settings: TransferSettings, sampler: Tu
     if num_corrupted:
         train = task.train.sentences
         seconds += _seconds_of(corrupt_sentences(train, train, random.Random(0)), num_corrupted)
+    if num_pairs := counts.get("grammar"):
+        seconds += _seconds_of(grammar_sentences(settings.seed), num_pairs)
+    if settings.select_for is not None:
+        examples = list(islice(cycle(task.train.sentences), MEASURED))
+        began = time.monotonic()
+        least_certain(settings.select_for, examples, 1)
+        seconds += (time.monotonic() - began) * sum(counts.values()) / MEASURED
     if settings.text is not None:
         paths = _files(settings)
         size = sum(path.stat().st_size * (PACKED if path.suffix in DECODERS else 1) for path in paths)
@@ -147,6 +154,7 @@ def _key(task: TaskData, settings: TransferSettings, sampler: TunedSampler | Non
         "text": _text_digests(task, settings),
         **({"table": [_text_column(task, settings), *Reading.of(task.data)]} if _has_table(settings) else {}),
         **selection_identity(settings),
+        **({"grammar": VERSION} if "grammar" in settings.sources else {}),
         "writer": sampler and {**sampler.identity, "sampling": SAMPLING_FORMAT},
     }
 

@@ -83,6 +83,10 @@ def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if f"{section}.{key}" not in ("distill.teacher", "finetune.leave_out")
     }
+    own = (origin.get("settings") or {}).get("student") or {}
+    for key in ("base", "init_from"):  # paths: by name
+        if "student" in sections and own.get(key) is not None:
+            named[f"student.{key}"] = Path(str(own[key])).name
     if (base := origin.get("base") or settings.get("base")) is not None:
         named["base"] = Path(str(base)).name
     if teachers := teachers_of(origin):

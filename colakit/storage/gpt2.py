@@ -152,9 +152,13 @@ def local_base(name: str) -> Path | None:
     if name in BUILTIN or Path(name).expanduser().exists():
         return resolve_base(name)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     files = (try_to_load_from_cache(name, file) for file in ("model.safetensors", "pytorch_model.bin"))
-    return next((Path(file).parent for file in files if isinstance(file, str)), None)
+    try:
+        return next((Path(file).parent for file in files if isinstance(file, str)), None)
+    except HFValidationError:  # not the name of a hub model
+        return None
 
 
 def _check_spelling(name: str, flag: str) -> None:

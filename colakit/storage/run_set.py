@@ -115,7 +115,7 @@ def expand_runs(models: Iterable[str], *, nested: bool = False) -> list[str]:
     """Return `models` with each folder of seeds or folds replaced by its runs.
 
     Args:
-        nested: replace other folders of runs, too, such as that of a demo; runs in the order of their names.
+        nested: replace other folders, such as that of a demo, by the runs directly in them, by name.
 
     Raises:
         ColakitError: if a run of seeds or folds is not finished.
@@ -124,7 +124,7 @@ def expand_runs(models: Iterable[str], *, nested: bool = False) -> list[str]:
     for model in models:
         runs = open_run_set(Path(model))
         if runs is None:
-            inner = _runs_in(Path(model)) if nested else []
+            inner = _runs_in(Path(model).expanduser()) if nested else []
             expanded += expand_runs(inner) if inner else [model]
             continue
         if missing := runs.unfinished():

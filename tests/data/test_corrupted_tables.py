@@ -32,6 +32,8 @@ def as_json(path: Path) -> pandas.DataFrame:
         "pairs.csv.gz": pandas.read_csv,
         "pairs.jsonl": lambda path: pandas.read_json(path, lines=True),
         "pairs.json": as_json,
+        "PAIRS.TSV.XZ": lambda path: pandas.read_csv(path, sep="\t", compression="xz"),
+        "pairs.parquet": pandas.read_parquet,
     }.items(),
 )
 def test_every_real_sentence_has_a_corrupted_copy(

@@ -15,6 +15,7 @@ from colakit import load_settings, train_scratch
 from colakit.cli.app import main
 from colakit.evaluation.experiments import experiment_key
 from colakit.inference.classifier import load_classifier, read_origin
+from colakit.storage import gpt2
 from colakit.storage.gpt2 import load_tokenizer, resolve_base
 
 Run = Callable[..., tuple[int, str, str]]
@@ -105,7 +106,7 @@ def test_a_student_starts_with_the_weights_of_another(runs: dict[str, Path], tmp
     [
         ("wider", [], "has hidden_size 9 (settings: 8)"),
         ("finetune", [], "not a recurrent student"),
-        ("like", ["--student-base", "builtin"], "vocab_size"),
+        ("like", ["--student-base", "builtin"], "its tokenizer is another one"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(
@@ -142,6 +143,41 @@ def test_other_labels_get_a_new_head(runs: dict[str, Path], tmp_path: Path) -> N
     for name in start:
         is_equal = torch.allclose(start[name].float(), new[name].float(), rtol=0, atol=1e-8)
         assert is_equal != name.startswith("score.")
+
+
+def test_a_base_that_is_not_read_is_refused(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+    words = ["--like", runs["distill"], "--student-base", "builtin", "--base", "builtin"]
+    code, _, err = colakit("train-scratch", *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    settings = tmp_path / "run" / "settings.yaml"
+    code, _, err = colakit("train-scratch", "--config", settings, "--base", "x", "--out", tmp_path / "other")
+    assert code == 2
+    assert "--base x: is not read, the student has the tokens of builtin" in " ".join(err.split())
+
+
+def test_a_dry_run_downloads_no_student_base(
+    runs: dict[str, Path], colakit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*words: object) -> None:
+        raise AssertionError(words)
+
+    monkeypatch.setattr(gpt2, "fetch_from_hub", fail)
+    for words in (["distill", "--teacher", runs["finetune"]], ["train-scratch", "--like", runs["distill"]]):
+        code, out, err = colakit(*words, "--student-base", "distilgpt2", "--dry-run")
+        assert code == 0, err
+        assert "time unknown" in " ".join((out + err).split())
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_start_is_checked_before_the_teacher_labels(
+    runs: dict[str, Path], quiet: list[str], colakit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colakit.distillation.teachers.Teacher.logits", None)  # not called
+    words = ["--teacher", runs["finetune"], "--set", "student.init_from=./nowhere", *quiet]
+    for more in ([], ["--seeds", "0,1"]):
+        code, _, err = colakit("distill", *words, *more, "--out", tmp_path / "run")
+        assert code == 2
+        assert "student.init_from: nowhere" in err.replace("./", "")
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
@@ -202,7 +238,9 @@ def test_equal_comparisons_have_no_warning_and_unequal_ones_say_in_what(
     assert "differ in student (shape, tokenizer, initial weights), training data;" in text
 
 
-def test_a_folder_of_runs_stands_for_its_runs(runs: dict[str, Path], colakit: Run, tmp_path: Path) -> None:
+def test_a_folder_of_runs_is_replaced_by_its_runs(
+    runs: dict[str, Path], colakit: Run, tmp_path: Path
+) -> None:
     """Other folders in it, such as those of figures and of evaluations, are passed over."""
     for name in ("distill", "control", "finetune"):
         (tmp_path / name).symlink_to(runs[name])
@@ -213,5 +251,5 @@ def test_a_folder_of_runs_stands_for_its_runs(runs: dict[str, Path], colakit: Ru
     assert [name.partition(" ")[0] for name in models] == ["train-scratch", "distill", "finetune"]
     code, out, err = colakit("plot", tmp_path, "--out", tmp_path / "plots", "--json")
     assert code == 0, err
-    code, out, err = colakit("distill", "--teacher", tmp_path)  # which of them would teach is not said
+    code, out, err = colakit("distill", "--teacher", tmp_path)  # teachers are named one by one
     assert code == 2

@@ -23,7 +23,7 @@ from colakit.data.splits import left_out, normalised
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.distillation.collector import WORDS, Collector, shares
 from colakit.distillation.samplers import SentenceSampler
-from colakit.distillation.transfer_set import Sources, augment, make_transfer_set
+from colakit.distillation.transfer_set import Sources, augment, make_transfer_set, measure_transfer_set
 from colakit.distillation.tuned_sampler import TunedSampler
 from colakit.errors import ColakitError
 from colakit.inference.classifier import SentenceClassifier, load_classifier
@@ -472,6 +472,20 @@ def test_a_student_selects_the_sentences_that_it_is_least_certain_of(
         *(toy / "corpus",), text=prose, sources=sources, size=1, select_for=tmp_path, candidates=2
     )
     assert draw_transfer_set(session, task).sentences != transfer.sentences
+
+
+def test_a_model_that_cannot_select_is_refused(toy: Path, prose: Path, tmp_path: Path) -> None:
+    for path in (toy / "base", tmp_path / "nothing"):
+        session, task = load_session(toy / "corpus", sources="{corrupt: 1}", select_for=path)
+        with pytest.raises(ColakitError, match=r"transfer\.select_for"):
+            draw_transfer_set(session, task)
+
+
+def test_only_a_cached_transfer_set_takes_no_time(toy: Path, prose: Path, tmp_path: Path) -> None:
+    for sources in ("{corrupt: 1}", "{grammar: 1}", "{text: 1}"):
+        text = {"text": prose} if "text" in sources else {}
+        session, task = load_session(toy / "corpus", sources=sources, **text)
+        assert measure_transfer_set(task, session.settings.transfer, None) > 0
 
 
 def test_candidates_without_a_student_are_refused() -> None:

@@ -65,9 +65,9 @@ def data_corrupt_command(
         typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz, .zst)."),
     ] = None,
 ) -> dict[str, Any]:
-    """Write a table of real sentences of TEXT and a corrupted copy of each to --out.
+    """Write a table of real sentences of TEXT and a corrupted copy of each to --out, replacing it.
 
-    A student that learns to tell them apart (`train-scratch --data TABLE`) is a better start for `distill`:
+    A student that has learned to tell them apart (`train-scratch --data TABLE`) can start `distill`:
     --set student.init_from=RUN.
     """
     from colakit.api.corrupt import corrupt

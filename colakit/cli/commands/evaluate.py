@@ -33,7 +33,8 @@ def evaluate_command(
         list[str] | None,
         typer.Argument(
             metavar="MODEL…",
-            help="Runs, folders of runs, ckpt.pt files, adapters; with --pairs or --text also bases.",
+            help="Runs, folders of runs, ckpt.pt files, adapters; with --pairs or --text also bases, but no "
+            "folders of runs.",
         ),
     ] = None,
     pairs: Annotated[

@@ -205,7 +205,7 @@ def test_invalid_input_is_refused_before_training(text: Path, colakit: Run, tmp_
     one_sentence = tmp_path / "one.txt"
     one_sentence.write_text("this is all there is, and it goes on and on. " * 40, encoding="utf-8")
     for arguments, message in (
-        ([], "no text to train on"),
+        ([], "no text to read"),
         ([tmp_path / "none.txt"], "file not found"),
         ([text, "--width", "33", "--num-heads", "2"], "must be divisible"),
         ([text, text], "the same name"),

@@ -190,7 +190,7 @@ def test_a_dry_run_does_not_write_to_the_cache(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--init-from", "BASE"], "no text to train on"),
+        (["--init-from", "BASE"], "no text to read"),
         (["TEXT"], "objective: real-fake trains an existing base; set init_from"),
         (["TEXT", "--init-from", "BASE", "--lr", "0.1"], "Set real_fake.lr instead"),
         (

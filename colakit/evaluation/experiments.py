@@ -58,10 +58,17 @@ def experiment_key(origin: Mapping[str, Any]) -> str:
     transfer = (origin.get("settings") or {}).get("transfer") or {}
     if any(transfer.get(name) for name in ("text", "language_model", "select_for")):
         content["transfer"] = (origin.get("transfer") or {}).get("fingerprint")
+    if _is_int8(origin):
+        content["precision"] = "int8"
     if start := origin.get("start_fingerprint"):
         content["start"] = start
     text = json.dumps([origin.get("command"), settings, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_int8(origin: Mapping[str, Any]) -> bool:
+    """Return whether frozen weights were quantised; the other precisions depend on the machine."""
+    return (origin.get("settings") or {}).get("precision") == "int8"
 
 
 def _experiment_settings(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
@@ -87,6 +94,8 @@ def named_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("base", "init_from"):  # paths: by name
         if "student" in sections and own.get(key) is not None:
             named[f"student.{key}"] = Path(str(own[key])).name
+    if _is_int8(origin):
+        named["precision"] = "int8"
     if (base := origin.get("base") or settings.get("base")) is not None:
         named["base"] = Path(str(base)).name
     if teachers := teachers_of(origin):

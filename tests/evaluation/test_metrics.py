@@ -375,6 +375,7 @@ def origin(**changes: Any) -> dict[str, Any]:
         {"distill": {"teacher": "elsewhere/finetune-009", "kd_weight": 0.5}},
         {"plot": {"dpi": 300}},
         {"serve": {"port": 80}},
+        {"precision": "bf16"},
         {"base": "elsewhere/base", "data": {"path": "../cola", "splits": {"dev": "dev.csv"}}},
     ],
     ids=str,
@@ -387,6 +388,7 @@ def test_seed_machine_and_paths_are_not_the_experiment(changes: dict[str, Any]) 
     "other",
     [
         origin(lora={"rank": 4}),
+        origin(precision="int8"),
         origin(distill={"teacher": "runs/finetune-001", "kd_weight": 1.0}),
         origin() | {"command": "train-scratch"},
         origin() | {"base": "gpt2-medium"},
@@ -394,7 +396,7 @@ def test_seed_machine_and_paths_are_not_the_experiment(changes: dict[str, Any]) 
         origin() | {"data": {"train": "0f"}},
         {"command": "distill", "base": "gpt2", "settings": None},
     ],
-    ids=["rank", "kd_weight", "command", "base", "content of the base", "data", "unknown"],
+    ids=["rank", "int8", "kd_weight", "command", "base", "content of the base", "data", "unknown"],
 )
 def test_rank_weights_command_base_and_data_are_the_experiment(other: dict[str, Any]) -> None:
     assert experiment_key(other) != experiment_key(origin())

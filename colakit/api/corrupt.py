@@ -43,7 +43,7 @@ def corrupt(session: Session, *, texts: Sequence[Path] = ()) -> dict[str, Any]:
         delimiter = "\t" if file_format == "tsv" else ","
         with replacing(session.out) as path:
             writer = file_writer(
-                path, file_format, COLUMNS, delimiter, quoted=True, ending=session.out.suffix.lower()
+                path, file_format, COLUMNS, delimiter, quoted=True, ending=session.out.suffix
             )
             with writer as write:
                 write(rows)

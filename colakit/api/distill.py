@@ -34,6 +34,7 @@ from colakit.distillation.teachers import (
     require_above_chance,
     rows_to_label,
     train_logits,
+    unseen_rows,
 )
 from colakit.distillation.transfer_set import (
     cached_transfer_set,
@@ -150,19 +151,20 @@ def _load_task(session: Session) -> TaskData:
 def _check(session: Session) -> None:
     """Raise `ColakitError` if a teacher, the student's base or its start cannot be used."""
     task = _load_task(session)
-    _check_start(session, task, _load_teachers(session, task))
+    _tokens_and_start(session.settings.student, task, _load_teachers(session, task))
 
 
-def _check_start(session: Session, task: TaskData, teachers: list[Teacher]) -> None:
-    tokens = _tokens(session.settings.student, teachers[0].classifier)
-    student_start(session.settings.student, tokens, len(task.corpus.label_names))
-
-
-def _tokens(settings: StudentSettings, teacher: SentenceClassifier) -> StudentTokens:
+def _tokens_and_start(
+    settings: StudentSettings, task: TaskData, teachers: list[Teacher]
+) -> tuple[StudentTokens, SentenceClassifier | None]:
+    """Return the tokens that the student reads, and the student whose weights it starts with, if any."""
+    teacher = teachers[0].classifier
     if settings.base is not None:
-        return base_tokens(settings.base, STUDENT_BASE)
-    max_tokens = teacher.max_tokens or np.iinfo(np.int32).max
-    return StudentTokens(teacher.tokenizer, max_tokens, lambda: _token_embeddings(teacher.model))
+        tokens = base_tokens(settings.base, STUDENT_BASE)
+    else:
+        max_tokens = teacher.max_tokens or np.iinfo(np.int32).max
+        tokens = StudentTokens(teacher.tokenizer, max_tokens, lambda: _token_embeddings(teacher.model))
+    return tokens, student_start(settings, tokens, len(task.corpus.label_names))
 
 
 def _empty_student(session: Session, task: TaskData, teacher: Teacher) -> DistilRNN:
@@ -185,7 +187,8 @@ def distillation_stages(
         seconds = measure_transfer_set(task, settings, sampler) if transfer is None else 0.0
         stages.append(Stage(MAKING, sentences=size, estimate=seconds))
     labelled, missing = [task.val, *([] if transfer is None else [transfer])], 0
-    for index, (teacher, rows) in enumerate(zip(teachers, rows_to_label(teachers, task.train), strict=True)):
+    unseen = unseen_rows(teachers, task.train)
+    for index, (teacher, rows) in enumerate(zip(teachers, rows_to_label(unseen), strict=True)):
         hidden = session.settings.distill.hidden_weight > 0 and index == 0
         missing += teacher.num_missing(task.train.take(np.flatnonzero(rows), task.train.name))
         missing += sum(teacher.num_missing(split) for split in labelled)
@@ -200,7 +203,14 @@ def distillation_stages(
     targets = {
         split.name: _blank_targets(session, task, teachers[0], split) for split in (task.train, transfer)
     }
-    job = _student_job(session, task, teachers, transfer, targets, arrays=arrays, lines=[], summary={})
+    beginning = _tokens_and_start(session.settings.student, task, teachers)
+    job = _student_job(
+        *(session, task, teachers, transfer, targets),
+        beginning=beginning,
+        arrays=arrays,
+        lines=[],
+        summary={},
+    )
     return [*stages, *session.trainer_stages(lambda run: ClassifierTrainer(job, run))]
 
 
@@ -233,7 +243,7 @@ def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
     """Make the transfer set, let the teachers label it, and return the job of the student."""
     settings, reporter = session.settings, session.reporter
     teachers = _load_teachers(session, task)
-    _check_start(session, task, teachers)
+    beginning = _tokens_and_start(settings.student, task, teachers)  # refused before any work
     sampler = None
     if settings.transfer.needs_sampler:
         base = settings.transfer.language_model or teachers[0].untuned_base(_typed_base(session))
@@ -262,6 +272,7 @@ def _job(session: Session, task: TaskData, run: TrainingRun) -> ClassifierJob:
         teachers,
         transfer,
         targets,
+        beginning=beginning,
         arrays=session.arrays,
         lines=_lines(teachers, metrics, transfer, num_out_of_fold),
         summary={
@@ -280,19 +291,20 @@ def _student_job(
     transfer: Split,
     targets: Mapping[str, TeacherTargets],
     *,
+    beginning: tuple[StudentTokens, SentenceClassifier | None],
     arrays: ArrayCache,
     lines: list[str],
     summary: dict[str, Any],
 ) -> ClassifierJob:
     """Return the job that trains the student on the `targets` of train and of the transfer set, by name."""
     settings, training, kd = session.settings, session.settings.student_training, session.settings.distill
-    first, parts = teachers[0].classifier, [task.train]
+    parts = [task.train]
     if len(transfer):
         unlabelled = np.full(len(transfer), UNLABELLED, dtype=np.int64)
         parts = [*parts * kd.upsample, Split(transfer.name, transfer.sentences, unlabelled)]
     chosen = [targets[part.name] for part in parts]
     hidden = np.concatenate([each.hidden for each in chosen]) if kd.hidden_weight else None
-    tokens = _tokens(settings.student, first)
+    tokens, start = beginning
     seed_everything(settings.seed)  # the same initial weights as the control, whatever was drawn before
     return student_job(
         task,
@@ -300,6 +312,7 @@ def _student_job(
         settings.student,
         training,
         tokens=tokens,
+        start=start,
         data_max_tokens=settings.data.max_tokens,
         objective=distillation(
             kd_weight=line(kd.kd_weight, kd.kd_weight_end),

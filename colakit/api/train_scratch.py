@@ -119,7 +119,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
     settings, training = session.settings, session.settings.student_training
     flag, base = _base(session)
     tokens = base_tokens(base, flag)
-    student_start(settings.student, tokens, len(task.corpus.label_names))  # refused before any work
+    start = student_start(settings.student, tokens, len(task.corpus.label_names))
     train, epoch = task.train, None
     if settings.train_scratch.augmented:
         train = augment(task, settings.transfer, session.arrays, session.reporter)
@@ -132,6 +132,7 @@ def _job(session: Session, task: TaskData) -> ClassifierJob:
         settings.student,
         training,
         tokens=tokens,
+        start=start,
         data_max_tokens=settings.data.max_tokens,
         objective=supervised(line(training.lm_weight, training.lm_weight_end)),
         train_loss=CROSS_ENTROPY,

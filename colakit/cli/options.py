@@ -43,6 +43,12 @@ ResumeOption = Annotated[
 ]
 
 
+TextsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz, .zst)."),
+]
+
+
 def _parse_seeds(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))

@@ -85,7 +85,7 @@ def file_writer(
         with _parquet_writer(path, schema) as write:
             yield write
         return
-    with PACKERS.get(ending, open)(path, "wt", encoding="utf-8", newline="") as out:
+    with PACKERS.get(ending.lower(), open)(path, "wt", encoding="utf-8", newline="") as out:
         with text_writer(out, kind, columns, delimiter, quoted=quoted) as write:
             yield write
         out.flush()

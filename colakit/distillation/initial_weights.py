@@ -58,24 +58,41 @@ def load_start(path: str, config: RNNConfig, tokenizer: SentenceTokenizer) -> Se
     Raises:
         ColakitError: if it is another kind of model, or differs in its shape or tokenizer.
     """
-    where = f"student.init_from {path}"
-    hint = "Set the same student settings, or leave out student.init_from."
-    try:
-        start = load_classifier(path)
-    except ColakitError as error:
-        raise ColakitError(f"student.init_from: {error.message}", hint=error.hint) from error
-    if not isinstance(start.model, DistilRNN):
-        raise ColakitError(f"{where}: is {start.name}, not a recurrent student", hint=hint)
+    where, (start, model) = f"student.init_from {path}", load_student(path, "student.init_from")
     if start.tokenizer.vocabulary() != tokenizer.vocabulary():
         raise ColakitError(
             f"{where}: its tokenizer is another one",
             hint=f"Name the base of its tokenizer: {STUDENT_BASE} BASE",
         )
-    wanted, given = (_as_settings(shape) for shape in (config, start.model.config))
+    wanted, given = (_as_settings(shape) for shape in (config, model.config))
     if differing := [key for key in wanted if wanted[key] != given[key]]:
         shapes = ", ".join(f"{key} {given[key]} (settings: {wanted[key]})" for key in differing)
-        raise ColakitError(f"{where}: has {shapes}", hint=hint)
+        raise ColakitError(
+            f"{where}: has {shapes}",
+            hint="Set the same student settings, or leave out student.init_from.",
+        )
     return start
+
+
+def load_student(path: str, setting: str) -> tuple[SentenceClassifier, DistilRNN]:
+    """Return the student at a path, and its network.
+
+    Args:
+        setting: that names the path, for errors.
+
+    Raises:
+        ColakitError: if it cannot be loaded, or is another kind of model.
+    """
+    try:
+        student = load_classifier(path)
+    except ColakitError as error:
+        raise ColakitError(f"{setting}: {error.message}", hint=error.hint) from error
+    if not isinstance(student.model, DistilRNN):
+        raise ColakitError(
+            f"{setting} {path}: is {student.name}, not a recurrent student",
+            hint="Name a run of distill or train-scratch.",
+        )
+    return student, student.model
 
 
 def _as_settings(config: RNNConfig) -> dict[str, Any]:

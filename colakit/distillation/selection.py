@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from colakit.config.student import TransferSettings
-from colakit.errors import ColakitError
-from colakit.inference.classifier import load_classifier
+from colakit.distillation.initial_weights import load_student
 from colakit.inference.numpy_predictor import StudentPredictor
-from colakit.models.rnn.model import DistilRNN
 
 
 def selection_identity(settings: TransferSettings) -> dict[str, Any]:
@@ -22,15 +20,7 @@ def selection_identity(settings: TransferSettings) -> dict[str, Any]:
     """
     if settings.select_for is None:
         return {}
-    try:
-        student = load_classifier(settings.select_for)
-    except ColakitError as error:
-        raise ColakitError(f"transfer.select_for: {error.message}", hint=error.hint) from error
-    if not isinstance(student.model, DistilRNN):
-        raise ColakitError(
-            f"transfer.select_for {settings.select_for}: is {student.name}, not a recurrent student",
-            hint="Name a run of distill or train-scratch.",
-        )
+    student, _ = load_student(settings.select_for, "transfer.select_for")
     return {"student": student.fingerprint(), "candidates": settings.drawn_for_each}
 
 

@@ -104,6 +104,7 @@ def student_job(
     training: StudentTrainingSettings,
     *,
     tokens: StudentTokens,
+    start: SentenceClassifier | None,
     data_max_tokens: int | None,
     objective: Objective,
     train_loss: str,
@@ -122,6 +123,7 @@ def student_job(
 
     Args:
         tokens: of the teacher or a base.
+        start: as returned by `student_start`.
         data_max_tokens: limit of the settings, if any.
         train_loss: name of the objective, without the loss of neighbouring tokens.
         settings_dump: all settings as plain data without folders of this machine, stored in the model.
@@ -138,7 +140,6 @@ def student_job(
     model = DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size))
     max_tokens = min(data_max_tokens or tokens.max_tokens, tokens.max_tokens)
     tokenizer = SentenceTokenizer(tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id)  # no boundaries
-    start = student_start(student, tokens, len(task.corpus.label_names))
     start_fingerprint = None if start is None else start.fingerprint()
     beginning = {} if start is None else {"start": start_fingerprint}
     embeddings = student.embeddings if start is None else None

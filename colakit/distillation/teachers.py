@@ -235,13 +235,20 @@ def mean_logits(teachers: Sequence[Teacher], split: Split) -> NDArray[np.float32
     return np.mean([teacher.logits(split) for teacher in teachers], axis=0)
 
 
-def rows_to_label(teachers: Sequence[Teacher], train: Split) -> NDArray[np.bool_]:
+def unseen_rows(teachers: Sequence[Teacher], train: Split) -> NDArray[np.bool_]:
+    """Return which sentences of train each teacher was not trained on, (teachers, N)."""
+    return np.stack([teacher.unseen(train) for teacher in teachers])
+
+
+def rows_to_label(unseen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the sentences of train that each teacher labels, (teachers, N).
 
     A sentence that some teachers were not trained on is labelled by these alone: of a memorised sentence
     the logits yield little more than its label. Other sentences are labelled by all.
+
+    Args:
+        unseen: as returned by `unseen_rows`.
     """
-    unseen = np.stack([teacher.unseen(train) for teacher in teachers])
     return np.where(unseen.any(axis=0), unseen, True)
 
 
@@ -250,13 +257,13 @@ def train_logits(teachers: Sequence[Teacher], train: Split) -> tuple[NDArray[np.
 
     They are the mean over the teachers that `rows_to_label` names.
     """
-    rows = rows_to_label(teachers, train)
+    unseen = unseen_rows(teachers, train)
+    rows = rows_to_label(unseen)
     parts = [teacher.logits_of(train, own) for teacher, own in zip(teachers, rows, strict=True)]
     logits = np.zeros((len(train), parts[0].shape[1]))
     for own, part in zip(rows, parts, strict=True):
         logits[own] += part
-    num_out_of_fold = int(np.any([teacher.unseen(train) for teacher in teachers], axis=0).sum())
-    return (logits / rows.sum(axis=0)[:, None]).astype(np.float32), num_out_of_fold
+    return (logits / rows.sum(axis=0)[:, None]).astype(np.float32), int(unseen.any(axis=0).sum())
 
 
 def require_above_chance(metrics: Metrics, paths: Sequence[str]) -> None:

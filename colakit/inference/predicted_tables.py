@@ -89,7 +89,7 @@ class PredictedTable:
                 self.columns,
                 delimiter,
                 quoted=quoted,
-                ending=path.suffix.lower(),
+                ending=path.suffix,
                 schema=self.schema,
             ) as write,
         ):

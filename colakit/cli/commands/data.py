@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from colakit.api.session import Session
-from colakit.cli.options import command
+from colakit.cli.options import TextsArgument, command
 from colakit.errors import ColakitError
 
 
@@ -60,10 +59,7 @@ def data_write_command(session: Session) -> dict[str, Any]:
 def data_corrupt_command(
     session: Session,
     *,
-    texts: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz, .zst)."),
-    ] = None,
+    texts: TextsArgument = None,
 ) -> dict[str, Any]:
     """Write a table of real sentences of TEXT and a corrupted copy of each to --out, replacing it.
 

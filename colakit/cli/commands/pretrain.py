@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from colakit.api.session import Session
-from colakit.cli.options import ResumeOption, command
+from colakit.cli.options import ResumeOption, TextsArgument, command
 from colakit.storage.output import Resume
 
 
@@ -37,10 +34,7 @@ from colakit.storage.output import Resume
 def pretrain_command(
     session: Session,
     *,
-    texts: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="TEXT…", help="Text files or folders (plain, .gz, .xz, .zst)."),
-    ] = None,
+    texts: TextsArgument = None,
     resume: ResumeOption = Resume.NEVER,
 ) -> dict[str, Any]:
     """Pre-train a GPT-2 or Llama base on running text; --objective real-fake is a second stage."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from colakit.serving.server import listen
+from colakit.serving.server import drop_new_connections, listen
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -110,6 +111,21 @@ def test_sigterm_under_load_loses_no_request(models_folder: Path) -> None:
     process.stdout.close()
     assert lost == []
     assert set(answered) == {200}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="filters sockets as Linux does")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_listener_that_drops_new_connections_still_accepts_those_begun(host: str) -> None:
+    with listen(host, 0) as listener:
+        address = listener.getsockname()[:2]
+        with socket.create_connection(address) as begun:
+            drop_new_connections(listener)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.2)
+            accepted, _ = listener.accept()
+            with accepted:
+                begun.sendall(b"request")
+                assert accepted.recv(7) == b"request"
 
 
 def test_listening_on_every_address_without_a_token_warns(models_folder: Path) -> None:

@@ -52,7 +52,7 @@ class Int8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """A copy of W, (D_out, D_in) fp32."""
-        return rotate(self.integers.float() * self.scales[:, None], self.rotation)
+        return unrotate(self.integers.float() * self.scales[:, None], self.rotation)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self.weight.to(self.dtype)
@@ -129,13 +129,22 @@ class _Int8Linear(torch.autograd.Function):
 def rotate(x: Tensor, size: int) -> Tensor:
     """Return `x` (…, D) with every `size` columns multiplied by the Hadamard matrix of that size, /√size.
 
-    They are those at distances of D/size. A second call undoes the first.
+    They are those at distances of D/size, and neighbours in the result.
     """
-    y, half = x, x.shape[-1] // size
-    while half < x.shape[-1]:
-        one, other = y.reshape(*x.shape[:-1], -1, 2, half).unbind(dim=-2)
-        y, half = torch.stack([one + other, one - other], dim=-2), 2 * half
-    return y.reshape(x.shape) / size**0.5
+    y = x
+    for _ in range(size.bit_length() - 1):
+        one, other = y.chunk(2, dim=-1)
+        y = torch.stack([one + other, one - other], dim=-1).flatten(-2)
+    return y / size**0.5
+
+
+def unrotate(x: Tensor, size: int) -> Tensor:
+    """Undo `rotate`."""
+    y = x
+    for _ in range(size.bit_length() - 1):
+        one, other = y[..., ::2], y[..., 1::2]
+        y = torch.cat([one + other, one - other], dim=-1)
+    return y / size**0.5
 
 
 def quantize_rows(
@@ -169,7 +178,7 @@ def rescale(
     dtype: torch.dtype,
     kernels: Kernels | None,
 ) -> Tensor:
-    """Return sums·scales·columns, rotated, + bias + inner·up: (N, D) in `dtype`.
+    """Return sums·scales·columns, unrotated, + bias + inner·up: (N, D) in `dtype`.
 
     Args:
         sums: integer product (N, D).
@@ -181,7 +190,7 @@ def rescale(
     bias = None if bias is None else bias.float()
     if kernels is None:
         y = sums * scales[:, None]
-        y = rotate(y if columns is None else y * columns, rotation)
+        y = unrotate(y if columns is None else y * columns, rotation)
         y = y if bias is None else y + bias
         return (y if inner is None or up is None else y.addmm_(inner.float(), up.float())).to(dtype)
     y, rank = torch.empty(sums.shape, dtype=dtype), 0

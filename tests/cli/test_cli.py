@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -490,6 +491,8 @@ def test_doctor_prints_device_and_reason(colakit: Run, monkeypatch: pytest.Monke
     assert facts["torch"] == torch.__version__
     assert facts["device"] == "cpu" or torch.cuda.is_available()
     assert facts["why"]
+    if facts["device"] == "cpu":
+        assert re.match(rf"\d+\.\d times {facts['precision']} in a frozen layer", facts["int8"])
 
 
 FAULTS = {

@@ -1,7 +1,7 @@
 """Peak memory and time of `data check` and `predict` on tables of growing length, and of `finetune`.
 
     python benchmarks/memory.py [LINES ...]        default: 10,000 and 1,000,000
-    python benchmarks/memory.py finetune [SHAPE]   default: llama-360m, SmolLM2-360M's
+    python benchmarks/memory.py finetune [SHAPE [PRECISION]]   default: llama-360m, SmolLM2-360M's, auto
 
 Each command runs in a process of its own. The tables have CoLA's layout, 60 characters a line and no
 duplicate sentences; the model is a tiny student with random weights. `finetune` trains rank 8 on all linear
@@ -42,7 +42,7 @@ def main() -> None:
                 print(f"| {' | '.join(cells)} | {values['seconds']:.0f} |", flush=True)
 
 
-def measure_finetune(shape: str = "llama-360m") -> None:
+def measure_finetune(shape: str = "llama-360m", precision: str = "auto") -> None:
     """Print the peak memory of eight steps on a base of `shape` with random weights."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -50,9 +50,10 @@ def measure_finetune(shape: str = "llama-360m") -> None:
             folder, shape, data=real_cola(), num_sentences=285
         )  # 9 steps, 1 in 10 for val
         options = ["--base", workspace.base, "--data", workspace.data, "--rank", 8, "--batch-size", 32]
+        options += ["--precision", precision]
         command = colakit_command("finetune", *options, "--epochs", 1, "--out", folder / "run", "--quiet")
         values = run_command(command, cache=folder / "cache")
-    print(f"finetune, {shape}: peak {values['peak_mib']:.0f} MiB, {values['seconds']:.0f} s")
+    print(f"finetune, {shape}, {precision}: peak {values['peak_mib']:.0f} MiB, {values['seconds']:.0f} s")
 
 
 def write_table(path: Path, lines: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from colakit.kernels.attention import packed_attention
+from colakit.kernels.int8 import Int8Linear
 from colakit.kernels.llama import Rotation
 from colakit.kernels.low_rank import add_low_rank
 from colakit.kernels.native import LowRankGroup, kernels_for
@@ -54,15 +55,15 @@ class Routing(threading.local):
 
 
 class BankLinear(nn.Module):
-    """A frozen linear layer with the changes of all adapters."""
+    """A frozen linear layer, in `dtype` or int8, with the changes of all adapters."""
 
-    def __init__(self, base: nn.Linear, name: str, routing: Routing) -> None:
+    def __init__(self, base: nn.Linear | Int8Linear, name: str, routing: Routing, dtype: torch.dtype) -> None:
         super().__init__()
-        self.base, self.name, self.routing = base, name, routing
+        self.base, self.name, self.routing, self.dtype = base, name, routing, dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, D_out) for (N, D_in)."""
-        x = x.to(self.base.weight.dtype)
+        x = x.to(self.dtype)
         y = self.base(x)
         products: list[LowRankGroup] = []
         for adapter, start, stop in self.routing.groups[len(x)]:
@@ -107,20 +108,24 @@ class AdapterBank:
 
     Args:
         base: is moved to the device of `compute` and changed: its layers become those of the bank.
+        compute: with int8, the linear layers multiply in it; their weights in its dtype are kept beside,
+            because adapters that are loaded later are compared with them.
     """
 
     def __init__(self, base: GPT, compute: Compute) -> None:
         prepare_cpu()
         self.config, self.compute, self._routing = base.config, compute, Routing()
         shared = GPTClassifier(base.body, 1)
-        compute.place(shared.requires_grad_(False)).eval()
+        replace(compute, int8=False).place(shared.requires_grad_(False)).eval()
         self.body = shared.body
         prefix = f"{self.config.body_name}."
         self._weights = {f"{prefix}{name}": tensor for name, tensor in self.body.state_dict().items()}
         for name, module in list(self.body.named_modules(prefix=self.config.body_name)):
             parent, _, leaf = name.removeprefix(prefix).rpartition(".")
             if isinstance(module, nn.Linear):
-                setattr(self.body.get_submodule(parent), leaf, BankLinear(module, name, self._routing))
+                multiplied = Int8Linear(module) if compute.int8 else module
+                layer = BankLinear(multiplied, name, self._routing, compute.dtype)
+                setattr(self.body.get_submodule(parent), leaf, layer)
             elif isinstance(module, NORMS):
                 setattr(self.body.get_submodule(parent), leaf, BankNorm(module, name, self._routing))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from colakit.errors import ColakitError
+from colakit.kernels.int8 import Int8Linear
 from colakit.kernels.native import find_compiler
 from colakit.models.gpt.config import GPTConfig
 from colakit.models.gpt.model import GPT, GPTClassifier
@@ -24,7 +25,8 @@ from colakit.runtime.device import Compute
 from colakit.serving.bank import AdapterBank
 from colakit.serving.rows import BASE, plan_stages
 
-FP32 = Compute(torch.device("cpu"), torch.float32, "equality is checked in fp32")
+CPU = torch.device("cpu")
+FP32 = Compute(CPU, torch.float32, "equality is checked in fp32")
 SHAPE = {"vocab_size": 50, "num_positions": 70, "width": 32, "num_layers": 3, "num_heads": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"width": 128, "num_heads": 2},  # heads of 64, which the attention of the C kernels takes
@@ -141,6 +143,20 @@ def test_32_adapters_in_one_batch_equal_each_alone() -> None:
     single = [bank.logits([(adapters[number], ids)])[0] for number, ids in picked]
     for actual, expected in zip(mixed, single, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "pissa"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_an_int8_base_gives_nearly_the_same_logits(family: str, variant: str) -> None:
+    task, ids, logits = Task(variant=variant), sentence(0, 12), []
+    for int8 in (False, True):
+        bank = AdapterBank(copy.deepcopy(BASES[family]), Compute(CPU, torch.float32, "test", int8=int8))
+        adapter = bank.adapter_of(adapt(bank.base(), task), "test")
+        assert any(isinstance(module, Int8Linear) for module in bank.body.modules()) == int8
+        logits.append(bank.logits([(adapter, ids)])[0])
+    exact, quantized = logits
+    assert not np.array_equal(exact, quantized)
+    np.testing.assert_allclose(quantized, exact, rtol=0, atol=0.05 * np.abs(exact).max())
 
 
 def test_blocks_below_all_changes_run_once_for_a_sentence() -> None:

@@ -90,8 +90,6 @@ def serve_command(
     metrics = Metrics()
     base = session.settings.base if "base" in session.resolved.origins else None
     compute = session.compute
-    if compute.int8:
-        raise ColakitError("--precision int8: serve does not take it", hint="Use --precision bf16.")
     if not session.dry_run:
         folder = session.cache_folder / "native"
         compute = compute.with_kernels(session.settings.cpu_kernels, folder, inference=True)

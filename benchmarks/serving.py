@@ -1,7 +1,7 @@
 """`colakit serve` under load: 1, 8 and 64 adapters, PEFT's mixed batch behind the same server, students.
 
     python benchmarks/serving.py --base builtin --precision bf16
-    python benchmarks/serving.py --base gpt2-size --precision bf16
+    python benchmarks/serving.py --base gpt2-size --precision bf16     # or int8, with PEFT in bf16
 
 A student is served as its run folder and as the int8 file that `colakit export` makes of it.
 
@@ -292,7 +292,7 @@ def main() -> None:
     """Run the benchmark, print its results and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", choices=("builtin", "gpt2-size"), default="builtin")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", type=int, default=64)

@@ -137,37 +137,20 @@ def student_job(
             "student_training.lm_weight with student.cell=bag: a bag reads no neighbouring tokens",
             hint="Set student_training.lm_weight to 0, or choose a recurrent cell.",
         )
-    model = DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size))
-    max_tokens = min(data_max_tokens or tokens.max_tokens, tokens.max_tokens)
-    tokenizer = SentenceTokenizer(tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id)  # no boundaries
     start_fingerprint = None if start is None else start.fingerprint()
-    beginning = {} if start is None else {"start": start_fingerprint}
-    embeddings = student.embeddings if start is None else None
-    shape = [asdict(model.config), embeddings, tokenizer.fingerprint(), max_tokens]
+    classifier = _classifier(task, student, tokens, data_max_tokens)
     facts = {
         **(summary or {}),
-        "student_fingerprint": key_digest({"student": shape, **beginning}),
+        "student_fingerprint": _shape_fingerprint(classifier, student, start_fingerprint),
         "train_fingerprint": task.train.fingerprint(),
         "base_fingerprint": tokens.base_fingerprint,
         "start_fingerprint": start_fingerprint,
     }
-    teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
-    classifier = SentenceClassifier(
-        model=model,
-        tokenizer=tokenizer,
-        label_names=task.corpus.label_names,
-        max_tokens=max_tokens,
-        origin={
-            "command": options["command"],
-            "seed": options["seed"],
-            "settings": dict(settings_dump),
-            "data": task.corpus.fingerprints(),
-            **facts,
-            **({"teachers": teachers} if teachers else {}),
-        },
-    )
+    classifier.origin = _origin(task, options, settings_dump, facts)
     logits, hidden = (targets.logits, targets.hidden) if targets is not None else (None, None)
     examples = labelled_examples(classifier, train, arrays, reporter, logits, hidden)
+    model = classifier.model
+    assert isinstance(model, DistilRNN)
     if start is not None:
         copy_weights(start, classifier)
     else:
@@ -199,7 +182,7 @@ def student_job(
                 student=student.model_dump(mode="json", exclude={"base", "init_from"}),
                 student_training=training.model_dump(mode="json", exclude=MAY_CHANGE),
             ),
-            "max_tokens": max_tokens,
+            "max_tokens": classifier.max_tokens,
             "max_steps": max_steps,
             "tokenizer": classifier.tokenizer.fingerprint(),
             "student_base": tokens.base_fingerprint,
@@ -218,6 +201,45 @@ def student_job(
         splits={"val": task.val, **task.reports},
         train_loss=f"{train_loss} + neighbouring tokens" if predicts_tokens else train_loss,
     )
+
+
+def _classifier(
+    task: TaskData, student: StudentSettings, tokens: StudentTokens, data_max_tokens: int | None
+) -> SentenceClassifier:
+    """Return a student with random weights and without an origin; it reads no boundary tokens."""
+    return SentenceClassifier(
+        model=DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size)),
+        tokenizer=SentenceTokenizer(
+            tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id
+        ),  # no boundaries
+        label_names=task.corpus.label_names,
+        max_tokens=min(data_max_tokens or tokens.max_tokens, tokens.max_tokens),
+    )
+
+
+def _shape_fingerprint(
+    classifier: SentenceClassifier, student: StudentSettings, start_fingerprint: str | None
+) -> str:
+    """Return a fingerprint of all that determines a student before it is trained, but the seed."""
+    embeddings = student.embeddings if start_fingerprint is None else None
+    tokens = [classifier.tokenizer.fingerprint(), classifier.max_tokens]
+    beginning = {} if start_fingerprint is None else {"start": start_fingerprint}
+    return key_digest({"student": [asdict(classifier.model.config), embeddings, *tokens], **beginning})
+
+
+def _origin(
+    task: TaskData, options: JobOptions, settings_dump: Mapping[str, Any], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the origin of a student; of its teachers, without paths of this machine."""
+    teachers = [{k: v for k, v in row.items() if k != "path"} for row in facts.get("teachers", [])]
+    return {
+        "command": options["command"],
+        "seed": options["seed"],
+        "settings": dict(settings_dump),
+        "data": task.corpus.fingerprints(),
+        **facts,
+        **({"teachers": teachers} if teachers else {}),
+    }
 
 
 def _describe(model: DistilRNN) -> str:

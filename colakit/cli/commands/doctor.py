@@ -57,7 +57,7 @@ def _int8(compute: Compute) -> str:
     dtype = str(compute.dtype).removeprefix("torch.")
     return (
         f"{int8_speedup(compute):.1f} times {dtype} in a frozen layer, on an idle machine ({int8_units()}); "
-        "not chosen by auto, because it costs quality in some trainings (docs/performance.md)"
+        "auto does not choose it (docs/performance.md says why)"
     )
 
 

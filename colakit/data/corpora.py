@@ -54,7 +54,10 @@ class Split:
     def require_labels(self) -> NDArray[np.int64]:
         """Return the labels; raise `ColakitError` if the split is unlabelled."""
         if self.labels is None:
-            raise ColakitError(f"split {self.name!r} has no labels", hint="Use `colakit predict` on it.")
+            raise ColakitError(
+                f"split {self.name!r} has no labels",
+                hint="Name the column of labels with data.label_column, or use `colakit predict` on it.",
+            )
         return self.labels
 
     def sentences_sha256(self) -> str:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from colakit.config.data import DataSettings
 from colakit.data.loading import load_dataset
 from colakit.data.tokenizer import SentenceTokenizer
+from colakit.data.tokens import plan_inference
 from colakit.models.rnn.config import RNNConfig
 from colakit.models.rnn.numpy_rnn import NumpyRNN
 from colakit.storage.model_file import read_student_file, student_file
@@ -58,10 +59,9 @@ def main() -> None:
     config, tokenizer = RNNConfig(**metadata.config), SentenceTokenizer.from_state(metadata.tokenizer)
     data = load_dataset(DataSettings(path=arguments.data), default_cache(), Reporter(), before_fetch=None)
     sentences = data.split("train").sentences
-    order = np.argsort(tokenizer.encode(sentences, metadata.max_tokens).lengths, kind="stable")
-    batches = [order[start : start + arguments.batch] for start in range(0, len(order), arguments.batch)]
+    lengths = tokenizer.encode(sentences, metadata.max_tokens).lengths
+    batches = plan_inference(lengths, arguments.batch)
     texts = [[sentences[i] for i in batch] for batch in batches]
-    padded = [tokenizer.encode(text, metadata.max_tokens).padded(np.arange(len(text)))[0] for text in texts]
     model = NumpyRNN(config, tensors)
 
     def label() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
         profiles = [profile(label) for _ in range(arguments.repeats)]
         parts = min(profiles, key=lambda parts: sum(parts.values()))
         loop = rate_of_products(config, arguments.batch)
-    steps = sum(tokens.size - len(tokens) for tokens in padded)  # the first token has no recurrent product
+    steps = sum(len(batch) * (int(lengths[batch].max()) - 1) for batch in batches)  # none for the first token
     operations = 2 * config.directions * steps * config.hidden_size * 4 * config.hidden_size
     count, total = len(sentences), sum(parts.values())
     print("| part | µs a sentence | % | GFLOP/s |\n|---|---:|---:|---:|")

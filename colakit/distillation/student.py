@@ -209,9 +209,7 @@ def _classifier(
     """Return a student with random weights and without an origin; it reads no boundary tokens."""
     return SentenceClassifier(
         model=DistilRNN(_config(student, len(task.corpus.label_names), tokens.tokenizer.vocab_size)),
-        tokenizer=SentenceTokenizer(
-            tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id
-        ),  # no boundaries
+        tokenizer=SentenceTokenizer(tokens.tokenizer.backend, tokens.tokenizer.end_of_text_id),
         label_names=task.corpus.label_names,
         max_tokens=min(data_max_tokens or tokens.max_tokens, tokens.max_tokens),
     )

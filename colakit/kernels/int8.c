@@ -10,14 +10,15 @@
 #define MAX_WIDTH 16384 /* a row of fp32 lies on the stack */
 #define TILE_ROWS 4     /* of `rescale`: each factor of an adapter that is read serves them all */
 
-/* Rotate a row, times √S. A stage combines the halves of a row into pairs of neighbours, so that all loops are long. */
-static void rotate(float *row, int64_t width, int64_t size) {
+/* Rotate a row, or undo its rotation, times √S. A stage of a rotation combines the halves of a row into pairs of
+ * neighbours, so that all loops are long. */
+static inline __attribute__((always_inline)) void transform(float *row, int64_t width, int64_t size, int undo) {
     float spare[MAX_WIDTH], *from = row, *to = spare;
     for (int64_t half = width / 2; size > 1; size /= 2) {
         for (int64_t d = 0; d < half; d++) {
-            float one = from[d], other = from[half + d];
-            to[2 * d] = one + other;
-            to[2 * d + 1] = one - other;
+            float one = from[undo ? 2 * d : d], other = from[undo ? 2 * d + 1 : half + d];
+            to[undo ? d : 2 * d] = one + other;
+            to[undo ? half + d : 2 * d + 1] = one - other;
         }
         float *swap = from;
         from = to, to = swap;
@@ -25,20 +26,9 @@ static void rotate(float *row, int64_t width, int64_t size) {
     if (from != row) memcpy(row, from, (size_t)width * sizeof *row);
 }
 
-/* Undo a rotation, times √S. */
-static void unrotate(float *row, int64_t width, int64_t size) {
-    float spare[MAX_WIDTH], *from = row, *to = spare;
-    for (int64_t half = width / 2; size > 1; size /= 2) {
-        for (int64_t d = 0; d < half; d++) {
-            float one = from[2 * d], other = from[2 * d + 1];
-            to[d] = one + other;
-            to[half + d] = one - other;
-        }
-        float *swap = from;
-        from = to, to = swap;
-    }
-    if (from != row) memcpy(row, from, (size_t)width * sizeof *row);
-}
+static void rotate(float *row, int64_t width, int64_t size) { transform(row, width, size, 0); }
+
+static void unrotate(float *row, int64_t width, int64_t size) { transform(row, width, size, 1); }
 
 /* The bits of |x|; as integers they are in the order of the floats. */
 static inline int32_t magnitude(float x) {

@@ -16,6 +16,7 @@ from torch import nn
 
 from colakit.errors import ColakitError, first_line
 from colakit.kernels.int8 import Int8Linear
+from colakit.kernels.matmul import Linear
 from colakit.kernels.native import ACTIVE, BuildError, Kernels, find_compiler
 from colakit.models.gpt.model import GPTClassifier
 from colakit.models.lora import lora_layers
@@ -226,11 +227,11 @@ def int8_speedup(compute: Compute) -> float:
 
     The layer is GPT-2 small's largest. Returns seconds of `compute` per second of int8.
     """
-    layer = nn.Linear(768, 3072).requires_grad_(False)
-    ways = [nn.Linear(768, 3072, dtype=compute.dtype).requires_grad_(False), Int8Linear(layer)]
+    dense = Linear(768, 3072, dtype=compute.dtype).requires_grad_(False)
+    ways = [dense, Int8Linear(dense)]
     rows = torch.zeros(480, 768, dtype=compute.dtype, requires_grad=True)
     seconds: list[list[float]] = [[], []]
-    with replace(compute, int8=False).autocast():
+    with compute.autocast():
         for _ in range(MEASUREMENTS):
             for way, times in zip(ways, seconds, strict=True):
                 began = time.perf_counter()

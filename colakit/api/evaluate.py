@@ -10,7 +10,7 @@ from colakit.api.recorded_data import load_corpus_of
 from colakit.api.session import Session
 from colakit.data.corpora import Corpus
 from colakit.errors import ColakitError
-from colakit.evaluation.collect import collect_predictions
+from colakit.evaluation.collect import collect_predictions, with_ensembles
 from colakit.evaluation.slices import SplitSlices, slice_splits
 from colakit.evaluation.split_report import Evaluation, report_split
 from colakit.evaluation.tables import print_tables, write_results
@@ -78,6 +78,8 @@ def measure_models(session: Session, models: Sequence[str], corpus: Corpus) -> E
         reporter=reporter,
         base=session.settings.base if session.resolved.was_typed("base") else None,
     )
+    if settings.ensembles:
+        inputs = with_ensembles(inputs)
     listed = {"errors": settings.errors, "disagreements": settings.disagreements}
     return Evaluation(inputs, {name: report_split(inputs, name, slices, **listed) for name in splits})
 

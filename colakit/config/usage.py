@@ -71,6 +71,10 @@ class EvaluateSettings(Section):
         le=10**4,
         description="Sentences to list for each pair of models: those they label differently.",
     )
+    ensembles: bool = Field(
+        False,
+        description="Add a model for each experiment with several seeds or folds: the mean of their logits.",
+    )
     pairs_bos: bool = Field(
         True, description="With --pairs, also score the first token, given the end-of-text token."
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from colakit.data.corpora import Corpus
 from colakit.evaluation.budget import training_facts
@@ -16,7 +18,8 @@ from colakit.evaluation.experiments import (
     named_settings,
     teachers_of,
 )
-from colakit.evaluation.teacher_agreement import match_teachers
+from colakit.evaluation.metrics import indices_by_value
+from colakit.evaluation.teacher_agreement import ensemble_predictions, match_teachers
 from colakit.inference.baseline import BaselineClassifier, is_baseline, load_baseline
 from colakit.inference.classifier import SentenceClassifier, encode_split, load_classifier
 from colakit.inference.decisions import predict_labels, raw_threshold, require_labels
@@ -88,6 +91,36 @@ def collect_predictions(
         for split in splits
     }
     return EvaluationInputs(corpus, models, groups, predictions)
+
+
+def with_ensembles(inputs: EvaluationInputs) -> EvaluationInputs:
+    """Return the inputs with one more model for each experiment of several: the mean of their logits.
+
+    Its predictions are those of `ensemble_predictions`. It counts the parameters of all its models.
+    """
+    models, groups = list(inputs.models), list(inputs.groups)
+    predictions = {split: list(rows) for split, rows in inputs.predictions.items()}
+    for group, indices in indices_by_value(inputs.groups).items():
+        if len(indices) < 2:
+            continue
+        members = [inputs.models[index] for index in indices]
+        name = f"{group}, ensemble of {len(members)}"
+        models.append(
+            ModelInfo(
+                name=name,
+                kind="ensemble",
+                experiment=name,
+                seed=None,
+                num_parameters=sum(member.num_parameters for member in members),
+            )
+        )
+        groups.append(name)
+        for split, rows in inputs.predictions.items():
+            outputs = [rows[index] for index in indices]
+            labels = ensemble_predictions(outputs, [member.threshold for member in members])
+            logits = np.mean([output.logits for output in outputs], axis=0)
+            predictions[split].append(ModelPredictions(name, name, None, logits, labels))
+    return replace(inputs, models=models, groups=groups, predictions=predictions)
 
 
 def _model_info(classifier: SentenceClassifier | BaselineClassifier, name: str) -> ModelInfo:

@@ -13,7 +13,10 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 
-from colakit.data.corpora import load_corpus
+from colakit.data.corpora import Corpus, Split, load_corpus
+from colakit.evaluation.collect import EvaluationInputs, with_ensembles
+from colakit.evaluation.comparison import ModelPredictions
+from colakit.evaluation.experiments import ModelInfo
 from colakit.storage.run_folder import RunFolder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -119,6 +122,32 @@ def test_a_student_of_several_teachers_is_compared_with_their_mean(
     assert row["pupils"][0]["teachers"] == ["finetune-0", "finetune-1"]
     alone = evaluated(colakit, runs["distill-0"], runs["finetune-0"], "--split", "dev")["dev"]["teaching"][0]
     assert row["teacher_parameters"] == 2 * alone["teacher_parameters"]
+
+
+def test_an_ensemble_has_the_mean_of_its_models_logits() -> None:
+    """The mean of two logits differs in sign from the mean of the labels, and the thresholds count."""
+    logits = np.array([[[0, 3], [0, -1], [0, 0.5]], [[0, -1], [0, -1], [0, 0.5]]], dtype=np.float32)
+    models = [ModelInfo(f"run-{i}", "finetune", "one", i, num_parameters=10, threshold=0.7) for i in (0, 1)]
+    models.append(ModelInfo("other", "baseline", "two", None, num_parameters=5))
+    rows = [
+        ModelPredictions(model.name, group, model.seed, values, np.zeros(3, dtype=np.int64))
+        for model, group, values in zip(models, "aab", [*logits, logits[0]], strict=True)
+    ]
+    split = Split("dev", ("a", "b", "c"), np.array([1, 0, 1]))
+    corpus = Corpus("three sentences", ("bad", "good"), {"dev": split})
+    found = with_ensembles(EvaluationInputs(corpus, models, list("aab"), {"dev": rows}))
+    assert found.models[:3] == models
+    (ensemble,) = found.models[3:]
+    assert (ensemble.name, ensemble.num_parameters) == ("a, ensemble of 2", 20)
+    # the probabilities of the mean are 0.73, 0.27 and 0.62, the threshold is 0.7
+    assert found.predictions["dev"][3].predictions.tolist() == [1, 0, 0]
+
+
+def test_evaluate_adds_ensembles_of_seeds(runs: dict[str, Path], colakit: Run) -> None:
+    paths = [runs["finetune-0"], runs["finetune-1"], runs["distill-0"]]
+    splits = evaluated(colakit, *paths, "--ensembles", "--split", "dev")
+    names = [model["model"] for model in splits["dev"]["models"]]
+    assert names == ["finetune-0", "finetune-1", "distill-0", "finetune (GPT-2, rank 8), ensemble of 2"]
 
 
 def test_slices_by_source_match_the_predictions(

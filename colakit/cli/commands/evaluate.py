@@ -22,6 +22,7 @@ from colakit.errors import ColakitError
         "--group-by": "evaluate.group_by",
         "--annotations": "evaluate.annotations",
         "--classes": "evaluate.classes",
+        "--ensembles": "evaluate.ensembles",
         "--errors": "evaluate.errors",
         "--disagreements": "evaluate.disagreements",
     },

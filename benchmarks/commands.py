@@ -87,7 +87,7 @@ class Commands:
         best = auto_precision()
         layers = ["--layers-to-transform", self.layers] if self.layers else []
         trainer = [sys.executable, Path(__file__).with_name("peft_trainer.py"), *layers]
-        colakit = colakit_command("finetune", "--quiet", "--precision", best)  # auto may be int8
+        colakit = colakit_command("finetune", "--quiet")
 
         def variant(name: str, precision: str, *command: object, reference: str | None = COLAKIT) -> Variant:
             return Variant(name, precision, partial(self.run, command), reference)

@@ -13,7 +13,7 @@ denormal numbers).
 Variants: the Trainer with its defaults (fp32, padded to the longest sentence); in every available precision,
 the Trainer grouping by length (its best flags), colakit, and a bound: the matrix products of a step with the
 frozen weights and nothing else (in the last block, mostly those of last tokens). The reference of a row is
-colakit in the same precision; that of the Trainer's defaults is colakit's faster one of fp32 and bf16 (`dense`).
+colakit in the same precision; that of the Trainer's defaults is colakit's defaults.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from colakit.training.objectives import classification
 from colakit.training.optimizers import tuning_optimizer
 from colakit.utils.array_cache import default_cache
 
-REFERENCE = "colakit, dense"
+REFERENCE = "colakit, defaults"
 Plan = list[NDArray[np.int64]]
 """Indices of the sentences of each batch."""
 TOKENS = Metric("tokens_per_sentence", "tokens a sentence", higher_is_better=True)

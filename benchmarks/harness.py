@@ -231,12 +231,12 @@ def colakit_command(*words: object) -> list[str]:
 
 
 def auto_precision() -> str:
-    """Return the faster precision of dense matrix products, `fp32` or `bf16`."""
+    """Return the precision of matrix products under `--precision auto`: `fp32` or `bf16`."""
     return "bf16" if resolve_compute("auto", "auto").dtype == torch.bfloat16 else "fp32"
 
 
 def available_precisions() -> list[str]:
-    """Return the faster of fp32 and bf16, then the other one (bf16 only if the processor supports it)."""
+    """Return the precision of `auto`, then the other one (bf16 only if the processor supports it)."""
     if auto_precision() == "bf16":
         return ["bf16", "fp32"]
     on_cpu = resolve_compute("auto", "auto").device.type == "cpu"

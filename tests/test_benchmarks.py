@@ -18,8 +18,8 @@ from colakit.data.tokens import Tokens
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 PARTS = {  # number of tables, and a reference row
-    "finetuning": (2, "colakit, dense"),
-    "llama": (2, "colakit, dense"),
+    "finetuning": (2, "colakit, defaults"),
+    "llama": (2, "colakit, defaults"),
     "pretraining": (1, "colakit with AdamW"),
     "commands": (2, "colakit finetune"),
     "students": (1, "colakit, defaults"),

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 from colakit.api.cross_validation import cross_validate
-from colakit.api.precision import with_measured_precision
 from colakit.api.run_set import chosen_runs
 from colakit.api.seeds import plan_seeds, train_seeds
 from colakit.api.session import Session
@@ -64,7 +63,6 @@ def finetune(
             f"--{runs[0]} with finetune.objective={objective}: {runs[0]} are for classification",
             hint=f"Remove --{runs[0]}.",
         )
-    session = with_measured_precision(session)
     if runs is not None and runs[0] == "folds":
         return cross_validate(session, len(runs[1]), build_model, _trainer, resume=resume)
     seeds = None if runs is None else runs[1]

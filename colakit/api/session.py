@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from colakit.config.data import DataSettings
 from colakit.config.paths import absolute_path, map_paths, portable_name
@@ -144,14 +144,6 @@ class Session:
             "cpu_kernels": self.settings.cpu_kernels,
             "track": self.settings.track,
         }
-
-    def with_precision(self, precision: Literal["fp32", "bf16", "int8"], origin: str) -> Session:
-        """Return the session with another precision; `origin` is recorded as its source."""
-        settings = self.settings.model_copy(update={"precision": precision})
-        origins = {**self.resolved.origins, "precision": origin}
-        session = replace(self, resolved=replace(self.resolved, settings=settings, origins=origins))
-        session._loaded = self._loaded
-        return session
 
     @property
     def settings_yaml(self) -> str:

@@ -64,8 +64,7 @@ class Settings(Section):
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Precision of matrix products and frozen weights; auto: bf16 where it is faster, but "
-        "fp32 for predictions of students and for minimal pairs, and int8 for `finetune` with adapters on a "
-        "CPU where it is measured to be faster; int8: frozen linear layers, on a CPU.",
+        "fp32 for predictions of students and for minimal pairs; int8: frozen linear layers, on a CPU.",
     )
     cpu_kernels: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -242,7 +242,7 @@ class Kernels:
             *(path.read_text(encoding="utf-8") for path in (HEADER, *SOURCES)),
             *self._flags(),
             *(str(self.compiler), str(compiler.st_size), str(compiler.st_mtime_ns)),
-            *(platform.machine(), processor()),
+            *(platform.machine(), _processor()),
         ]
         digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
         return self.folder / f"kernels-{digest[:32]}.so"
@@ -292,7 +292,7 @@ def find_compiler() -> Path | None:
     return Path(path) if path else None
 
 
-def processor() -> str:
+def _processor() -> str:
     """Return the processor's instruction sets; machines of several kinds may share a cache folder."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []

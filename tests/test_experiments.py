@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import ablation  # noqa: E402
 import base  # noqa: E402
+import embed_student  # noqa: E402
 import gradients  # noqa: E402
 import out_of_fold  # noqa: E402
 import table  # noqa: E402
@@ -25,6 +26,7 @@ import table  # noqa: E402
 from colakit.cli.app import main  # noqa: E402
 from colakit.config.resolve import resolve  # noqa: E402
 from colakit.data.corpora import Split  # noqa: E402
+from colakit.distillation.initial_weights import EMBEDDED_STUDENT  # noqa: E402
 from colakit.runtime.subprocesses import Child, Log  # noqa: E402
 from colakit.storage.run_folder import RunFolder  # noqa: E402
 
@@ -177,3 +179,13 @@ def test_gradients_of_every_layer_are_compared_with_fp32(
         bf16, int8 = (float(row[column]) for column in (4, 7))  # relative errors
         assert 0 < bf16 < 0.1
         assert 0 < int8 < 0.1
+
+
+def test_the_embedded_student_is_written_again_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["embed_student.py", str(EMBEDDED_STUDENT), str(tmp_path)])
+    embed_student.main()
+    assert (tmp_path / "student.safetensors").read_bytes() == (
+        EMBEDDED_STUDENT / "student.safetensors"
+    ).read_bytes()

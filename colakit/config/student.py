@@ -25,8 +25,9 @@ class StudentSettings(Section):
     )
     init_from: Name | None = Field(
         None,
-        description="Student (run folder or ckpt.pt) whose weights this one starts with; null: random "
-        "weights, with `embeddings`.",
+        description="Student (run folder or ckpt.pt) whose weights this one starts with; `builtin`: one that "
+        "tells real from corrupted sentences, for the base `builtin`; null: random weights, with "
+        "`embeddings`.",
     )
     cell: Cell = Field("lstm", description="Recurrent cell; bag: none, the embeddings are pooled.")
     embedding_size: int = Field(128, ge=1, le=2**12, description="Width of the token embedding.")

@@ -6,6 +6,7 @@ Shapes: V tokens of the vocabulary, D width of the base.
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from colakit.models.rnn.model import DistilRNN
 
 EMBEDDING_STD = 0.1  # of embeddings copied from a base; equals that of randomly drawn ones
 NOT_IN_SHAPE = {"dropout", "num_labels", "num_embeddings"}
+EMBEDDED_STUDENT = Path(__file__).parents[1] / "assets" / "student"  # weights in fp16
 STUDENT_BASE = "--student-base"  # flag of `student.base`
 
 
@@ -75,7 +77,7 @@ def load_start(path: str, config: RNNConfig, tokenizer: SentenceTokenizer) -> Se
 
 
 def load_student(path: str, setting: str) -> tuple[SentenceClassifier, DistilRNN]:
-    """Return the student at a path, and its network.
+    """Return the student at a path (`builtin`: the embedded one), and its network.
 
     Args:
         setting: that names the path, for errors.
@@ -84,7 +86,7 @@ def load_student(path: str, setting: str) -> tuple[SentenceClassifier, DistilRNN
         ColakitError: if it cannot be loaded, or is another kind of model.
     """
     try:
-        student = load_classifier(path)
+        student = load_classifier(str(EMBEDDED_STUDENT) if path == "builtin" else path)
     except ColakitError as error:
         raise ColakitError(f"{setting}: {error.message}", hint=error.hint) from error
     if not isinstance(student.model, DistilRNN):

@@ -312,7 +312,7 @@ def student_file(where: str | Path) -> Path | None:
 def read_student_file(
     path: Path, *, alone: bool = True
 ) -> tuple[ModelMetadata, dict[str, NDArray[np.generic]]]:
-    """Return (metadata, tensors) of a `student.safetensors`, without importing torch.
+    """Return (metadata, tensors) of a `student.safetensors`, fp16 as fp32, without importing torch.
 
     Args:
         alone: False if it stands for the `ckpt.pt` beside it.
@@ -325,7 +325,11 @@ def read_student_file(
     checkpoint = path.with_name(CHECKPOINT_NAME)
     if not alone and checkpoint.exists() and metadata.checkpoint_sha256 != sha256_of(checkpoint):
         raise DocumentError(f"{path}: was not written with {checkpoint.name}", hint=BROKEN_ARRAYS)
-    return metadata, tensors
+    return metadata, {name: _widened(array) for name, array in tensors.items()}
+
+
+def _widened(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def read_baseline_file(path: Path) -> tuple[BaselineMetadata, dict[str, NDArray[np.generic]]]:

@@ -1,6 +1,8 @@
 """Write the student of a run in fp16, as the one that `student.init_from: builtin` names.
 
-python experiments/embed_student.py runs/start colakit/assets/student
+    python experiments/embed_student.py runs/start colakit/assets/student
+
+The folder must exist.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _int8(compute: Compute) -> str:
     dtype = str(compute.dtype).removeprefix("torch.")
     return (
         f"{int8_speedup(compute):.1f} times {dtype} in a frozen layer, on an idle machine ({int8_units()}); "
-        "auto does not choose it: 2 of 16 trainings in it ended near an MCC of 0 (docs/performance.md)"
+        "auto does not choose it (docs/performance.md says why)"
     )
 
 

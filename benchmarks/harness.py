@@ -105,14 +105,16 @@ class Table:
     target: str = ""
 
     def __str__(self) -> str:
+        compared = any(row.ratio is not None for row in self.rows)
         lines = [
             f"{self.title}\n",
-            f"| | precision | {self.metric.unit} | {self.reference} is better by |",
-            "|---|---|---:|---:|",
+            f"| | precision | {self.metric.unit} |" + f" {self.reference} is better by |" * compared,
+            "|---|---|---:|" + "---:|" * compared,
         ]
         for row in self.rows:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f} times"
-            lines.append(f"| {row.name} | {row.precision} | {format_value(row.median)} | {ratio} |")
+            line = f"| {row.name} | {row.precision} | {format_value(row.median)} |"
+            lines.append(line + f" {ratio} |" * compared)
         return "\n".join([*lines, *([f"\nTarget: {self.target}."] if self.target else [])]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Inference:
         self.workspace, self.scratch, self.load = workspace, scratch, load
         base, compute = workspace.base, resolve_compute("auto", "auto")
         self.student = save_random_student(base, scratch / "student", **sizes)
-        self.onnx_files = onnx_students(random_student(base, **sizes), scratch / "exported")
+        self.onnx_files = onnx_files(random_student(base, **sizes), scratch / "exported")
         self.labellers: dict[str, Callable[[Sequence[str]], object]] = {
             STUDENT: StudentPredictor(self.student),
             STUDENT_TORCH: Predictor(random_student(base, **sizes), compute),
@@ -204,10 +204,10 @@ def random_teacher(base: Path) -> SentenceClassifier:
     return SentenceClassifier(model, SentenceTokenizer.from_base(base), COLA_LABELS, 1024, lora=lora)
 
 
-def onnx_students(student: SentenceClassifier, folder: Path) -> dict[str, Path]:
-    """Export a student to ONNX, in fp32 and int8, and return the files."""
+def onnx_files(classifier: SentenceClassifier, folder: Path) -> dict[str, Path]:
+    """Export a classifier to ONNX, in fp32 and int8, and return the files by the student's names."""
     folder.mkdir()
-    prepared = prepare(student)
+    prepared = prepare(classifier)
     write_common(prepared, folder)
     write_companion(folder, prepared.classifier.companion())
     fp32, graph = write_onnx(prepared, folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.exported import write_gpt, write_student
 
 from colakit.data.batches import Examples
 from colakit.data.tokens import Tokens
@@ -64,6 +65,22 @@ def test_suite_writes_machine_versions_settings_and_tables(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_every_part_of_the_suite_runs(tmp_path: Path) -> None:
     check(run_suite(*PARTS, out=tmp_path / "suite.json"), *PARTS)
+
+
+@pytest.mark.slow
+def test_trained_models_are_measured_beside_each_other(toy: Path, tmp_path: Path) -> None:
+    student, teacher = write_student(tmp_path / "student", toy), write_gpt(tmp_path / "teacher", toy)
+    command = [sys.executable, FOLDER / "trained.py", "--student", student, "--teacher", teacher]
+    command += ["--data", toy / "corpus", "--repeats", "1", "--out", tmp_path / "trained.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rates, files = json.loads((tmp_path / "trained.json").read_text(encoding="utf-8"))["tables"]
+    assert [row["precision"] for row in rates["rows"][:3]] == ["fp32", "fp32", "int8"]
+    assert {"teacher, fp32", "teacher, int8"} <= {row["name"] for row in rates["rows"] if row["ratio"]}
+    size = {row["name"]: row["median"] for row in files["rows"]}
+    assert size["student, its own file"] == (student / "student.safetensors").stat().st_size / 1e6
+    assert size["student, ONNX Runtime, int8"] < size["student, ONNX Runtime"]
+    assert size["teacher, ONNX int8"] < size["teacher, ONNX"]
 
 
 def test_measured_batches_have_the_mean_length_of_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,8 @@ SIZE = Metric("megabytes", "MB")
 BATCH_SIZE = 128  # of transformers, and of the warm-up
 WARM_UP = 5  # single sentences that are not measured
 
+Labeller = Callable[[Sequence[str]], object]
+
 
 @dataclass(frozen=True)
 class Load:
@@ -109,7 +111,7 @@ class Inference:
         base, compute = workspace.base, resolve_compute("auto", "auto")
         self.student = save_random_student(base, scratch / "student", **sizes)
         self.onnx_files = onnx_files(random_student(base, **sizes), scratch / "exported")
-        self.labellers: dict[str, Callable[[Sequence[str]], object]] = {
+        self.labellers: dict[str, Labeller] = {
             STUDENT: StudentPredictor(self.student),
             STUDENT_TORCH: Predictor(random_student(base, **sizes), compute),
             **{name: OnnxPredictor(path) for name, path in self.onnx_files.items()},
@@ -172,16 +174,12 @@ class Inference:
 
     def label_together(self, name: str) -> dict[str, float]:
         """Label many sentences in one call."""
-        sentences = self.sentences(self.load.student if name in STUDENTS else self.load.teacher)
-        self.labellers[name](sentences[:BATCH_SIZE])
-        began, cpu_began = time.perf_counter(), time.process_time()
-        self.labellers[name](sentences)
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-        return {SENTENCE_RATE.key: len(sentences) / seconds, CPU_RATE.key: len(sentences) / cpu_seconds}
+        count = self.load.student if name in STUDENTS else self.load.teacher
+        return labelling_rates(self.labellers[name], self.workspace.sentences, count)
 
     def file_size(self, name: str) -> dict[str, float]:
         """Return the size of a student's file."""
-        return {SIZE.key: self.onnx_files.get(name, self.student / STUDENT_NAME).stat().st_size / 1e6}
+        return megabytes(self.onnx_files.get(name, self.student / STUDENT_NAME))
 
     def predict(self) -> dict[str, float]:
         """Label a file with `colakit predict`."""
@@ -193,7 +191,27 @@ class Inference:
 
     def sentences(self, count: int) -> list[str]:
         """Return `count` sentences of the corpus, repeated if it has fewer."""
-        return list(itertools.islice(itertools.cycle(self.workspace.sentences), count))
+        return repeated(self.workspace.sentences, count)
+
+
+def repeated(sentences: Sequence[str], count: int) -> list[str]:
+    """Return `count` sentences, from the start again if there are fewer."""
+    return list(itertools.islice(itertools.cycle(sentences), count))
+
+
+def labelling_rates(label: Labeller, sentences: Sequence[str], count: int) -> dict[str, float]:
+    """Label `count` sentences in one call; return the rates by the clock and by CPU time."""
+    wanted = repeated(sentences, count)
+    label(wanted[:BATCH_SIZE])
+    began, cpu_began = time.perf_counter(), time.process_time()
+    label(wanted)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    return {SENTENCE_RATE.key: count / seconds, CPU_RATE.key: count / cpu_seconds}
+
+
+def megabytes(path: Path) -> dict[str, float]:
+    """Return the size of a file."""
+    return {SIZE.key: path.stat().st_size / 1e6}
 
 
 def random_teacher(base: Path) -> SentenceClassifier:

@@ -9,10 +9,8 @@ file and of the exported ONNX models, which contain the base.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +25,16 @@ from harness import (
     report,
     run_alternating,
 )
-from inference import BATCH_SIZE, SIZE, STUDENT, STUDENT_INT8, STUDENT_ONNX, onnx_files
+from inference import (
+    SIZE,
+    STUDENT,
+    STUDENT_INT8,
+    STUDENT_ONNX,
+    Labeller,
+    labelling_rates,
+    megabytes,
+    onnx_files,
+)
 from workspaces import read_corpus
 
 from colakit.inference.classifier import load_classifier
@@ -40,8 +47,6 @@ from colakit.utils.array_cache import default_cache
 
 STUDENT_SENTENCES = 2**14
 TEACHER_SENTENCES = 2**10
-
-Labeller = Callable[[Sequence[str]], object]
 
 
 def main() -> None:
@@ -69,14 +74,14 @@ def compare_models(
         Variant(
             name,
             "int8" if name == STUDENT_INT8 else "fp32",
-            partial(rate, label, sentences, STUDENT_SENTENCES),
+            partial(labelling_rates, label, sentences, STUDENT_SENTENCES),
         )
         for name, label in students.items()
     ]
     for precision in teacher_precisions():
         compute = resolve_compute("auto", precision).with_kernels("auto", default_cache() / "native")
         label = Predictor(load_classifier(str(teacher)), compute)
-        run = partial(rate, label, sentences, TEACHER_SENTENCES)
+        run = partial(labelling_rates, label, sentences, TEACHER_SENTENCES)
         rates.append(Variant(f"teacher, {precision}", precision, run, STUDENT_INT8))
     exported = onnx_files(load_classifier(str(teacher)), scratch / "teacher")
     sizes = {
@@ -104,20 +109,6 @@ def teacher_precisions() -> list[str]:
     """Return the precisions of this machine, with int8 on a CPU."""
     on_cpu = resolve_compute("auto", "auto").device.type == "cpu"
     return [*available_precisions(), *(["int8"] if on_cpu else [])]
-
-
-def rate(label: Labeller, sentences: Sequence[str], count: int) -> dict[str, float]:
-    """Label `count` sentences in one call, repeated if there are fewer."""
-    wanted = list(itertools.islice(itertools.cycle(sentences), count))
-    label(wanted[:BATCH_SIZE])
-    began = time.perf_counter()
-    label(wanted)
-    return {SENTENCE_RATE.key: count / (time.perf_counter() - began)}
-
-
-def megabytes(path: Path) -> dict[str, float]:
-    """Return the size of a file."""
-    return {SIZE.key: path.stat().st_size / 1e6}
 
 
 if __name__ == "__main__":

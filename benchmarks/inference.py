@@ -56,6 +56,7 @@ STUDENT_ONNX, STUDENT_INT8 = "student, ONNX Runtime", "student, ONNX Runtime, in
 STUDENTS = {STUDENT, STUDENT_TORCH, STUDENT_BF16, STUDENT_ONNX, STUDENT_INT8}
 TEACHER, TEACHER_FP32 = "teacher, colakit", "teacher, colakit, fp32"
 TEACHER_INT8, TEACHER_TRANSFORMERS = "teacher, colakit, int8", "teacher, transformers"
+IN_INT8 = {STUDENT_INT8, TEACHER_INT8}
 MEDIAN = Metric("p50_ms", "ms, median")
 P99 = Metric("p99_ms", "ms, 99th percentile")
 MEDIAN_CPU = Metric("p50_cpu_ms", "ms of CPU time, median")
@@ -130,7 +131,10 @@ class Inference:
         """Return the tables of single sentences, many sentences, and the whole command."""
         single, many = self.variants(self.label_singly), self.variants(self.label_together)
         latencies, rates = run_alternating(single, repeats), run_alternating(many, repeats)
-        files = [Variant(name, "fp32", partial(self.file_size, name)) for name in (STUDENT, *self.onnx_files)]
+        files = [
+            Variant(name, "int8" if name in IN_INT8 else "fp32", partial(self.file_size, name))
+            for name in (STUDENT, *self.onnx_files)
+        ]
         command = [Variant("colakit predict, student, a file", "fp32", self.predict)]
         one_title = "One sentence at a time, from text to label"
         many_title, target = "Many sentences, from text to label", "100 times the teacher's rate"
@@ -149,7 +153,7 @@ class Inference:
     def variants(self, measure: Callable[[str], dict[str, float]]) -> list[Variant]:
         """Return a variant for each labeller; a teacher's reference is the student of its precision."""
         in_bf16 = {TEACHER, STUDENT_BF16} if auto_precision() == "bf16" else set()
-        precisions = {TEACHER_INT8: "int8", **dict.fromkeys(in_bf16, "bf16")}
+        precisions = {**dict.fromkeys(IN_INT8, "int8"), **dict.fromkeys(in_bf16, "bf16")}
         return [
             Variant(
                 name,

@@ -49,7 +49,7 @@ def _stages(session: Session, task: TaskData) -> list[Stage]:
 
 
 def print_demo_result(runs: Sequence[Path], results: Mapping[str, Any], reporter: Reporter) -> None:
-    """Print the metrics of every run, and whether the student is ahead of the control.
+    """Print the metrics of every run, and whether the student is ahead of the control and of n-grams.
 
     Args:
         runs: folders of the teacher, the student, the control and the baseline.
@@ -69,15 +69,17 @@ def print_demo_result(runs: Sequence[Path], results: Mapping[str, Any], reporter
         cells = [(f"{100 * each['accuracy']:.1f}", f"{each['mcc']:.3f}") for each in measured]
         rows.append([run.name, *itertools.chain(*cells)])
     reporter.table("Result", ["run", *columns], rows)
-    student, control = (results["splits"][next(iter(splits))]["models"][i]["group"] for i in (1, 2))
+    models = next(iter(splits.values()))["models"]
+    student, *others = (model["group"] for model in models[1:])  # the teacher is the first
     for name, split in splits.items():
-        (pair,) = (row for row in split["pairs"] if (row["first"], row["second"]) == (student, control))
-        mcc = Interval(**pair["mcc"])
-        verdict = "includes 0: no difference is shown" if mcc.low <= 0 <= mcc.high else "excludes 0"
-        reporter.result(
-            f"{name}: distilled minus control, ΔMCC {format_interval(mcc, 1, 3, signed=True)}; "
-            f"the interval {verdict}"
-        )
+        pairs = {(row["first"], row["second"]): Interval(**row["mcc"]) for row in split["pairs"]}
+        for other, group in zip(("control", "n-grams"), others, strict=True):
+            mcc = pairs[student, group]
+            verdict = "includes 0: no difference is shown" if mcc.low <= 0 <= mcc.high else "excludes 0"
+            reporter.result(
+                f"{name}: distilled minus {other}, ΔMCC {format_interval(mcc, 1, 3, signed=True)}; "
+                f"the interval {verdict}"
+            )
     for name, rows_of_split in metrics.items():
         for run, each in zip(runs, rows_of_split, strict=True):
             if each["accuracy"] < each["majority_rate"]:

@@ -33,14 +33,18 @@ def test_demo_runs_every_command_and_prints_the_output_folders(
     result = out[out.rindex("Result") :]
     comparison = json.loads((folder / "evaluation" / "evaluation.json").read_text())["splits"]
     for name in ("id_dev", "ood_dev"):
-        models, (pair,) = comparison[name]["models"], comparison[name]["pairs"][3:4]
-        assert pair["second"].startswith("train-scratch")
-        verdict = "includes" if pair["mcc"]["low"] <= 0 <= pair["mcc"]["high"] else "excludes"
-        (line,) = (
-            line for line in result.splitlines() if line.startswith(f"{name}: distilled minus control")
-        )
-        assert f"ΔMCC {pair['mcc']['value']:+.3f} " in line
-        assert f"{verdict} 0" in line
+        models, pairs = comparison[name]["models"], comparison[name]["pairs"][3:5]
+        for pair, other, run in zip(
+            pairs, ("control", "n-grams"), ("train-scratch", "baseline"), strict=True
+        ):
+            assert pair["first"].startswith("distill")
+            assert pair["second"].startswith(run)
+            verdict = "includes" if pair["mcc"]["low"] <= 0 <= pair["mcc"]["high"] else "excludes"
+            (line,) = (
+                line for line in result.splitlines() if line.startswith(f"{name}: distilled minus {other}")
+            )
+            assert f"ΔMCC {pair['mcc']['value']:+.3f} " in line
+            assert f"{verdict} 0" in line
         for model in models:
             assert f"{100 * model['metrics']['accuracy']:.1f}" in result
             is_below = model["metrics"]["accuracy"] < model["metrics"]["majority_rate"]

@@ -46,13 +46,18 @@ def train_scratch(
     """
     if like is not None:
         seeds = _match(session, like, seeds)
+    typed, own = session.resolved.was_typed, session.settings.student.base
+    if own is not None and typed("base") and not typed("student.base"):
+        raise ColakitError(
+            f"--base {session.settings.base}: is not read, the student has the tokens of {own}",
+            hint=f"Name it with {STUDENT_BASE} instead.",
+        )
     runs = chosen_runs(session, resume, seeds=seeds)
     seeds = None if runs is None else runs[1]
     if session.dry_run:
         task = _load_task(session)
         model = _model(session, task)
-        has_own_base = session.settings.student.base is not None
-        measure = session.measurable_stages(task, control_trainer, of_student=has_own_base)
+        measure = session.measurable_stages(task, control_trainer, of_student=own is not None)
         return plan_seeds(session, seeds, lambda: session.plan(task, model, measure))
     if seeds is not None:
         return train_seeds(session, seeds, resume=resume, check=lambda: _model(session, _load_task(session)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,18 @@ def demo_command(session: Session) -> dict[str, Any]:
     def progress() -> str:
         return f"{sum((run / 'summary.json').is_file() for run in runs)} of {len(runs)} runs are finished"
 
-    def step(name: str, function: Callable[[Session], dict[str, Any]], folder: str, **changes: Any) -> Any:
+    def step(
+        name: str,
+        function: Callable[[Session], dict[str, Any]],
+        folder: str,
+        *,
+        unread: Collection[str] = (),
+        **changes: Any,
+    ) -> Any:
         session.reporter.heading(f"colakit {name}{' --prompt ' + repr(PROMPT) if name == 'generate' else ''}")
-        resolved = replace(session.resolved, settings=session.settings.model_copy(update=changes))
+        origins = {key: origin for key, origin in session.resolved.origins.items() if key not in unread}
+        settings = session.settings.model_copy(update=changes)
+        resolved = replace(session.resolved, settings=settings, origins=origins)
         return function(replace(session, command=name, resolved=resolved, out=out / folder))
 
     short = session.settings.generate.model_copy(update={"max_new_tokens": 20})
@@ -55,7 +64,9 @@ def demo_command(session: Session) -> dict[str, Any]:
         step("generate", lambda s: generate(s, prompt=PROMPT), "generate", generate=short)
         step("finetune", lambda s: finetune(s, resume=Resume.AUTO), "finetune")
         step("distill", lambda s: distill(s, resume=Resume.AUTO), "distill", distill=with_teacher)
-        step("train-scratch", lambda s: train_scratch(s, resume=Resume.AUTO), "train-scratch")
+        # --base is the teacher's: the control refuses one that is given and not read
+        unread = () if session.settings.student.base is None else ("base",)
+        step("train-scratch", lambda s: train_scratch(s, resume=Resume.AUTO), "train-scratch", unread=unread)
         step("baseline", lambda s: baseline(s, resume=Resume.AUTO), "baseline")
         comparison = step("evaluate", lambda s: evaluate(s, models=[str(run) for run in runs]), "evaluation")
         figures = step("plot", lambda s: plot(s, runs=runs), "plots")

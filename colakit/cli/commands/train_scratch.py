@@ -15,7 +15,6 @@ from colakit.cli.options import (
     SeedsOption,
     command,
 )
-from colakit.errors import ColakitError
 from colakit.storage.output import Resume
 
 
@@ -43,12 +42,5 @@ def train_scratch_command(
     `--set train_scratch.budget=epochs` trains for --epochs passes over train instead.
     """
     from colakit.api.train_scratch import train_scratch
-    from colakit.distillation.initial_weights import STUDENT_BASE
 
-    typed, own = session.resolved.was_typed, session.settings.student.base
-    if own is not None and typed("base") and not typed("student.base"):
-        raise ColakitError(
-            f"--base {session.settings.base}: is not read, the student has the tokens of {own}",
-            hint=f"Name it with {STUDENT_BASE} instead.",
-        )
     return train_scratch(session, resume=resume, like=like, seeds=seeds)

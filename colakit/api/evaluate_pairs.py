@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from colakit.api.evaluate_text import language_models
-from colakit.api.recorded_data import refuse_data_flags
+from colakit.api.recorded_data import refuse_classifier_flags
 from colakit.api.session import Session
 from colakit.data.minimal_pairs import MinimalPair, find_pair_files, group_pairs, read_pairs
 from colakit.data.tokenizer import SentenceTokenizer
@@ -39,7 +39,7 @@ def evaluate_pairs(session: Session, models: Sequence[str], pairs: Sequence[Path
     Raises:
         ColakitError: if a model or a file cannot be read, or no pair has a field of `evaluate.group_by`.
     """
-    refuse_data_flags(session, "--pairs", "the pairs take the place of a dataset")
+    refuse_classifier_flags(session, "--pairs", "the pairs take the place of a dataset")
     session.check_out()
     settings, reporter = session.settings.evaluate, session.reporter
     files = find_pair_files(pairs)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from colakit.api.recorded_data import refuse_data_flags
+from colakit.api.recorded_data import refuse_classifier_flags
 from colakit.api.session import Session
 from colakit.data.running_text import Vocabulary, encode_text, text_files
 from colakit.data.windows import slices
@@ -33,7 +33,8 @@ def evaluate_text(session: Session, models: Sequence[str], texts: Sequence[Path]
     Raises:
         ColakitError: if a model or a text cannot be read, or a result is not finite.
     """
-    refuse_data_flags(session, "--text", "the text takes the place of a dataset", "evaluate.group_by")
+    unread = ("evaluate.group_by", "evaluate.pairs_bos")
+    refuse_classifier_flags(session, "--text", "the text takes the place of a dataset", *unread)
     session.check_out()
     files = {str(path): text_files(path) for path in texts}
     loaders = language_models(session, models)

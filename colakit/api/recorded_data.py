@@ -19,6 +19,14 @@ from colakit.inference.classifier import read_origin
 NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
 FILES = ("path", "splits")  # settings of `data` that name files
 BYTES = ("delimiter", "quoting", "encoding")  # settings that hold for these files only
+FOR_LABELLED_DATA = (
+    "splits",
+    "annotations",
+    "classes",
+    "errors",
+    "disagreements",
+    "ensembles",
+)  # of `evaluate`
 TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
 Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
 
@@ -64,13 +72,13 @@ def recorded_data(session: Session, origins: Mapping[str, Mapping[str, Any]]) ->
     return _data_settings(session, _recorded(origins))
 
 
-def refuse_data_flags(session: Session, flag: str, reason: str, *others: str) -> None:
-    """Raise `ColakitError` if a typed flag selects a dataset, which `flag` makes meaningless.
+def refuse_classifier_flags(session: Session, flag: str, reason: str, *others: str) -> None:
+    """Raise `ColakitError` if a typed flag is for labelled data, which `flag` replaces.
 
     Args:
-        others: further settings that have no meaning with `flag`.
+        others: further settings that are not read with `flag`.
     """
-    refused = ("data.", "evaluate.splits", "evaluate.annotations", *others)
+    refused = ("data.", *(f"evaluate.{name}" for name in FOR_LABELLED_DATA), *others)
     for key, origin in session.resolved.origins.items():
         if session.resolved.was_typed(key) and key.startswith(refused):
             raise ColakitError(f"{origin} with {flag}: {reason}", hint="Leave one of them out.")

@@ -18,7 +18,7 @@ from colakit.api.finetune import finetune
 from colakit.api.run_set import Environment, continue_with
 from colakit.api.session import Session
 from colakit.api.sweep_report import report_sweep
-from colakit.api.train_scratch import train_scratch
+from colakit.api.train_scratch import refuse_unread_base, train_scratch
 from colakit.config.paths import absolute_path
 from colakit.config.resolve import changed, suggest_key, without_settings
 from colakit.config.settings import describe_type, leaf_fields
@@ -173,13 +173,15 @@ def _trial_session(session: Session, command: str) -> Session:
     """Return the session of a trial, with the settings that all trials share; they do not evaluate dev.
 
     Raises:
-        ColakitError: if a distillation has no teacher.
+        ColakitError: if a distillation has no teacher, or a base is typed that no trial reads.
     """
     settings = session.settings.model_copy(update={"evaluate_dev": False})
     resolved = replace(session.resolved, settings=settings)
     trial = replace(session, command=command, resolved=resolved, out=None)
     if command == "distill":
         record_data_and_base(trial)
+    if command == "train-scratch":
+        refuse_unread_base(trial)
     return trial
 
 

@@ -46,12 +46,8 @@ def train_scratch(
     """
     if like is not None:
         seeds = _match(session, like, seeds)
-    typed, own = session.resolved.was_typed, session.settings.student.base
-    if own is not None and typed("base") and not typed("student.base"):
-        raise ColakitError(
-            f"--base {session.settings.base}: is not read, the student has the tokens of {own}",
-            hint=f"Name it with {STUDENT_BASE} instead.",
-        )
+    refuse_unread_base(session)
+    own = session.settings.student.base
     runs = chosen_runs(session, resume, seeds=seeds)
     seeds = None if runs is None else runs[1]
     if session.dry_run:
@@ -65,6 +61,16 @@ def train_scratch(
         if run.has_finished_with(session.settings_yaml):
             return run.finished_summary()
         return control_trainer(session, _load_task(session), run).train()
+
+
+def refuse_unread_base(session: Session) -> None:
+    """Raise `ColakitError` if a base is typed and the student has the tokens of another."""
+    typed, own = session.resolved.was_typed, session.settings.student.base
+    if own is not None and typed("base") and not typed("student.base"):
+        raise ColakitError(
+            f"--base {session.settings.base}: is not read, the student has the tokens of {own}",
+            hint=f"Name it with {STUDENT_BASE} instead.",
+        )
 
 
 def control_trainer(session: Session, task: TaskData, run: TrainingRun) -> ClassifierTrainer:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from colakit.config.yaml import read_yaml
 from colakit.data.corpora import Split
@@ -171,13 +171,18 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
         classifier = _from_adapter(path, base)
     else:
         classifier = _from_transformers(path)
-    for name, parameter in classifier.model.named_parameters():
+    require_finite(classifier.model, path)
+    return classifier
+
+
+def require_finite(model: nn.Module, path: Path) -> None:
+    """Raise `ColakitError` if a weight of the model at `path` is infinite or NaN."""
+    for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ColakitError(
                 f"{path}: the weight {name} has values that are infinite or NaN",
                 hint="Train or copy the model again.",
             )
-    return classifier
 
 
 def read_origin(where: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
-from colakit.inference.classifier import load_base_of, load_classifier
+from colakit.inference.classifier import load_base_of, load_classifier, require_finite
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.storage.gpt2 import BUILTIN, load_gpt, load_tokenizer, resolve_base
@@ -49,6 +49,7 @@ def load_language_model(
     weights = read_adapter(path)
     model, folder = load_base_of(path, weights, base if base_typed or not weights.base else None)
     apply_adapter(model, weights, where=str(path))
+    require_finite(model, path)
     start = start_token or read_companion(path).start_token
     return model, load_tokenizer(folder, start=start)
 
@@ -101,4 +102,6 @@ def _base_folder(model: str) -> Path | None:
 
 
 def _load_base(folder: Path, start_token: str | None) -> LanguageModel:
-    return load_gpt(folder), load_tokenizer(folder, start=start_token)
+    model = load_gpt(folder)
+    require_finite(model, folder)
+    return model, load_tokenizer(folder, start=start_token)

@@ -31,6 +31,7 @@ def write_config(path: Path, toy: Path, **sweep: Any) -> Path:
         "base": str(toy / "base"),
         "data": {"path": str(toy / "corpus")},
         "finetune": {"epochs": 1},
+        "student": {"base": str(toy / "base")},
         "sweep": {"space": {"finetune.lr": [1e-3, 1e-5], "lora.rank": [2]}, "sampler": "grid", **sweep},
     }
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -144,6 +145,7 @@ def test_faults_of_the_search_space_are_named(
         ((), "--out is missing"),
         (("--command", "distill", "--out", "new"), "distill.teacher is not set"),
         (("--command", "train-scratch", "--out", "new", "--set", "sweep.folds=2"), "only finetune has folds"),
+        (("--command", "train-scratch", "--out", "new", "--base", "builtin"), "--base builtin: is not read"),
         (("--out", "used"), "folder is not empty"),
         (("--out", "{finished}", "--set", "finetune.epochs=2"), "finetune.epochs was 1, is 2"),
         (("--out", "new", "--set", "sweep.folds=2", "--set", "sweep.seeds=1"), "cannot be combined"),

@@ -120,6 +120,8 @@ def test_a_dry_run_reads_nothing(toy: Path, colakit: Run, text: Path) -> None:
             "--data with --text: the text takes the place of a dataset",
         ),
         (["--text", "empty.txt", "--group-by", "source"], "--group-by with --text"),
+        (["--text", "empty.txt", "--ensembles"], "--ensembles with --text"),
+        (["--pairs", "empty.txt", "--errors", "3"], "--errors with --pairs"),
     ],
 )
 def test_invalid_arguments_are_errors(
@@ -131,15 +133,37 @@ def test_invalid_arguments_are_errors(
     assert message in " ".join(err.split())
 
 
-def test_a_result_that_is_not_finite_is_an_error(toy: Path, colakit: Run, text: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
+def write_broken_base(toy: Path, folder: Path, value: float) -> Path:
+    """Write the toy base with `value` in the weights of its last norm to `folder`, and return it."""
+    folder.mkdir()
     for file in (toy / "base").iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(broken / "model.safetensors")
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if name.endswith("ln_f.weight"))
-    tensors[name] = torch.full_like(tensors[name], math.nan)
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    tensors[name] = torch.full_like(tensors[name], value)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_result_that_is_not_finite_is_an_error(toy: Path, colakit: Run, text: Path, tmp_path: Path) -> None:
+    broken = write_broken_base(toy, tmp_path / "broken", 3e38)
     code, _, err = colakit("evaluate", "--text", text, "--base", broken)
     assert code == 2
     assert "bits per byte are nan" in " ".join(err.split())
+
+
+def test_a_base_with_weights_that_are_not_finite_is_refused(
+    toy: Path, colakit: Run, text: Path, tmp_path: Path
+) -> None:
+    broken = write_broken_base(toy, tmp_path / "broken", math.nan)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"sentence_good": "a b", "sentence_bad": "b a"}\n', encoding="utf-8")
+    message = f"{broken}: the weight transformer.ln_f.weight has values that are infinite or NaN"
+    for words in (
+        ["evaluate", "--text", text],
+        ["evaluate", "--pairs", pairs],
+        ["generate", "--prompt", "a"],
+    ):
+        code, _, err = colakit(*words, "--base", broken)
+        assert code == 2
+        assert message in " ".join(err.split())

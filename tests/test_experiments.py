@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -22,6 +22,7 @@ import embed_student  # noqa: E402
 import gradients  # noqa: E402
 import out_of_fold  # noqa: E402
 import table  # noqa: E402
+import validation  # noqa: E402
 
 from colakit.cli.app import main  # noqa: E402
 from colakit.config.resolve import resolve  # noqa: E402
@@ -163,6 +164,32 @@ def test_trainings_are_compared_out_of_fold(
         assert f"| {mcc:.3f} [" in line
     assert lines[-1].startswith("| poor - good | ")
     assert f" | {mccs[1] - mccs[0]:.3f} [" in lines[-1]
+
+
+def test_runs_are_compared_with_labels_and_a_teacher_on_val(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    val = Split("val", tuple(f"Sentence {number}." for number in range(200)), labels)
+    scores = {}
+    for name, noise in (("teacher", 0.2), ("student", 0.6)):
+        scores[name] = np.clip(np.where(labels, 0.7, 0.3) + noise * rng.standard_normal(200), 0, 1).round(6)
+        rows = np.stack([1 - scores[name], scores[name]], axis=1)
+        (tmp_path / name).mkdir()
+        RunFolder(tmp_path / name).write_predictions(("no", "yes"), {"val": (val, np.ones(200, int), rows)})
+    paths = [str(tmp_path / name) for name in ("student", "teacher")]
+    monkeypatch.setattr(sys, "argv", ["validation.py", paths[0], "--teacher", paths[1]])
+    validation.main()
+    area = roc_auc_score(labels, scores["student"])
+    agreement = matthews_corrcoef(*(scores[name] > 0.5 for name in ("teacher", "student")))
+    assert f"| student | {area:.3f} | {agreement:.3f} |" in capsys.readouterr().out.splitlines()
+    other = Split("val", val.sentences, 1 - labels)
+    outputs = {"val": (other, np.ones(200, int), rows)}
+    RunFolder(tmp_path / "teacher").write_predictions(("no", "yes"), outputs)
+    with pytest.raises(SystemExit):
+        validation.main()
+    assert "the runs have other validation splits" in capsys.readouterr().err
 
 
 def test_gradients_of_every_layer_are_compared_with_fp32(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
+from colakit.inference.model_names import distinct_names
 from colakit.storage.run_folder import RunFolder
 
 
@@ -33,10 +34,10 @@ def main() -> None:
     probabilities = [np.array(split["probabilities"]) for split in splits]
     predicted = [rows.argmax(axis=1) for rows in probabilities]
     print("| run | ROC AUC | MCC against the teacher |\n|---|---|---|")
-    for path, rows, labels in zip(paths, probabilities, predicted, strict=True):
+    for name, rows, labels in zip(distinct_names(paths), probabilities, predicted, strict=True):
         area = roc_auc_score(splits[0]["labels"], rows[:, 1])
         agreement = f"{matthews_corrcoef(predicted[-1], labels):.3f}" if arguments.teacher else ""
-        print(f"| {path.name} | {area:.3f} | {agreement} |")
+        print(f"| {name} | {area:.3f} | {agreement} |")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,8 @@ from colakit.inference.classifier import read_origin
 NAMED = ("cola", *BUILTIN_NAMES)  # datasets with a known layout
 FILES = ("path", "splits")  # settings of `data` that name files
 BYTES = ("delimiter", "quoting", "encoding")  # settings that hold for these files only
-FOR_LABELLED_DATA = (
-    "splits",
-    "annotations",
-    "classes",
-    "errors",
-    "disagreements",
-    "ensembles",
-)  # of `evaluate`
+# settings of `evaluate` that need labelled sentences
+FOR_LABELLED_DATA = ("splits", "annotations", "classes", "errors", "disagreements", "ensembles")
 TRAINING = ("val_fraction", "val_seed", "max_tokens", "mirrors")  # settings that do not describe the files
 Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> settings, split -> fingerprint
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from colakit.config.yaml import read_yaml
 from colakit.data.corpora import Split
@@ -58,6 +57,7 @@ from colakit.storage.model_file import (
 )
 from colakit.storage.peft import BASE_FOLDER, PeftAdapter, apply_adapter, read_adapter
 from colakit.storage.run_set import open_run_set
+from colakit.storage.tensors import require_finite
 from colakit.utils.array_cache import ArrayCache
 from colakit.utils.console import Reporter
 from colakit.utils.documents import library_errors
@@ -173,16 +173,6 @@ def load_classifier(where: str | Path, *, base: str | None = None) -> SentenceCl
         classifier = _from_transformers(path)
     require_finite(classifier.model, path)
     return classifier
-
-
-def require_finite(model: nn.Module, path: Path) -> None:
-    """Raise `ColakitError` if a weight of the model at `path` is infinite or NaN."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ColakitError(
-                f"{path}: the weight {name} has values that are infinite or NaN",
-                hint="Train or copy the model again.",
-            )
 
 
 def read_origin(where: str | Path) -> dict[str, Any]:

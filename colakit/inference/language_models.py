@@ -8,13 +8,14 @@ from pathlib import Path
 
 from colakit.data.tokenizer import SentenceTokenizer
 from colakit.errors import ColakitError
-from colakit.inference.classifier import load_base_of, load_classifier, require_finite
+from colakit.inference.classifier import load_base_of, load_classifier
 from colakit.inference.model_names import distinct_names, run_folder
 from colakit.models.gpt.model import GPT, GPTClassifier
 from colakit.storage.gpt2 import BUILTIN, load_gpt, load_tokenizer, resolve_base
 from colakit.storage.model_file import read_companion
 from colakit.storage.peft import apply_adapter, read_adapter
 from colakit.storage.run_set import expand_runs
+from colakit.storage.tensors import require_finite
 
 LanguageModel = tuple[GPT, SentenceTokenizer]
 Loaders = dict[str, Callable[[], LanguageModel]]  # name -> loader, so that one model is in memory at a time
@@ -102,6 +103,4 @@ def _base_folder(model: str) -> Path | None:
 
 
 def _load_base(folder: Path, start_token: str | None) -> LanguageModel:
-    model = load_gpt(folder)
-    require_finite(model, folder)
-    return model, load_tokenizer(folder, start=start_token)
+    return load_gpt(folder), load_tokenizer(folder, start=start_token)

@@ -28,7 +28,7 @@ from colakit.storage.gguf_file import gguf_config, gguf_shapes, gguf_weights
 from colakit.storage.hub import fetch_from_hub
 from colakit.storage.llama import llama_config, llama_json
 from colakit.storage.run_schemas import Fraction
-from colakit.storage.tensors import read_weights_file
+from colakit.storage.tensors import read_weights_file, require_finite
 from colakit.utils.array_cache import default_cache
 from colakit.utils.documents import Document, MissingError, library_errors, read_document
 from colakit.utils.files import replacing, write_text
@@ -239,7 +239,7 @@ def load_gpt(folder: Path) -> GPT:
     """Return the language model in `folder`, fp32, in evaluation mode.
 
     Raises:
-        ColakitError: if a tensor is missing, unexpected or of the wrong shape.
+        ColakitError: if a tensor is missing, unexpected, of the wrong shape, infinite or NaN.
     """
     weights = read_weights(folder)
     weights.pop("score.weight", None)
@@ -276,6 +276,7 @@ def _language_model(folder: Path, weights: dict[str, Tensor]) -> GPT:
         del model.lm_head
     _check_tensors(folder, {name: tuple(tensor.shape) for name, tensor in weights.items()}, model)
     model.load_state_dict(weights, assign=True)
+    require_finite(model, folder)
     return model.requires_grad_(True).eval()
 
 

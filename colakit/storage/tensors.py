@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from colakit.errors import ColakitError
 from colakit.storage.safetensors_header import read_header
 from colakit.utils.documents import check_plain, library_errors
 from colakit.utils.files import replacing, require_unpacked_to_fit
@@ -111,3 +112,13 @@ def named_tensors(content: Any) -> dict[str, Tensor]:
     ):
         raise ValueError("it must contain only named tensors of real numbers")
     return content
+
+
+def require_finite(model: nn.Module, path: Path) -> None:
+    """Raise `ColakitError` if a weight of the model at `path` is infinite or NaN."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ColakitError(
+                f"{path}: the weight {name} has values that are infinite or NaN",
+                hint="Train or copy the model again.",
+            )

@@ -163,6 +163,7 @@ def test_a_base_with_weights_that_are_not_finite_is_refused(
         ["evaluate", "--text", text],
         ["evaluate", "--pairs", pairs],
         ["generate", "--prompt", "a"],
+        ["finetune", "--data", "builtin", "--out", tmp_path / "run"],
     ):
         code, _, err = colakit(*words, "--base", broken)
         assert code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from colakit.config.data import DataSettings
 from colakit.data.builtin.corpus import BUILTIN_NAMES
 from colakit.data.columnar import HUB_PREFIX
 from colakit.data.corpora import Corpus
+from colakit.data.splits import train_val_split
 from colakit.errors import ColakitError
 from colakit.inference.classifier import read_origin
 
@@ -28,10 +30,17 @@ Recorded = Mapping[str, tuple[DataSettings, Mapping[str, str]]]  # model -> sett
 def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
     """Return the corpus that the settings name; if they name none, the one that `models` record.
 
+    Its split `val` has the sentences that the models left out of train. It is there if the settings name it,
+    or if there is no other split to report on.
+
     Raises:
         ColakitError: if the models record different data, or the recorded files are not found.
     """
     recorded = _recorded({model: read_origin(model) for model in models})
+    return _with_val(session, _corpus_of(session, recorded), recorded)
+
+
+def _corpus_of(session: Session, recorded: Recorded) -> Corpus:
     data = _data_settings(session, recorded)
     if data is None:
         return session.load_corpus()
@@ -51,6 +60,24 @@ def load_corpus_of(session: Session, models: Sequence[str]) -> Corpus:
         if changed := [name for name in before if fingerprints.get(name, before[name]) != before[name]]:
             session.reporter.warn(f"{corpus.name}: {', '.join(changed)} changed since {model} was trained")
     return corpus
+
+
+def _with_val(session: Session, corpus: Corpus, recorded: Recorded) -> Corpus:
+    """Return `corpus` with the validation split that the models trained on its train have in common."""
+    splits, train = session.settings.evaluate.splits, corpus.splits.get("train")
+    is_wanted = "val" in splits or (not splits and corpus.report_splits() == ["train"])
+    if train is None or "val" in corpus.splits or not is_wanted:
+        return corpus
+    fingerprint = train.fingerprint()
+    trained = [data for data, before in recorded.values() if before.get("train") == fingerprint]
+    shares = {(data.val_fraction, data.val_seed) for data in trained}
+    if len(shares) > 1:
+        session.reporter.warn("models were trained on parts of train, and their validation splits differ")
+    if len(shares) != 1:
+        return corpus
+    _, val = train_val_split(train, *shares.pop())
+    session.reporter.say(f"val: {len(val):,} sentences left out of train; they chose epoch and threshold")
+    return replace(corpus, splits={**corpus.splits, "val": val})
 
 
 def recorded_data(session: Session, origins: Mapping[str, Mapping[str, Any]]) -> DataSettings | None:

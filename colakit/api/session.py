@@ -75,10 +75,15 @@ class Session:
     @cached_property
     def compute(self) -> Compute:
         """Device and precision."""
-        from colakit.runtime.device import resolve_compute
+        from colakit.runtime.device import is_bf16_faster, resolve_compute
         from colakit.runtime.distributed import local_rank
 
         compute = resolve_compute(self.settings.device, self.settings.precision, local_rank=local_rank())
+        is_fast, why = is_bf16_faster(compute.device)
+        if self.settings.precision == "bf16" and not is_fast:
+            self.reporter.warn(
+                f"--precision bf16: slower than fp32 here ({why}); --precision auto is the faster"
+            )
         return self._with_kernels(compute) if compute.int8 else compute
 
     @cached_property

@@ -48,7 +48,11 @@ class PredictSettings(Section):
 class EvaluateSettings(Section):
     """Evaluation."""
 
-    splits: Names = Field((), description="Splits to evaluate; default: every labelled split but train.")
+    splits: Names = Field(
+        (),
+        description="Splits to evaluate; default: every labelled split but train, without any `val`, the "
+        "validation split of the models.",
+    )
     batch_size: int = Field(256, ge=1, le=MAX_BATCH, description="Sentences in a batch.")
     group_by: NamesOrNumbers = Field(
         (),

@@ -12,6 +12,7 @@ import pytest
 Run = Callable[..., tuple[int, str, str]]
 VERBS = ("go", "run", "see", "eat", "try", "fit", "act", "cut", "dig", "win")
 COLUMNS = ["--set", "data.text_column=text", "--set", "data.label_column=topic"]
+MEASURED = ("num_examples", "accuracy", "mcc", "loss")
 FILES = ["--set", "data.splits={train: train.csv, dev: ../%s/dev.csv}"]
 
 
@@ -54,6 +55,39 @@ def test_columns_travel_with_the_run(project: Path, colakit: Run) -> None:
     code, _, err = colakit("evaluate", run, "--data", project / "A/test.csv", "--set", "data.text_column=txt")
     assert code == 2
     assert "no column 'txt'" in words(err)  # a given column replaces the recorded one
+
+
+def test_a_run_on_train_alone_is_measured_on_its_validation_split(
+    project: Path, colakit: Run, tmp_path: Path
+) -> None:
+    table, run, other = project / "A/train.csv", tmp_path / "run", tmp_path / "other"
+    quick = ["finetune", "--quiet", "--epochs", 1, "--base", project / "own-base", *COLUMNS, "--data", table]
+    assert colakit(*quick, "--out", run)[0] == 0
+    trained = json.loads((run / "summary.json").read_text())["splits"]["val"]
+    code, out, err = colakit("evaluate", run, "--json")
+    assert code == 0, err
+    assert f"val: {trained['num_examples']} sentences left out of train" in words(err)
+    (model,) = json.loads(out)["splits"].pop("val")["models"]
+    assert {name: model["metrics"][name] for name in MEASURED} == {name: trained[name] for name in MEASURED}
+    code, out, err = colakit("evaluate", run, "--split", "train", "--json")
+    assert json.loads(out)["splits"]["train"]["models"][0]["metrics"]["num_examples"] == 60, err
+    assert colakit(*quick, "--set", "data.val_seed=1", "--out", other)[0] == 0
+    code, out, err = colakit("evaluate", run, other, "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["splits"]) == ["train"]
+    assert "trained on parts of train, and their validation splits differ" in words(err)
+
+
+def test_a_run_with_dev_is_measured_on_its_validation_split_on_request(project: Path, colakit: Run) -> None:
+    run = project / "A/run"
+    trained = json.loads((run / "summary.json").read_text())["splits"]["val"]
+    code, out, err = colakit("evaluate", run, "--split", "val", "--json")
+    assert code == 0, err
+    (model,) = json.loads(out)["splits"]["val"]["models"]
+    assert {name: model["metrics"][name] for name in MEASURED} == {name: trained[name] for name in MEASURED}
+    code, _, err = colakit("evaluate", run, "--data", project / "A/test.csv", "--split", "val")
+    assert code == 2
+    assert "no split 'val'" in words(err)  # the run was not trained on this table
 
 
 def test_runs_on_equal_files_are_seeds_of_one_experiment(project: Path, colakit: Run) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from colakit.api.session import Session
+from colakit.config.resolve import Resolved
+from colakit.config.settings import Settings
 from colakit.errors import ColakitError
 from colakit.runtime.device import prepare_cpu, resolve_compute
+from colakit.utils.console import Reporter
 
 
 def test_prepare_cpu_flushes_denormals() -> None:
@@ -58,3 +62,16 @@ def test_auto_precision_is_the_faster_one_of_the_cpu(
     compute = resolve_compute("cpu", "auto")
     assert compute.dtype == dtype
     assert why in str(compute)
+
+
+@pytest.mark.parametrize(("units", "warned"), [({}, True), ({"avx512_bf16": True}, False)])
+def test_bf16_is_warned_of_where_it_is_slow(
+    units: dict[str, object],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    settings = Settings.model_validate({"device": "cpu", "precision": "bf16"})
+    assert Session("finetune", Resolved(settings), Reporter(quiet=True)).compute.dtype == torch.bfloat16
+    assert ("--precision bf16: slower than fp32" in " ".join(capsys.readouterr().err.split())) is warned

